@@ -1,0 +1,3 @@
+"""Compress language models from one validated recipe."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,85 @@
+"""What can be known of a checkpoint from config.json and the safetensors headers alone. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+DTYPE_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """One tensor of a shard: its safetensors dtype name, shape, and the byte range [begin, end) in the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    shard: str
+    begin: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.begin
+
+
+@dataclass(frozen=True)
+class LinearFacts:
+    """A linear module of a decoder layer. `name` is the module's name in the checkpoint, without ".weight"."""
+
+    name: str
+    layer: int
+    in_features: int
+    out_features: int
+    dtype: str
+    transposed: bool = False  # GPT-2's Conv1D keeps [in, out]
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """A checkpoint. `tensors` by name; `linears` in checkpoint order of layers, sorted by name inside a layer.
+
+    `quantization` is config.json's quantization_config, or the one a planned step will write.
+    """
+
+    source: str
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorHeader]
+    layers_prefix: str  # "model.layers."; "" where no decoder layers were found
+    layer_count: int
+    linears: tuple[LinearFacts, ...]
+    quantization: Mapping[str, Any] | None = None
+
+    @property
+    def architecture(self) -> str:
+        names = self.config.get("architectures") or [self.config.get("model_type", "unknown")]
+        return str(names[0])
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in self.tensors.values())
+
+    @property
+    def parameters(self) -> int:
+        total = 0
+        for tensor in self.tensors.values():
+            count = 1
+            for size in tensor.shape:
+                count *= size
+            total += count
+        return total
+
+    def layer_nbytes(self) -> int:
+        """Bytes of the largest decoder layer."""
+        sizes = [0] * max(1, self.layer_count)
+        for name, tensor in self.tensors.items():
+            if self.layers_prefix and name.startswith(self.layers_prefix):
+                index = name[len(self.layers_prefix) :].split(".", 1)[0]
+                if index.isdigit():
+                    sizes[int(index)] += tensor.nbytes
+        return max(sizes)

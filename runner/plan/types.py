@@ -1,0 +1,113 @@
+"""The plan as data: the resolved, ordered steps, each with the key that names its result before it exists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runner.model.facts import CheckpointFacts
+from runner.recipe.types import DataSpec, Recipe
+from runner.steps.protocol import Cost, DataFacts, MachineFacts
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """The recipe's model, found: `digest` is sha256 over its file names and contents (or the Hub commit)."""
+
+    source: str
+    revision: str | None
+    commit: str | None
+    path: Path | None  # None: a Hub model that is not downloaded yet
+    digest: str
+    facts: CheckpointFacts
+
+
+@dataclass(frozen=True)
+class ResolvedData:
+    """A data entry, found: `files` on this machine and the digest of their bytes (or the Hub commit)."""
+
+    spec: DataSpec
+    files: tuple[Path, ...]
+    commit: str | None
+    digest: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """`inputs`: parameter name ("checkpoint" for the main one) → "model" or the id of an earlier step.
+
+    `key_inputs` is the mapping whose canonical JSON is hashed into `key`; it is kept in records to explain changes.
+    `params` has no gates; those are in `gates`: metric → rule.
+    """
+
+    index: int
+    id: str
+    kind: str
+    kind_version: int
+    params: Mapping[str, Any]
+    seed: int
+    inputs: Mapping[str, str]
+    data: Mapping[str, str]  # parameter → name of a data entry
+    consumes: tuple[str, ...]
+    produces: str
+    gates: Mapping[str, Mapping[str, Any]]
+    key: str
+    key_inputs: Mapping[str, Any]
+    folder: str  # "04-gptq": the step's folder in the job directory
+
+    def public(self) -> dict[str, Any]:
+        """The JSON of plan.json: nothing machine-dependent beyond what is in `key_inputs`."""
+        return {
+            "index": self.index, "id": self.id, "kind": self.kind, "kind_version": self.kind_version,
+            "params": dict(self.params), "seed": self.seed, "inputs": dict(self.inputs), "data": dict(self.data),
+            "consumes": list(self.consumes), "produces": self.produces,
+            "gates": {k: dict(v) for k, v in self.gates.items()}, "key": self.key, "folder": self.folder,
+            "key_inputs": dict(self.key_inputs),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`resolve(recipe)`: same recipe, model, data, version → same plan, byte for byte (`plan.json`)."""
+
+    recipe: Recipe
+    model: ResolvedModel
+    data: Mapping[str, ResolvedData]
+    steps: tuple[PlannedStep, ...]
+    key: str
+    device: str
+
+    @property
+    def job_id(self) -> str:
+        return f"{self.recipe.name}-{self.key[:12]}"
+
+    def step(self, id: str) -> PlannedStep:
+        return next(s for s in self.steps if s.id == id)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What `runner plan` says of one step: `state` is "cached", "run" or "resume"; `reason` is a phrase."""
+
+    step: PlannedStep
+    state: str
+    reason: str
+    cost: Cost
+    resume_layer: int | None = None
+    layers: int | None = None
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The whole of `runner plan`."""
+
+    plan: Plan
+    forecasts: tuple[Forecast, ...]
+    machine: MachineFacts
+    notes: tuple[str, ...] = field(default=())
+
+
+__all__ = ["DataFacts", "Forecast", "Plan", "PlannedStep", "Preview", "ResolvedData", "ResolvedModel"]

@@ -1,0 +1,52 @@
+"""Events: the one account of what happens, for the terminal, events.jsonl, CI and tests alike.
+
+An event is a flat JSON object with `event` (its name), `time` (seconds since the epoch, wall clock) and the fields
+below. Steps emit `layer`, `progress`, `metric` and `message`; the worker and the executor emit the rest.
+
+    job_started     job, name, directory, steps: [{index, id, kind, state}]
+    step_started    step (index), id, kind, key, resumed_at (a layer number or null), layers (or null)
+    step_cached     step, id, kind, key, metrics
+    waiting         step, holder (who holds the lock, as text)
+    layer           step, layer (finished, counted from 1), layers, seconds, error (relative output error or null),
+                    memory (peak resident bytes so far)
+    progress        step, phase (text), done, total, unit
+    metric          step, name, value
+    message         step (or null), level ("info", "warning"), text
+    step_finished   step, id, kind, key, digest, seconds, memory, metrics
+    step_failed     step, id, kind, error (text), help (or null), exit_code, log (path or null)
+    gate            step, id, metric, value, limit, rule (text), passed
+    interrupted     step (or null), resume (the command that goes on)
+    job_finished    job, directory, exit_code, seconds, memory, output (path or null)
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any, Protocol
+
+Event = dict[str, Any]
+
+NAMES = frozenset(
+    "job_started step_started step_cached waiting layer progress metric message step_finished step_failed gate "
+    "interrupted job_finished".split()
+)
+
+
+class Sink(Protocol):
+    """Something that shows or keeps events."""
+
+    def send(self, event: Event) -> None: ...
+    def close(self) -> None: ...
+
+
+def make(event: str, **fields: Any) -> Event:
+    """An event stamped with the wall clock. Unknown names are a programming error."""
+    if event not in NAMES:
+        raise ValueError(f"unknown event {event!r}")
+    return {"event": event, "time": round(time.time(), 3), **fields}
+
+
+def encode(event: Event) -> str:
+    """One line of JSON, without the newline."""
+    return json.dumps(event, ensure_ascii=False, separators=(",", ":"), allow_nan=True)

@@ -1,0 +1,82 @@
+"""The recipe as data, after syntax, params, extends, defaults and schema. Frozen: nothing downstream changes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from runner.errors import Span
+
+Path = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """`source` is a Hub id, a local folder or `demo:NAME`; `revision` a branch, tag or commit of a Hub model."""
+
+    source: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """One entry of `data`.
+
+    `source`: `demo:NAME`, a local .txt/.jsonl/.parquet file, or a Hub dataset id. `samples` None means every window.
+    `packing`: "documents" (bos + tokens + eos of each document, one stream) or "joined" (texts joined by a blank
+    line, tokenized once, as the papers do); the stream is cut into windows of `sequence_length`, the tail dropped.
+    """
+
+    name: str
+    source: str
+    split: str | None
+    sequence_length: int
+    samples: int | None = None
+    field: str = "text"
+    packing: str = "documents"
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One entry of `steps` that `when` lets through. `params` hold every default; `source` is `from`, if written."""
+
+    id: str
+    kind: str
+    params: Mapping[str, Any]
+    source: str | None = None
+    resources: Mapping[str, Any] = field(default_factory=dict)
+    env: str | None = None
+    path: Path = ()  # of the step's entry in the document: ("steps", 3)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A resolved recipe. `document` is the standalone mapping (params substituted, parents merged, defaults filled),
+
+    which `runner.recipe.text.dump` writes as recipe.yaml. `spans` places values of the written text by path.
+    """
+
+    file: str
+    name: str
+    description: str
+    params: Mapping[str, Any]
+    model: ModelSpec
+    seed: int
+    data: Mapping[str, DataSpec]
+    steps: tuple[Step, ...]
+    document: Mapping[str, Any]
+    spans: Mapping[Path, Span] = field(default_factory=dict)
+
+    def span(self, path: Path) -> Span | None:
+        """The place of the value at `path`, or of its nearest enclosing value that was written."""
+        while path:
+            if path in self.spans:
+                return self.spans[path]
+            path = path[:-1]
+        return self.spans.get(())
+
+    def step_span(self, step: Step, param_path: Path = ()) -> Span | None:
+        """The place of a parameter of a step (or of the step itself)."""
+        return self.span((*step.path, step.kind, *param_path))
