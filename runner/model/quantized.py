@@ -29,7 +29,9 @@ class Quantized:
 
     def __post_init__(self) -> None:
         if self.integers.dtype != torch.uint8 or self.integers.ndim != 2:
-            raise ValueError(f"integers must be uint8 [out, in], not {self.integers.dtype} {self._shape(self.integers)}")
+            raise ValueError(
+                f"integers must be uint8 [out, in], not {self.integers.dtype} {self._shape(self.integers)}"
+            )
         if self.strategy not in STRATEGIES:
             raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}; got {self.strategy!r}")
         if not 2 <= self.bits <= 8:
@@ -70,7 +72,7 @@ class Quantized:
             return weight.sub_(zero).mul_(self.scale).to(dtype)
         groups, tail = divmod(self.in_features, self.group_size)
         whole = groups * self.group_size
-        body = weight[:, :whole].unflatten(1, (groups, self.group_size))
+        body = weight[:, :whole].view(-1, groups, self.group_size)
         last = weight[:, whole:]
         if isinstance(zero, int):
             weight.sub_(zero)
