@@ -24,22 +24,18 @@ tell the planner what a parameter refers to:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 from runner.errors import Diagnostic
+from runner.model.context import Artifact, Context, DataFacts, Params, Result
 from runner.model.facts import CheckpointFacts
 
-if TYPE_CHECKING:
-    import torch
+__all__ = ["Artifact", "Context", "Cost", "DataFacts", "Inputs", "Kind", "MachineFacts", "Params", "Requirement", "Result"]
 
 CHECKPOINT = "checkpoint"
 QUANTIZED = "quantized-checkpoint"
 METRICS_ONLY = "metrics"
-
-Params = Mapping[str, Any]
-
 
 @dataclass(frozen=True)
 class Requirement:
@@ -57,17 +53,6 @@ class Cost:
     disk: int
     scratch: int
     seconds: float
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """A data entry as the planner sees it: tokens = samples × sequence_length, `samples` None when all are used."""
-
-    name: str
-    samples: int | None
-    sequence_length: int
-    bytes: int
-    digest: str
 
 
 @dataclass(frozen=True)
@@ -92,55 +77,6 @@ class Inputs:
     others: Mapping[str, CheckpointFacts]
     data: Mapping[str, DataFacts]  # by the parameter that names it
     machine: MachineFacts
-
-
-@dataclass(frozen=True)
-class Result:
-    """What `run` made. `metrics` are numbers a gate or a report may use; `details` is any further JSON for the record."""
-
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    details: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """An input as the worker sees it: a folder, its type, and the digest of its bytes."""
-
-    path: Path
-    type: str
-    digest: str
-
-
-class Context(Protocol):
-    """What the worker hands to `run`.
-
-    `inputs["checkpoint"]` is the main input; every `x-runner-ref: checkpoint` parameter is there under its own name.
-    `out_dir` is empty or holds what an interrupted run left; `scratch_dir` outlives an interruption and is removed
-    on success. All randomness derives from `seed`.
-    """
-
-    params: Params
-    inputs: Mapping[str, Artifact]
-    out_dir: Path
-    scratch_dir: Path
-    seed: int
-    device: str
-    threads: int
-    recipe_text: str  # the resolved recipe, for model cards
-
-    def data(self, parameter: str) -> torch.Tensor:
-        """Token ids [samples, sequence_length], int64, of the data entry that `parameter` names."""
-        ...
-
-    def data_facts(self, parameter: str) -> DataFacts: ...
-
-    def emit(self, event: str, **fields: Any) -> None:
-        """Send one event (see runner.progress.events); never blocks on the terminal."""
-        ...
-
-    def safe_point(self) -> None:
-        """Called where everything done so far can be resumed; raises Interrupted if a stop was asked for."""
-        ...
 
 
 class Kind(Protocol):
