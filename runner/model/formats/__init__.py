@@ -1,0 +1,30 @@
+"""On-disk formats of quantized weights. What the planner needs (`rules`, `config`) imports no torch; `pack` does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from runner.model.formats.config import Packing, gptq_version, parse, quantization_config
+from runner.model.formats.rules import FORMATS, GPTQ, PACK_QUANTIZED, Scheme, scale_dtype, stored_tensors, validate
+
+if TYPE_CHECKING:
+    import torch
+
+    from runner.model.quantized import Quantized
+
+__all__ = [
+    "FORMATS", "GPTQ", "PACK_QUANTIZED", "Packing", "Scheme", "gptq_version", "pack", "parse", "quantization_config",
+    "scale_dtype", "stored_tensors", "validate",
+]  # fmt: skip
+
+
+def pack(format: str, module: str, weight: Quantized, version: int | None = None) -> dict[str, torch.Tensor]:
+    """The tensors to store for one module, by full name.
+
+    `version` is `gptq_version` of all modules of the checkpoint; None: of this one.
+    """
+    from runner.model.formats import compressed_tensors, gptq
+
+    if format == GPTQ:
+        return gptq.pack(module, weight, version or (1 if weight.symmetric else 2))
+    return compressed_tensors.pack(module, weight)

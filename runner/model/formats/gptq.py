@@ -1,0 +1,54 @@
+"""GPTQ checkpoints: packing as gptqmodel unpacks, and reading back.
+
+    qweight  int32 [in·bits/32, out], the integers packed along the inputs
+    qzeros   int32 [G, out·bits/32], zero points packed along the outputs; "gptq" (v1) stores them less one
+    scales   fp16 [G, out]
+    g_idx    int32 [in], the group of each input
+
+Symmetric weights are written as v1, which every reader knows. Asymmetric ones are written as v2: v1 cannot hold a zero
+point of 0 (readers add the one back to whole words, so that 0 − 1 would carry into the neighbour).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from runner.model.formats.bits import pack_rows, unpack_rows
+from runner.model.formats.rules import Scheme
+from runner.model.quantized import Quantized
+
+
+def pack(module: str, weight: Quantized, version: int) -> dict[str, torch.Tensor]:
+    scale, zero = weight.scale, weight.zero_point
+    if weight.strategy == "tensor":  # GPTQ knows no scale of a whole tensor: every row gets it
+        scale = scale.expand(weight.out_features, 1)
+        zero = zero if zero is None else zero.expand(weight.out_features, 1)
+    if zero is None:
+        zero = torch.full(scale.shape, 2 ** (weight.bits - 1), dtype=torch.uint8)
+    if version == 1:
+        if not weight.symmetric:
+            raise ValueError("asymmetric weights are stored in version 2")
+        zero = zero - 1
+    columns = torch.arange(weight.in_features, dtype=torch.int32)
+    return {
+        f"{module}.g_idx": columns // weight.group_size,
+        f"{module}.qweight": pack_rows(weight.integers, weight.bits).t().contiguous(),
+        f"{module}.qzeros": pack_rows(zero.t().contiguous(), weight.bits),
+        f"{module}.scales": scale.t().to(torch.float16).contiguous(),
+    }
+
+
+def dequantize(module: str, scheme: Scheme, version: int, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
+    """The weight [out, in] in the dtype of the scales, any order of groups (`g_idx`) included."""
+    scales = read(f"{module}.scales")
+    packed = read(f"{module}.qweight")
+    columns = packed.shape[0] * 32 // scheme.bits
+    zeros = unpack_rows(read(f"{module}.qzeros"), scheme.bits, scales.shape[1]).to(torch.int16)
+    if version == 1:
+        zeros = (zeros + 1) & (2**scheme.bits - 1)
+    groups = read(f"{module}.g_idx").long()
+    weight = unpack_rows(packed.t(), scheme.bits, columns)[:, : len(groups)].to(scales.dtype)
+    weight.sub_(zeros.t().to(scales.dtype)[:, groups])
+    return weight.mul_(scales.t()[:, groups])
