@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from runner.model.formats.config import Packing, gptq_version, parse, quantization_config
+from runner.model.formats.config import INT_QUANTIZED, Packing, gptq_version, parse, quantization_config
 from runner.model.formats.rules import FORMATS, GPTQ, PACK_QUANTIZED, Scheme, scale_dtype, stored_tensors, validate
 
 if TYPE_CHECKING:
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from runner.model.quantized import Quantized
 
 __all__ = [
-    "FORMATS", "GPTQ", "PACK_QUANTIZED", "Packing", "Scheme", "gptq_version", "pack", "parse", "quantization_config",
-    "scale_dtype", "stored_tensors", "validate",
+    "FORMATS", "GPTQ", "INT_QUANTIZED", "PACK_QUANTIZED", "Packing", "Scheme", "gptq_version", "pack", "parse",
+    "quantization_config", "scale_dtype", "stored_tensors", "validate",
 ]  # fmt: skip
 
 
