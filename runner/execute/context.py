@@ -1,0 +1,83 @@
+"""The Context that the worker hands to a step (runner.steps.protocol.Context)."""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.errors import Interrupted, StepFailed
+from runner.execute import usage
+from runner.execute.messages import Request
+from runner.job.entries import Stage
+from runner.progress.events import Event, make
+from runner.recipe.types import DataSpec
+from runner.steps.protocol import Artifact, DataFacts
+
+if TYPE_CHECKING:
+    import torch
+
+
+class StepContext:
+    """One step's context; `send` takes its events, `stop` is set when the job is to stop."""
+
+    def __init__(self, request: Request, stage: Stage, send: Callable[[Event], None], stop: threading.Event) -> None:
+        self.params = request.params
+        self.inputs = {name: Artifact(Path(r.path), r.type, r.digest) for name, r in request.inputs.items()}
+        self.out_dir = stage.out
+        self.scratch_dir = stage.scratch
+        self.seed = request.seed
+        self.device = request.device
+        self.threads = request.threads
+        self.recipe_text = request.recipe_text
+        self._request = request
+        self._send = send
+        self._stop = stop
+
+    def data(self, parameter: str) -> torch.Tensor:
+        """Token ids [samples, sequence_length], int64. StepFailed when the text is shorter than the recipe asks for."""
+        from runner.model.windows import windows
+
+        ref = self._request.data[parameter]
+        spec = DataSpec(**ref.spec)
+        ids = windows(spec, [Path(file) for file in ref.files], Path(self._request.tokenizer))
+        if spec.samples is not None and len(ids) != spec.samples:
+            raise StepFailed(
+                f"data `{spec.name}` gives {len(ids)} windows of {spec.sequence_length} tokens; "
+                f"the recipe asks for {spec.samples}",
+                "lower `samples` or `sequence_length`, or name a longer text",
+            )
+        return ids
+
+    def data_facts(self, parameter: str) -> DataFacts:
+        ref = self._request.data[parameter]
+        spec = ref.spec
+        return DataFacts(spec["name"], spec["samples"], spec["sequence_length"], ref.bytes, ref.digest)
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Send one event of this step; `layer` events get the peak memory so far."""
+        if event == "layer":
+            fields.setdefault("memory", usage.peak())
+        self._send(make(event, **{"step": self._request.index, **fields}))
+
+    def safe_point(self) -> None:
+        if self._stop.is_set():
+            raise Interrupted("stopped at a safe point")
+
+
+def seed_everything(request: Request) -> None:
+    """Seed every generator a step may draw from, and bound its threads.
+
+    torch is loaded only for a step whose key names its version: a step that does not compute stays light.
+    """
+    random.seed(request.seed)
+    if "torch" in request.key_inputs.get("environment", {}) or "torch" in sys.modules:
+        import numpy as np
+        import torch
+
+        np.random.seed(request.seed % 2**32)
+        torch.manual_seed(request.seed)
+        torch.set_num_threads(request.threads)

@@ -1,0 +1,98 @@
+"""What parent and worker say to each other: JSON, one object a line.
+
+Parent → worker, on its stdin:
+
+    {"run": {...Request}}     run a step
+    {"stop": true}            stop at the next safe point
+    end of file               the parent is gone, or needs no more: the worker exits at once
+
+Worker → parent, on the descriptor that RUNNER_EVENTS_FD names: events of runner.progress.events, each with "step". A
+request ends with exactly one of step_finished, step_cached (somebody else committed it meanwhile), step_failed and
+interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from typing import Any
+
+EVENTS_FD = "RUNNER_EVENTS_FD"
+PARENT = "RUNNER_PARENT"  # the parent's process id: a worker that has another parent came too late
+LAST = frozenset({"step_finished", "step_cached", "step_failed", "interrupted"})
+
+
+@dataclass(frozen=True)
+class InputRef:
+    """An input artifact: the folder, its type, the digest of its bytes."""
+
+    path: str
+    type: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class DataRef:
+    """A data entry: the fields of its DataSpec, the files on this machine, and the facts that DataFacts needs."""
+
+    spec: Mapping[str, Any]
+    files: tuple[str, ...]
+    digest: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """One step to run. `store` is absolute, `tokenizer` the folder of the source model; `command` resumes the job."""
+
+    index: int
+    id: str
+    kind: str
+    kind_version: int
+    key: str
+    key_inputs: Mapping[str, Any]
+    params: Mapping[str, Any]
+    seed: int
+    device: str
+    threads: int
+    store: str
+    recipe: str
+    recipe_text: str
+    inputs: Mapping[str, InputRef]
+    data: Mapping[str, DataRef]
+    produces: str
+    tokenizer: str
+    command: str
+
+
+def encode_run(request: Request) -> bytes:
+    return _line({"run": {field.name: getattr(request, field.name) for field in fields(request)}})
+
+
+def encode_stop() -> bytes:
+    return _line({"stop": True})
+
+
+def decode(line: bytes) -> Request | None:
+    """A request; None means stop."""
+    message = json.loads(line)
+    if message.get("stop"):
+        return None
+    run = message["run"]
+    run["inputs"] = {name: InputRef(**ref) for name, ref in run["inputs"].items()}
+    run["data"] = {name: DataRef(**{**ref, "files": tuple(ref["files"])}) for name, ref in run["data"].items()}
+    return Request(**run)
+
+
+def _line(message: Mapping[str, Any]) -> bytes:
+    return json.dumps(message, ensure_ascii=False, separators=(",", ":"), default=_plain).encode() + b"\n"
+
+
+def _plain(value: Any) -> Any:
+    """Read-only mappings and dataclasses as JSON has them."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")

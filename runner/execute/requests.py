@@ -1,0 +1,56 @@
+"""What the worker is asked: a planned step with its inputs found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from runner.errors import MachineError
+from runner.execute.messages import DataRef, InputRef, Request
+from runner.job.entries import StoreEntry
+from runner.plan.types import Plan, PlannedStep
+from runner.recipe import text
+from runner.steps.protocol import CHECKPOINT, QUANTIZED
+
+
+def request(
+    plan: Plan, step: PlannedStep, entries: Mapping[str, StoreEntry], *,
+    store: Path, device: str, threads: int, command: str,
+) -> Request:  # fmt: skip
+    """The request for one step. `entries`: the results of the steps before it, by id."""
+    model = plan.model
+    if model.path is None:
+        raise MachineError(
+            f"the model `{model.source}` is not on this machine", "download it first, or give a folder instead"
+        )
+    source = InputRef(str(model.path), QUANTIZED if model.facts.quantization else CHECKPOINT, model.digest)
+    return Request(
+        index=step.index,
+        id=step.id,
+        kind=step.kind,
+        kind_version=step.kind_version,
+        key=step.key,
+        key_inputs=step.key_inputs,
+        params=step.params,
+        seed=step.seed,
+        device=device,
+        threads=threads,
+        store=str(store),
+        recipe=plan.recipe.name,
+        recipe_text=text.dump(plan.recipe.document),
+        inputs={name: source if id == "model" else _made(entries[id]) for name, id in step.inputs.items()},
+        data={parameter: _data(plan, name) for parameter, name in step.data.items()},
+        produces=step.produces,
+        tokenizer=str(model.path),
+        command=command,
+    )
+
+
+def _made(entry: StoreEntry) -> InputRef:
+    return InputRef(str(entry.out), entry.record.artifact_type, entry.record.digest)
+
+
+def _data(plan: Plan, name: str) -> DataRef:
+    found = plan.data[name]
+    return DataRef(asdict(found.spec), tuple(str(file) for file in found.files), found.digest, found.bytes)

@@ -1,0 +1,208 @@
+"""The process that runs steps, one after another: `python -m runner.execute.worker` (see runner.execute.messages).
+
+Nothing a library prints reaches the terminal: descriptors 1 and 2 are the log of the step that runs. The process dies
+with its parent, and ignores the signals that a terminal or a scheduler sends to everybody: the parent decides.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from runner.errors import Interrupted, StepFailed
+from runner.execute import failures, messages, usage
+from runner.execute.context import StepContext, seed_everything
+from runner.execute.messages import Request
+from runner.job import environment
+from runner.job.entries import Stage, StoreEntry
+from runner.job.records import Record
+from runner.job.store import Store
+from runner.progress.events import Event, encode, make
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    events = os.dup(int(os.environ.get(messages.EVENTS_FD, "1")))
+    requests = os.dup(0)
+    silence = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(silence, 0)
+    os.dup2(2, 1)
+    faulthandler.enable()
+    _die_with_parent()
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            # A handler instead of SIG_IGN, which the processes that a step starts would inherit.
+            signal.signal(getattr(signal, name), lambda *_: None)
+    worker = Worker(events)
+    threading.Thread(target=worker.listen, args=(requests,), daemon=True).start()
+    while True:
+        worker.serve(worker.requests.get())
+
+
+class Worker:
+    """`events` is the descriptor to write events to."""
+
+    def __init__(self, events: int) -> None:
+        self.requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        self._events = events
+        self._stop = threading.Event()
+        self._writing = threading.Lock()
+
+    def listen(self, fd: int) -> None:
+        """Read messages until the parent closes them; then there is nothing left to live for."""
+        with os.fdopen(fd, "rb") as file:
+            for line in file:
+                request = messages.decode(line)
+                if request is None:
+                    self._stop.set()
+                else:
+                    self.requests.put(request)
+        os._exit(0)
+
+    def send(self, event: Event) -> None:
+        data = (encode(event) + "\n").encode()
+        with self._writing:
+            try:
+                while data:
+                    data = data[os.write(self._events, data) :]
+            except BrokenPipeError:
+                os._exit(0)
+
+    def serve(self, request: Request) -> None:
+        """Run one request to its last event."""
+        store = Store(Path(request.store))
+        lock = store.lock(request.key, request.command)
+        about = {"step": request.index, "id": request.id, "kind": request.kind}
+
+        def say(holder: object) -> None:
+            self.send(make("waiting", step=request.index, holder=str(holder)))
+
+        def warn(text: str) -> None:
+            self.send(make("message", step=request.index, level="warning", text=text))
+
+        log = Stage.of(store.root, request.key).log
+        try:
+            if not lock.acquire(say=say, stop=self._stop.is_set):
+                raise Interrupted("stopped while waiting")
+            entry = store.entry_locked(request.key, warn)
+            if entry is not None:
+                last = make("step_cached", **about, key=request.key, metrics=dict(entry.record.metrics))
+            else:
+                entry = store.finish(request.key) or self._compute(request, store)
+                last = _finished(about, entry)
+        except Interrupted:
+            last = make("interrupted", step=request.index, resume=None)
+        except BaseException as error:  # noqa: BLE001  a step is somebody else's code, and SystemExit is no answer
+            failure = failures.of_exception(error, store.root, log)
+            last = make(
+                "step_failed", **about, error=failure.error, help=failure.help, exit_code=failure.exit_code,
+                log=str(log) if log.exists() else None,
+            )  # fmt: skip
+        finally:
+            lock.release()
+        self.send(last)
+
+    def _compute(self, request: Request, store: Store) -> StoreEntry:
+        stage = store.stage(request.key)
+        with _Log(stage):
+            resumed, layers = store.partial(request.key) or (None, None)
+            self.send(make(
+                "step_started", step=request.index, id=request.id, kind=request.kind, key=request.key,
+                resumed_at=resumed, layers=layers,
+            ))  # fmt: skip
+            usage.reset_peak()
+            started = time.perf_counter()
+            kind = _kind(request)
+            seed_everything(request)
+            context = StepContext(request, stage, self.send, self._stop)
+            context.safe_point()
+            result = kind.run(context)
+            record = Record(
+                key=request.key,
+                key_inputs=request.key_inputs,
+                kind=request.kind,
+                kind_version=request.kind_version,
+                id=request.id,
+                recipe=request.recipe,
+                seconds=round(time.perf_counter() - started, 3),
+                memory=usage.peak(),
+                metrics={name: _number(value) for name, value in result.metrics.items()},
+                details=dict(result.details),
+                artifact_type=request.produces,
+                inputs={name: ref.digest for name, ref in request.inputs.items()},
+                environment=environment.facts(request.device, request.threads),
+                resumed_at=resumed,
+            )
+            return store.commit(stage, record)
+
+
+class _Log:
+    """Send descriptors 1 and 2 to the log of a stage while inside, appending."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._path = stage.log
+
+    def __enter__(self) -> None:
+        self._kept = os.dup(2)
+        log = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+
+    def __exit__(self, *error: Any) -> None:
+        if error[1] is not None and not isinstance(error[1], Interrupted):
+            traceback.print_exception(error[1])
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(self._kept, 1)
+        os.dup2(self._kept, 2)
+        os.close(self._kept)
+
+
+def _kind(request: Request) -> Any:
+    from runner.steps.kinds import find
+
+    kind = find(request.kind)
+    if request.kind_version != kind.VERSION:
+        raise StepFailed(
+            f"the plan was made for version {request.kind_version} of `{request.kind}`, the worker has {kind.VERSION}",
+            "plan again: the installation changed meanwhile",
+        )
+    return kind
+
+
+def _number(value: Any) -> float:
+    """A plain int or float: numpy's and torch's are not JSON."""
+    return value if type(value) is int else float(value)
+
+
+def _finished(about: dict[str, Any], entry: StoreEntry) -> Event:
+    record = entry.record
+    return make(
+        "step_finished", **about, key=record.key, digest=record.digest, seconds=record.seconds, memory=record.memory,
+        metrics=dict(record.metrics),
+    )  # fmt: skip
+
+
+def _die_with_parent() -> None:
+    """Ask Linux for SIGKILL when the parent dies: the end of stdin tells too, but not while the GIL is held in C."""
+    if not sys.platform.startswith("linux"):
+        return
+    parent = os.environ.get(messages.PARENT)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent and os.getppid() != int(parent):
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

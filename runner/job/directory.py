@@ -1,0 +1,206 @@
+"""The job directory: one plan, what it ran on, what happened, and what came out.
+
+    <jobs>/<recipe>-<key>/
+      recipe.yaml  recipe.lock     the resolved recipe, standalone; what it was resolved to
+      plan.json  environment.json  the plan; the machine and packages of the last run that computed anything
+      events.jsonl                 every event, one run after another
+      job.json                     how the last run ended
+      worker.log                   what the worker process said outside of steps
+      steps/NN-id/                 the store entry, by hard link (a copy across file systems)
+      output/                      the files of the last checkpoint
+      .lock                        held while applying
+
+A folder that others may look at appears whole: it is made beside its place and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from runner.job import files, locks
+from runner.job.entries import StoreEntry
+from runner.job.locks import Holder, Lock
+from runner.plan.types import Plan, PlannedStep
+from runner.recipe import text
+
+
+@dataclass(frozen=True)
+class JobState:
+    """job.json. `status`: "running", "done", "failed", "gate-missed" or "interrupted". Times are ISO 8601 UTC."""
+
+    status: str
+    exit_code: int | None
+    started: str
+    finished: str | None
+    seconds: float | None
+    memory: int | None
+    command: str
+    pid: int
+    schema: int = 1
+
+
+class JobDirectory:
+    def __init__(self, root: Path, id: str) -> None:
+        self.root = root
+        self.id = id
+        self.path = root / id
+
+    @classmethod
+    def create(cls, root: Path, plan: Plan) -> JobDirectory:
+        """The directory of a plan, made if it is not there. Its lock is not held yet."""
+        self = cls(root, plan.job_id)
+        if not self.path.exists():
+            staging = root / f".{plan.job_id}.{os.getpid()}.new"
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+            for name, content in _contents(plan).items():
+                files.write_atomic(staging / name, content, durable=False)
+            try:
+                os.rename(staging, self.path)
+            except OSError:
+                shutil.rmtree(staging)
+                if not self.path.exists():
+                    raise
+        return self
+
+    def lock(self, command: str = "") -> Lock:
+        return Lock(self.path / ".lock", command)
+
+    def holder(self) -> Holder | None:
+        """Who applies this plan now."""
+        return locks.holder(self.path / ".lock")
+
+    def refresh(self, plan: Plan) -> None:
+        """Write again what is missing or was changed. Hold the lock."""
+        for name, content in _contents(plan).items():
+            if _read(self.path / name) != content:
+                files.write_atomic(self.path / name, content)
+        for leftover in self.path.glob(".*.new"):
+            shutil.rmtree(leftover)
+        if (self.path / "steps").is_dir():
+            for leftover in (self.path / "steps").glob(".*.new"):
+                shutil.rmtree(leftover)
+
+    def has_environment(self) -> bool:
+        return all((self.path / name).is_file() for name in ("environment.json", "recipe.lock"))
+
+    def write_environment(self, plan: Plan, facts: Mapping[str, Any]) -> None:
+        """environment.json, and the package versions of recipe.lock."""
+        files.write_atomic(self.path / "environment.json", files.pretty(facts))
+        files.write_atomic(self.path / "recipe.lock", text.dump(lock_document(plan, facts)))
+
+    def write_state(self, state: JobState) -> None:
+        files.write_atomic(self.path / "job.json", files.pretty(asdict(state)), durable=False)
+
+    @property
+    def events(self) -> Path:
+        """events.jsonl. A line that a killed run left unfinished is ended, so that the next event is one of its own."""
+        path = self.path / "events.jsonl"
+        if path.exists() and path.stat().st_size:
+            with open(path, "rb+") as file:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+        return path
+
+    @property
+    def worker_log(self) -> Path:
+        return self.path / "worker.log"
+
+    def step_path(self, step: PlannedStep) -> Path:
+        return self.path / "steps" / step.folder
+
+    def link_step(self, step: PlannedStep, entry: StoreEntry) -> None:
+        """steps/NN-id, made of the entry's files."""
+        (self.path / "steps").mkdir(exist_ok=True)
+        _mirror(entry.path, entry.names, self.step_path(step))
+
+    def set_output(self, entry: StoreEntry) -> Path:
+        """output/, made of the files of a checkpoint."""
+        output = self.path / "output"
+        _mirror(entry.out, [fact.path for fact in entry.record.files], output)
+        return output
+
+    @property
+    def output(self) -> Path | None:
+        path = self.path / "output"
+        return path if path.is_dir() else None
+
+
+def plan_document(plan: Plan) -> dict[str, Any]:
+    """plan.json: the same for the same plan on every machine, but for what keys depend on."""
+    return {
+        "schema": 1,
+        "recipe": plan.recipe.name,
+        "key": plan.key,
+        "device": plan.device,
+        "model": _model(plan),
+        "data": {name: {"commit": data.commit, "digest": data.digest} for name, data in sorted(plan.data.items())},
+        "steps": [step.public() for step in plan.steps],
+    }
+
+
+def lock_document(plan: Plan, environment: Mapping[str, Any]) -> dict[str, Any]:
+    """recipe.lock: what the names in the recipe stood for."""
+    data = {
+        name: {"source": entry.spec.source, "commit": entry.commit, "digest": entry.digest}
+        for name, entry in sorted(plan.data.items())
+    }
+    return {
+        "version": 1,
+        "seed": plan.recipe.seed,
+        "model": _model(plan),
+        "data": data,
+        "runner": environment["runner"],
+        "python": environment["python"],
+        "packages": dict(environment["packages"]),
+    }
+
+
+def _model(plan: Plan) -> dict[str, Any]:
+    model = plan.model
+    return {"source": model.source, "revision": model.revision, "commit": model.commit, "digest": model.digest}
+
+
+def _contents(plan: Plan) -> dict[str, str]:
+    return {"recipe.yaml": text.dump(plan.recipe.document), "plan.json": files.pretty(plan_document(plan))}
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where the file is missing or torn."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _mirror(source: Path, names: Iterable[str], target: Path) -> None:
+    """Make `target` a folder of links to files of `source`. One that has them all is left alone, with any others."""
+    names = list(names)
+    if target.is_dir() and all(files.same_file(source / name, target / name) for name in names):
+        return
+    fresh = target.with_name(f".{target.name}.new")
+    stale = target.with_name(f".{target.name}.old.new")
+    for path in (fresh, stale):
+        shutil.rmtree(path, ignore_errors=True)
+    fresh.mkdir()
+    for name in names:
+        files.link(source / name, fresh / name)
+    if target.exists():
+        os.rename(target, stale)
+    os.rename(fresh, target)
+    shutil.rmtree(stale, ignore_errors=True)

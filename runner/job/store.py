@@ -1,0 +1,258 @@
+"""The step store: one folder a key, committed whole or not at all.
+
+    store/
+      <key>/                 record.json  metrics.json  log.txt  out/...     committed: read-only files
+      .staging/<key>/        stage.json  progress.json  log.txt  out/  scratch/     what resume goes on from
+      .locks/<key>.lock      held by the one process that writes or moves the key
+      .corrupt/<key>-<n>/    entries that were no longer what had been made, kept for a look
+
+A folder's existence proves nothing; its sealed record, and the files that the record lists, do. Files up to 64 MiB are
+hashed at every look; larger ones when their size or time of change differs from the record's.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import runner
+from runner.errors import StoreError
+from runner.job import files, records
+from runner.job.entries import Damage, Stage, StoreEntry, difference
+from runner.job.locks import Lock
+from runner.job.records import FileFact, Record
+
+# What this process has found already, by folder: a plan and its apply would hash everything twice.
+_seen: dict[Path, tuple[object, StoreEntry]] = {}
+
+
+class Store:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def prepare(self) -> None:
+        """Make the folders and prove that they can be written. StoreError, or MachineError when the disk is full."""
+        probe = self.root / f".probe-{os.getpid()}"
+        try:
+            for name in (".staging", ".locks"):
+                (self.root / name).mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"runner\n")
+            probe.unlink()
+        except OSError as error:
+            if files.is_full(error):
+                probe.unlink(missing_ok=True)
+                raise files.full_disk(self.root) from error
+            raise StoreError(
+                f"the jobs folder {self.root.parent} cannot be written: {error.strerror}",
+                "make it writable, or choose another one with `--jobs FOLDER`",
+            ) from error
+
+    def lock(self, key: str, command: str = "") -> Lock:
+        return Lock(self.root / ".locks" / f"{key}.lock", command)
+
+    def look(self, key: str) -> StoreEntry | Damage | None:
+        """What lies under `key`. Changes nothing."""
+        path = self.root / key
+        try:
+            text = (path / "record.json").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return Damage(path, "record.json is missing") if path.exists() else None
+        except (OSError, UnicodeDecodeError) as error:
+            return Damage(path, f"record.json cannot be read ({error})")
+        try:
+            record = records.parse(text)
+        except ValueError as error:
+            return Damage(path, f"record.json {error}")
+        if record.key != key:
+            return Damage(path, f"record.json is that of another key, {record.key}")
+        try:
+            signature = (text, tuple(_signature(file) for file in files.walk(path)))
+            known = _seen.get(path)
+            if known is not None and known[0] == signature:
+                return known[1]
+            reason = difference(path, record)
+        except OSError as error:
+            reason = f"{error.filename} cannot be read ({error.strerror})"
+        if reason:
+            return Damage(path, reason)
+        entry = StoreEntry(path, record)
+        _seen[path] = (signature, entry)
+        return entry
+
+    def has(self, key: str) -> bool:
+        return isinstance(self.look(key), StoreEntry)
+
+    def entry(self, key: str, say: Callable[[str], None] | None = None) -> StoreEntry | None:
+        """The verified entry, or None. A damaged one is moved aside, and `say` hears a sentence about it.
+
+        A damaged entry whose lock is held is left to the holder, who will look too.
+        """
+        found = self.look(key)
+        if not isinstance(found, Damage):
+            return found
+        lock = self.lock(key, "moving a damaged entry aside")
+        if not lock.acquire(wait=False):
+            return None
+        try:
+            return self.entry_locked(key, say)
+        finally:
+            lock.release()
+
+    def entry_locked(self, key: str, say: Callable[[str], None] | None = None) -> StoreEntry | None:
+        """`entry`, for the holder of the key's lock."""
+        found = self.look(key)
+        if not isinstance(found, Damage):
+            return found
+        kept = self.root / ".corrupt"
+        kept.mkdir(exist_ok=True)
+        number = 1
+        while (target := kept / f"{key}-{number}").exists():
+            number += 1
+        os.rename(found.path, target)
+        if say is not None:
+            say(f"the stored result is damaged: {found.reason}; it was moved to {target} and is made again")
+        return None
+
+    def partial(self, key: str) -> tuple[int, int] | None:
+        """(layers finished, layers) of an interrupted step. A torn or missing progress.json is None."""
+        try:
+            found = json.loads((self.root / ".staging" / key / "progress.json").read_text(encoding="utf-8"))
+            layer, layers = found["layer"], found["layers"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return (layer, layers) if isinstance(layer, int) and isinstance(layers, int) else None
+
+    def stage(self, key: str) -> Stage:
+        """The staging folder of `key`, with what an interrupted run of this version left in it. Hold the key's lock."""
+        stage = Stage.of(self.root, key)
+        label = {"key": key, "runner": runner.__version__}
+        try:
+            usable = json.loads((stage.path / "stage.json").read_text(encoding="utf-8")) == label
+        except (OSError, ValueError):
+            usable = False
+        if not usable:
+            if stage.path.exists():
+                shutil.rmtree(stage.path)
+            stage.path.mkdir(parents=True)
+            files.write_atomic(stage.path / "stage.json", files.canonical(label))
+        stage.out.mkdir(exist_ok=True)
+        stage.scratch.mkdir(exist_ok=True)
+        return stage
+
+    def discard(self, key: str) -> None:
+        """Forget what an interrupted run left. Hold the key's lock."""
+        path = self.root / ".staging" / key
+        if path.exists():
+            shutil.rmtree(path)
+
+    def commit(self, stage: Stage, record: Record) -> StoreEntry:
+        """Publish what is in the stage's out/. Hold the key's lock. Adds files, digest and time to `record`.
+
+        Everything is on the disk before the record is, and the record before the folder gets its name. If somebody
+        committed the key meanwhile (locks can fail on network disks), theirs stays.
+        """
+        facts = []
+        for path in files.walk(stage.out):
+            _own(path)
+            files.sync(path)
+            status = path.stat()
+            name = path.relative_to(stage.out).as_posix()
+            facts.append(FileFact(name, status.st_size, status.st_mtime_ns, files.sha256(path)))
+        for base, _, _ in os.walk(stage.out):
+            files.sync(Path(base))
+        stage.log.touch()
+        files.sync(stage.log)
+        metrics = files.pretty(dict(record.metrics))
+        files.write_atomic(stage.path / "metrics.json", metrics)
+        pairs = [(fact.path, fact.sha256) for fact in facts]
+        if record.artifact_type == "metrics":
+            pairs.append(("../metrics.json", files.sha256(stage.path / "metrics.json")))
+        done = replace(record, files=tuple(facts), digest=records.digest(pairs), finished=records.now())
+        files.write_atomic(stage.path / "record.json", files.pretty(done.to_json()))
+        return self._publish(stage)
+
+    def finish(self, key: str) -> StoreEntry | None:
+        """Publish a stage that was complete but for its name when its process was killed. Hold the key's lock.
+
+        None where there is none; one that has a record and yet is not what the record says is removed.
+        """
+        stage = Stage.of(self.root, key)
+        try:
+            record = records.parse((stage.path / "record.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            record = None
+        if record is None or record.key != key or difference(stage.path, record) is not None:
+            self.discard(key)
+            return None
+        return self._publish(stage)
+
+    def _publish(self, stage: Stage) -> StoreEntry:
+        target = self.root / stage.key
+        if stage.scratch.exists():
+            shutil.rmtree(stage.scratch)
+        for name in ("progress.json", "stage.json"):
+            (stage.path / name).unlink(missing_ok=True)
+        for path in files.walk(stage.path):
+            path.chmod(0o444)
+        files.sync(stage.path)
+        try:
+            os.rename(stage.path, target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EACCES) or not target.exists():
+                raise
+            if (theirs := self.entry_locked(stage.key)) is not None:
+                shutil.rmtree(stage.path)
+                return theirs
+            os.rename(stage.path, target)
+        files.sync(self.root)
+        entry = self.look(stage.key)
+        if not isinstance(entry, StoreEntry):
+            reason = entry.reason if entry is not None else "it is gone"
+            raise StoreError(f"{target} is not what was written a moment ago: {reason}", "check the disk")
+        return entry
+
+    def keys(self) -> Iterator[str]:
+        """The keys of committed folders, unverified, sorted."""
+        if self.root.is_dir():
+            yield from sorted(path.name for path in self.root.iterdir() if path.is_dir() and path.name[0] != ".")
+
+    def remove(self, key: str) -> int:
+        """Remove an entry and what is staged for it; the bytes of the entry. One whose lock is held stays: 0."""
+        lock = self.lock(key, "removing the entry")
+        if not lock.acquire(wait=False):
+            return 0
+        try:
+            path = self.root / key
+            freed = sum(file.lstat().st_size for file in files.walk(path))
+            if path.exists():
+                # Renamed first: a removal that is killed half-way leaves no half entry under the key.
+                gone = self.root / ".staging" / f"{key}.removed"
+                if gone.exists():
+                    shutil.rmtree(gone)
+                os.rename(path, gone)
+                shutil.rmtree(gone)
+            self.discard(key)
+            return freed
+        finally:
+            lock.release()
+
+
+def _own(path: Path) -> None:
+    """Make `path` a file of its own: a read-only link to somebody else's file would change theirs."""
+    status = path.lstat()
+    if path.is_symlink() or status.st_nlink > 1:
+        copy = path.with_name(f".{path.name}.own")
+        shutil.copy2(path, copy)
+        os.replace(copy, path)
+
+
+def _signature(path: Path) -> tuple[object, ...]:
+    status = path.stat()
+    return (path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
