@@ -23,6 +23,11 @@ class DataFacts:
     bytes: int
     digest: str
 
+    @property
+    def tokens(self) -> int:
+        """Tokens a step will see; where all windows are asked for, about a quarter of the bytes of the text."""
+        return self.samples * self.sequence_length if self.samples else self.bytes // 4
+
 
 @dataclass(frozen=True)
 class Result:

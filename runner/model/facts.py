@@ -74,6 +74,10 @@ class CheckpointFacts:
             total += count
         return total
 
+    def layer_tensors(self, index: int) -> list[str]:
+        """Names of the tensors of one decoder layer, sorted."""
+        return sorted(name for name in self.tensors if name.startswith(f"{self.layers_prefix}{index}."))
+
     def layer_nbytes(self) -> int:
         """Bytes of the largest decoder layer."""
         sizes = [0] * max(1, self.layer_count)

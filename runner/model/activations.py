@@ -1,0 +1,84 @@
+"""Hidden states on disk: what flows from one decoder layer to the next, read and written a batch at a time.
+
+Plain reads and writes, not a memory map: the pages stay in the file system's cache and never count as this process's
+memory, and the file of a finished layer is what an interrupted step resumes from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+
+class Activations:
+    """Hidden states [windows, length, hidden] of one dtype in one file. Written once in order, then read in any order.
+
+    `digest` is the sha256 of what was written, so that a torn file is never resumed from.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+        self.path = path
+        self.shape = shape
+        self.dtype = dtype
+        self.row = shape[1] * shape[2] * dtype.itemsize
+        self._hash = hashlib.sha256()
+        self._next = 0
+        self._file: int | None = None
+
+    def write(self, start: int, hidden: torch.Tensor) -> None:
+        """Append windows [n, length, hidden]; `start` must be where the last write ended."""
+        if start != self._next:
+            raise ValueError(f"hidden states are written in order: expected window {self._next}, got {start}")
+        if self._file is None:
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        data = as_bytes(hidden.detach().to("cpu", self.dtype).contiguous())
+        self._hash.update(data)
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._file, data[done:], start * self.row + done)
+        self._next += hidden.shape[0]
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        """Windows [start, stop) in fresh memory."""
+        if self._file is None:
+            self._file = os.open(self.path, os.O_RDONLY)
+        hidden = torch.empty((stop - start, *self.shape[1:]), dtype=self.dtype)
+        data = as_bytes(hidden)
+        done = 0
+        while done < len(data):
+            count = os.preadv(self._file, [data[done:]], start * self.row + done)
+            if count == 0:
+                raise OSError(f"{self.path} ends at byte {start * self.row + done}")
+            done += count
+        return hidden
+
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+    def intact(self, digest: str) -> bool:
+        """Whether the file holds exactly what was written under that digest."""
+        if not self.path.exists() or self.path.stat().st_size != self.shape[0] * self.row:
+            return False
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == digest
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def as_bytes(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor, writable, without a copy."""
+    return memoryview(tensor.view(torch.uint8).numpy().reshape(-1))
+
+
+def batches(windows: int, length: int, tokens: int) -> Iterator[tuple[int, int]]:
+    """Ranges of windows of about `tokens` tokens each. The same for every pass of a step: batching moves rounding."""
+    size = max(1, tokens // length)
+    for start in range(0, windows, size):
+        yield start, min(windows, start + size)

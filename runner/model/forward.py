@@ -1,0 +1,47 @@
+"""A checkpoint's final hidden states, streamed layer by layer, and the logits made of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from runner.model import state
+from runner.model.flow import Flow
+from runner.model.memory import LOGIT_BYTES
+from runner.model.passes import forward
+from runner.model.skeleton import Skeleton
+from runner.model.context import Context
+
+
+def final_hidden(ctx: Context, skeleton: Skeleton, ids: torch.Tensor, folder: Path, progress: Path, phase: str) -> Flow:
+    """Run `ids` through every layer; the result's file (0, len(skeleton)) holds the hidden states before the last norm."""
+    folder.mkdir(parents=True, exist_ok=True)
+    flow = Flow(skeleton, ids, folder)
+    saved = state.load(progress, len(skeleton))
+    with torch.no_grad():
+        if not flow.begin(saved.layer, saved.hidden):
+            saved = state.Progress(len(skeleton))
+            flow.begin(0, [])
+        for index in range(saved.layer, len(skeleton)):
+            ctx.safe_point()
+            started = time.perf_counter()
+            lane = flow.lane(0, index, skeleton.load(index))
+            for span in flow.spans:
+                lane.write(span[0], forward(lane, span, flow.call(index, span)))
+            skeleton.free(index)
+            saved.layer, saved.hidden = index + 1, flow.finished(index + 1)
+            saved.save(progress)
+            flow.drop(index)
+            seconds = time.perf_counter() - started
+            ctx.emit("layer", layer=index + 1, layers=len(skeleton), seconds=seconds, error=None, phase=phase)
+    return flow
+
+
+def position_chunks(length: int, windows: int, vocabulary: int) -> Iterator[torch.Tensor]:
+    """Positions 0 … length − 2 (those with a next token), in chunks whose float32 logits fit LOGIT_BYTES."""
+    size = max(1, LOGIT_BYTES // (4 * windows * vocabulary))
+    for start in range(0, length - 1, size):
+        yield torch.arange(start, min(length - 1, start + size))

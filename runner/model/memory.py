@@ -1,0 +1,72 @@
+"""What streaming takes, from a checkpoint's headers alone: the formulas the planner forecasts with and the stream obeys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from runner.model.facts import CheckpointFacts
+
+RUNTIME = 400 << 20  # a process with torch and one model class imported, with its thread pools (measured)
+WEIGHTS_RUNTIME = 265 << 20  # the same without transformers
+SUSPEND_LIMIT = 1 << 30  # bytes of suspended forwards that are held rather than computed again
+BATCH_TOKENS = 4096  # of one forward; fixed, because how tokens are batched moves the last bit of a product
+LOGIT_BYTES = 64 << 20  # float32 logits held at once
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of config.json that describes the language model."""
+    inner = config.get("text_config")
+    return inner if isinstance(inner, Mapping) else config
+
+
+def hidden_size(config: Mapping[str, Any]) -> int:
+    text = text_config(config)
+    return int(text.get("hidden_size") or text.get("n_embd") or text.get("d_model") or 0)
+
+
+def widest(facts: CheckpointFacts) -> int:
+    """The most columns any linear of the decoder layers has."""
+    return max((linear.in_features for linear in facts.linears), default=hidden_size(facts.config))
+
+
+def compute_bytes(facts: CheckpointFacts, device: str) -> int:
+    """Bytes of a value in the forward: bf16 where the checkpoint has it, float32 for the rest on a CPU."""
+    stored = str(text_config(facts.config).get("dtype") or text_config(facts.config).get("torch_dtype") or "float32")
+    return 2 if stored == "bfloat16" or (stored == "float16" and device != "cpu") else 4
+
+
+def suspended_bytes(tokens: int, hidden: int, widest: int, value: int, lanes: int) -> int:
+    """Bytes that forwards of `tokens` tokens hold while they wait: the residual stream and the widest input, and the
+
+    residual's normed copy.
+    """
+    return tokens * (2 * hidden + widest) * value * lanes
+
+
+def batch_bytes(facts: CheckpointFacts, length: int, value: int) -> int:
+    """Bytes of the intermediates of one running batch: a few rows as wide as the widest linear, and attention."""
+    tokens = max(BATCH_TOKENS, length)
+    outs = max((linear.out_features for linear in facts.linears), default=0)
+    return tokens * (3 * max(outs, widest(facts)) + 6 * hidden_size(facts.config)) * value
+
+
+def layer_bytes(facts: CheckpointFacts, value: int) -> int:
+    """Bytes of one dense decoder layer in the forward's type."""
+    biggest = [0] * max(1, facts.layer_count)
+    for linear in facts.linears:
+        biggest[linear.layer] += linear.in_features * linear.out_features
+    return max(max(biggest) * value, 0 if facts.quantization else facts.layer_nbytes())
+
+
+def rest_bytes(facts: CheckpointFacts, value: int) -> int:
+    """Bytes of everything outside the decoder layers."""
+    outside = (t.nbytes for n, t in facts.tensors.items() if not n.startswith(facts.layers_prefix))
+    return int(sum(outside) * value / 2) if value == 2 else sum(outside) * (2 if is_half(facts) else 1)
+
+
+def is_half(facts: CheckpointFacts) -> bool:
+    return str(text_config(facts.config).get("dtype") or text_config(facts.config).get("torch_dtype")) in (
+        "bfloat16",
+        "float16",
+    )

@@ -1,0 +1,105 @@
+"""What a layer-wise method is given and what it gives back. Importing this costs nothing: tensors are named, not loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from runner.model.quantized import Quantized
+
+STATISTICS = ("none", "input_norms", "hessian", "cross")
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear module, or several that see the same input stacked along their rows.
+
+    weight   float32 [out, in]
+    names    the modules' names in the checkpoint
+    dtype    the floating type the checkpoint stores weights in
+    """
+
+    names: tuple[str, ...]
+    weight: torch.Tensor
+    dtype: torch.dtype
+
+    @property
+    def in_features(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.shape[0]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the calibration inputs X [tokens, in] of a linear say, as far as the method asked for it.
+
+    input_norms  float32 [in]: the Euclidean norm of each input column
+    hessian      float32 [in, in]: (2 / tokens) · XᵀX
+    cross        float32 [in, in]: (2 / tokens) · (X_dense − X)ᵀ X, X_dense the inputs of the unchanged model
+    """
+
+    tokens: int = 0
+    input_norms: torch.Tensor | None = None
+    hessian: torch.Tensor | None = None
+    cross: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Transformed:
+    """The new weight: `weight` float [out, in] for a dense checkpoint, or `quantized`. `metrics` go into the record;
+
+    `error`, where given, is the relative squared error of the layer's output, tr(E H Eᵀ) / tr(W H Wᵀ).
+    """
+
+    weight: torch.Tensor | None = None
+    quantized: Quantized | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+Transform = Callable[[Linear, Statistics, Mapping[str, Any]], Transformed]
+
+
+@dataclass(frozen=True)
+class LayerMethod:
+    """A method as the stream runs it.
+
+    statistics   what to collect: a name of STATISTICS, or a function of the params that gives one
+    stacked      rows are independent of each other: linears with one input and equal params are solved as one
+    """
+
+    transform: Transform
+    statistics: str | Callable[[Mapping[str, Any]], str] = "none"
+    stacked: bool = False
+
+    def wants(self, params: Mapping[str, Any]) -> str:
+        return self.statistics if isinstance(self.statistics, str) else self.statistics(params)
+
+
+def module_params(params: Mapping[str, Any], module: str) -> dict[str, Any] | None:
+    """The params that hold for one module: `overrides` and `per_layer` applied in the order written; None where `ignore` names it.
+
+    Patterns are shell globs over the module's full name, or over its tail ("*.q_proj", "q_proj", "lm_head").
+    """
+    if any(matches(pattern, module) for pattern in params.get("ignore", ())):
+        return None
+    result = dict(params)
+    for pattern, changes in params.get("overrides", {}).items():
+        if matches(pattern, module):
+            result |= changes
+    for pattern, sparsity in params.get("per_layer", {}).items():
+        if matches(pattern, module):
+            result["sparsity"] = sparsity
+    return result
+
+
+def matches(pattern: str, module: str) -> bool:
+    from fnmatch import fnmatchcase
+
+    return fnmatchcase(module, pattern) or fnmatchcase(module, f"*.{pattern}")

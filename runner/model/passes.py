@@ -1,0 +1,215 @@
+"""Running one decoder layer over all calibration batches, stopping at each group of linears that see the same input.
+
+Every batch's forward is a coroutine (a greenlet: the forward itself stays plain transformers code). It is suspended when it
+reaches the first linear of a group; once all batches wait there, the group's statistics are complete, its linears are
+replaced, and the forwards go on with the new weights. So the whole layer is computed once, in true sequential order.
+Where the suspended intermediates would not fit the memory budget, the forward is run again up to each group instead: the
+same operations on the same values, hence the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from greenlet import greenlet, getcurrent
+from torch import nn
+from torch.utils import _pytree as pytree
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One version of the layer and the hidden states that flow through it. The first lane is the one being changed;
+
+    a second one carries the unchanged model beside it, for methods that compare.
+    """
+
+    layer: nn.Module
+    read: Callable[[int, int], torch.Tensor]
+    write: Callable[[int, torch.Tensor], None]
+
+
+CallFor = Callable[[Span], tuple[tuple[Any, ...], dict[str, Any]]]
+Collect = Callable[[int, tuple[torch.Tensor, ...]], None]  # group, its input in each lane
+Solve = Callable[[int], None]
+
+
+def find_groups(
+    layer: nn.Module, linears: Sequence[str], hidden: torch.Tensor, args: Any, kwargs: Any
+) -> list[list[str]]:
+    """Names of the layer's linears in the order of their first call, those that see one tensor together.
+
+    Runs the layer on the meta device: nothing is computed, only who is called with what.
+    """
+    seen: dict[Any, list[str]] = {}
+    kept = []  # keeps inputs alive, so that no storage address is reused while it is compared
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            x = inputs[0]
+            kept.append(x)
+            place = (x.untyped_storage()._cdata, x.storage_offset(), tuple(x.shape), x.stride())
+            if not any(name in names for names in seen.values()):
+                seen.setdefault(place, []).append(name)
+
+        return hook
+
+    handles = [layer.get_submodule(n).register_forward_pre_hook(watch(n)) for n in linears]
+    try:
+        meta_args, meta_kwargs = pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), (args, kwargs))
+        layer(hidden.to("meta"), *meta_args, **meta_kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(seen.values())
+
+
+def run_suspended(
+    lanes: Sequence[Lane],
+    spans: Sequence[Span],
+    call: CallFor,
+    heads: Sequence[str],
+    collect: Collect,
+    solve: Solve,
+    output: bool = True,
+) -> None:
+    """One forward per batch and lane, suspended at the first linear of each group. `heads[g]` is that linear's name.
+
+    Without `output` the forwards end at the last group: the last layer's output is nobody's input.
+    """
+    hub = getcurrent()
+    with Stops(lanes, heads, lambda group, x: hub.switch((group, x))):
+        runs = [[greenlet(forward, hub) for _ in lanes] for _ in spans]
+        for group in range(len(heads)):
+            for span, row in zip(spans, runs, strict=True):
+                inputs = []
+                for lane, run in zip(lanes, row, strict=True):
+                    reached = run.switch(lane, span, call(span)) if group == 0 else run.switch()
+                    inputs.append(arrived(reached, group, heads))
+                collect(group, tuple(inputs))
+                del inputs, reached
+            solve(group)
+        for span, row in zip(spans, runs, strict=True):
+            for lane, run in zip(lanes, row, strict=True):
+                if output:
+                    lane.write(span[0], run.switch() if heads else forward(lane, span, call(span)))
+                else:
+                    run.throw()
+            row.clear()
+
+
+def run_again(
+    lanes: Sequence[Lane],
+    spans: Sequence[Span],
+    call: CallFor,
+    heads: Sequence[str],
+    collect: Collect,
+    solve: Solve,
+    output: bool = True,
+) -> None:
+    """As `run_suspended`, but each group's inputs come from running the layer afresh up to it."""
+
+    def stop(group: int, x: torch.Tensor) -> None:
+        if group == wanted:
+            raise Reached(x)
+
+    for group in range(len(heads)):
+        wanted = group
+        with Stops(lanes, heads, stop):
+            for span in spans:
+                collect(group, tuple(reach(lane, span, call(span)) for lane in lanes))
+        solve(group)
+    if output:
+        finish(lanes, spans, call)
+
+
+def run_at_once(
+    lanes: Sequence[Lane],
+    spans: Sequence[Span],
+    call: CallFor,
+    heads: Sequence[str],
+    collect: Collect,
+    solve: Solve,
+    output: bool = True,
+) -> None:
+    """Statistics of all groups from the unchanged layer, then all groups solved, then the outputs: two forwards."""
+    last = len(heads) - 1
+    for span in spans:
+        inputs: list[dict[int, torch.Tensor]] = []
+        for lane in lanes:
+            found: dict[int, torch.Tensor] = {}
+
+            def keep(group: int, x: torch.Tensor, found: dict[int, torch.Tensor] = found) -> None:
+                found[group] = x
+                if group == last:
+                    raise Reached(x)
+
+            with Stops([lane], heads, keep):
+                reach(lane, span, call(span))
+            inputs.append(found)
+        for group in range(len(heads)):
+            collect(group, tuple(found[group] for found in inputs))
+    for group in range(len(heads)):
+        solve(group)
+    if output:
+        finish(lanes, spans, call)
+
+
+def finish(lanes: Sequence[Lane], spans: Sequence[Span], call: CallFor) -> None:
+    for span in spans:
+        for lane in lanes:
+            lane.write(span[0], forward(lane, span, call(span)))
+
+
+def forward(lane: Lane, span: Span, call: tuple[tuple[Any, ...], dict[str, Any]]) -> torch.Tensor:
+    args, kwargs = call
+    out = lane.layer(lane.read(*span), *args, **kwargs)
+    return out[0] if isinstance(out, tuple) else out
+
+
+def reach(lane: Lane, span: Span, call: tuple[tuple[Any, ...], dict[str, Any]]) -> torch.Tensor:
+    try:
+        forward(lane, span, call)
+    except Reached as reached:
+        return reached.x
+    raise RuntimeError("the layer ended before it reached a linear that it reached on the meta device")
+
+
+def arrived(reached: Any, group: int, heads: Sequence[str]) -> torch.Tensor:
+    if not (isinstance(reached, tuple) and reached[0] == group):
+        raise RuntimeError(f"the layer did not reach `{heads[group]}` in the order seen on the meta device")
+    x: torch.Tensor = reached[1]
+    return x
+
+
+class Reached(Exception):
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x = x
+
+
+class Stops:
+    """Context: `stop(group, input)` is called before the first linear of each group runs."""
+
+    def __init__(self, lanes: Sequence[Lane], heads: Sequence[str], stop: Callable[[int, torch.Tensor], Any]) -> None:
+        self.lanes, self.heads, self.stop = lanes, heads, stop
+        self.handles: list[Any] = []
+
+    def __enter__(self) -> None:
+        for lane in self.lanes:
+            for group, name in enumerate(self.heads):
+                module = lane.layer.get_submodule(name)
+                self.handles.append(module.register_forward_pre_hook(self._hook(group)))
+
+    def _hook(self, group: int) -> Any:
+        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            self.stop(group, inputs[0])
+
+        return hook
+
+    def __exit__(self, *exc: object) -> None:
+        for handle in self.handles:
+            handle.remove()

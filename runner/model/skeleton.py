@@ -1,0 +1,308 @@
+"""A causal language model of transformers whose weights come and go: built on the meta device, one layer real at a time.
+
+Nothing here knows an architecture. The decoder layers are found as the module list that holds them, buffers that no
+checkpoint carries (rotary tables, masks) are rebuilt by the model's own initializer, and one probing forward with
+pass-through layers records the arguments that each layer is called with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from runner.errors import Diagnostic, RecipeError
+from runner.model.shards import ShardReader
+from runner.model.statistics import fast_bf16
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Skeleton:
+    """A checkpoint opened for streaming. `layers[i]` is on the meta device except between `load` and `free`."""
+
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        self.folder = folder
+        self.device = torch.device(device)
+        self.reader = ShardReader(folder)
+        config = AutoConfig.from_pretrained(folder)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config  # packed weights are read as dense ones, by the reader
+        self.config = config
+        self.stored_dtype = stored_dtype(config)
+        self.dtype = compute_dtype(self.stored_dtype, self.device)
+        with torch.device("meta"):
+            self.model = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
+        self.model.eval().requires_grad_(False)
+        self.layers_name, layers = find_layers(self.model, config)
+        self.layers: list[nn.Module] = list(layers)
+        self._names = stored_names(self.model, self.reader)
+        self._tied = tied_names(self.model)
+        self._wrap = False  # whether this architecture's layers return a tuple
+        self._check()
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def layer_name(self, index: int) -> str:
+        """The name of a decoder layer in the skeleton: "model.layers.3"."""
+        return f"{self.layers_name}.{index}"
+
+    def stored_module(self, name: str) -> str:
+        """The name that a module with a weight has in the checkpoint."""
+        return self._names[f"{name}.weight"].removesuffix(".weight")
+
+    def stored_layer_prefix(self, index: int) -> str:
+        """What all tensors of a decoder layer start with in the checkpoint: "model.layers.3."."""
+        inner = self.layer_name(index)
+        for name, stored in self._names.items():
+            if name.startswith(inner + "."):
+                return stored.removesuffix(name.removeprefix(inner + "."))
+        raise RecipeError([Diagnostic("R404", f"layer {index} of {self.folder} has no parameters")])
+
+    def load(self, index: int) -> nn.Module:
+        """Read one decoder layer from the shards into memory; weights are checked to be finite."""
+        layer = self.layers[index]
+        self._materialize(layer, self.layer_name(index) + ".")
+        return layer
+
+    def free(self, index: int) -> None:
+        self.layers[index].to("meta")
+
+    def load_rest(self, *, embedding: bool = True) -> None:
+        """Make everything outside the decoder layers real; without `embedding` the input table stays away unless tied."""
+        skipped = None
+        if not embedding and not self._tied:
+            skipped = self.model.get_input_embeddings()
+        for name, module in self.model.named_modules():
+            if name == self.layers_name or name.startswith(self.layers_name + ".") or module is skipped:
+                continue
+            self._materialize(module, f"{name}." if name else "", recurse=False)
+
+    def free_rest(self) -> None:
+        for name, module in self.model.named_modules():
+            if not (name == self.layers_name or name.startswith(self.layers_name + ".")):
+                module._apply(lambda tensor: tensor.to("meta"), recurse=False)
+
+    def calls(self, ids: torch.Tensor) -> tuple[torch.Tensor, list[Call]]:
+        """Embed `ids` [batch, length] and return the first layer's input [batch, length, hidden] and, for every layer,
+
+        the positional and keyword arguments it gets after the hidden states. Needs `load_rest`.
+        """
+        hidden: torch.Tensor | None = None
+        for wrap in (False, True):
+            self._wrap = wrap
+            recorders = [Recorder(layer, wrap, i == len(self) - 1) for i, layer in enumerate(self.layers)]
+            with self._replaced(recorders), contextlib.suppress(EndOfLayers):
+                self.model(input_ids=ids, use_cache=False)
+            hidden = recorders[0].hidden
+            if all(r.hidden is not None and hidden is not None and r.hidden.shape == hidden.shape for r in recorders):
+                break
+        assert hidden is not None
+        return hidden, [recorder.call for recorder in recorders]
+
+    def logits(self, hidden: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        """The model's head on final hidden states [batch, length, hidden], at the positions `keep`: float32 logits.
+
+        The model's own forward runs around injected layers, so that norms, scalings and soft caps are its own.
+        """
+        with self._replaced([Injector(layer, hidden, self._wrap) for layer in self.layers]):
+            out = self.model(inputs_embeds=hidden, use_cache=False, logits_to_keep=keep).logits
+        logits: torch.Tensor = out.float()
+        return logits
+
+    def _replaced(self, modules: list[Any]) -> Any:
+        return replaced(self.model, self.layers_name, modules)
+
+    def _check(self) -> None:
+        """Every tensor the model wants is in the shards, with the shape it wants."""
+        missing, wrong = [], []
+        wanted = [*self.model.named_parameters(), *persistent_buffers(self.model)]
+        for name, tensor in wanted:
+            stored = self._names.get(name, name)
+            if self._packed(stored):
+                continue
+            header = self.reader.headers.get(stored)
+            if header is None:
+                if name not in self._tied:
+                    missing.append(stored)
+            elif tuple(header.shape) != tuple(tensor.shape):
+                wrong.append(f"`{stored}` is {list(header.shape)} in {header.shard}, the model wants {list(tensor.shape)}")
+        found = [
+            *(Diagnostic("R406", f"tensor `{n}` is missing from {self.folder}") for n in missing),
+            *(Diagnostic("R407", text) for text in wrong),
+        ]
+        if found:
+            raise RecipeError(found)
+
+    def _materialize(self, module: nn.Module, prefix: str, recurse: bool = True) -> None:
+        modules = module.named_modules() if recurse else [("", module)]
+        for name, inner in modules:
+            where = f"{prefix}{name}." if name else prefix
+            for key, parameter in list(inner._parameters.items()):
+                if parameter is not None and parameter.is_meta:
+                    inner._parameters[key] = self._parameter(inner, key, where)
+            saved = dict(persistent_buffers(inner, recurse=False))
+            fresh = False
+            for key, buffer in list(inner._buffers.items()):
+                if buffer is not None and buffer.is_meta:
+                    if key in saved and where + key in self._names:
+                        inner._buffers[key] = self.reader.read(self._names[where + key]).to(self.device)
+                    else:
+                        inner._buffers[key] = torch.empty_like(buffer, device=self.device)
+                        fresh = True
+            if fresh:
+                self.model._init_weights(inner)
+
+    def _parameter(self, module: nn.Module, key: str, where: str) -> nn.Parameter:
+        name = where + key
+        stored = self._names.get(name, name)
+        packed = self._packed(stored)
+        if stored not in self.reader.headers and not packed and name in self._tied:
+            stored = self._names[self._tied[name]]
+        tensor = self.reader.read_module_weight(stored.removesuffix(".weight")) if packed else self.reader.read(stored)
+        if packed and tensor.shape != module._parameters[key].shape:  # type: ignore[union-attr]
+            tensor = tensor.T.contiguous()  # GPT-2's Conv1D keeps [in, out]
+        parameter = nn.Parameter(tensor.to(self.device, self.dtype), requires_grad=False)
+        parameter._is_hf_initialized = True  # type: ignore[attr-defined]  # or _init_weights would draw it anew
+        return parameter
+
+    def _packed(self, stored: str) -> bool:
+        module, dot, key = stored.rpartition(".")
+        return key == "weight" and self.reader.is_packed(module)
+
+
+class Recorder(nn.Module):
+    """Stands in for a decoder layer and keeps what it was called with; attributes are the layer's own."""
+
+    def __init__(self, layer: nn.Module, wrap: bool, last: bool = False) -> None:
+        super().__init__()
+        self.__dict__["layer"] = layer
+        self.wrap = wrap
+        self.last = last
+        self.hidden: torch.Tensor | None = None
+        self.call: Call = ((), {})
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["layer"], name)
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.hidden = hidden_states
+        self.call = (args, kwargs)
+        if self.last:
+            raise EndOfLayers
+        return (hidden_states,) if self.wrap else hidden_states
+
+
+class Injector(Recorder):
+    """Returns given hidden states whatever it is called with."""
+
+    def __init__(self, layer: nn.Module, hidden: torch.Tensor, wrap: bool) -> None:
+        super().__init__(layer, wrap)
+        self.given = hidden
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (self.given,) if self.wrap else self.given
+
+
+class EndOfLayers(Exception):
+    """Ends a probing forward once the last layer's arguments are known."""
+
+
+class replaced:
+    """Context: the decoder layers of a model are others for a while."""
+
+    def __init__(self, model: nn.Module, name: str, modules: list[nn.Module]) -> None:
+        self.owner = model.get_submodule(name.rpartition(".")[0])
+        self.attribute = name.rpartition(".")[2]
+        self.modules = nn.ModuleList(modules)
+
+    def __enter__(self) -> None:
+        self.kept = self.owner._modules[self.attribute]
+        self.owner._modules[self.attribute] = self.modules
+
+    def __exit__(self, *exc: object) -> None:
+        self.owner._modules[self.attribute] = self.kept
+
+
+def stored_names(model: Any, reader: ShardReader) -> dict[str, str]:
+    """Parameter or buffer name in the model → name in the checkpoint, by transformers' own table of renamings.
+
+    A packed module counts as holding `<module>.weight`.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+    transforms = get_model_conversion_mapping(model)
+    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+    converters = [t for t in transforms if not isinstance(t, WeightRenaming)]
+    wanted = model.state_dict()
+    names: dict[str, str] = {}
+    for stored in reader.names():
+        module, dot, key = stored.rpartition(".")
+        weight = f"{module}.weight" if key in ("weight_packed", "qweight") else stored
+        name, converter = rename_source_key(weight, renamings, converters, model.base_model_prefix, wanted)
+        if converter is not None:
+            message = f"`{stored}` is stored in a form that transformers converts on loading, which cannot be streamed"
+            raise RecipeError([Diagnostic("R408", message, "load it with transformers and save it again")])
+        names[name] = weight
+    return names
+
+
+def find_layers(model: nn.Module, config: Any) -> tuple[str, nn.ModuleList]:
+    """The outermost module list with as many entries as the configuration has hidden layers."""
+    text = config.get_text_config()
+    count = text.num_hidden_layers
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return name, module
+    raise RecipeError([Diagnostic("R404", f"{type(model).__name__} has no list of {count} decoder layers")])
+
+
+def persistent_buffers(module: nn.Module, recurse: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
+    """Buffers that a checkpoint carries."""
+    for name, inner in module.named_modules() if recurse else [("", module)]:
+        for key, buffer in inner._buffers.items():
+            if buffer is not None and key not in inner._non_persistent_buffers_set:
+                yield (f"{name}.{key}" if name else key), buffer
+
+
+def tied_names(model: Any) -> dict[str, str]:
+    """Parameter name → the name it shares its tensor with, where the configuration ties the embeddings."""
+    if not getattr(model.config, "tie_word_embeddings", False):
+        return {}
+    keys = getattr(model, "_tied_weights_keys", None) or {}
+    if isinstance(keys, dict):
+        return dict(keys)
+    embedding = model.get_input_embeddings()
+    source = next(n for n, m in model.named_modules() if m is embedding)
+    return {key: f"{source}.weight" for key in keys}
+
+
+def stored_dtype(config: Any) -> torch.dtype:
+    dtype = getattr(config, "dtype", None) or torch.float32
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+
+def compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """What the forward runs in: the stored type where the hardware multiplies it fast, float32 elsewhere."""
+    if device.type != "cpu":
+        return stored
+    if stored == torch.bfloat16 and fast_bf16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def dense_copy(layer: nn.Module) -> nn.Module:
+    """The layer with its present weights, which later changes of the original do not touch."""
+    return copy.deepcopy(layer)

@@ -1,0 +1,200 @@
+"""The layer stream: a checkpoint goes through a layer-wise method one decoder layer at a time.
+
+    for each decoder layer: read it ─► run the calibration batches up to each group of linears, collecting what the method
+    asked for ─► transform the group ─► run on with the new weights ─► write the layer ─► note how far we are, free
+
+A step killed at any moment goes on at its first unfinished layer and ends with the same bytes: finished layers are on disk as
+parts, and the hidden states that enter the next layer are in a file whose digest is checked before it is trusted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from runner.model import passes, state
+from runner.model.context import Context, Result
+from runner.model.flow import Flow
+from runner.model.gather import Gatherer
+from runner.model.facts import CheckpointFacts
+from runner.model.headers import facts as read_facts
+from runner.model.memory import SUSPEND_LIMIT, hidden_size, suspended_bytes, widest
+from runner.model.method import LayerMethod, Statistics, Transformed
+from runner.model.output import Output
+from runner.model.shards import ShardReader
+from runner.model.skeleton import Skeleton, dense_copy
+from runner.model.solve import dense, solve
+
+
+def transform(ctx: Context, method: LayerMethod) -> Result:
+    """Run a layer-wise method over a checkpoint; the new checkpoint is in `ctx.out_dir`."""
+    want = method.wants(ctx.params)
+    facts = read_facts(ctx.inputs["checkpoint"].path, str(ctx.inputs["checkpoint"].path))
+    reader = ShardReader(ctx.inputs["checkpoint"].path)
+    transposed = frozenset(linear.name for linear in facts.linears if linear.transposed)
+    output = Output(ctx, reader, facts)
+    names = [facts.layer_tensors(index) for index in range(facts.layer_count)]
+    path = ctx.out_dir.parent / "progress.json"
+    progress = state.load(path, facts.layer_count)
+    if want == "none":
+        layers: Any = WeightsOnly(ctx, method, reader, facts, transposed)
+    else:
+        layers = Calibrated(ctx, method, want, facts, transposed)
+    progress = layers.begin(progress)
+    with torch.no_grad():
+        for index in range(progress.layer, facts.layer_count):
+            ctx.safe_point()
+            started = time.perf_counter()
+            changed = layers.run(index)
+            result = output.layer(index, names[index], changed)
+            progress.results.append(result)
+            progress.layer, progress.hidden = index + 1, layers.finished(index + 1)
+            progress.save(path)
+            layers.drop(index)
+            ctx.emit(
+                "layer", layer=index + 1, layers=facts.layer_count, seconds=time.perf_counter() - started,
+                error=mean(result, "error"),
+            )  # fmt: skip
+    layers.close()
+    output.finish({name for layer in names for name in layer}, progress.results)
+    return summary(ctx, progress.results)
+
+
+class WeightsOnly:
+    """Layers for a method that needs no calibration: weights are read one linear at a time, nothing is run."""
+
+    def __init__(
+        self, ctx: Context, method: LayerMethod, reader: ShardReader, facts: CheckpointFacts, transposed: frozenset[str]
+    ) -> None:
+        self.ctx, self.method, self.reader, self.facts, self.transposed = ctx, method, reader, facts, transposed
+
+    def begin(self, progress: state.Progress) -> state.Progress:
+        return progress
+
+    def run(self, index: int) -> dict[str, Transformed]:
+        changed: dict[str, Transformed] = {}
+        for linear in self.facts.linears:
+            if linear.layer == index:
+                weight = self.reader.read_module_weight(linear.name).to(self.ctx.device)
+                weights = {linear.name: weight.T if linear.name in self.transposed else weight}
+                changed |= solve(self.method, self.ctx.params, weights, Statistics())
+        return changed
+
+    def finished(self, layer: int) -> list[str]:
+        return []
+
+    def drop(self, layer: int) -> None:
+        """Nothing flows, so nothing is left behind."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Calibrated:
+    """Layers for a method that looks at calibration inputs."""
+
+    def __init__(
+        self, ctx: Context, method: LayerMethod, want: str, facts: CheckpointFacts, transposed: frozenset[str]
+    ) -> None:
+        self.ctx, self.method, self.want, self.facts, self.transposed = ctx, method, want, facts, transposed
+        self.skeleton = Skeleton(ctx.inputs["checkpoint"].path, ctx.device)
+        self.ids = ctx.data("data")
+        self.flow = Flow(self.skeleton, self.ids, ctx.scratch_dir, lanes=2 if want == "cross" else 1)
+        self.pass_ = self._choose_pass()
+
+    def begin(self, progress: state.Progress) -> state.Progress:
+        with torch.no_grad():
+            if self.flow.begin(progress.layer, progress.hidden):
+                return progress
+            self.ctx.emit("message", level="warning", text="the hidden states of the interrupted run are not intact: "
+                          "starting again at the first layer")  # fmt: skip
+            self.flow.begin(0, [])
+            return state.Progress(len(self.skeleton))
+
+    def run(self, index: int) -> dict[str, Transformed]:
+        flow, skeleton = self.flow, self.skeleton
+        layer = skeleton.layers[index]
+        linears = {name: module for name, module in layer.named_modules() if is_linear(module)}
+        args, kwargs = flow.call(index, flow.spans[0])
+        hidden = torch.empty((flow.spans[0][1], *flow.file(0, index).shape[1:]), device="meta", dtype=skeleton.dtype)
+        groups = passes.find_groups(layer, list(linears), hidden, args, kwargs)
+        skeleton.load(index)
+        lanes = [flow.lane(0, index, layer)]
+        if flow.lanes == 2:
+            lanes.append(flow.lane(1, index, dense_copy(layer)))
+        changed: dict[str, Transformed] = {}
+        gatherers: dict[int, Gatherer] = {}
+
+        def collect(group: int, inputs: tuple[torch.Tensor, ...]) -> None:
+            if group not in gatherers:
+                gatherers[group] = Gatherer(self.want, inputs[0].shape[-1], inputs[0].device)
+            gatherers[group].add(*inputs)
+
+        def solve_group(group: int) -> None:
+            members = {self._stored(index, name): linears[name] for name in groups[group]}
+            weights = {name: self._weight(name, module) for name, module in members.items()}
+            done = solve(self.method, self.ctx.params, weights, gatherers.pop(group).finish())
+            for name, result in done.items():
+                new = dense(result, skeleton.stored_dtype)
+                parameter = members[name].weight
+                assert isinstance(parameter, torch.Tensor)
+                parameter.copy_(new.T if name in self.transposed else new)
+            changed.update(done)
+
+        last = index == len(skeleton) - 1
+        heads = [names[0] for names in groups]
+        self.pass_(lanes, flow.spans, lambda s: flow.call(index, s), heads, collect, solve_group, output=not last)
+        skeleton.free(index)
+        return changed
+
+    def _stored(self, index: int, name: str) -> str:
+        return self.skeleton.stored_module(f"{self.skeleton.layer_name(index)}.{name}")
+
+    def _weight(self, name: str, module: nn.Module) -> torch.Tensor:
+        """The weight [out, in] in the type it is stored in: what the forward rounded is not what is quantized."""
+        weight = module.weight
+        assert isinstance(weight, torch.Tensor)
+        if weight.dtype != self.skeleton.stored_dtype:
+            weight = weight.to(self.skeleton.stored_dtype)
+        return weight.T if name in self.transposed else weight
+
+    def _choose_pass(self) -> Any:
+        if not self.ctx.params.get("true_sequential", True):
+            return passes.run_at_once
+        tokens, value = self.ids.numel(), self.skeleton.dtype.itemsize
+        width = hidden_size(self.facts.config)
+        held = suspended_bytes(tokens, width, widest(self.facts), value, self.flow.lanes)
+        return passes.run_suspended if held <= SUSPEND_LIMIT else passes.run_again
+
+    def finished(self, layer: int) -> list[str]:
+        return self.flow.finished(layer) if layer < len(self.skeleton) else []
+
+    def drop(self, layer: int) -> None:
+        self.flow.drop(layer)
+
+    def close(self) -> None:
+        self.flow.drop(len(self.skeleton))
+
+
+def is_linear(module: nn.Module) -> bool:
+    """A linear module: nn.Linear, or GPT-2's Conv1D, which keeps its weight transposed."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def mean(result: Mapping[str, Any], metric: str) -> float | None:
+    values = [m[metric] for m in result["modules"].values() if metric in m]
+    return sum(values) / len(values) if values else None
+
+
+def summary(ctx: Context, results: list[dict[str, Any]]) -> Result:
+    """Metrics of the whole step: the mean of every metric over modules, and the bytes written."""
+    modules = [m for layer in results for m in layer["modules"].values()]
+    keys = sorted({k for m in modules for k, v in m.items() if isinstance(v, float)})
+    metrics = {k: sum(m[k] for m in modules if k in m) / sum(k in m for m in modules) for k in keys}
+    metrics["bytes"] = sum(p.stat().st_size for p in ctx.out_dir.glob("*.safetensors"))
+    metrics["modules"] = len(modules)
+    return Result(metrics=metrics, details={"layers": results})

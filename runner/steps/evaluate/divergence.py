@@ -1,0 +1,63 @@
+"""How far a checkpoint has moved from another one: KL(against ‖ checkpoint) per token and agreement of the top token."""
+
+from __future__ import annotations
+
+from runner.errors import Diagnostic
+from runner.steps import streamed
+from runner.steps.protocol import CHECKPOINT, METRICS_ONLY, QUANTIZED, Context, Cost, Inputs, Params, Result
+
+VERSION = 1
+CONSUMES = (CHECKPOINT, QUANTIZED)
+PRODUCES = METRICS_ONLY
+REQUIRES = ()
+METRICS = ("kl", "top1_agreement", "tokens")
+
+
+def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
+    found = streamed.check(params, inputs)
+    ours, theirs = (facts.config.get("vocab_size") for facts in (inputs.checkpoint, inputs.others["against"]))
+    if ours != theirs:
+        message = f"`against` has a vocabulary of {theirs} tokens, the checkpoint one of {ours}"
+        found.append(Diagnostic("R420", message, "compare checkpoints of one tokenizer", path=("against",)))
+    return found
+
+
+def estimate(params: Params, inputs: Inputs) -> Cost:
+    return streamed.estimate_forward(
+        [inputs.checkpoint, inputs.others["against"]], inputs.data["data"], inputs.machine
+    )
+
+
+def run(ctx: Context) -> Result:
+    import torch
+    from torch.nn.functional import kl_div
+
+    from runner.model.forward import final_hidden, position_chunks
+    from runner.model.skeleton import Skeleton
+
+    ids = ctx.data("data")
+    base = Skeleton(ctx.inputs["against"].path, ctx.device)
+    mine = Skeleton(ctx.inputs["checkpoint"].path, ctx.device)
+    staging = ctx.out_dir.parent
+    base_flow = final_hidden(ctx, base, ids, ctx.scratch_dir / "against", staging / "against.json", "against")
+    my_flow = final_hidden(ctx, mine, ids, ctx.scratch_dir / "checkpoint", staging / "progress.json", "checkpoint")
+    base_final, my_final = base_flow.file(0, len(base)), my_flow.file(0, len(mine))
+    base.load_rest(embedding=False)
+    mine.load_rest(embedding=False)
+    vocabulary = mine.config.get_text_config().vocab_size
+    total, agree = torch.zeros((), dtype=torch.float64), 0
+    with torch.no_grad():
+        for start, stop in my_flow.spans:
+            theirs = base_final.read(start, stop).to(base.device)
+            ours = my_final.read(start, stop).to(mine.device)
+            for keep in position_chunks(my_flow.length, 2 * (stop - start), vocabulary):
+                p = base.logits(theirs, keep).log_softmax(-1)
+                q = mine.logits(ours, keep).log_softmax(-1)
+                total += kl_div(q, p, log_target=True, reduction="sum").double().cpu()
+                agree += int((p.argmax(-1) == q.argmax(-1)).sum())
+            ctx.emit("progress", phase="logits", done=stop, total=my_flow.windows, unit="windows")
+    tokens = my_flow.windows * (my_flow.length - 1)
+    return Result(
+        metrics={"kl": float(total) / tokens, "top1_agreement": agree / tokens, "tokens": tokens},
+        details={"sequence_length": my_flow.length, "windows": my_flow.windows},
+    )

@@ -1,0 +1,54 @@
+"""Perplexity as the papers count it: non-overlapping windows of L tokens, L − 1 targets each, exp of the mean loss."""
+
+from __future__ import annotations
+
+import math
+
+from runner.errors import Diagnostic
+from runner.steps import streamed
+from runner.steps.protocol import CHECKPOINT, METRICS_ONLY, QUANTIZED, Context, Cost, Inputs, Params, Result
+
+VERSION = 1
+CONSUMES = (CHECKPOINT, QUANTIZED)
+PRODUCES = METRICS_ONLY
+REQUIRES = ()
+METRICS = ("perplexity", "loss", "tokens", "windows")
+
+
+def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
+    return streamed.check(params, inputs)
+
+
+def estimate(params: Params, inputs: Inputs) -> Cost:
+    return streamed.estimate_forward([inputs.checkpoint], inputs.data["data"], inputs.machine)
+
+
+def run(ctx: Context) -> Result:
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from runner.model.forward import final_hidden, position_chunks
+    from runner.model.skeleton import Skeleton
+
+    ids = ctx.data("data")
+    skeleton = Skeleton(ctx.inputs["checkpoint"].path, ctx.device)
+    progress = ctx.out_dir.parent / "progress.json"
+    flow = final_hidden(ctx, skeleton, ids, ctx.scratch_dir, progress, "layers")
+    final = flow.file(0, len(skeleton))
+    skeleton.load_rest(embedding=False)
+    total = torch.zeros((), dtype=torch.float64)
+    with torch.no_grad():
+        for start, stop in flow.spans:
+            hidden = final.read(start, stop).to(skeleton.device)
+            window = ids[start:stop].to(skeleton.device)
+            for keep in position_chunks(flow.length, stop - start, skeleton.config.get_text_config().vocab_size):
+                logits = skeleton.logits(hidden, keep)
+                targets = window[:, keep + 1]
+                total += cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum").double().cpu()
+            ctx.emit("progress", phase="logits", done=stop, total=flow.windows, unit="windows")
+    tokens = flow.windows * (flow.length - 1)
+    loss = float(total) / tokens
+    return Result(
+        metrics={"perplexity": math.exp(loss), "loss": loss, "tokens": tokens, "windows": flow.windows},
+        details={"sequence_length": flow.length},
+    )

@@ -1,0 +1,156 @@
+"""What layer-wise kinds share, so that such a kind is its `transform` and a schema.
+
+    method = LayerMethod(transform, statistics="hessian", stacked=True)
+    check, estimate, outcome, run = bind(method)
+
+`check` refuses what the stream or the format cannot do, naming every module; `estimate` forecasts from the headers;
+`outcome` says what the checkpoint will hold; `run` streams. Imported by the planner: no torch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from runner.errors import Diagnostic
+from runner.model import memory
+from runner.model.context import Context, Result
+from runner.model.facts import DTYPE_BYTES, CheckpointFacts, TensorHeader
+from runner.model.formats import scale_dtype, stored_tensors, validate
+from runner.model.method import LayerMethod, matches
+from runner.model.schemes import chosen, scheme
+from runner.steps.protocol import Cost, Inputs, Params
+
+Bound = tuple[
+    Callable[[Params, Inputs], list[Diagnostic]],
+    Callable[[Params, Inputs], Cost],
+    Callable[[Params, Inputs], CheckpointFacts],
+    Callable[[Context], Result],
+]
+
+
+def bind(method: LayerMethod) -> Bound:
+    """`check, estimate, outcome, run` of a kind."""
+    return check, partial(estimate, method), outcome, partial(run, method)
+
+
+def run(method: LayerMethod, ctx: Context) -> Result:
+    from runner.model.stream import transform
+
+    return transform(ctx, method)
+
+
+def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
+    facts = inputs.checkpoint
+    found = unmatched(params, facts)
+    linears = chosen(params, facts)
+    if not linears:
+        found.append(Diagnostic("R410", "`ignore` leaves no linear module to change", path=("ignore",)))
+    refused: dict[str, list[str]] = {}
+    for linear, own in linears.items():
+        stored = scheme(own)
+        if stored is None:
+            continue
+        why = validate(own["format"], stored, linear.in_features, linear.out_features, linear.transposed)
+        if why is not None:
+            refused.setdefault(why[1], []).append(f"`{linear.name}` {why[0]}")
+    for remedy, modules in refused.items():
+        noun = "1 module" if len(modules) == 1 else f"{len(modules)} modules"
+        lines = "\n".join(f"    {m}" for m in modules)
+        found.append(Diagnostic("R411", f"{noun} cannot be stored as asked:\n{lines}", remedy, path=("group_size",)))
+    return found
+
+
+def unmatched(params: Params, facts: CheckpointFacts) -> list[Diagnostic]:
+    """Patterns that name no module of this model: most likely a typing error. "lm_head" is never complained about."""
+    names = [linear.name for linear in facts.linears]
+    found = []
+    for key in ("ignore", "overrides", "per_layer"):
+        for pattern in params.get(key) or ():
+            if pattern != "lm_head" and not any(matches(pattern, name) for name in names):
+                tails = ", ".join(f"`{t}`" for t in sorted({n.rpartition(".")[2] for n in names}))
+                message = f"`{key}` names `{pattern}`, which matches no linear module of this model"
+                found.append(Diagnostic("R412", message, f"its linear modules are {tails}", path=(key,)))
+    return found
+
+
+def estimate(method: LayerMethod, params: Params, inputs: Inputs) -> Cost:
+    facts, machine = inputs.checkpoint, inputs.machine
+    disk = sum(tensor.nbytes for tensor in outcome(params, inputs).tensors.values())
+    biggest = max((i.in_features * i.out_features for i in facts.linears), default=0)
+    weights = sum(i.in_features * i.out_features for i in facts.linears)
+    copy_seconds = 2 * disk / machine.disk_bytes_per_second
+    want = method.wants(params)
+    if want == "none":
+        seconds = 2.5 + copy_seconds + facts.nbytes / machine.disk_bytes_per_second + 60 * weights / machine.flops
+        return Cost(memory.WEIGHTS_RUNTIME + working_bytes(biggest), disk, disk, seconds)
+    data = inputs.data["data"]
+    lanes = 2 if want == "cross" else 1
+    tokens = data.tokens
+    value = memory.compute_bytes(facts, machine.device)
+    hidden, columns = memory.hidden_size(facts.config), memory.widest(facts)
+    held = memory.suspended_bytes(tokens, hidden, columns, value, lanes)
+    suspends = held <= memory.SUSPEND_LIMIT and params.get("true_sequential", True)
+    moments = 0 if want == "input_norms" else 4 * columns**2 * (3 + lanes)
+    stack = max_stack(method, params, facts)
+    peak = (
+        memory.RUNTIME
+        + max(memory.layer_bytes(facts, value) * lanes, memory.rest_bytes(facts, value))
+        + (held if suspends else 0)
+        + max(memory.batch_bytes(facts, data.sequence_length, value), moments + working_bytes(stack))
+    )
+    forward = 2 * tokens * weights * lanes * (1 if suspends else 2.6)
+    square = 0.0 if want == "input_norms" else sum(tokens * k**2 for k in distinct_inputs(facts)) * (2 * lanes - 1)
+    seconds = 5 + copy_seconds + (forward + square) / machine.flops
+    scratch = disk + 2 * lanes * tokens * hidden * value
+    return Cost(peak, disk, scratch, seconds)
+
+
+def working_bytes(weights: int) -> int:
+    """float32 copies of the weights being solved: the weight, its working copy, its grid search."""
+    return 4 * 4 * weights
+
+
+def max_stack(method: LayerMethod, params: Params, facts: CheckpointFacts) -> int:
+    """The most weights that are solved at once: linears of equal input width in one layer may see one input."""
+    if not method.stacked:
+        return max((i.in_features * i.out_features for i in facts.linears), default=0)
+    sizes: dict[tuple[int, int], int] = {}
+    for linear in facts.linears:
+        key = (linear.layer, linear.in_features)
+        sizes[key] = sizes.get(key, 0) + linear.in_features * linear.out_features
+    return max(sizes.values(), default=0)
+
+
+def distinct_inputs(facts: CheckpointFacts) -> list[int]:
+    """Input widths of the groups of a layer, over all layers; four groups a layer in the usual block."""
+    widths: list[int] = []
+    for layer in range(facts.layer_count):
+        columns = [linear.in_features for linear in facts.linears if linear.layer == layer]
+        widths += sorted(columns)[-1:] + sorted(set(columns)) * 3 if len(columns) > 4 else columns
+    return widths
+
+
+def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
+    """The checkpoint that will be written: packed tensors in place of the weights that get a scheme."""
+    facts = inputs.checkpoint
+    tensors = dict(facts.tensors)
+    quantized = False
+    for linear, own in chosen(params, facts).items():
+        stored = scheme(own)
+        if stored is None:
+            continue
+        quantized = True
+        header = tensors.pop(f"{linear.name}.weight")
+        new = stored_tensors(
+            own["format"], linear.name, stored, linear.out_features, linear.in_features,
+            scale_dtype(own["format"], header.dtype),
+        )  # fmt: skip
+        for name, (dtype, shape) in new.items():
+            size = DTYPE_BYTES[dtype]
+            for extent in shape:
+                size *= extent
+            tensors[name] = TensorHeader(name, dtype, shape, "", 0, size)
+    method = {"gptq": "gptq", "pack-quantized": "compressed-tensors"}.get(str(params.get("format")))
+    mark = {"quant_method": method} if quantized else facts.quantization
+    return replace(facts, tensors=tensors, quantization=mark)

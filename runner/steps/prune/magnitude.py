@@ -1,0 +1,24 @@
+"""Magnitude pruning: the weights of least absolute value become zero, within each tensor or each n:m group."""
+
+from __future__ import annotations
+
+from runner.model.method import LayerMethod, Linear, Statistics, Transformed
+from runner.steps.layerwise import bind
+from runner.steps.protocol import CHECKPOINT, Params
+
+VERSION = 1
+CONSUMES = (CHECKPOINT,)
+PRODUCES = CHECKPOINT
+REQUIRES = ()
+METRICS = ()
+
+
+def transform(linear: Linear, statistics: Statistics, params: Params) -> Transformed:
+    from runner.steps.prune import masks
+
+    keep = masks.magnitude_mask(linear.weight, params["sparsity"], params["pattern"])
+    return masks.applied(linear.weight, keep)
+
+
+method = LayerMethod(transform)
+check, estimate, outcome, run = bind(method)

@@ -1,0 +1,34 @@
+"""Round to nearest: every weight to the closest point of a grid laid over its tensor, channel or group. No calibration."""
+
+from __future__ import annotations
+
+from runner.model.method import LayerMethod, Linear, Statistics, Transformed
+from runner.steps.layerwise import bind
+from runner.steps.protocol import CHECKPOINT, QUANTIZED, Params
+
+VERSION = 1
+CONSUMES = (CHECKPOINT,)
+PRODUCES = QUANTIZED
+REQUIRES = ()
+METRICS = ()
+
+
+def transform(linear: Linear, statistics: Statistics, params: Params) -> Transformed:
+    """Weight error is relative: ‖Q − W‖² / ‖W‖²."""
+    from runner.model.formats import storage
+    from runner.steps.quantize.grid import quantize_rtn
+
+    quantized = quantize_rtn(
+        linear.weight,
+        bits=params["bits"],
+        group_size=params["group_size"],
+        symmetric=params["symmetric"],
+        scale_dtype=storage(params["format"], linear.dtype),
+    )
+    error = quantized.dequantize(linear.dtype).float() - linear.weight
+    total = linear.weight.square().sum().clamp_min(1e-30)
+    return Transformed(quantized=quantized, metrics={"weight_error": float(error.square().sum() / total)})
+
+
+method = LayerMethod(transform)
+check, estimate, outcome, run = bind(method)

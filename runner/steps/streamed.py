@@ -1,0 +1,33 @@
+"""What kinds that only run a checkpoint forward share. Imported by the planner: no torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from runner.errors import Diagnostic
+from runner.model import memory
+from runner.model.facts import CheckpointFacts
+from runner.steps.protocol import Cost, DataFacts, Inputs, MachineFacts, Params
+
+
+def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
+    """Nothing to refuse beyond what opening the model and the data already refuses."""
+    return []
+
+
+def estimate_forward(models: Sequence[CheckpointFacts], data: DataFacts, machine: MachineFacts) -> Cost:
+    """A forward of all tokens through each model, one layer at a time, and the logits of a few windows at once."""
+    peak, seconds, scratch = 0, 5.0, 0
+    heads = 0
+    for facts in models:
+        value = memory.compute_bytes(facts, machine.device)
+        batch = memory.batch_bytes(facts, data.sequence_length, value)
+        rest = memory.rest_bytes(facts, value)
+        heads += rest
+        peak = max(peak, max(memory.layer_bytes(facts, value), rest) + batch)
+        weights = sum(i.in_features * i.out_features for i in facts.linears)
+        head = memory.hidden_size(facts.config) * int(memory.text_config(facts.config).get("vocab_size", 0))
+        seconds += 2 * data.tokens * (weights + head) / machine.flops
+        scratch += 2 * data.tokens * memory.hidden_size(facts.config) * value
+    logits = memory.LOGIT_BYTES * 3 + heads
+    return Cost(memory.RUNTIME + max(peak, logits), 0, scratch, seconds)

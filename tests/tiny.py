@@ -1,0 +1,56 @@
+"""Tiny random checkpoints of many architectures, made on the spot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+COMMON: dict[str, Any] = {
+    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+GROUPED = COMMON | {"num_key_value_heads": 2}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": GROUPED | {"tie_word_embeddings": False},
+    "llama_tied": GROUPED | {"model_type": "llama", "tie_word_embeddings": True},
+    "mistral": GROUPED | {"sliding_window": 8},
+    "qwen2": GROUPED | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+    "qwen3": GROUPED | {"head_dim": 16},
+    "gemma2": GROUPED | {"head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8},
+    "gemma3_text": GROUPED | {"head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8},
+    "phi3": GROUPED | {"original_max_position_embeddings": 64},
+    "gpt2": {"vocab_size": 96, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "bos_token_id": 1,
+             "eos_token_id": 2},
+    "opt": {"vocab_size": 96, "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "max_position_embeddings": 64, "word_embed_proj_dim": 32, "bos_token_id": 1, "eos_token_id": 2},
+    "gpt_neox": COMMON | {"rotary_pct": 0.25},
+}  # fmt: skip
+
+
+def save(
+    folder: Path, name: str = "llama", dtype: torch.dtype = torch.float32, shard: str | None = None, **changes: Any
+) -> Path:
+    """Write a random checkpoint of the named architecture; weights are larger than transformers' own initialization,
+
+    so that outputs differ visibly between tokens.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    values = ARCHITECTURES[name] | changes
+    config = AutoConfig.for_model(values.pop("model_type", name), **values)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model = model.to(dtype)
+    model.config.dtype = dtype
+    model.save_pretrained(folder, **({"max_shard_size": shard} if shard else {}))
+    return folder
+
+
+def tokens(windows: int = 6, length: int = 24, vocabulary: int = 96) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(3, vocabulary, (windows, length), generator=generator)
