@@ -1,0 +1,184 @@
+"""Text → windows of token ids: the one rule, shared by the planner (which counts) and the worker. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runner.errors import Diagnostic, RecipeError
+from runner.model.data_files import documents_of
+from runner.recipe.types import DataSpec
+
+Ids = NDArray[np.int64]
+
+_BATCH_CHARACTERS = 1 << 18  # encoded at once: enough for every core, little enough to stop early
+_JOINT = "\n\n"
+
+
+def windows(spec: DataSpec, files: Sequence[Path], tokenizer_folder: Path) -> Ids:
+    """Token ids [n, sequence_length] of a located data entry, n = samples where the text is long enough.
+
+    packing "documents": bos + tokens + eos of each document, one stream (bos and eos where the model has them);
+    "joined": the documents joined by a blank line and tokenized once, with the tokenizer's own special tokens. The
+    stream is cut from its start, the tail dropped. RecipeError where there is not even one window.
+    """
+    length = spec.sequence_length
+    ids = tokens(spec, documents_of(spec, files), Tokenizer(tokenizer_folder))
+    count = len(ids) // length
+    if count == 0:
+        raise RecipeError([too_short(spec, len(ids))])
+    return ids[: count * length].reshape(count, length)
+
+
+def tokens(spec: DataSpec, documents: Iterable[str], tokenizer: Tokenizer) -> Ids:
+    """The stream of token ids [tokens] that the windows are cut from; no more than `samples` windows of it."""
+    limit = None if spec.samples is None else spec.samples * spec.sequence_length
+    chunks = _joined(documents, tokenizer, limit) if spec.packing == "joined" else _packed(documents, tokenizer, limit)
+    ids = np.concatenate([np.zeros(0, np.int64), *chunks])[:limit]
+    highest = int(ids.max()) if len(ids) else 0
+    if tokenizer.vocabulary is not None and highest >= tokenizer.vocabulary:
+        message = (
+            f"the tokenizer gives the token {highest}; config.json has `vocab_size` = {tokenizer.vocabulary}, "
+            "so the two do not belong together"
+        )
+        raise RecipeError([Diagnostic("R448", message, "download model and tokenizer together")])
+    return ids
+
+
+def too_short(spec: DataSpec, found: int) -> Diagnostic:
+    """The complaint about a text of `found` tokens."""
+    samples, length = spec.samples or 1, spec.sequence_length
+    have = found // length
+    whole = f"{have} window{'' if have == 1 else 's'}"
+    remedy = f"lower `samples` to {have}" if have else f"lower `sequence_length` to {found}" if found > 1 else ""
+    return Diagnostic(
+        "R464",
+        f"data `{spec.name}` asks for {samples} window{'' if samples == 1 else 's'} of {length} tokens = "
+        f"{samples * length:,}; the text has {found:,} ({whole})",
+        f"{remedy}, or name a longer text" if remedy else "name a longer text",
+    )
+
+
+def _packed(documents: Iterable[str], tokenizer: Tokenizer, limit: int | None) -> Iterator[Ids]:
+    bos = [] if tokenizer.bos is None else [tokenizer.bos]
+    eos = [] if tokenizer.eos is None else [tokenizer.eos]
+    total = 0
+    for batch in _batches(documents):
+        for ids in tokenizer.encode(batch, special=False):
+            total += len(ids) + len(bos) + len(eos)
+            yield np.array([*bos, *ids, *eos], np.int64)
+            if limit is not None and total >= limit:
+                return
+
+
+def _joined(documents: Iterable[str], tokenizer: Tokenizer, limit: int | None) -> Iterator[Ids]:
+    """Where only the first tokens are wanted, a prefix of the documents is tokenized: as many as surely hold them.
+
+    The prefix is at least a quarter longer than what is kept, so that its end moves no token that is.
+    """
+    source = iter(documents)
+    if limit is None:
+        yield np.array(tokenizer.encode([_JOINT.join(source)], special=True)[0], np.int64)
+        return
+    text, wanted = "", 8 * limit
+    while True:
+        more = _characters(source, wanted - len(text))
+        text = _JOINT.join([text, *more] if text else more)
+        ids = tokenizer.encode([text], special=True)[0]
+        if not more or 4 * len(ids) >= 5 * limit:
+            yield np.array(ids, np.int64)
+            return
+        wanted = 2 * max(wanted, len(text))
+
+
+def _characters(source: Iterator[str], count: int) -> list[str]:
+    """Documents until they hold `count` characters; at least one if there is one."""
+    taken = list(islice(source, 1))
+    held = sum(map(len, taken))
+    while held < count and (more := list(islice(source, 1))):
+        taken += more
+        held += len(more[0])
+    return taken
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    source = iter(documents)
+    while batch := _characters(source, _BATCH_CHARACTERS):
+        yield batch
+
+
+class Tokenizer:
+    """A model's tokenizer: tokenizer.json by the `tokenizers` package, else what transformers finds in the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        config = _read(folder / "config.json")
+        vocabulary = config.get("vocab_size")
+        self.vocabulary = vocabulary if isinstance(vocabulary, int) else None
+        self._fast: Any = None
+        self._slow: Any = None
+        if is_fast(folder):
+            import tokenizers
+
+            try:
+                self._fast = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+            except Exception as error:  # noqa: BLE001 - the package raises Exception itself, of no narrower type
+                message = f"`{folder / 'tokenizer.json'}` cannot be read: {error}"
+                raise RecipeError([Diagnostic("R448", message, "download the tokenizer again")]) from None
+            self._fast.no_truncation()
+            self._fast.no_padding()
+            self.bos, self.eos = (self._special(folder, name, config) for name in ("bos", "eos"))
+        else:
+            from transformers import AutoTokenizer
+
+            try:
+                self._slow = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            except (OSError, ValueError, ImportError) as error:
+                reason = str(error).strip().splitlines()[0]
+                message = f"`{folder}` has no tokenizer.json, and transformers finds no other tokenizer there: {reason}"
+                raise RecipeError([Diagnostic("R448", message, "download the tokenizer into that folder")]) from None
+            self.bos, self.eos = self._slow.bos_token_id, self._slow.eos_token_id
+
+    def encode(self, texts: list[str], *, special: bool) -> list[list[int]]:
+        """The ids of each text; with `special`, those that the tokenizer adds by itself."""
+        if self._fast is not None:
+            return [found.ids for found in self._fast.encode_batch_fast(texts, add_special_tokens=special)]
+        found = self._slow(texts, add_special_tokens=special, truncation=False, padding=False)
+        return [list(ids) for ids in found["input_ids"]]
+
+    def _special(self, folder: Path, name: str, config: Mapping[str, Any]) -> int | None:
+        """tokenizer_config.json says which token it is, or with null that there is none; the configs come after it."""
+        declared = _read(folder / "tokenizer_config.json")
+        key = f"{name}_token"
+        if key in declared:
+            token = declared[key]
+            token = token.get("content") if isinstance(token, dict) else token
+            if token is None:
+                return None
+            id = self._fast.token_to_id(token)
+            if id is not None:
+                return int(id)
+        for source in (_read(folder / "generation_config.json"), config):
+            value = source.get(f"{name}_token_id")
+            value = value[0] if isinstance(value, list) and value else value
+            if isinstance(value, int):
+                return value
+        return None
+
+
+def is_fast(folder: Path) -> bool:
+    """Whether a folder's tokenizer can be used without transformers."""
+    return (folder / "tokenizer.json").is_file()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
