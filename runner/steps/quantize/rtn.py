@@ -15,16 +15,10 @@ METRICS = ()
 
 def transform(linear: Linear, statistics: Statistics, params: Params) -> Transformed:
     """Weight error is relative: ‖Q − W‖² / ‖W‖²."""
-    from runner.model.formats import storage
     from runner.steps.quantize.grid import quantize_rtn
+    from runner.steps.quantize.schemes import grid_scheme
 
-    quantized = quantize_rtn(
-        linear.weight,
-        bits=params["bits"],
-        group_size=params["group_size"],
-        symmetric=params["symmetric"],
-        scale_dtype=storage(params["format"], linear.dtype),
-    )
+    quantized = quantize_rtn(linear.weight, grid_scheme(params, linear.dtype))
     error = quantized.dequantize(linear.dtype).float() - linear.weight
     total = linear.weight.square().sum().clamp_min(1e-30)
     return Transformed(quantized=quantized, metrics={"weight_error": float(error.square().sum() / total)})

@@ -1,0 +1,25 @@
+"""Wanda (Sun et al. 2023): within each output row, the weights of least |W_ij| · ‖X_j‖₂ become zero."""
+
+from __future__ import annotations
+
+from runner.model.method import LayerMethod, Linear, Statistics, Transformed
+from runner.steps.layerwise import bind
+from runner.steps.protocol import CHECKPOINT, Params
+
+VERSION = 1
+CONSUMES = (CHECKPOINT,)
+PRODUCES = CHECKPOINT
+REQUIRES = ()
+METRICS = ()
+
+
+def transform(linear: Linear, statistics: Statistics, params: Params) -> Transformed:
+    from runner.steps.prune import masks
+
+    assert statistics.input_norms is not None
+    keep = masks.wanda_mask(linear.weight, statistics.input_norms, params["sparsity"], params["pattern"])
+    return masks.applied(linear.weight, keep)
+
+
+method = LayerMethod(transform, statistics="input_norms", stacked=True)
+check, estimate, outcome, run = bind(method)

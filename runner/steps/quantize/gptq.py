@@ -1,0 +1,47 @@
+"""GPTQ (Frantar et al. 2022): integers chosen one column at a time, each rounding error made up for by the columns left.
+
+The maths is in gptq_math.py and grid.py; `asymmetric_calibration` is GPTAQ (Li et al. 2025).
+"""
+
+from __future__ import annotations
+
+from runner.model.method import LayerMethod, Linear, Statistics, Transformed
+from runner.steps.layerwise import bind
+from runner.steps.protocol import CHECKPOINT, QUANTIZED, Params
+
+VERSION = 1
+CONSUMES = (CHECKPOINT,)
+PRODUCES = QUANTIZED
+REQUIRES = ()
+METRICS = ()
+
+
+def wanted(params: Params) -> str:
+    return "cross" if params["asymmetric_calibration"] else "hessian"
+
+
+def transform(linear: Linear, statistics: Statistics, params: Params) -> Transformed:
+    """Weights that are exactly zero stay so: a pruned checkpoint keeps its masks. `error` is of the layer's output."""
+    from runner.steps.quantize.gptq_math import factorize, quantize_weight
+    from runner.steps.quantize.grid import make_grid
+    from runner.steps.quantize.schemes import grid_scheme
+
+    assert statistics.hessian is not None
+    factor = factorize(
+        statistics.hessian,
+        dampening_fraction=params["dampening_fraction"],
+        act_order=params["act_order"],
+        cross=statistics.cross,
+        alpha=params["asymmetric_calibration"],
+    )
+    scheme = grid_scheme(params, linear.dtype)
+    grid = make_grid(linear.weight, scheme, params["grid"], statistics.hessian.diagonal())
+    solution = quantize_weight(linear.weight, factor, grid, keep_zeros=True)
+    return Transformed(
+        quantized=solution.quantized,
+        metrics={"error": solution.relative_error(), "dampening": factor.dampening},
+    )
+
+
+method = LayerMethod(transform, statistics=wanted, stacked=True)
+check, estimate, outcome, run = bind(method)
