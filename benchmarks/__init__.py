@@ -1,0 +1,1 @@
+"""Comparisons with peers, run by hand: `python -m benchmarks.speed --help`. Results are in benchmarks/README.md."""

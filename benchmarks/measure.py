@@ -1,0 +1,55 @@
+"""Runs a command to its end and says what it took. Imports nothing heavy: a child's peak memory, as the kernel counts
+
+it, is never less than what its parent held when it started it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Wall and processor seconds, and the peak resident bytes of the largest process of the tree."""
+
+    seconds: float
+    cpu: float
+    memory: int
+
+
+def environment(threads: int) -> dict[str, str]:
+    """The environment that all tools share: as many threads as cores, no network, no progress bars."""
+    return os.environ | {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "TQDM_DISABLE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def run(command: Sequence[str], *, cwd: Path, log: Path, cores: Sequence[int], env: Mapping[str, str]) -> Measure:
+    """Run `command` on `cores`, its output in `log`; SystemExit with the end of the log if it fails.
+
+    Descendants count once they were waited for by their parent, as a worker's are.
+    """
+    command = ["taskset", "--cpu-list", ",".join(map(str, cores)), *command]
+    with log.open("wb") as out:
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            command, cwd=cwd, env=dict(env), stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+    process.returncode = os.waitstatus_to_exitcode(status)  # or Popen would wait for the child again
+    if process.returncode != 0:
+        tail = log.read_text(errors="replace")[-4000:]
+        raise SystemExit(f"{' '.join(command)}\nexited {process.returncode}; the end of its output:\n{tail}")
+    return Measure(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)

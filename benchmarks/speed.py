@@ -1,0 +1,97 @@
+"""GPTQ against its peers: wall and processor time, and peak memory, of whole processes on the same model and tokens.
+
+    python -m benchmarks.speed demo --work /tmp/bench --runs 3 \\
+        --peer llm-compressor=LLMC/bin/python --peer GPTQModel=GPTQM/bin/python
+    python -m benchmarks.speed 12x512 --work /tmp/bench --samples 16 --length 256 ...
+    python -m benchmarks.speed 2x2048 --work /tmp/bench --samples 32 ...
+
+Tools take turns, so that a slow spell of the machine meets them all; the table has medians. On the demo model what
+each leaves is judged on the whole evaluation split. Nothing else should run meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from benchmarks import random_llama, tokens, tools
+from benchmarks.tools import OURS, Outcome, Task
+
+
+def prepare(args: argparse.Namespace) -> Task:
+    """The task that the arguments name; a random model is made where it is missing."""
+    if args.model == "demo":
+        return Task("demo", random_llama.TINY_LLAMA, args.samples, args.length, args.bits, args.group_size)
+    folder = args.work / "models" / args.model
+    if not folder.exists():
+        random_llama.write(folder, *random_llama.parse_size(args.model))
+    return Task(args.model, folder, args.samples, args.length, args.bits, args.group_size)
+
+
+def table(task: Task, outcomes: dict[str, list[Outcome]], scores: dict[str, float]) -> str:
+    """Markdown: medians of every tool, and how many times longer than ours each took."""
+
+    def middle(tool: str, name: str) -> float:
+        return median(getattr(outcome.measure, name) for outcome in outcomes[tool])
+
+    runs = len(outcomes[OURS])
+    counted = "one run" if runs == 1 else f"medians of {runs} runs"
+    lines = [
+        f"GPTQ W{task.bits} g{task.group_size} on {task.name}, {task.samples} × {task.length} tokens, {counted}:",
+        "",
+        "| tool | wall s | range | times ours | CPU s | peak MB | perplexity |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for tool in outcomes:
+        walls = [outcome.measure.seconds for outcome in outcomes[tool]]
+        ratio = middle(tool, "seconds") / middle(OURS, "seconds")
+        score = f"{scores[tool]:.3f}" if tool in scores else ""
+        lines.append(
+            f"| {tool} | {middle(tool, 'seconds'):.1f} | {min(walls):.1f}–{max(walls):.1f} | {ratio:.1f} "
+            f"| {middle(tool, 'cpu'):.1f} | {middle(tool, 'memory') / 1e6:.0f} | {score} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="`demo`, or the LAYERSxHIDDEN of a random Llama")
+    tools.add_arguments(parser)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--group-size", type=int, default=128)
+    parser.add_argument("--out", type=Path, help="append the table to this file")
+    args = parser.parse_args(argv)
+    args.work = args.work.absolute()
+    others = tools.peers(args)
+    task = prepare(args)
+    outcomes: dict[str, list[Outcome]] = {tool: [] for tool in (OURS, *others)}
+    for turn in range(1, args.runs + 1):
+        for tool in outcomes:
+            python = tools.python_of(tool, others)
+            done = tools.quantize(tool, python, task, args.work / "runs" / tool, tools.cores(args))
+            outcomes[tool].append(done)
+            print(f"run {turn}/{args.runs} {tool}: {done.measure}", file=sys.stderr, flush=True)
+    scores: dict[str, float] = {}
+    if args.model == "demo":
+        evaluation = args.work / "evaluation.npy"
+        np.save(evaluation, tokens.windows("evaluation", None, 512))
+        for tool in outcomes:
+            python = tools.python_of(tool, others)
+            scores[tool] = tools.perplexity(tool, python, outcomes[tool][-1].checkpoint, evaluation)
+    text = table(task, outcomes, scores)
+    print(text)
+    if args.out:
+        with args.out.open("a", encoding="utf-8") as out:
+            out.write("\n" + text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
