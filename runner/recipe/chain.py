@@ -1,0 +1,193 @@
+"""How steps hang together: what each takes, which data it reads, and the checks across steps (R3xx)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from runner.errors import Diagnostic
+from runner.recipe import discovery, schema, words
+from runner.recipe.types import Path, Recipe, Step
+
+MODEL = "model"
+CHECKPOINT = "checkpoint"
+CHECKPOINTS = (CHECKPOINT, "quantized-checkpoint")
+_TYPES = {CHECKPOINT: "an unquantized checkpoint", "quantized-checkpoint": "a quantized checkpoint"}
+
+
+def consumes(kind: str) -> tuple[str, ...]:
+    """The artifact types that a kind's main input may have."""
+    return tuple(discovery.module(kind).CONSUMES)
+
+
+def produces(kind: str) -> str:
+    return str(discovery.module(kind).PRODUCES)
+
+
+def metrics(kind: str) -> tuple[str, ...]:
+    """The metrics that a gate on a step of this kind may name."""
+    return tuple(discovery.module(kind).METRICS)
+
+
+def inputs_of(recipe: Recipe) -> dict[str, dict[str, str]]:
+    """Step id → parameter → "model" or the id of the earlier step that it takes; "checkpoint" is the main input."""
+    inputs: dict[str, dict[str, str]] = {}
+    nearest = MODEL
+    for step in recipe.steps:
+        taken = {CHECKPOINT: step.source or nearest} if consumes(step.kind) else {}
+        inputs[step.id] = taken | _named(step, "checkpoint")
+        if produces(step.kind) in CHECKPOINTS:
+            nearest = step.id
+    return inputs
+
+
+def data_of(recipe: Recipe) -> dict[str, dict[str, str]]:
+    """Step id → parameter → the name of the data entry that it reads."""
+    return {step.id: _named(step, "data") for step in recipe.steps}
+
+
+def gates_of(step: Step) -> dict[str, dict[str, Any]]:
+    """Metric → rule, of the parameter that holds a step's gates."""
+    return {metric: rule for name in _gate_parameters(step) for metric, rule in step.params.get(name, {}).items()}
+
+
+def params_of(step: Step) -> dict[str, Any]:
+    """The parameters of a step without its gates."""
+    gates = _gate_parameters(step)
+    return {name: value for name, value in step.params.items() if name not in gates}
+
+
+def _gate_parameters(step: Step) -> list[str]:
+    return [name for name, to in schema.references(step.kind).items() if to == "gates"]
+
+
+def _named(step: Step, what: str) -> dict[str, str]:
+    found = {name: step.params.get(name) for name, to in schema.references(step.kind).items() if to == what}
+    return {name: value for name, value in found.items() if isinstance(value, str)}
+
+
+def check(recipe: Recipe, left_out: Mapping[str, str]) -> list[Diagnostic]:
+    """Every complaint across steps. `left_out`: id → `when` of the steps that take no part."""
+    if not recipe.steps:
+        span = recipe.span(("steps",))
+        return [Diagnostic("R310", "`when` leaves out every step", "change the params, or a `when`", span)]
+    complaints: list[Diagnostic] = []
+    first: dict[str, Step] = {}
+    for index, step in enumerate(recipe.steps):
+        span = recipe.span((*step.path, "id"))
+        if step.id == MODEL:
+            message = "the id `model` is reserved: it names the recipe's model"
+            complaints.append(Diagnostic("R302", message, "give the step another id", span))
+        elif step.id in first:
+            before = recipe.step_span(first[step.id])
+            where = f"; first at line {before.line}" if before is not None else ""
+            message = f"the id `{step.id}` is used twice{where}"
+            complaints.append(Diagnostic("R301", message, "change one of them", span))
+        first.setdefault(step.id, step)
+        complaints += _Checker(recipe, index, left_out).all()
+    return complaints
+
+
+class _Checker:
+    """The checks of one step against those before it."""
+
+    def __init__(self, recipe: Recipe, index: int, left_out: Mapping[str, str]) -> None:
+        self.recipe = recipe
+        self.step = recipe.steps[index]
+        self.left_out = left_out
+        self.before = {step.id: step for step in recipe.steps[:index]}
+        self.later = {step.id for step in recipe.steps[index:]}
+        self.complaints: list[Diagnostic] = []
+
+    def all(self) -> list[Diagnostic]:
+        self._main_input()
+        for name, value in _named(self.step, "checkpoint").items():
+            self._checkpoint(name, value, (self.step.kind, name))
+        for name, value in _named(self.step, "data").items():
+            self._data(name, value)
+        for name in _gate_parameters(self.step):
+            for metric, rule in self.step.params.get(name, {}).items():
+                self._gate(metric, rule, (self.step.kind, name, metric))
+        return self.complaints
+
+    def _tell(self, code: str, message: str, help: str | None, path: Path) -> None:
+        self.complaints.append(Diagnostic(code, message, help, self.recipe.span((*self.step.path, *path))))
+
+    def _checkpoints(self) -> list[str]:
+        return [MODEL, *(id for id, step in self.before.items() if produces(step.kind) in CHECKPOINTS)]
+
+    def _main_input(self) -> None:
+        step = self.step
+        wanted = consumes(step.kind)
+        source = step.source
+        if not wanted:
+            if source is not None:
+                self._tell("R308", f"`{step.kind}` takes no checkpoint", "leave `from` out", ("from",))
+            return
+        if source is not None and not self._checkpoint("from", source, ("from",)):
+            return
+        source = source or self._checkpoints()[-1]
+        if source == MODEL or produces(self.before[source].kind) in wanted:
+            return
+        made = produces(self.before[source].kind)
+        takes = " or ".join(_TYPES.get(name, name) for name in wanted)
+        message = f"`{step.kind}` takes {takes}; `{source}` makes {_TYPES.get(made, made)}"
+        fitting = [id for id in self._checkpoints() if id == MODEL or produces(self.before[id].kind) in wanted]
+        help = f"`from` may name {words.ticked(fitting, 'or')}"
+        self._tell("R308", message, help, ("from",) if step.source is not None else (step.kind,))
+
+    def _checkpoint(self, label: str, name: str, path: Path) -> bool:
+        if name == MODEL:
+            return True
+        help = f"it may name {words.ticked(self._checkpoints(), 'or')}"
+        if not self._earlier(label, name, path, self._checkpoints(), help):
+            return False
+        kind = self.before[name].kind
+        if produces(kind) in CHECKPOINTS:
+            return True
+        self._tell("R307", f"`{label}` names `{name}`, and `{kind}` makes no checkpoint", help, path)
+        return False
+
+    def _earlier(self, label: str, name: str, path: Path, known: Sequence[str], help: str | None) -> bool:
+        if name in self.before:
+            return True
+        if name == self.step.id:
+            self._tell("R304", f"`{label}` names `{name}`, which is this step itself", help, path)
+        elif name in self.later:
+            self._tell("R304", f"`{label}` names `{name}`, which comes later", help, path)
+        elif name in self.left_out:
+            message = f"`{label}` names `{name}`, which `when: {self.left_out[name]}` leaves out"
+            self._tell("R305", message, "give this step the same `when`, or name another", path)
+        else:
+            message = f"`{label}` names `{name}`, which is no step{words.did_you_mean(name, known)}"
+            self._tell("R303", message, help, path)
+        return False
+
+    def _data(self, label: str, name: str) -> None:
+        entries = self.recipe.data
+        if name in entries:
+            return
+        help = f"`data` has {words.ticked(entries)}" if entries else "the recipe has no `data`"
+        message = f"`{label}` names `{name}`, which is no entry of `data`{words.did_you_mean(name, entries)}"
+        self._tell("R306", message, help, (self.step.kind, label))
+
+    def _gate(self, metric: str, rule: Mapping[str, Any], path: Path) -> None:
+        known = metrics(self.step.kind)
+        if metric not in known:
+            message = f"`{self.step.kind}` does not measure `{metric}`{words.did_you_mean(metric, known)}"
+            self._tell("R309", message, f"it measures {words.ticked(known)}" if known else None, path)
+            return
+        for key in ("max_ratio_to", "min_ratio_to"):
+            name = rule.get(key)
+            if name is None:
+                continue
+            fitting = [id for id, step in self.before.items() if metric in metrics(step.kind)]
+            help = _measured_by(metric, fitting)
+            if self._earlier(key, name, (*path, key), fitting, help) and name not in fitting:
+                message = f"`{key}` names `{name}`, and `{self.before[name].kind}` does not measure `{metric}`"
+                self._tell("R309", message, help, (*path, key))
+
+
+def _measured_by(metric: str, ids: Iterable[str]) -> str:
+    names = list(ids)
+    return f"`{metric}` is measured by {words.ticked(names)}" if names else f"no earlier step measures `{metric}`"

@@ -1,0 +1,53 @@
+"""The stable code of every complaint about a recipe, with the one line that documents it.
+
+R1xx syntax, R2xx schema and params, R3xx across steps. R4xx (model and data) and R5xx (machine) belong to the planner.
+"""
+
+from __future__ import annotations
+
+CODES: dict[str, str] = {
+    "R101": "the file cannot be read",
+    "R102": "the file is not UTF-8 text",
+    "R103": "the file is empty",
+    "R104": "the text is not valid YAML",
+    "R105": "a tab is used where YAML wants spaces",
+    "R106": "the file holds more than one document",
+    "R107": "a key is written twice in one mapping",
+    "R108": "the recipe is not a mapping",
+    "R109": "a YAML tag is not allowed",
+    "R110": "an alias refers to itself, or aliases expand without bound",
+    "R111": "a number is too large, or is not a number",
+    "R112": "a key is not text",
+    "R113": "values are nested too deep",
+    "R120": "the recipe named by `extends` cannot be found",
+    "R121": "recipes extend one another in a circle",
+    "R122": "`extends` is not a local path",
+    "R201": "a value has the wrong type",
+    "R202": "a required key is missing",
+    "R203": "a value is not one of the allowed ones",
+    "R204": "a number is out of range",
+    "R205": "a key is unknown",
+    "R206": "a text does not have the wanted form",
+    "R207": "too few or too many entries",
+    "R208": "values do not fit together",
+    "R210": "a step kind is unknown",
+    "R211": "a step names no kind",
+    "R212": "a step names more than one kind",
+    "R220": "a param is not defined",
+    "R221": "a `${...}` reference is malformed",
+    "R222": "params refer to one another in a circle",
+    "R223": "`--set` names no param of the recipe",
+    "R224": "the value of `--set` has the wrong type",
+    "R225": "`--set` is not of the form name=value",
+    "R226": "a `when` expression is not understood",
+    "R301": "two steps have the same id",
+    "R302": "an id is reserved",
+    "R303": "a step is not known",
+    "R304": "a step is named before it has run",
+    "R305": "a step that `when` leaves out is named",
+    "R306": "a data entry is not defined",
+    "R307": "a step that makes no checkpoint is named as one",
+    "R308": "a step cannot take what the step before it makes",
+    "R309": "a gate names a metric that the step does not measure",
+    "R310": "`when` leaves out every step",
+}

@@ -1,0 +1,126 @@
+"""A recipe's text to a Recipe: syntax, params and schema, then the checks across steps, each stage complete."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from runner.errors import Diagnostic, RecipeError
+from runner.recipe import chain, extends, nodes, params, schema, shape, steps, when, words
+from runner.recipe.nodes import Node
+from runner.recipe.types import DataSpec, ModelSpec, Path, Recipe, Step
+
+
+def load(path: str | os.PathLike[str], sets: Sequence[str] = ()) -> Recipe:
+    """The recipe in a file. `sets` are "name=value" of params. Raises RecipeError with all complaints of a stage."""
+    file = os.fspath(path)
+    return loads(extends.read_file(file), file, sets)
+
+
+def loads(text: str, file: str, sets: Sequence[str] = ()) -> Recipe:
+    """As `load`, of text; `file` is the name that complaints give it and that `extends` is relative to."""
+    root = extends.gather(text, file)
+    values, complaints = params.resolve(root, sets)
+    root = params.substitute(root, values, _not_substituted, complaints.append)
+    left_out = _left_out(root, values, complaints)
+    complaints += shape.check(root, left_out)
+    _raise(complaints)
+    kept, gone = _parted(root, left_out)
+    recipe = _recipe(kept, file, values.values)
+    _raise(chain.check(recipe, gone))
+    return recipe
+
+
+def _raise(complaints: list[Diagnostic]) -> None:
+    if complaints:
+        raise RecipeError(sorted(complaints, key=shape.position))
+
+
+def _not_substituted(path: Path) -> bool:
+    return path in (("params",), ("version",), ("extends",)) or (
+        len(path) == 3 and path[0] == "steps" and path[2] == "when"
+    )
+
+
+def _left_out(root: Node, values: params.Params, complaints: list[Diagnostic]) -> dict[int, str]:
+    """The steps that `when` leaves out: index → the expression."""
+    left_out: dict[int, str] = {}
+    listed = root.entries.get("steps")
+    for index, step in enumerate(listed.items if listed is not None else ()):
+        node = step.entries.get("when")
+        if node is None or not isinstance(node.value, bool | str):
+            continue
+        try:
+            taken = node.value if isinstance(node.value, bool) else when.evaluate(node.value, values.values)
+        except when.WhenError as error:
+            complaints += _when_complaint(error, node, values)
+            continue
+        if not taken:
+            left_out[index] = params.as_text(node.value)
+    return left_out
+
+
+def _when_complaint(error: when.WhenError, node: Node, values: params.Params) -> list[Diagnostic]:
+    if error.name in values.names:
+        return []  # a param without a value, complained about where it is defined
+    if error.name is not None:
+        known = f"the params are {words.ticked(values.names)}" if values.names else "the recipe has no `params`"
+        message = f"{error}{words.did_you_mean(error.name, values.names)}"
+        return [Diagnostic("R220", message, known, params.inside(node.span, error.name))]
+    help = 'write a comparison of params, such as `bits < 8 and not dense` or `method == "gptq"`'
+    return [Diagnostic("R226", f"`when: {node.value}` cannot be evaluated: {error}", help, node.span)]
+
+
+def _parted(root: Node, left_out: Mapping[int, str]) -> tuple[Node, dict[str, str]]:
+    """The tree without the steps that are left out, and their ids with their `when`."""
+    listed = root.entries["steps"]
+    gone = {steps.id_of(listed.items[index]) or "": expression for index, expression in left_out.items()}
+    kept = tuple(step for index, step in enumerate(listed.items) if index not in left_out)
+    return replace(root, value={**root.entries, "steps": replace(listed, value=kept)}), gone
+
+
+def _recipe(root: Node, file: str, values: Mapping[str, Any]) -> Recipe:
+    written = {key: value for key, value in nodes.plain(root).items() if key not in ("extends", "steps")}
+    filled = schema.fill(schema.recipe_schema(), written)
+    filled["params"] = dict(values)
+    entries = [_step(nodes.plain(step), index) for index, step in enumerate(root.entries["steps"].items)]
+    document = {key: value for key, value in filled.items() if value not in ("", {})}
+    document["steps"] = [_entry(step) for step in entries]
+    return Recipe(
+        file=file,
+        name=filled["name"],
+        description=filled["description"],
+        params=filled["params"],
+        model=ModelSpec(**filled["model"]),
+        seed=filled["seed"],
+        data={name: _data(name, entry) for name, entry in filled["data"].items()},
+        steps=tuple(entries),
+        document=params.escaped(document),
+        spans=nodes.places(root),
+    )
+
+
+def _data(name: str, entry: Mapping[str, Any]) -> DataSpec:
+    return DataSpec(name=name, **{"split": None, **entry})
+
+
+def _step(entry: Mapping[str, Any], index: int) -> Step:
+    beside = steps.beside()
+    kind = next(key for key in entry if key not in beside)
+    return Step(
+        id=entry["id"],
+        kind=kind,
+        params=schema.defaults(kind, entry[kind] or {}),
+        source=entry.get("from"),
+        resources=schema.fill(schema.step_schema()["properties"]["resources"], entry.get("resources", {})),
+        env=entry.get("env"),
+        path=("steps", index),
+    )
+
+
+def _entry(step: Step) -> dict[str, Any]:
+    """A step as the standalone recipe has it."""
+    beside = {"id": step.id, "from": step.source, "resources": dict(step.resources), "env": step.env}
+    return {step.kind: dict(step.params), **{key: value for key, value in beside.items() if value}}

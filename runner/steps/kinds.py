@@ -1,0 +1,33 @@
+"""Finds the module of a step kind by its name; nothing imports a concrete kind statically."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from runner.errors import MachineError
+from runner.recipe import discovery
+from runner.steps.protocol import Kind
+
+_NAMES = ("VERSION", "CONSUMES", "PRODUCES", "REQUIRES", "METRICS", "check", "estimate", "run")
+
+
+def find(kind: str) -> Kind:
+    """The module of `kind`, imported.
+
+    Built-in kinds, those in the folders of RUNNER_STEPS_PATH and those of installed packages (entry-point group
+    `runner.steps`) are known. Raises UsageError for an unknown kind, MachineError for one that cannot be imported or
+    that lacks a name of the protocol.
+    """
+    module = discovery.module(kind)
+    missing = [name for name in _NAMES if not hasattr(module, name)]
+    if missing:
+        raise MachineError(
+            f"step kind `{kind}` does not meet the protocol: {module.__file__} lacks {', '.join(missing)}",
+            "runner/steps/protocol.py says what a kind holds",
+        )
+    return cast(Kind, module)
+
+
+def names() -> tuple[str, ...]:
+    """Every kind, sorted by name."""
+    return discovery.kinds()
