@@ -1,0 +1,26 @@
+"""The sink for programs: every event as one line of JSON, and nothing else on that stream."""
+
+from __future__ import annotations
+
+from typing import TextIO
+
+from runner.progress.events import Event, encode
+
+
+class JsonLines:
+    """Writes to `stream` and flushes each line. A reader that went away silences the sink, never the job."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream: TextIO | None = stream
+
+    def send(self, event: Event) -> None:
+        if self._stream is None:
+            return
+        try:
+            self._stream.write(encode(event) + "\n")
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._stream = None
+
+    def close(self) -> None:
+        self._stream = None

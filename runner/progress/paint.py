@@ -1,0 +1,66 @@
+"""A block of lines at the bottom of a terminal, drawn over itself, that survives resizing.
+
+A terminal that becomes narrower wraps what was drawn, so the block takes more rows than it was written with; how far
+to move up is therefore computed from the old lines and the present width, at every repaint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
+
+
+class Painter:
+    """Owns the last lines of `console`'s terminal until `finish`. A terminal that went away silences it."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._drawn: tuple[int, ...] = ()  # cells of each line on the screen
+        self._dead = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Columns and rows that a frame may use; the last column stays free, or terminals wrap early."""
+        width, height = self._console.size
+        return max(10, width - 1), max(4, height - 1)
+
+    def draw(self, frame: Sequence[Text], above: Sequence[Text] = ()) -> None:
+        """Replace the block by `frame`, cut to the terminal; `above` scrolls away above it and stays."""
+        width, height = self.size
+        lines = [line.copy() for line in frame[:height]]
+        for line in lines:
+            line.truncate(width, overflow="ellipsis")
+        self._write(HIDE_CURSOR, [*above, *lines], "")
+        self._drawn = tuple(line.cell_len for line in lines)
+
+    def finish(self, frame: Sequence[Text]) -> None:
+        """Leave `frame` standing, whole even where it is larger than the terminal, and the cursor below it."""
+        self._write("", frame, SHOW_CURSOR)
+        self._drawn = ()
+
+    def _over(self, lines: Sequence[Text]) -> str:
+        """The text that puts `lines` where the block stands.
+
+        Each row is cleared by itself and as a whole. tmux keeps in its history what is cleared from the first row of
+        the screen on, once for every repaint; and it remembers of a row that is cleared in part that it was wrapped.
+        """
+        width = max(1, self._console.size.width)
+        rows = sum(max(1, -(-cells // width)) for cells in self._drawn)
+        with self._console.capture() as captured:
+            for line in lines:
+                self._console.print(line, soft_wrap=True)
+        text = "".join(f"\x1b[2K{line}\n" for line in captured.get().split("\n")[:-1])
+        return (f"\x1b[{rows}A" if rows else "") + "\r" + text + ("\x1b[J" if text else "\x1b[2K")
+
+    def _write(self, before: str, lines: Sequence[Text], after: str) -> None:
+        if self._dead:
+            return
+        try:
+            self._console.file.write(before + self._over(lines) + after)
+            self._console.file.flush()
+        except (OSError, ValueError):
+            self._dead = True
