@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runner.model.formats.config import INT_QUANTIZED, Packing, gptq_version, parse, quantization_config
-from runner.model.formats.rules import FORMATS, GPTQ, PACK_QUANTIZED, Scheme, scale_dtype, stored_tensors, validate
+from runner.model.formats.rules import (
+    FORMATS,
+    GPTQ,
+    PACK_QUANTIZED,
+    Scheme,
+    scale_dtype,
+    stored_tensors,
+    validate,
+    validate_together,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -14,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORMATS", "GPTQ", "INT_QUANTIZED", "PACK_QUANTIZED", "Packing", "Scheme", "gptq_version", "pack", "parse",
-    "quantization_config", "scale_dtype", "stored_tensors", "validate",
+    "quantization_config", "scale_dtype", "stored_tensors", "validate", "validate_together",
 ]  # fmt: skip
 
 

@@ -8,7 +8,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from runner.model.formats.rules import GPTQ, PACK_QUANTIZED, Scheme, scheme_from_config
+from runner.model.formats.rules import (
+    GPTQ,
+    PACK_QUANTIZED,
+    Scheme,
+    gptq_group_size,
+    packs_zero_points,
+    scheme_from_config,
+)
 
 INT_QUANTIZED = "int-quantized"
 COMPRESSED_TENSORS = "compressed-tensors"
@@ -60,7 +67,7 @@ def _compressed_tensors_config(
             "targets": targets, "weights": weights, "input_activations": None, "output_activations": None,
             "format": PACK_QUANTIZED,
         }  # fmt: skip
-    return {
+    config: dict[str, Any] = {
         "quant_method": COMPRESSED_TENSORS,
         "format": PACK_QUANTIZED,
         "quantization_status": "compressed",
@@ -69,6 +76,11 @@ def _compressed_tensors_config(
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
     }
+    if any(packs_zero_points(scheme) for scheme, _ in groups):
+        # Loading compressed, transformers expects zero points that are not packed (compressed-tensors 0.20 leaves
+        # them so when it compresses the empty model) and stops; loading dequantized, it takes them as they are.
+        config["dequantize"] = True
+    return config
 
 
 def _gptq_config(
@@ -78,7 +90,7 @@ def _gptq_config(
     config: dict[str, Any] = {
         "quant_method": GPTQ,
         "bits": default.bits,
-        "group_size": _gptq_group_size(default),
+        "group_size": gptq_group_size(default),
         "sym": default.symmetric,
         "desc_act": False,
         "lm_head": "lm_head" in schemes,
@@ -90,7 +102,7 @@ def _gptq_config(
     inside = [module for module in rest if _block(module)[0] in blocks]
     dynamic: dict[str, Any] = {f"-:{pattern}": {} for pattern in _patterns(inside, {}, [*schemes, *rest])}
     for scheme, modules in groups[1:]:
-        override = {"bits": scheme.bits, "group_size": _gptq_group_size(scheme), "sym": scheme.symmetric}
+        override = {"bits": scheme.bits, "group_size": gptq_group_size(scheme), "sym": scheme.symmetric}
         dynamic |= {f"+:{pattern}": override for pattern in _patterns(modules, schemes, rest)}
     if dynamic:
         config["dynamic"] = dynamic
@@ -99,10 +111,6 @@ def _gptq_config(
         mixed = suffixes & {_block(module)[1] for module in inside}
         config["modules_in_block_to_quantize"] = [sorted(schemes) if mixed else sorted(suffixes)]
     return config
-
-
-def _gptq_group_size(scheme: Scheme) -> int:
-    return -1 if isinstance(scheme.group_size, str) else scheme.group_size
 
 
 def gptq_version(schemes: Iterable[Scheme]) -> int:

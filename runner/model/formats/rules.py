@@ -6,6 +6,7 @@ gptq            GPTQ checkpoints; read by gptqmodel, transformers with gptqmodel
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +88,38 @@ def validate(
                 "use `format: pack-quantized` or add it to `ignore`",
             )
     return None
+
+
+def packs_zero_points(scheme: Scheme) -> bool:
+    """Whether pack-quantized stores the zero points of a scheme packed."""
+    return not scheme.symmetric and scheme.strategy != "tensor"
+
+
+def validate_together(format: str, schemes: Iterable[Scheme]) -> tuple[str, str] | None:
+    """Why transformers cannot load these schemes in one checkpoint: (what is wrong, remedy). None: it can.
+
+    pack-quantized  asymmetric weights load only dequantized, and that path of transformers 5.23 reads every module with
+                    the first scheme of the checkpoint; vLLM reads each with its own
+    gptq            transformers knows no per-module schemes there; gptqmodel's own loader and vLLM do
+    """
+    found = set(schemes)
+    if format == GPTQ:
+        if len({(scheme.bits, gptq_group_size(scheme)) for scheme in found}) > 1:
+            return (
+                "transformers reads `gptq` checkpoints with one scheme for all modules",
+                "use `format: pack-quantized`, drop `overrides`, or load the result with gptqmodel or vLLM",
+            )
+    elif len(found) > 1 and any(packs_zero_points(scheme) for scheme in found):
+        return (
+            "transformers cannot load asymmetric weights beside weights of another scheme",
+            "use `symmetric: true` everywhere, or one scheme for all modules",
+        )
+    return None
+
+
+def gptq_group_size(scheme: Scheme) -> int:
+    """The group size as GPTQ configurations write it: −1 for a whole row."""
+    return -1 if isinstance(scheme.group_size, str) else scheme.group_size
 
 
 def scale_dtype(format: str, model_dtype: str) -> str:
