@@ -1,0 +1,218 @@
+"""README.md of a checkpoint: what was done to which model, how to load it, what is known of it, the recipe itself.
+
+Pure text: equal arguments give equal bytes, so no dates and no host names. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from runner.model.context import Context
+from runner.model.formats.rules import GPTQ, PACK_QUANTIZED, Scheme, served_by_vllm, validate_together
+
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+_FOLDER = "path/to/this/folder"
+_LOAD = f"""```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{_FOLDER}", dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained("{_FOLDER}")
+```"""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """Everything the card says.
+
+    source       the recipe's model: a Hub id, a folder or `demo:NAME`
+    steps        (kind, its parameters) of every step that changed the checkpoint, in order
+    schemes      how many modules are stored in which way; empty for a dense checkpoint
+    metrics      name → value, shown in this order
+    own_loader   GPTQ weights of Conv1D modules, which only gptqmodel itself loads
+    """
+
+    source: str
+    architecture: str
+    steps: Sequence[tuple[str, Mapping[str, Any]]]
+    bytes_before: int
+    bytes_after: int
+    recipe: str
+    format: str = ""
+    schemes: Mapping[Scheme, int] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    own_loader: bool = False
+
+
+def text(card: ModelCard) -> str:
+    """The whole of README.md."""
+    parts = [
+        f"---\n{yaml.safe_dump(_front_matter(card), sort_keys=False, allow_unicode=True)}---",
+        f"# {_title(card)}",
+        f"Made from `{card.source}` ({card.architecture}) by runner, which compresses language models from a recipe.\n"
+        + "The recipe is at the end of this page: applying it again gives this checkpoint again.",
+        "## What was done",
+        "\n".join(f"{i}. {_step(kind, params)}" for i, (kind, params) in enumerate(card.steps, 1)),
+        _sizes(card),
+        "## Use it",
+        *_usage(card),
+    ]
+    if card.metrics:
+        rows = "\n".join(f"| {name} | {value:.5g} |" for name, value in card.metrics.items())
+        parts += ["## Measured", f"| metric | value |\n|---|---|\n{rows}"]
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", card.recipe)), default=0))
+    parts += ["## Recipe", f"{fence}yaml\n{card.recipe.rstrip()}\n{fence}"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(card: ModelCard) -> dict[str, Any]:
+    front: dict[str, Any] = {}
+    if _HUB_ID.match(card.source):
+        front["base_model"] = card.source
+        if card.schemes:
+            front["base_model_relation"] = "quantized"
+    front |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    tags = {"runner", *(kind.replace(".", "-") for kind, _ in card.steps)}
+    tags |= {f"{scheme.bits}-bit" for scheme in card.schemes}
+    if card.schemes:
+        tags.add("gptq" if card.format == GPTQ else "compressed-tensors")
+    return front | {"tags": sorted(tags)}
+
+
+def _title(card: ModelCard) -> str:
+    name = card.source.rstrip("/").rpartition("/")[2].rpartition(":")[2]
+    if card.schemes:
+        bits = sorted({scheme.bits for scheme in card.schemes})
+        return f"{name}, quantized to {' and '.join(map(str, bits))} bits"
+    return f"{name}, compressed"
+
+
+def _step(kind: str, params: Mapping[str, Any]) -> str:
+    shown = ", ".join(f"{key} {_value(value)}" for key, value in params.items() if _telling(key, value))
+    return f"`{kind}`" + (f": {shown}" if shown else "")
+
+
+def _telling(key: str, value: Any) -> bool:
+    return value not in (None, {}, [], "") and key not in ("max_shard_size", "gates")
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key}: {_value(inner)}" for key, inner in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(_value, value))
+    return f"`{value}`" if isinstance(value, str) else str(value)
+
+
+def _sizes(card: ModelCard) -> str:
+    lines = [f"- Weights: {_bytes(card.bytes_before)} before, {_bytes(card.bytes_after)} after."]
+    for scheme, count in sorted(card.schemes.items(), key=lambda item: (-item[1], item[0].describe())):
+        lines.append(f"- {count} linear module{'s' if count != 1 else ''}: {scheme.describe()}.")
+    if card.schemes:
+        lines.append(f"- Stored as `{card.format}`; everything else is as it was.")
+    return "\n".join(lines)
+
+
+def _bytes(count: int) -> str:
+    size, unit = float(count), "B"
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            break
+        size /= 1000
+    return f"{size:.3g} {unit}" if size < 1000 else f"{size:.0f} {unit}"
+
+
+def _usage(card: ModelCard) -> list[str]:
+    """How to load and to serve it, as far as the readers can."""
+    if card.own_loader or (card.format == GPTQ and validate_together(GPTQ, card.schemes)):
+        parts = [
+            "Load it with gptqmodel (`pip install gptqmodel`); transformers' own loader cannot read it:",
+            f'```python\nfrom gptqmodel import GPTQModel\n\nmodel = GPTQModel.load("{_FOLDER}")\n```',
+        ]
+    else:
+        packages = {PACK_QUANTIZED: "compressed-tensors", GPTQ: "gptqmodel optimum"}
+        extra = f" {packages[card.format]}" if card.schemes else ""
+        parts = [
+            f"`pip install transformers{extra}`, then",
+            _LOAD,
+        ]
+    if not card.own_loader and all(served_by_vllm(card.format, scheme) for scheme in card.schemes):
+        parts += ["To serve it with vLLM:", f"```sh\nvllm serve {_FOLDER}\n```"]
+    elif card.schemes:
+        parts.append("vLLM has no kernels for this way of storing weights.")
+    return parts
+
+
+def render(ctx: Context, config: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
+    """The card of the checkpoint that a layer-wise step has just written to `ctx.out_dir`.
+
+    `config` is its config.json; `results` has one entry per layer: `modules` by name, each with its scheme and metrics.
+    """
+    recipe = yaml.safe_load(ctx.recipe_text) or {}
+    modules = [module for layer in results for module in layer["modules"].values()]
+    schemes = Counter(_scheme(module) for module in modules if "bits" in module)
+    architectures = config.get("architectures") or [config.get("model_type", "unknown")]
+    model = recipe.get("model") or {}
+    return text(
+        ModelCard(
+            source=str(model.get("source", "a local model")) if isinstance(model, Mapping) else str(model),
+            architecture=str(architectures[0]),
+            steps=applied_steps(recipe, ctx.params),
+            bytes_before=_weights_nbytes(ctx.inputs["checkpoint"].path),
+            bytes_after=_weights_nbytes(ctx.out_dir),
+            recipe=ctx.recipe_text,
+            format=str(ctx.params.get("format", "")) if schemes else "",
+            schemes=schemes,
+            metrics=_means(modules),
+            own_loader=ctx.params.get("format") == GPTQ and config.get("model_type") == "gpt2",
+        )
+    )
+
+
+def applied_steps(recipe: Mapping[str, Any], params: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The steps of a resolved recipe that made a checkpoint, up to the one with these params, back along `from`."""
+    chain: dict[str, list[tuple[str, Mapping[str, Any]]]] = {"model": []}
+    latest = "model"
+    for index, step in enumerate(recipe.get("steps") or ()):
+        kind = next((key for key in step if "." in key), None)
+        if kind is None or kind.startswith("evaluate."):
+            continue
+        own = step[kind] or {}
+        name = str(step.get("id", index))
+        chain[name] = [*chain.get(str(step.get("from", latest)), []), (kind, own)]
+        latest = name
+        if {**own, **params} == own:
+            break
+    return chain[latest]
+
+
+def _scheme(module: Mapping[str, Any]) -> Scheme:
+    size = module["group_size"] if module["strategy"] == "group" else module["strategy"]
+    return Scheme(int(module["bits"]), size, bool(module["symmetric"]))
+
+
+def _means(modules: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Every metric that a method reports of its modules: the mean, and for errors the worst."""
+    values: dict[str, list[float]] = {}
+    for module in modules:
+        for name, value in module.items():
+            if isinstance(value, float):
+                values.setdefault(name, []).append(value)
+    found = {}
+    for name in sorted(values):
+        found[f"{name} of a linear module, mean"] = sum(values[name]) / len(values[name])
+        if name == "error":
+            found[f"{name} of a linear module, worst"] = max(values[name])
+    return found
+
+
+def _weights_nbytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
