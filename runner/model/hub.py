@@ -122,7 +122,8 @@ def told(noun: str, id: str, revision: str | None) -> Iterator[None]:
 
     # The HTTP library below changed its name between releases; its base error is a base of HfHubHTTPError.
     bases = errors.HfHubHTTPError.__mro__
-    transport = tuple(base for base in bases if issubclass(base, Exception) and base.__name__ == "HTTPError")
+    unreached: tuple[type[Exception], ...] = (OSError,)
+    unreached += tuple(base for base in bases if issubclass(base, Exception) and base.__name__ == "HTTPError")
     at = f" at revision `{revision}`" if revision else ""
     try:
         yield
@@ -139,7 +140,7 @@ def told(noun: str, id: str, revision: str | None) -> Iterator[None]:
     except errors.OfflineModeIsEnabled:
         message = f"the {noun} `{id}`{at} is not in the local cache, and HF_HUB_OFFLINE forbids the network"
         help = "unset HF_HUB_OFFLINE, or download it elsewhere and name its folder"
-    except (OSError, *transport) as error:
+    except unreached as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         message = f"the {noun} `{id}`{at} is not in the local cache, and the Hub cannot be reached: {reason}"
         help = (

@@ -1,0 +1,127 @@
+"""The model and the data of a recipe, found and digested."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner.errors import Diagnostic, RecipeError
+from runner.model import headers, hub, source
+from runner.model.facts import CheckpointFacts
+from runner.model.windows import too_short
+from runner.plan.counts import count_tokens
+from runner.plan.digests import digest_files, digest_named
+from runner.plan.types import ResolvedData, ResolvedModel
+from runner.recipe.types import Recipe
+from runner.steps.protocol import DataFacts
+
+_DIGESTED = ("*.json", "*.model", "*.txt", "*.jinja")  # beside the shards: config, tokenizer, generation config
+_LENGTH_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model and the folder of its tokenizer, which may be there before the weights are."""
+
+    model: ResolvedModel
+    tokenizer: Path | None
+
+
+def find_model(recipe: Recipe, cache_file: Path | None) -> Found:
+    """The recipe's model with its facts. RecipeError placed at `model.source`."""
+    spec = recipe.model
+    try:
+        path, commit = source.locate_model(spec)
+        if path is None and commit is not None:
+            tokenizer = hub.download_small(spec.source, commit)
+            facts = hub.remote_facts(spec.source, commit, tokenizer)
+        else:
+            tokenizer = path = path or Path()
+            facts = headers.facts(path, spec.source)
+        if commit is not None:
+            # The same before and after the download, and in every cache.
+            digest = hashlib.sha256(f"hub model {spec.source}@{commit}".encode()).hexdigest()
+        else:
+            digest = digest_checkpoint(path or tokenizer, facts, cache_file)
+    except RecipeError as error:
+        raise RecipeError(d.at(d.span or recipe.span(("model", "source"))) for d in error.diagnostics) from None
+    return Found(ResolvedModel(spec.source, spec.revision, commit, path, digest, facts), tokenizer)
+
+
+def digest_checkpoint(folder: Path, facts: CheckpointFacts, cache_file: Path | None) -> str:
+    """sha256 over names and contents of weights, config, tokenizer and generation config."""
+    names = {tensor.shard for tensor in facts.tensors.values()}
+    names |= {path.name for pattern in _DIGESTED for path in folder.glob(pattern) if path.is_file()}
+    digests = digest_files((folder / name for name in sorted(names)), cache_file)
+    return digest_named({path.name: digest for path, digest in digests.items()})
+
+
+def find_data(recipe: Recipe, names: Iterable[str], cache_file: Path | None) -> dict[str, ResolvedData]:
+    """The data entries that steps use. RecipeError with the complaints about all of them."""
+    found: dict[str, ResolvedData] = {}
+    complaints: list[Diagnostic] = []
+    for name in sorted(set(names)):
+        try:
+            found[name] = _locate(source.locate_data(recipe.data[name]), cache_file)
+        except RecipeError as error:
+            complaints += [d.at(d.span or recipe.span(("data", name, _key(d.code)))) for d in error.diagnostics]
+    if complaints:
+        raise RecipeError(complaints)
+    return found
+
+
+def _key(code: str) -> str:
+    return {"R462": "field", "R466": "split", "R464": "samples"}.get(code, "source")
+
+
+def _locate(location: source.DataLocation, cache_file: Path | None) -> ResolvedData:
+    spec = location.spec
+    if location.commit is not None:
+        digest = hashlib.sha256(f"hub dataset {spec.source}@{location.commit}".encode()).hexdigest()
+        return ResolvedData(spec, (), location.commit, digest, 0)
+    digests = digest_files(location.files, cache_file)
+    # Contents, order and format decide the tokens; names do not.
+    digest = digest_named({f"{i:06d}{path.suffix}": digests[path] for i, path in enumerate(location.files)})
+    return ResolvedData(spec, location.files, None, digest, sum(path.stat().st_size for path in location.files))
+
+
+def check_lengths(recipe: Recipe, found: Found, data: Mapping[str, ResolvedData], cache_file: Path | None) -> None:
+    """RecipeError for windows longer than the model's context, and for text shorter than asked."""
+    complaints: list[Diagnostic] = []
+    config = found.model.facts.config
+    limits = ((key, config[key]) for key in _LENGTH_KEYS if isinstance(config.get(key), int))
+    context_key, context = next(limits, ("", 0))
+    for name, entry in data.items():
+        length = entry.spec.sequence_length
+        if 0 < context < length:
+            message = (
+                f"data `{name}` has `sequence_length` {length}; the model's context is {context} tokens "
+                f"(`{context_key}` in config.json)"
+            )
+            help = f"lower `sequence_length` to {context} or less"
+            complaints.append(Diagnostic("R465", message, help, recipe.span(("data", name, "sequence_length"))))
+            continue
+        try:
+            count = count_tokens(entry, found.tokenizer, found.model.digest, cache_file)
+        except RecipeError as error:
+            complaints += [d.at(d.span or recipe.span(("data", name, _key(d.code)))) for d in error.diagnostics]
+            continue
+        if count is not None and count < (entry.spec.samples or 1) * length:
+            complaints.append(too_short(entry.spec, count).at(recipe.span(("data", name, "samples"))))
+    if complaints:
+        raise RecipeError(complaints)
+
+
+def data_facts(found: Found, data: Mapping[str, ResolvedData], cache_file: Path | None) -> dict[str, DataFacts]:
+    """Entries as steps see them; `samples` is counted where all windows are used and the count is known."""
+    facts = {}
+    for name, entry in data.items():
+        spec = entry.spec
+        samples = spec.samples
+        if samples is None:
+            count = count_tokens(entry, found.tokenizer, found.model.digest, cache_file)
+            samples = None if count is None else count // spec.sequence_length
+        facts[name] = DataFacts(name, samples, spec.sequence_length, entry.bytes, entry.digest)
+    return facts

@@ -1,0 +1,120 @@
+"""What `apply` would do, why, and what it would cost: states from the store, costs from the headers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from runner.errors import Diagnostic
+from runner.plan import find, machine
+from runner.plan.flow import Flow
+from runner.plan.reasons import Previous, reason
+from runner.plan.types import Forecast, Plan, Preview
+from runner.recipe.types import Recipe
+from runner.steps.protocol import Cost
+
+CACHE = "digests.json"  # in the store: digests and token counts
+_NOTHING = Cost(0, 0, 0, 0.0)
+
+
+class StoreView(Protocol):
+    """What a preview asks of the step store."""
+
+    @property
+    def root(self) -> Path: ...
+
+    def has(self, key: str) -> bool:
+        """Whether the step is committed, and its files are those that were made."""
+        ...
+
+    def partial(self, key: str) -> tuple[int, int] | None:
+        """(layers finished, layers) of an interrupted step."""
+        ...
+
+
+def preview(plan: Plan, store: StoreView, previous: Previous | None = None) -> Preview:
+    """The forecast of every step. `previous` are the key inputs of the last job of this recipe's name, by step id.
+
+    MachineRefusal (exit 4) where this machine has not the memory or the disk for the steps that would run.
+    """
+    facts = machine.machine_facts(plan.device)
+    found = find.Found(plan.model, plan.model.path)
+    flow = Flow(plan.model.facts, find.data_facts(found, plan.data, store.root / CACHE), facts)
+    states: dict[str, str] = {}
+    forecasts: list[Forecast] = []
+    for step in plan.steps:
+        done = None if store.has(step.key) else store.partial(step.key) or (0, 0)
+        state = "cached" if done is None else "resume" if done[0] > 0 else "run"
+        cost = _NOTHING if done is None else _rest(flow.cost(step), done)
+        flow.advance(step)
+        forecast = Forecast(step, state, reason(step, state, states, previous), cost)
+        if done is not None and done[0] > 0:
+            forecast = replace(forecast, resume_layer=min(done[0] + 1, done[1]), layers=done[1])
+        states[step.id] = state
+        forecasts.append(forecast)
+    result = Preview(plan, tuple(forecasts), facts, notes(plan, forecasts, facts.memory_available))
+    complaints = refusals(result, machine.free_disk(store.root), store.root)
+    if complaints:
+        raise machine.MachineRefusal(complaints)
+    return result
+
+
+def _rest(cost: Cost, done: tuple[int, int]) -> Cost:
+    """The cost of the layers that are left."""
+    layer, layers = done
+    return replace(cost, seconds=cost.seconds * (layers - layer) / layers) if layers else cost
+
+
+def notes(plan: Plan, forecasts: list[Forecast], available: int) -> tuple[str, ...]:
+    """What may go wrong, or takes longer than one would think."""
+    found = []
+    if plan.model.path is None:
+        found.append(f"`{plan.model.source}` is downloaded first: {gigabytes(plan.model.facts.nbytes)}")
+    found += [
+        f"step `{forecast.step.id}` needs {gigabytes(forecast.cost.memory)} of memory; {gigabytes(available)} are free now"
+        for forecast in forecasts
+        if available < forecast.cost.memory
+    ]
+    return tuple(found)
+
+
+def refusals(preview: Preview, free: int, folder: Path) -> list[Diagnostic]:
+    """What this machine cannot do of a preview, with what to lower. `free` bytes are free on the disk of `folder`."""
+    recipe, has = preview.plan.recipe, preview.machine.memory
+    found = []
+    for forecast in preview.forecasts:
+        need, step = forecast.cost.memory, forecast.step
+        if need > has:
+            message = f"step `{step.id}` needs {gigabytes(need)} of memory; this machine has {gigabytes(has)}"
+            source = recipe.steps[step.index]
+            found.append(Diagnostic("R501", message, _lower(recipe, step.data), recipe.step_span(source)))
+    kept = sum(forecast.cost.disk for forecast in preview.forecasts)
+    scratch = max((forecast.cost.scratch for forecast in preview.forecasts), default=0)
+    if kept + scratch > free:
+        message = (
+            f"the steps write {gigabytes(kept)} and need {gigabytes(scratch)} more while they run; "
+            f"the disk of {folder} has {gigabytes(free)} free"
+        )
+        help = "free some space, remove old jobs with `runner jobs rm`, or choose another disk with `--jobs FOLDER`"
+        found.append(Diagnostic("R502", message, help))
+    return found
+
+
+def _lower(recipe: Recipe, data: Mapping[str, str]) -> str:
+    """Which parameters a step's memory grows with."""
+    names = sorted(set(data.values()))
+    if not names:
+        return "use a machine with more memory; what one layer needs cannot be lowered"
+    parts = []
+    for name in names:
+        spec = recipe.data[name]
+        samples = "all of the text" if spec.samples is None else str(spec.samples)
+        parts.append(f"`samples` (now {samples}) or `sequence_length` (now {spec.sequence_length}) of data `{name}`")
+    return "lower " + ", ".join(parts)
+
+
+def gigabytes(count: int) -> str:
+    """Bytes as people say them: 41.2 GB, 0.35 GB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e9:.2f} GB"

@@ -1,0 +1,168 @@
+"""Recipe → Plan: everything found, checked against the model's headers, and keyed. Nothing is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from runner.errors import Diagnostic, MachineError, RecipeError
+from runner.model import hub
+from runner.model.facts import CheckpointFacts
+from runner.plan import find, keys
+from runner.plan.flow import Flow
+from runner.plan.machine import MachineRefusal, machine_facts, package_version, resolve_device
+from runner.plan.types import Plan, PlannedStep, ResolvedData
+from runner.recipe import schema
+from runner.recipe.types import Recipe, Step
+from runner.steps import kinds
+from runner.steps.protocol import CHECKPOINT, METRICS_ONLY, QUANTIZED, Kind
+
+MODEL = "model"
+
+
+def resolve(recipe: Recipe, *, cache_file: Path | None = None, device: str = "auto") -> Plan:
+    """The plan of a recipe: the same for the same recipe, model, data, packages and device, byte for byte.
+
+    `cache_file` remembers digests and token counts. RecipeError with every complaint of the first stage that has any
+    (model and data, their lengths, steps against the model); MachineError for a device or a package that is not there.
+    """
+    resolved_device = resolve_device(device)
+    references = {step.kind: schema.references(step.kind) for step in recipe.steps}
+    names = [
+        str(step.params[parameter])
+        for step in recipe.steps
+        for parameter, target in references[step.kind].items()
+        if target == "data" and step.params.get(parameter) is not None
+    ]
+    found, data = _found(recipe, names, cache_file)
+    find.check_lengths(recipe, found, data, cache_file)
+    planner = _Planner(recipe, found.model.digest, found.model.facts, data, environment(resolved_device))
+    flow = Flow(found.model.facts, find.data_facts(found, data, cache_file), machine_facts(resolved_device))
+    complaints: list[Diagnostic] = []
+    planned: list[PlannedStep] = []
+    for step in recipe.steps:
+        made = planner.plan(step, planned, references[step.kind])
+        complaints += planner.type_complaints(step, made, planned)
+        complaints += [d.at(recipe.step_span(step, d.path)) for d in flow.check(made)]
+        flow.advance(made)
+        planned.append(made)
+    if complaints:
+        raise RecipeError(complaints)
+    _check_packages(recipe)
+    key = keys.plan_key(recipe.name, found.model.digest, planned)
+    return Plan(recipe, found.model, data, tuple(planned), key, resolved_device)
+
+
+def with_model(plan: Plan) -> Plan:
+    """The plan with its model on this machine: a Hub model that is not in the cache is downloaded at its commit."""
+    if plan.model.path is not None or plan.model.commit is None:
+        return plan
+    folder = hub.download_model(plan.model.source, plan.model.commit)
+    return replace(plan, model=replace(plan.model, path=folder))
+
+
+def environment(device: str) -> dict[str, str]:
+    """What of the installation decides the bytes of a result."""
+    versions = {package: package_version(package) for package in ("torch", "transformers")}
+    for package, version in versions.items():
+        if version is None:
+            raise MachineError(f"{package} is not installed", f"`pip install {package}`")
+    return {**{package: str(version) for package, version in versions.items()}, "device": device}
+
+
+def _found(recipe: Recipe, names: list[str], cache_file: Path | None) -> tuple[find.Found, dict[str, ResolvedData]]:
+    """Model and data; the complaints about both at once."""
+    complaints: list[Diagnostic] = []
+    found = None
+    data: dict[str, ResolvedData] = {}
+    try:
+        found = find.find_model(recipe, cache_file)
+    except RecipeError as error:
+        complaints += error.diagnostics
+    try:
+        data = find.find_data(recipe, names, cache_file)
+    except RecipeError as error:
+        complaints += error.diagnostics
+    if complaints or found is None:
+        raise RecipeError(complaints)
+    return found, data
+
+
+@dataclass
+class _Planner:
+    """Turns steps into planned ones, in order."""
+
+    recipe: Recipe
+    model_digest: str
+    model_facts: CheckpointFacts
+    data: Mapping[str, ResolvedData]
+    environment: Mapping[str, str]
+
+    def plan(self, step: Step, earlier: list[PlannedStep], references: Mapping[str, str]) -> PlannedStep:
+        kind = kinds.find(step.kind)
+        made = [e.id for e in earlier if e.produces != METRICS_ONLY]
+        inputs = {"checkpoint": step.source or (made[-1] if made else MODEL)}
+        data: dict[str, str] = {}
+        for parameter, target in sorted(references.items()):
+            value = step.params.get(parameter)
+            if value is not None and target in ("checkpoint", "data"):
+                (inputs if target == "checkpoint" else data)[parameter] = str(value)
+        gates = {name for name, target in references.items() if target == "gates"}
+        seed = keys.step_seed(self.recipe.seed, step.id)
+        known = {e.id: e.key for e in earlier} | {MODEL: self.model_digest}
+        key_inputs = keys.key_inputs(
+            step,
+            version=kind.VERSION,
+            seed=seed,
+            references=references,
+            inputs={parameter: known[id] for parameter, id in inputs.items()},
+            data={parameter: self.data[name] for parameter, name in data.items()},
+            environment=self.environment,
+        )
+        return PlannedStep(
+            index=len(earlier),
+            id=step.id,
+            kind=step.kind,
+            kind_version=kind.VERSION,
+            params={name: value for name, value in step.params.items() if name not in gates},
+            seed=seed,
+            inputs=inputs,
+            data=data,
+            consumes=tuple(kind.CONSUMES),
+            produces=kind.PRODUCES,
+            gates={metric: rule for name in sorted(gates) for metric, rule in (step.params.get(name) or {}).items()},
+            key=keys.sha256(key_inputs),
+            key_inputs=key_inputs,
+            folder=f"{len(earlier) + 1:02d}-{step.id}",
+        )
+
+    def type_complaints(self, step: Step, made: PlannedStep, earlier: list[PlannedStep]) -> list[Diagnostic]:
+        """What a step is given must be what its kind takes; for the model, only its config tells what it is."""
+        given = made.inputs["checkpoint"]
+        if given == MODEL:
+            type = QUANTIZED if self.model_facts.quantization else CHECKPOINT
+        else:
+            type = next(e.produces for e in earlier if e.id == given)
+        if type in made.consumes:
+            return []
+        span = self.recipe.step_span(step)
+        if given != MODEL:
+            message = f"`{step.kind}` takes a {' or '.join(made.consumes)}; `{given}` makes a {type}"
+            return [Diagnostic("R308", message, "put it before that step, or name another one with `from`", span)]
+        method = (self.model_facts.quantization or {}).get("quant_method", "unknown method")
+        message = f"`{step.kind}` takes a {' or '.join(made.consumes)}; the model is already quantized ({method})"
+        return [Diagnostic("R449", message, "start from the model as it was before it was quantized", span)]
+
+
+def _check_packages(recipe: Recipe) -> None:
+    missing: list[Diagnostic] = []
+    for step in recipe.steps:
+        kind: Kind = kinds.find(step.kind)
+        for need in kind.REQUIRES:
+            if package_version(need.package) is None:
+                message = f"`{step.kind}` needs the package {need.package}, which is not installed"
+                help = f"`pip install 'runner[{need.extra}]'`"
+                missing.append(Diagnostic("R503", message, help, recipe.step_span(step)))
+    if missing:
+        raise MachineRefusal(missing)
