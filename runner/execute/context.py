@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.errors import Interrupted, StepFailed
+from runner.errors import Interrupted, RecipeError
 from runner.execute import usage
 from runner.execute.messages import Request
 from runner.job.entries import Stage
@@ -38,19 +38,17 @@ class StepContext:
         self._stop = stop
 
     def data(self, parameter: str) -> torch.Tensor:
-        """Token ids [samples, sequence_length], int64. StepFailed when the text is shorter than the recipe asks for."""
-        from runner.model.windows import windows
+        """Token ids [samples, sequence_length], int64. RecipeError when the text is shorter than asked."""
+        import torch
+
+        from runner.model.windows import too_short, windows
 
         ref = self._request.data[parameter]
         spec = DataSpec(**ref.spec)
         ids = windows(spec, [Path(file) for file in ref.files], Path(self._request.tokenizer))
         if spec.samples is not None and len(ids) != spec.samples:
-            raise StepFailed(
-                f"data `{spec.name}` gives {len(ids)} windows of {spec.sequence_length} tokens; "
-                f"the recipe asks for {spec.samples}",
-                "lower `samples` or `sequence_length`, or name a longer text",
-            )
-        return ids
+            raise RecipeError([too_short(spec, ids.size)])
+        return torch.from_numpy(ids)
 
     def data_facts(self, parameter: str) -> DataFacts:
         ref = self._request.data[parameter]

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TextIO
 
 from runner.errors import GateFailed, Interrupted, MachineError, RunnerError, StoreError
 from runner.execute import failures
@@ -61,13 +63,13 @@ def apply(
             if not taken:
                 if not stopping.asked:
                     raise Interrupted(
-                        f"another apply of this plan is running: {directory.holder()}", f"wait for it, then: {command}"
+                        f"another apply of this plan is running: {directory.holder()}", f"when it has ended: {command}"
                     )
                 _send(sinks, make("interrupted", step=None, resume=command))
                 return stopping.exit_code
             try:
                 directory.refresh(plan)
-                with open(directory.events, "a", encoding="utf-8") as log:
+                with _appending(directory.events) as log:
                     job = _Job(plan, preview, store, directory, [*sinks, JsonLines(log)], stopping, command)
                     return job.run(device, threads or environment.default_threads())
             finally:
@@ -225,6 +227,17 @@ class _Job:
 
     def send(self, event: Event) -> None:
         _send(self.sinks, event)
+
+
+@contextmanager
+def _appending(path: Path) -> Iterator[TextIO]:
+    """A file to append to, whose close never fails: on a full disk it would, for a line that was given up already."""
+    file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+    try:
+        yield file
+    finally:
+        with suppress(OSError):
+            file.close()
 
 
 def _send(sinks: Sequence[Sink], event: Event) -> None:

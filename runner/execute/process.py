@@ -37,7 +37,6 @@ class WorkerProcess:
             "PYTHONHASHSEED": "0",
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
-            "TOKENIZERS_PARALLELISM": "false",
         }
         with open(log, "wb") as stderr:
             self._process = subprocess.Popen(

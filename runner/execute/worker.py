@@ -56,6 +56,7 @@ class Worker:
         self.requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._events = events
         self._stop = threading.Event()
+        self._step: int | None = None
         self._writing = threading.Lock()
 
     def listen(self, fd: int) -> None:
@@ -65,6 +66,8 @@ class Worker:
                 request = messages.decode(line)
                 if request is None:
                     self._stop.set()
+                    text = "stopping at the next safe point; a second Ctrl-C ends it at once"
+                    self.send(make("message", step=self._step, level="info", text=text))
                 else:
                     self.requests.put(request)
         os._exit(0)
@@ -80,6 +83,7 @@ class Worker:
 
     def serve(self, request: Request) -> None:
         """Run one request to its last event."""
+        self._step = request.index
         store = Store(Path(request.store))
         lock = store.lock(request.key, request.command)
         about = {"step": request.index, "id": request.id, "kind": request.kind}

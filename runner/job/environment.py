@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from pathlib import Path
@@ -13,6 +12,8 @@ import runner
 
 def packages() -> dict[str, str]:
     """Every installed package with its version, sorted by name."""
+    import importlib.metadata  # a cached apply does without it
+
     found: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
         name = distribution.metadata["Name"]

@@ -62,8 +62,10 @@ class Store:
             text = (path / "record.json").read_text(encoding="utf-8")
         except FileNotFoundError:
             return Damage(path, "record.json is missing") if path.exists() else None
-        except (OSError, UnicodeDecodeError) as error:
-            return Damage(path, f"record.json cannot be read ({error})")
+        except UnicodeDecodeError:
+            return Damage(path, "record.json is not UTF-8")
+        except OSError as error:
+            return Damage(path, f"record.json cannot be read ({error.strerror})")
         try:
             record = records.parse(text)
         except ValueError as error:

@@ -1,0 +1,26 @@
+"""A step that makes only metrics: `params` are metric → number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runner.errors import Diagnostic
+from runner.steps.protocol import Context, Cost, Inputs, Requirement, Result
+
+VERSION = 1
+CONSUMES = ("checkpoint",)
+PRODUCES = "metrics"
+REQUIRES: tuple[Requirement, ...] = ()
+METRICS = ("perplexity",)
+
+
+def check(params: Any, inputs: Inputs) -> list[Diagnostic]:
+    return []
+
+
+def estimate(params: Any, inputs: Inputs) -> Cost:
+    return Cost(0, 0, 0, 0.0)
+
+
+def run(ctx: Context) -> Result:
+    return Result(dict(ctx.params))

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from runner.job.gates import judge
+
+EARLIER = {"baseline": {"perplexity": 15.374, "zero": 0.0}}
+
+
+@pytest.mark.parametrize(
+    ("rule", "value", "passed", "text"),
+    [
+        ({"max": 15.55}, 15.5234, True, "`m` is 15.52, within its limit 15.55"),
+        ({"max": 15.55}, 15.55, True, "`m` is 15.55, within its limit 15.55"),
+        ({"max": 15.55}, 15.5501, False, "`m` is 15.5501, 0.0001 above its limit 15.55"),
+        ({"max": 0.01}, 0.0123, False, "`m` is 0.0123, 0.0023 above its limit 0.01"),
+        ({"min": 0.9}, 0.88, False, "`m` is 0.88, 0.02 below its limit 0.9"),
+        ({"min": 0.9}, 0.9, True, "`m` is 0.9, within its limit 0.9"),
+        ({"max": 12000}, 123456.7, False, "`m` is 123457, 111457 above its limit 12000"),
+        ({"max": 0}, 0.25, False, "`m` is 0.25, 0.25 above its limit 0"),
+        ({"max": 1}, math.inf, False, "`m` is inf, inf above its limit 1"),
+        ({"max": 1}, math.nan, False, "`m` is nan and its limit 1: what is not a number passes no gate"),
+        ({"min": 1}, math.nan, False, "`m` is nan and its limit 1: what is not a number passes no gate"),
+    ],
+)
+def test_absolute_rules(rule: dict[str, Any], value: float, passed: bool, text: str) -> None:
+    verdict = judge("m", rule, {"m": value}, {})
+    assert (verdict.passed, verdict.text) == (passed, text)
+
+
+def test_a_ratio_above() -> None:
+    verdict = judge("perplexity", {"max_ratio_to": "baseline", "value": 1.25}, {"perplexity": 19.31}, EARLIER)
+    assert verdict.text == "`perplexity` is 19.31, 0.09 above its limit 19.22 (1.25 × `baseline` 15.374)"
+    assert verdict.rule == "at most 1.25 × `baseline`"
+    assert not verdict.passed
+    assert verdict.limit == 1.25 * 15.374
+
+
+def test_a_ratio_below() -> None:
+    verdict = judge("perplexity", {"min_ratio_to": "baseline", "value": 0.5}, {"perplexity": 7.5}, EARLIER)
+    assert verdict.text == "`perplexity` is 7.5, 0.187 below its limit 7.687 (0.5 × `baseline` 15.374)"
+
+
+def test_a_missing_metric_passes_no_gate() -> None:
+    verdict = judge("perplexity", {"max_ratio_to": "nobody", "value": 1.25}, {"perplexity": 19.31}, EARLIER)
+    assert verdict.text == (
+        "`perplexity` is 19.31 and its limit nan: what is not a number passes no gate (1.25 × `nobody`)"
+    )
+    assert not verdict.passed
