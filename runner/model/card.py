@@ -19,6 +19,9 @@ from runner.model.formats.rules import GPTQ, PACK_QUANTIZED, Scheme, served_by_v
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _FOLDER = "path/to/this/folder"
+_INTRODUCTION = """\
+Made from `{source}` ({architecture}) by runner, which compresses language models from a recipe.
+The recipe is at the end of this page: applying it again gives this checkpoint again."""
 _LOAD = f"""```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -55,8 +58,7 @@ def text(card: ModelCard) -> str:
     parts = [
         f"---\n{yaml.safe_dump(_front_matter(card), sort_keys=False, allow_unicode=True)}---",
         f"# {_title(card)}",
-        f"Made from `{card.source}` ({card.architecture}) by runner, which compresses language models from a recipe.\n"
-        + "The recipe is at the end of this page: applying it again gives this checkpoint again.",
+        _INTRODUCTION.format(source=card.source, architecture=card.architecture),
         "## What was done",
         "\n".join(f"{i}. {_step(kind, params)}" for i, (kind, params) in enumerate(card.steps, 1)),
         _sizes(card),
