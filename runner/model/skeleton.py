@@ -168,8 +168,8 @@ class Skeleton:
         if stored not in self.reader.headers and not packed and name in self._tied:
             stored = self._names[self._tied[name]]
         tensor = self.reader.read_module_weight(stored.removesuffix(".weight")) if packed else self.reader.read(stored)
-        if packed and tensor.shape != module._parameters[key].shape:  # type: ignore[union-attr]
-            tensor = tensor.T.contiguous()  # GPT-2's Conv1D keeps [in, out]
+        if packed and is_conv1d(module):
+            tensor = tensor.T.contiguous()
         parameter = nn.Parameter(tensor.to(self.device, self.dtype), requires_grad=False)
         parameter._is_hf_initialized = True  # type: ignore[attr-defined]  # or _init_weights would draw it anew
         return parameter
@@ -275,6 +275,11 @@ def persistent_buffers(module: nn.Module, recurse: bool = True) -> Iterator[tupl
         for key, buffer in inner._buffers.items():
             if buffer is not None and key not in inner._non_persistent_buffers_set:
                 yield (f"{name}.{key}" if name else key), buffer
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """GPT-2's linear module, which keeps its weight as [in, out]."""
+    return type(module).__name__ == "Conv1D"
 
 
 def tied_names(model: Any) -> dict[str, str]:

@@ -26,7 +26,7 @@ from runner.model.memory import SUSPEND_LIMIT, hidden_size, suspended_bytes, wid
 from runner.model.method import LayerMethod, Statistics, Transformed
 from runner.model.output import Output
 from runner.model.shards import ShardReader
-from runner.model.skeleton import Skeleton, dense_copy
+from runner.model.skeleton import Skeleton, dense_copy, is_conv1d
 from runner.model.solve import dense, solve
 
 
@@ -181,8 +181,7 @@ class Calibrated:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """A linear module: nn.Linear, or GPT-2's Conv1D, which keeps its weight transposed."""
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    return isinstance(module, nn.Linear) or is_conv1d(module)
 
 
 def mean(result: Mapping[str, Any], metric: str) -> float | None:

@@ -22,7 +22,7 @@ def wanted(params: Params) -> str:
 
 def transform(linear: Linear, statistics: Statistics, params: Params) -> Transformed:
     """Weights that are exactly zero stay so: a pruned checkpoint keeps its masks. `error` is of the layer's output."""
-    from runner.steps.quantize.gptq_math import factorize, quantize_weight
+    from runner.steps.quantize.gptq_math import factorize, output_energy, quantize_weight
     from runner.steps.quantize.grid import make_grid
     from runner.steps.quantize.schemes import grid_scheme
 
@@ -37,10 +37,9 @@ def transform(linear: Linear, statistics: Statistics, params: Params) -> Transfo
     scheme = grid_scheme(params, linear.dtype)
     grid = make_grid(linear.weight, scheme, params["grid"], statistics.hessian.diagonal())
     solution = quantize_weight(linear.weight, factor, grid, keep_zeros=True)
-    return Transformed(
-        quantized=solution.quantized,
-        metrics={"error": solution.relative_error(), "dampening": factor.dampening},
-    )
+    energy = float(output_energy(linear.weight, statistics.hessian).sum())
+    error = float(solution.error.sum()) / energy if energy > 0 else 0.0
+    return Transformed(quantized=solution.quantized, metrics={"error": error, "dampening": factor.dampening})
 
 
 method = LayerMethod(transform, statistics=wanted, stacked=True)
