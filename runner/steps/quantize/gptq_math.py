@@ -138,7 +138,7 @@ def quantize_weight(weight: torch.Tensor, factor: Factor, grid: Grid, *, keep_ze
 
 
 def output_energy(weight: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
-    """The diagonal of W H Wᵀ [out], float32, from the lower block triangle of H alone."""
+    """The diagonal of W H Wᵀ [out], float32; half of the symmetric product."""
     weight = weight.float()
     energy = torch.zeros(weight.shape[0], device=weight.device)
     block = max(BLOCK, weight.shape[1] // 16)

@@ -134,14 +134,15 @@ def quantize_rtn(weight: torch.Tensor, scheme: Scheme, method: str = "minmax") -
     return round_to_grid(weight, make_grid(weight, scheme, method))
 
 
-def storable(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Scales as they will be read: rounded to `dtype`, in float32, finite and never zero.
+def storable(scale: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    """Scales as they will be read: rounded to `scale_dtype`, in float32, never zero, and finite times any integer.
 
     The smallest is the smallest normal number of bf16, or the smallest number of fp16 at all (normal in float32): a
-    machine that flushes subnormals still reads it. Beyond the largest finite one weights are clipped instead.
+    machine that flushes subnormals still reads it. Weights beyond the largest grid are clipped.
     """
+    dtype = scheme.scale_dtype
     least = 2.0**-24 if dtype is torch.float16 else torch.finfo(dtype).smallest_normal
-    return scale.clamp(least, torch.finfo(dtype).max).to(dtype).float()
+    return scale.clamp(least, torch.finfo(dtype).max / scheme.levels).to(dtype).float()
 
 
 def _choose(
@@ -166,15 +167,15 @@ def _choose(
         zero = (-low / full.clamp(min=torch.finfo(torch.float32).tiny)).round_().clamp_(0, top)
     # A group of zeros has no range: any scale stores it exactly.
     full = torch.where(full > 0, full, 1.0)
-    best = storable(full, scheme.scale_dtype)
+    best = storable(full, scheme)
     if not search:
         return best, zero
     least = torch.full_like(best, torch.inf)
     smallest = SMALLEST.get(scheme.bits, SMALLEST_OTHERWISE)
     for step in range(STEPS):
-        tried = storable(full * (1 - (1 - smallest) * step / (STEPS - 1)), scheme.scale_dtype)
+        tried = storable(full * (1 - (1 - smallest) * step / (STEPS - 1)), scheme)
         a, b, c = _moments(parts, tried, zero, costs, scheme)
-        for scale in (tried, storable(tried + b / c.clamp(min=torch.finfo(torch.float32).tiny), scheme.scale_dtype)):
+        for scale in (tried, storable(tried + b / c.clamp(min=torch.finfo(torch.float32).tiny), scheme)):
             move = scale - tried
             error = a - 2 * move * b + move * move * c
             better = error < least
