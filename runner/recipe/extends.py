@@ -59,7 +59,7 @@ def gather(content: str, file: str) -> Node:
 def _gather(content: str, chain: tuple[_Place, ...]) -> Node:
     root = steps.identified(text.parse(content, chain[-1].file))
     named = root.entries.get("extends")
-    return root if named is None else _merged(_parent(named, chain), root)
+    return root if named is None else merged(_parent(named, chain), root)
 
 
 def _parent(named: Node, chain: tuple[_Place, ...]) -> Node:
@@ -78,7 +78,8 @@ def _parent(named: Node, chain: tuple[_Place, ...]) -> Node:
     return _gather(read_file(file, named.span, "R120"), (*chain, place))
 
 
-def _merged(parent: Node, child: Node) -> Node:
+def merged(parent: Node, child: Node) -> Node:
+    """The tree of `child` laid over that of `parent`."""
     entries = {name: node for name, node in parent.entries.items() if name != "extends"}
     for name, node in child.entries.items():
         if name == "extends":

@@ -66,9 +66,8 @@ def _when_complaint(error: when.WhenError, node: Node, values: params.Params) ->
     if error.name in values.names:
         return []  # a param without a value, complained about where it is defined
     if error.name is not None:
-        known = f"the params are {words.ticked(values.names)}" if values.names else "the recipe has no `params`"
         message = f"{error}{words.did_you_mean(error.name, values.names)}"
-        return [Diagnostic("R220", message, known, params.inside(node.span, error.name))]
+        return [Diagnostic("R220", message, params.known(values.names), params.inside(node.span, error.name))]
     help = 'write a comparison of params, such as `bits < 8 and not dense` or `method == "gptq"`'
     return [Diagnostic("R226", f"`when: {node.value}` cannot be evaluated: {error}", help, node.span)]
 

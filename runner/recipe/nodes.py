@@ -84,6 +84,13 @@ def place(node: Node, path: Path) -> Span:
     return best
 
 
+def key_place(node: Node, path: Path) -> Span:
+    """The place of the key of the value at `path`, where it has one."""
+    parent = find(node, path[:-1]) if path else None
+    key = parent.keys.get(str(path[-1])) if parent is not None else None
+    return key if key is not None else place(node, path)
+
+
 def places(node: Node, path: Path = ()) -> dict[Path, Span]:
     """`place` of every path of the tree."""
     return dict(_places(node, path, node.span))

@@ -7,7 +7,7 @@ stands for `${` itself. Values are not read for references a second time.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,11 +50,7 @@ def escaped(value: Any) -> Any:
 def resolve(root: Node, sets: Sequence[str]) -> tuple[Params, list[Diagnostic]]:
     """The params of `root` with `sets` ("name=value", the last of a name counts), and what is wrong with them."""
     written = root.entries.get("params")
-    nodes = {
-        name: node
-        for name, node in (written.entries if written is not None else {}).items()
-        if isinstance(node.value, bool | int | float | str)
-    }
+    nodes = written.entries if written is not None else {}
     complaints: list[Diagnostic] = []
     defaults = _Resolver(nodes, {}, complaints.append).all()
     given = _given(sets, nodes, defaults, complaints.append)
@@ -97,6 +93,10 @@ class _Resolver:
         return self.done[name]
 
 
+def known(names: Collection[str]) -> str:
+    return f"params of this recipe: {words.ticked(names)}" if names else "this recipe has no `params`"
+
+
 def _given(
     sets: Sequence[str],
     nodes: Mapping[str, Node],
@@ -109,14 +109,14 @@ def _given(
         if not equals or not name:
             tell(Diagnostic("R225", f"`--set {written}` is not of the form name=value", "write `--set name=value`"))
         elif name not in nodes:
-            known = f"the params are {words.ticked(nodes)}" if nodes else "this recipe has no params"
             message = f"`--set {written}` names no param of the recipe{words.did_you_mean(name, nodes)}"
-            tell(Diagnostic("R223", message, known))
+            tell(Diagnostic("R223", message, known(nodes)))
         elif name in defaults:
             value = _as_type_of(defaults[name], text)
             if value is None:
                 wanted = _WANTED[type(defaults[name])]
-                message = f"`--set {name}={text}` must be {wanted}, as its default {words.show(defaults[name])} is"
+                default = words.show(defaults[name])
+                message = f"`{name}` must be {wanted}, as its default {default} is; got `--set {name}={text}`"
                 tell(Diagnostic("R224", message, span=nodes[name].span))
             else:
                 given[name] = value
@@ -204,9 +204,8 @@ def _referred(
         message = f"`{written}` is malformed; a reference is `${{name}}`"
         tell(Diagnostic("R221", message, _ESCAPED, inside(span, written)))
     elif name not in names:
-        known = f"the params are {words.ticked(names)}" if names else "the recipe has no `params`"
         message = f"`{written}` is not a param{words.did_you_mean(name, names)}"
-        tell(Diagnostic("R220", message, known, inside(span, written)))
+        tell(Diagnostic("R220", message, known(names), inside(span, written)))
     else:
         return value_of(name)
     return None

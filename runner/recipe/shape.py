@@ -35,6 +35,7 @@ _CODES = {
     "minProperties": "R207",
     "maxProperties": "R207",
 }
+_BOOLEANS = {"yes": True, "on": True, "y": True, "no": False, "off": False, "n": False}
 _COUNTS = ("minItems", "maxItems", "minProperties", "maxProperties")
 _TYPES: dict[str, tuple[type, ...]] = {"integer": (int,), "number": (int, float), "string": (str,), "boolean": (bool,)}
 
@@ -93,7 +94,8 @@ def _kind(step: Node, root: Node, path: Path, complaints: list[Diagnostic]) -> s
         return None
     kinds = known or steps.kind_keys(step)
     for key in kinds if not known else []:
-        message = f"unknown step kind `{key}`{words.did_you_mean(key, discovery.kinds())}"
+        found = words.nearest_kind(key, discovery.kinds())
+        message = f"unknown step kind `{key}`" + (f"; did you mean `{found}`?" if found is not None else "")
         complaints.append(Diagnostic("R210", message, "`runner steps` lists every kind", step.keys[key]))
     complaints.extend(_stray(key, step, known[0] if known else None) for key in others if key not in kinds)
     if not others:
@@ -175,7 +177,7 @@ def _missing(error: ValidationError, path: Path, scope: _Scope) -> Diagnostic:
     message = f"{_owner(path, scope)} needs `{key}`"
     part = error.schema.get("properties", {}).get(key, {}) if isinstance(error.schema, Mapping) else {}
     help = part.get("x-runner-help") or scope.help or part.get("description")
-    return Diagnostic("R202", message, help, nodes.place(scope.root, (*scope.base, *path)))
+    return Diagnostic("R202", message, help, nodes.key_place(scope.root, (*scope.base, *path)))
 
 
 def _unknown(error: ValidationError, path: Path, scope: _Scope) -> Iterator[Diagnostic]:
@@ -217,7 +219,8 @@ def _wrong(error: ValidationError, path: Path, scope: _Scope) -> Diagnostic:
     place = (*scope.base, *path)
     node = nodes.find(scope.root, place)
     value: Any = error.instance
-    got = f"; got {words.show(value)}"
+    alternatives = error.validator == "oneOf" and isinstance(value, dict) and value
+    got = f"; got {words.ticked(value) if alternatives else words.show(value)}"
     if node is not None and node.reference is not None:
         got += f" (from `{node.reference}`)"
     owner = _owner(path, scope)
@@ -242,6 +245,8 @@ def _suggestion(rules: Mapping[str, Any], value: Any) -> str:
     choices = [choice for option in options for choice in [*option.get("enum", []), option.get("const")]]
     if not isinstance(value, str):
         return ""
+    if rules.get("type") == "boolean" and value.lower() in _BOOLEANS:
+        return f"; did you mean {words.show(_BOOLEANS[value.lower()])}?"
     found = words.nearest(value, [choice for choice in choices if isinstance(choice, str)])
     return f"; did you mean {words.show(found)}?" if found is not None else ""
 

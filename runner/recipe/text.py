@@ -65,9 +65,18 @@ def decode(data: bytes, file: str) -> str:
         before = data[: error.start].decode("utf-8", "replace")
         lines = _BREAK.split(before)
         rest = _BREAK.split(data[error.start : error.start + 200].decode("utf-8", "replace"))[0]
-        span = Span(file, len(lines), len(lines[-1]) + 1, 1, lines[-1] + rest)
+        column = len(lines[-1])
+        span = Span(file, len(lines), column + 1, 1, excerpt(lines[-1] + rest, column))
         message = f"the file is not UTF-8 text: byte 0x{data[error.start]:02x} at offset {error.start}"
         raise RecipeError([Diagnostic("R102", message, "save the file with UTF-8 encoding", span)]) from None
+
+
+def excerpt(line: str, column: int) -> str:
+    """A line as a complaint shows it: cut where it is long, a tab as one visible character, nothing unprintable."""
+    if column > 200:
+        return ""
+    line = line if len(line) <= column + 100 else line[: column + 100] + "…"
+    return "".join(c if c.isprintable() else "→" if c == "\t" else "\ufffd" for c in line)
 
 
 def parse(text: str, file: str) -> Node:
@@ -146,10 +155,10 @@ class _Reader:
             help = "check the indentation, and put text that holds `: ` in quotes"
         elif "cannot start any token" in problem:
             help = "put text that begins with this character in quotes"
-        elif "end of stream" in problem or "<stream end>" in problem:
-            opened = error.context_mark
-            where = f"line {opened.line + 1}, column {opened.column + 1}" if opened else ""
-            help = f"what opens at {where} is never closed" if where else None
+        elif ("end of stream" in problem or "<stream end>" in problem) and error.context_mark is not None:
+            opened = self._at(error.context_mark.line, error.context_mark.column)
+            sign = opened.text[opened.column - 1 : opened.column]
+            return self._error("R104", f"not valid YAML: this `{sign}` is never closed", opened)
         return self._error("R104", f"not valid YAML: {problem}", span, help)
 
     def _extent(self, node: yaml.Node) -> tuple[int, int]:
@@ -229,7 +238,7 @@ class _Reader:
 
     def _at(self, line: int, column: int, length: int = 1) -> Span:
         text = self.lines[line] if line < len(self.lines) else ""
-        return Span(self.file, line + 1, column + 1, max(1, length), text)
+        return Span(self.file, line + 1, column + 1, max(1, length), excerpt(text, column))
 
     def _span(self, node: yaml.Node) -> Span:
         start, end = node.start_mark, node.end_mark
@@ -253,7 +262,8 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
         quoted = not isinstance(scalars.read(text), str)
     except scalars.NumberError:
         quoted = True
-    return dumper.represent_scalar(_CORE + "str", text, style='"' if quoted else None)
+    odd = not text.replace("\n", "").isprintable()  # PyYAML folds odd line breaks away unless they are escaped
+    return dumper.represent_scalar(_CORE + "str", text, style='"' if quoted or odd else None)
 
 
 def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:

@@ -56,6 +56,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean `{name}`?" if name is not None else ""
 
 
+def nearest_kind(word: str, kinds: Iterable[str]) -> str | None:
+    """The kind that `word` most likely was meant to be, also where it is the method alone."""
+    by_method = {kind.rpartition(".")[2]: kind for kind in kinds}
+    method = nearest(word.rpartition(".")[2], by_method)
+    return nearest(word, by_method.values()) or (by_method[method] if method is not None else None)
+
+
 def label(path: Iterable[str | int]) -> str:
     """A path as one name: `gates.perplexity`, `overrides."*.q_proj".bits`, `ignore[0]`."""
     text = ""

@@ -1,0 +1,36 @@
+"""The table of codes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import runner.recipe
+from runner.recipe.codes import CODES
+
+
+def mentioned(folder: Path) -> set[str]:
+    return {
+        code
+        for file in folder.glob("*.py")
+        if file.name != "codes.py"
+        for code in re.findall(r"\bR[123]\d\d\b", file.read_text(encoding="utf-8"))
+    }
+
+
+def test_the_table_has_the_codes_that_are_used() -> None:
+    assert mentioned(Path(runner.recipe.__path__[0])) == set(CODES)
+
+
+def test_every_code_has_a_whole_message_in_a_test() -> None:
+    shown = {
+        code
+        for file in Path(__file__).parent.glob("*.py")
+        for code in re.findall(r"error\[(R\d+)\]", file.read_text(encoding="utf-8"))
+    }
+    assert shown >= set(CODES)
+
+
+def test_meanings_are_one_line() -> None:
+    assert all(meaning and "\n" not in meaning for meaning in CODES.values())
+    assert list(CODES) == sorted(CODES)

@@ -1,0 +1,212 @@
+"""What is wrong across steps (R3xx), as a user reads it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.recipe.cases import HEAD, Case, recipe, told
+
+CASES = [
+    Case(
+        "two equal ids",
+        recipe("- quantize.rtn: {}", "  id: x", "- evaluate.perplexity: {data: text}", "  id: x"),
+        """
+r.yaml:9:9: error[R301]: the id `x` is used twice; first at line 6
+    9 |     id: x
+      |         ^
+help: change one of them
+""",
+    ),
+    Case(
+        "reserved id",
+        recipe("- quantize.rtn: {}", "  id: model"),
+        """
+r.yaml:7:9: error[R302]: the id `model` is reserved: it names the recipe's model
+    7 |     id: model
+      |         ^^^^^
+help: give the step another id
+""",
+    ),
+    Case(
+        "from an unknown step",
+        recipe("- prune.magnitude: {}", "- quantize.rtn: {}", "  from: magnitud"),
+        """
+r.yaml:8:11: error[R303]: `from` names `magnitud`, which is no step; did you mean `magnitude`?
+    8 |     from: magnitud
+      |           ^^^^^^^^
+help: it may name `model` or `magnitude`
+""",
+    ),
+    Case(
+        "from a later step",
+        recipe("- prune.magnitude: {}", "  from: rtn", "- quantize.rtn: {}"),
+        """
+r.yaml:7:11: error[R304]: `from` names `rtn`, which comes later
+    7 |     from: rtn
+      |           ^^^
+help: it may name `model`
+""",
+    ),
+    Case(
+        "from itself",
+        recipe("- prune.magnitude: {}", "  from: magnitude"),
+        """
+r.yaml:7:11: error[R304]: `from` names `magnitude`, which is this step itself
+    7 |     from: magnitude
+      |           ^^^^^^^^^
+help: it may name `model`
+""",
+    ),
+    Case(
+        "from a step that makes no checkpoint",
+        recipe("- evaluate.perplexity: {data: text}", "- quantize.rtn: {}", "  from: perplexity"),
+        """
+r.yaml:8:11: error[R307]: `from` names `perplexity`, and `evaluate.perplexity` makes no checkpoint
+    8 |     from: perplexity
+      |           ^^^^^^^^^^
+help: it may name `model`
+""",
+    ),
+    Case(
+        "from a step left out",
+        recipe(
+            "- prune.magnitude: {}",
+            "  when: prune",
+            "- quantize.rtn: {}",
+            "  from: magnitude",
+            also="params: {prune: false}",
+        ),
+        """
+r.yaml:10:11: error[R305]: `from` names `magnitude`, which `when: prune` leaves out
+   10 |     from: magnitude
+      |           ^^^^^^^^^
+help: give this step the same `when`, or name another
+""",
+    ),
+    Case(
+        "every step left out",
+        recipe("- prune.magnitude: {}", "  when: false"),
+        """
+r.yaml:5:1: error[R310]: `when` leaves out every step
+    5 | steps:
+      | ^^^^^
+help: change the params, or a `when`
+""",
+    ),
+    Case(
+        "quantized twice",
+        recipe("- quantize.rtn: {}", "- quantize.gptq: {data: text}"),
+        """
+r.yaml:7:5: error[R308]: `quantize.gptq` takes an unquantized checkpoint; `rtn` makes a quantized checkpoint
+    7 |   - quantize.gptq: {data: text}
+      |     ^^^^^^^^^^^^^
+help: `from` may name `model`
+""",
+    ),
+    Case(
+        "quantized twice, by from",
+        recipe("- quantize.rtn: {}", "- prune.magnitude: {}", "  from: rtn"),
+        """
+r.yaml:8:11: error[R308]: `prune.magnitude` takes an unquantized checkpoint; `rtn` makes a quantized checkpoint
+    8 |     from: rtn
+      |           ^^^
+help: `from` may name `model`
+""",
+    ),
+    Case(
+        "undefined data",
+        recipe("- evaluate.perplexity: {data: txt}"),
+        """
+r.yaml:6:33: error[R306]: `data` names `txt`, which is no entry of `data`; did you mean `text`?
+    6 |   - evaluate.perplexity: {data: txt}
+      |                                 ^^^
+help: `data` has `text`
+""",
+    ),
+    Case(
+        "no data",
+        recipe("- evaluate.perplexity: {data: text}", head=HEAD),
+        """
+r.yaml:5:33: error[R306]: `data` names `text`, which is no entry of `data`
+    5 |   - evaluate.perplexity: {data: text}
+      |                                 ^^^^
+help: the recipe has no `data`
+""",
+    ),
+    Case(
+        "against an unknown step",
+        recipe("- prune.magnitude: {}", "- evaluate.divergence: {data: text, against: magnitde}"),
+        """
+r.yaml:7:48: error[R303]: `against` names `magnitde`, which is no step; did you mean `magnitude`?
+    7 |   - evaluate.divergence: {data: text, against: magnitde}
+      |                                                ^^^^^^^^
+help: it may name `model` or `magnitude`
+""",
+    ),
+    Case(
+        "against a step without a checkpoint",
+        recipe("- evaluate.perplexity: {data: text}", "- evaluate.divergence: {data: text, against: perplexity}"),
+        """
+r.yaml:7:48: error[R307]: `against` names `perplexity`, and `evaluate.perplexity` makes no checkpoint
+    7 |   - evaluate.divergence: {data: text, against: perplexity}
+      |                                                ^^^^^^^^^^
+help: it may name `model`
+""",
+    ),
+    Case(
+        "gate on an unknown metric",
+        recipe("- evaluate.perplexity: {data: text, gates: {perplexty: {max: 20}}}"),
+        """
+r.yaml:6:47: error[R309]: `evaluate.perplexity` does not measure `perplexty`; did you mean `perplexity`?
+    6 |   - evaluate.perplexity: {data: text, gates: {perplexty: {max: 20}}}
+      |                                               ^^^^^^^^^
+help: it measures `perplexity`, `loss`, `tokens` and `windows`
+""",
+    ),
+    Case(
+        "gate against an unknown step",
+        recipe(
+            "- evaluate.perplexity: {data: text}",
+            "  id: baseline",
+            "- evaluate.perplexity: {data: text, gates: {perplexity: {max_ratio_to: base, value: 1.1}}}",
+        ),
+        """
+r.yaml:8:74: error[R303]: `max_ratio_to` names `base`, which is no step; did you mean `baseline`?
+    8 |   - evaluate.perplexity: {data: text, gates: {perplexity: {max_ratio_to: base, value: 1.1}}}
+      |                                                                          ^^^^
+help: `perplexity` is measured by `baseline`
+""",
+    ),
+    Case(
+        "gate against a later step",
+        recipe(
+            "- evaluate.perplexity: {data: text, gates: {perplexity: {max_ratio_to: late, value: 1.1}}}",
+            "- evaluate.perplexity: {data: text}",
+            "  id: late",
+        ),
+        """
+r.yaml:6:74: error[R304]: `max_ratio_to` names `late`, which comes later
+    6 |   - evaluate.perplexity: {data: text, gates: {perplexity: {max_ratio_to: late, value: 1.1}}}
+      |                                                                          ^^^^
+help: no earlier step measures `perplexity`
+""",
+    ),
+    Case(
+        "gate against a step without the metric",
+        recipe(
+            "- evaluate.perplexity: {data: text}",
+            "- evaluate.divergence: {data: text, gates: {kl: {max_ratio_to: perplexity, value: 1.1}}}",
+        ),
+        """
+r.yaml:7:66: error[R309]: `max_ratio_to` names `perplexity`, and `evaluate.perplexity` does not measure `kl`
+    7 |   - evaluate.divergence: {data: text, gates: {kl: {max_ratio_to: perplexity, value: 1.1}}}
+      |                                                                  ^^^^^^^^^^
+help: no earlier step measures `kl`
+""",
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_whole_message(case: Case) -> None:
+    assert told(case.text, case.sets) == case.message.strip("\n")
