@@ -37,7 +37,7 @@ def applied(weight: torch.Tensor, keep: torch.Tensor) -> Transformed:
 
 def magnitude_scores(weight: torch.Tensor) -> torch.Tensor:
     """|W|, float32."""
-    return weight.float().abs_()
+    return weight.float().abs()
 
 
 def wanda_scores(weight: torch.Tensor, input_norms: torch.Tensor) -> torch.Tensor:

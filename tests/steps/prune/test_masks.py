@@ -118,3 +118,16 @@ def test_what_cannot_be_ranked_is_refused() -> None:
         masks.mask_pattern(torch.zeros(1, 6), 2, 4)
     with pytest.raises(ValueError, match=r"^an n:m pattern keeps at least 1 and fewer than m weights; got 4:4$"):
         masks.mask_pattern(torch.zeros(1, 8), 4, 4)
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
+def test_kept_weights_are_untouched(pattern: str) -> None:
+    weight = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+    before = weight.clone()
+    norms = torch.rand(16, generator=torch.Generator().manual_seed(1)) + 1
+    for keep in (masks.wanda_mask(weight, norms, 0.5, pattern), masks.magnitude_mask(weight, 0.5, pattern)):
+        assert torch.equal(weight, before), "ranking must not write into the weight"
+        pruned = masks.applied(weight, keep).weight
+        assert pruned is not None
+        assert torch.equal(pruned[keep], before[keep])
+        assert not pruned[~keep].any()
