@@ -97,9 +97,11 @@ def locate_data(spec: DataSpec) -> DataLocation:
 
 def _split_files(spec: DataSpec, folder: Path) -> tuple[Path, ...]:
     """The text files of a folder, by name; with `split`, those called split.*, split-* or in a folder of that name."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in DATA_SUFFIXES and path.is_file())
+    embedded = spec.source.startswith(DEMO)
+    suffixes = DATA_SUFFIXES[:1] if embedded else DATA_SUFFIXES  # an embedded text has its licence beside it
+    files = sorted(path for path in folder.iterdir() if path.suffix in suffixes and path.is_file())
     if spec.split is None:
-        if spec.source.startswith(DEMO):
+        if embedded:
             raise _error(
                 "R466",
                 f"data `{spec.name}`: `{spec.source}` needs a `split`",

@@ -73,9 +73,9 @@ def notes(plan: Plan, forecasts: list[Forecast], available: int) -> tuple[str, .
     if plan.model.path is None:
         found.append(f"`{plan.model.source}` is downloaded first: {gigabytes(plan.model.facts.nbytes)}")
     found += [
-        f"step `{forecast.step.id}` needs {gigabytes(forecast.cost.memory)} of memory; {gigabytes(available)} are free now"
-        for forecast in forecasts
-        if available < forecast.cost.memory
+        f"step `{f.step.id}` needs {gigabytes(f.cost.memory)} of memory; {gigabytes(available)} are free now"
+        for f in forecasts
+        if available < f.cost.memory
     ]
     return tuple(found)
 

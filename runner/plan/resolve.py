@@ -16,7 +16,7 @@ from runner.plan.types import Plan, PlannedStep, ResolvedData
 from runner.recipe import schema
 from runner.recipe.types import Recipe, Step
 from runner.steps import kinds
-from runner.steps.protocol import CHECKPOINT, METRICS_ONLY, QUANTIZED, Kind
+from runner.steps.protocol import METRICS_ONLY, QUANTIZED, Kind
 
 MODEL = "model"
 
@@ -43,7 +43,7 @@ def resolve(recipe: Recipe, *, cache_file: Path | None = None, device: str = "au
     planned: list[PlannedStep] = []
     for step in recipe.steps:
         made = planner.plan(step, planned, references[step.kind])
-        complaints += planner.type_complaints(step, made, planned)
+        complaints += planner.type_complaints(step, made)
         complaints += [d.at(recipe.step_span(step, d.path)) for d in flow.check(made)]
         flow.advance(made)
         planned.append(made)
@@ -137,22 +137,15 @@ class _Planner:
             folder=f"{len(earlier) + 1:02d}-{step.id}",
         )
 
-    def type_complaints(self, step: Step, made: PlannedStep, earlier: list[PlannedStep]) -> list[Diagnostic]:
-        """What a step is given must be what its kind takes; for the model, only its config tells what it is."""
-        given = made.inputs["checkpoint"]
-        if given == MODEL:
-            type = QUANTIZED if self.model_facts.quantization else CHECKPOINT
-        else:
-            type = next(e.produces for e in earlier if e.id == given)
-        if type in made.consumes:
+    def type_complaints(self, step: Step, made: PlannedStep) -> list[Diagnostic]:
+        """Whether a step can take the model, of which only its config tells the type."""
+        quantization = self.model_facts.quantization
+        if made.inputs["checkpoint"] != MODEL or not quantization or QUANTIZED in made.consumes:
             return []
-        span = self.recipe.step_span(step)
-        if given != MODEL:
-            message = f"`{step.kind}` takes a {' or '.join(made.consumes)}; `{given}` makes a {type}"
-            return [Diagnostic("R308", message, "put it before that step, or name another one with `from`", span)]
-        method = (self.model_facts.quantization or {}).get("quant_method", "unknown method")
-        message = f"`{step.kind}` takes a {' or '.join(made.consumes)}; the model is already quantized ({method})"
-        return [Diagnostic("R449", message, "start from the model as it was before it was quantized", span)]
+        method = quantization.get("quant_method", "by an unnamed method")
+        message = f"`{step.kind}` takes an unquantized checkpoint; the model is already quantized ({method})"
+        help = "start from the model as it was before it was quantized"
+        return [Diagnostic("R449", message, help, self.recipe.step_span(step))]
 
 
 def _check_packages(recipe: Recipe) -> None:

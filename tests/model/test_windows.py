@@ -1,0 +1,114 @@
+"""The one rule that makes windows of tokens out of text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runner.errors import RecipeError
+from runner.model import source, windows
+from runner.model.data_files import documents_of
+from runner.recipe.types import DataSpec, ModelSpec
+
+
+def spec(split: str = "calibration", **changes: Any) -> DataSpec:
+    fields: dict[str, Any] = {"name": "text", "source": "demo:stdlib", "split": split, "sequence_length": 512}
+    return DataSpec(**(fields | changes))
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    folder, _ = source.locate_model(ModelSpec("demo:tiny-llama"))
+    assert folder is not None
+    return folder
+
+
+@pytest.mark.parametrize(("split", "tokens", "count"), [("calibration", 142_662, 278), ("evaluation", 171_490, 334)])
+def test_the_embedded_text(model: Path, split: str, tokens: int, count: int) -> None:
+    entry = spec(split)
+    files = source.locate_data(entry).files
+    assert len(windows.tokens(entry, documents_of(entry, files), windows.Tokenizer(model))) == tokens
+    ids = windows.windows(entry, files, model)
+    assert ids.shape == (count, 512)
+    assert ids.dtype == np.dtype("int64")
+
+
+@pytest.mark.parametrize("packing", ["documents", "joined"])
+def test_samples_are_the_first_windows(model: Path, packing: str) -> None:
+    files = source.locate_data(spec()).files
+    whole = windows.windows(spec(packing=packing), files, model)
+    for samples in (1, 7, 128):
+        some = windows.windows(spec(packing=packing, samples=samples), files, model)
+        assert np.array_equal(some, whole[:samples])
+
+
+def test_documents_are_framed(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "import os"}\n{"text": "def f(): pass"}\n')
+    tokenizer = windows.Tokenizer(model)
+    one, two = tokenizer.encode(["import os", "def f(): pass"], special=False)
+    found = windows.tokens(spec(), documents_of(spec(), [path]), tokenizer)
+    assert found.tolist() == [1, *one, 2, 1, *two, 2]
+    joined = windows.tokens(spec(packing="joined"), documents_of(spec(), [path]), tokenizer)
+    assert joined.tolist() == tokenizer.encode(["import os\n\ndef f(): pass"], special=True)[0]
+
+
+@pytest.mark.parametrize(
+    ("declared", "generation", "config", "expected"),
+    [
+        ({"bos_token": "<s>", "eos_token": {"content": "</s>"}}, {}, {}, (1, 2)),
+        ({"bos_token": None}, {"bos_token_id": 1, "eos_token_id": [2, 3]}, {}, (None, 2)),
+        ({}, {}, {"bos_token_id": 1, "eos_token_id": 3}, (1, 3)),
+        ({}, {}, {}, (None, None)),
+    ],
+)
+def test_special_tokens(
+    model: Path, tmp_path: Path, declared: Any, generation: Any, config: Any, expected: tuple[int | None, int | None]
+) -> None:
+    (tmp_path / "tokenizer.json").write_bytes((model / "tokenizer.json").read_bytes())
+    for name, content in (("tokenizer_config", declared), ("generation_config", generation), ("config", config)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    tokenizer = windows.Tokenizer(tmp_path)
+    assert (tokenizer.bos, tokenizer.eos) == expected
+
+
+def message(entry: DataSpec, files: list[Path], folder: Path) -> tuple[str, str, str | None]:
+    with pytest.raises(RecipeError) as caught:
+        windows.windows(entry, files, folder)
+    [found] = caught.value.diagnostics
+    return found.code, found.message, found.help
+
+
+def test_less_than_one_window(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("import os")
+    assert message(spec(), [tmp_path / "a.txt"], model) == (
+        "R464",
+        "data `text` asks for 1 window of 512 tokens = 512; the text has 4 (0 windows)",
+        "lower `sequence_length` to 4, or name a longer text",
+    )
+
+
+def test_tokenizer_of_another_model(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes((model / "tokenizer.json").read_bytes())
+    (tmp_path / "config.json").write_text('{"vocab_size": 100}')
+    code, text, help = message(spec(samples=1), list(source.locate_data(spec()).files), tmp_path)
+    assert (code, help) == ("R448", "download model and tokenizer together")
+    assert text.endswith("; config.json has `vocab_size` = 100, so the two do not belong together")
+
+
+def test_broken_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(RecipeError, match=r"tokenizer\.json` cannot be read: "):
+        windows.Tokenizer(tmp_path)
+
+
+def test_a_text_that_is_too_short_says_how_much_there_is() -> None:
+    found = windows.too_short(spec(samples=128), 41_222)
+    assert found.message == (
+        "data `text` asks for 128 windows of 512 tokens = 65,536; the text has 41,222 (80 windows)"
+    )
+    assert found.help == "lower `samples` to 80, or name a longer text"

@@ -1,0 +1,119 @@
+"""What `runner plan` says: states, reasons, costs, and what the machine cannot do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from runner.errors import MachineError
+from runner.plan import machine, preview, resolve
+from runner.plan.flow import Flow
+from runner.plan.types import Plan
+from runner.steps.protocol import Cost, MachineFacts
+from tests.plan.recipes import FakeStore, recipe
+
+MACHINE = MachineFacts(2, 24 * 10**9, 20 * 10**9, "cpu", 0, None, 2e11, 5e8)
+
+
+@pytest.fixture(autouse=True)
+def quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "machine_facts", lambda device: MACHINE)
+    monkeypatch.setattr(machine, "free_disk", lambda folder: 10**12)
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return resolve.resolve(recipe(), device="cpu")
+
+
+def test_first_run(plan: Plan, tmp_path: Path) -> None:
+    found = preview.preview(plan, FakeStore(tmp_path))
+    assert [(f.step.id, f.state, f.reason) for f in found.forecasts] == [
+        (id, "run", "first run") for id in ("baseline", "wanda", "gptq", "quality")
+    ]
+    assert all(f.cost.memory > 10**8 and f.cost.seconds > 0 for f in found.forecasts)
+    # A pruned checkpoint is as large as the model, 11.5 MB; one of 4 bits is smaller.
+    assert found.forecasts[1].cost.disk == plan.model.facts.nbytes
+    assert 0 < found.forecasts[2].cost.disk < found.forecasts[1].cost.disk
+    assert found.notes == ()
+
+
+def test_cached_and_resumed(plan: Plan, tmp_path: Path) -> None:
+    keys = [step.key for step in plan.steps]
+    store = FakeStore(tmp_path, done=set(keys[:2]), partial={keys[2]: (3, 6), keys[1]: (1, 6)})
+    whole = preview.preview(plan, FakeStore(tmp_path)).forecasts[2].cost
+    found = preview.preview(plan, store).forecasts
+    assert [(f.state, f.reason, f.resume_layer, f.layers) for f in found] == [
+        ("cached", "nothing changed", None, None),
+        ("cached", "nothing changed", None, None),
+        ("resume", "interrupted", 4, 6),
+        ("run", "first run", None, None),
+    ]
+    assert found[0].cost == Cost(0, 0, 0, 0.0)
+    assert found[2].cost == replace(whole, seconds=whole.seconds / 2)
+
+
+def test_a_step_interrupted_after_its_last_layer(plan: Plan, tmp_path: Path) -> None:
+    found = preview.preview(plan, FakeStore(tmp_path, partial={plan.steps[2].key: (6, 6)})).forecasts[2]
+    assert (found.resume_layer, found.layers) == (6, 6)
+
+
+def test_reasons_come_from_the_last_job(plan: Plan, tmp_path: Path) -> None:
+    before = {step.id: dict(step.key_inputs) for step in plan.steps}
+    before["wanda"] = {**before["wanda"], "params": {**before["wanda"]["params"], "sparsity": 0.5}}
+    before["gptq"] = {**before["gptq"], "inputs": {"checkpoint": "another"}}
+    del before["quality"]
+    found = preview.preview(plan, FakeStore(tmp_path, done={plan.steps[0].key}), before)
+    assert [f.reason for f in found.forecasts] == [
+        "nothing changed",
+        "`sparsity` changed 0.5 → 0.2",
+        "input step `wanda` runs again",
+        "step is new",
+    ]
+
+
+def test_more_memory_than_the_machine_has(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "machine_facts", lambda device: replace(MACHINE, memory=10**8))
+    monkeypatch.setattr(Flow, "cost", lambda self, step: Cost(3 * 10**9 if step.id == "gptq" else 1, 0, 0, 1.0))
+    with pytest.raises(MachineError) as caught:
+        preview.preview(plan, FakeStore(tmp_path))
+    assert caught.value.exit_code == 4
+    assert caught.value.render() == (
+        "small.yaml:12:5: error[R501]: step `gptq` needs 3.0 GB of memory; this machine has 0.10 GB\n"
+        "   12 |   - quantize.gptq: {data: calibration, bits: 4}\n"
+        "      |     ^^^^^^^^^^^^^\n"
+        "help: lower `samples` (now 8) or `sequence_length` (now 64) of data `calibration`"
+    )
+
+
+def test_cached_steps_need_nothing(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "machine_facts", lambda device: replace(MACHINE, memory=10**6))
+    monkeypatch.setattr(machine, "free_disk", lambda folder: 0)
+    preview.preview(plan, FakeStore(tmp_path, done={step.key for step in plan.steps}))
+
+
+def test_memory_that_is_in_use_is_a_note(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "machine_facts", lambda device: replace(MACHINE, memory_available=10**9))
+    monkeypatch.setattr(Flow, "cost", lambda self, step: Cost(3 * 10**9 if step.id == "gptq" else 1, 0, 0, 1.0))
+    found = preview.preview(plan, FakeStore(tmp_path))
+    assert found.notes == ("step `gptq` needs 3.0 GB of memory; 1.0 GB are free now",)
+
+
+def test_a_disk_that_is_too_small(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "free_disk", lambda folder: 10**9)
+    monkeypatch.setattr(Flow, "cost", lambda self, step: Cost(1, 3 * 10**8, 2 * 10**8, 1.0))
+    with pytest.raises(MachineError) as caught:
+        preview.preview(plan, FakeStore(tmp_path))
+    assert caught.value.render() == (
+        "error[R502]: the steps write 1.2 GB and need 0.20 GB more while they run; "
+        f"the disk of {tmp_path} has 1.0 GB free\n"
+        "help: free some space, remove old jobs with `runner jobs rm`, or choose another disk with `--jobs FOLDER`"
+    )
+
+
+def test_a_model_that_is_not_here_yet(plan: Plan, tmp_path: Path) -> None:
+    away = replace(plan, model=replace(plan.model, path=None, source="org/name"))
+    found = preview.preview(away, FakeStore(tmp_path))
+    assert found.notes == ("`org/name` is downloaded first: 0.01 GB",)

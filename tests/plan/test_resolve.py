@@ -1,0 +1,259 @@
+"""Recipe → Plan on the embedded model, and every complaint of the planner with its place."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runner.errors import MachineError, RecipeError
+from runner.model import hub, source
+from runner.plan import find, machine, resolve
+from runner.plan.types import Plan
+from runner.recipe.types import ModelSpec
+from runner.steps import kinds
+from runner.steps.protocol import Requirement
+from tests.model.checkpoints import LLAMA, write
+from tests.plan.recipes import HEAD, STEPS, recipe
+
+
+def resolved(steps: str = STEPS, head: str = HEAD) -> Plan:
+    return resolve.resolve(recipe(steps, head), device="cpu")
+
+
+def refused(steps: str = STEPS, head: str = HEAD) -> str:
+    with pytest.raises(RecipeError) as caught:
+        resolved(steps, head)
+    return caught.value.render()
+
+
+def test_the_plan_of_a_recipe() -> None:
+    plan = resolved()
+    assert [(s.index, s.id, s.folder, s.produces) for s in plan.steps] == [
+        (0, "baseline", "01-baseline", "metrics"),
+        (1, "wanda", "02-wanda", "checkpoint"),
+        (2, "gptq", "03-gptq", "quantized-checkpoint"),
+        (3, "quality", "04-quality", "metrics"),
+    ]
+    assert [dict(s.inputs) for s in plan.steps] == [
+        {"checkpoint": "model"}, {"checkpoint": "model"}, {"checkpoint": "wanda"}, {"checkpoint": "gptq"},
+    ]  # fmt: skip
+    quality = plan.step("quality")
+    assert quality.gates == {"perplexity": {"max_ratio_to": "baseline", "value": 1.25}}
+    assert "gates" not in quality.params
+    assert quality.data == {"data": "evaluation"}
+    assert quality.key_inputs["inputs"] == {"checkpoint": plan.step("gptq").key}
+    assert plan.steps[1].key_inputs["inputs"] == {"checkpoint": plan.model.digest}
+    assert set(quality.key_inputs["environment"]) == {"torch", "transformers", "device"}
+    assert plan.device == "cpu"
+    assert plan.job_id == f"small-{plan.key[:12]}"
+
+
+def test_plans_are_equal_byte_for_byte(tmp_path: Path) -> None:
+    """In another process, with another hash seed, with and without a cache."""
+    code = (
+        "import json, sys; from pathlib import Path\n"
+        "from tests.plan.recipes import recipe; from runner.plan import resolve\n"
+        "plan = resolve.resolve(recipe(), device='cpu', cache_file=Path(sys.argv[1]))\n"
+        "print(plan.key, json.dumps([step.public() for step in plan.steps]))"
+    )
+    texts = {
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "digests.json")], check=True, capture_output=True, text=True,
+            env={"PYTHONHASHSEED": seed, "PATH": "", "PYTHONPATH": "."},
+        ).stdout
+        for seed in ("1", "2", "2")
+    }  # fmt: skip
+    plan = resolved()
+    assert texts == {f"{plan.key} {json.dumps([step.public() for step in plan.steps])}\n"}
+
+
+def test_planning_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, tempfile; from pathlib import Path\n"
+        "from tests.plan.recipes import FakeStore, recipe\n"
+        "from runner.plan import preview, resolve\n"
+        "with tempfile.TemporaryDirectory() as folder:\n"
+        "    preview.preview(resolve.resolve(recipe(), device='cpu'), FakeStore(Path(folder)))\n"
+        "heavy = {'torch', 'transformers', 'huggingface_hub', 'datasets', 'safetensors', 'compressed_tensors'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PATH": "", "PYTHONPATH": "."})
+
+
+def test_gates_change_the_job_but_no_step() -> None:
+    loose = resolved(STEPS.replace("1.25", "1.5"))
+    plan = resolved()
+    assert [s.key for s in loose.steps] == [s.key for s in plan.steps]
+    assert loose.key != plan.key
+
+
+def test_a_change_reaches_what_comes_after() -> None:
+    before, after = resolved(), resolved(STEPS.replace("sparsity: 0.2", "sparsity: 0.3"))
+    same = [b.key == a.key for b, a in zip(before.steps, after.steps, strict=True)]
+    assert same == [True, False, False, False]
+
+
+def test_seeds_belong_to_ids() -> None:
+    plan = resolved()
+    fewer = resolved(STEPS.replace("  - prune.wanda: {data: calibration, sparsity: 0.2}\n", ""))
+    assert fewer.step("gptq").seed == plan.step("gptq").seed
+    assert len({step.seed for step in plan.steps}) == 4
+
+
+def copy_of_model(folder: Path) -> Path:
+    found, _ = source.locate_model(ModelSpec("demo:tiny-llama"))
+    assert found is not None
+    return Path(shutil.copytree(found, folder))
+
+
+def test_the_digest_of_a_model_is_that_of_its_files(tmp_path: Path) -> None:
+    folder = copy_of_model(tmp_path / "a")
+    head = HEAD.replace("demo:tiny-llama", str(folder))
+    plan = resolved(head=head)
+    assert plan.model.digest == resolved().model.digest
+    assert [s.key for s in plan.steps] == [s.key for s in resolved().steps]
+    (folder / "notes.md").write_text("no part of the model")
+    assert resolved(head=head).model.digest == plan.model.digest
+    (folder / "generation_config.json").write_text("{}")
+    assert resolved(head=head).model.digest != plan.model.digest
+
+
+def test_model_and_data_are_complained_about_together() -> None:
+    head = HEAD.replace("demo:tiny-llama", "demo:tiny-lama").replace("split: evaluation", "split: evaluatio")
+    assert refused(head=head) == (
+        "small.yaml:3:17: error[R430]: there is no embedded model `demo:tiny-lama`; did you mean `tiny-llama`?\n"
+        '    3 | model: {source: "demo:tiny-lama"}\n'
+        "      |                 ^^^^^^^^^^^^^^^^\n"
+        "help: there is `demo:tiny-llama`\n"
+        "\n"
+        "small.yaml:7:46: error[R466]: data `evaluation`: `demo:stdlib` has no split `evaluatio`; did you mean "
+        "`evaluation`?\n"
+        '    7 |   evaluation: {source: "demo:stdlib", split: evaluatio, samples: 4, sequence_length: 64}\n'
+        "      |                                              ^^^^^^^^^\n"
+        "help: it has `calibration`, `evaluation` and `train`"
+    )
+
+
+def test_data_that_no_step_uses_is_not_looked_for() -> None:
+    head = HEAD.replace("split: calibration", "split: nowhere")
+    plan = resolved("steps: [{quantize.rtn: {}}, {evaluate.perplexity: {data: evaluation}}]\n", head)
+    assert list(plan.data) == ["evaluation"]
+
+
+def test_text_shorter_than_asked() -> None:
+    head = HEAD.replace("samples: 8, sequence_length: 64", "samples: 300, sequence_length: 512")
+    assert refused(head=head) == (
+        "small.yaml:6:69: error[R464]: data `calibration` asks for 300 windows of 512 tokens = 153,600; "
+        "the text has 142,662 (278 windows)\n"
+        '    6 |   calibration: {source: "demo:stdlib", split: calibration, samples: 300, sequence_length: 512}\n'
+        "      |                                                                     ^^^\n"
+        "help: lower `samples` to 278, or name a longer text"
+    )
+
+
+def test_windows_longer_than_the_context() -> None:
+    head = HEAD.replace("samples: 8, sequence_length: 64", "samples: 8, sequence_length: 4096")
+    assert refused(head=head) == (
+        "small.yaml:6:89: error[R465]: data `calibration` has `sequence_length` 4096; the model's context is 2048 "
+        "tokens (`max_position_embeddings` in config.json)\n"
+        '    6 |   calibration: {source: "demo:stdlib", split: calibration, samples: 8, sequence_length: 4096}\n'
+        "      |                                                                                         ^^^^\n"
+        "help: lower `sequence_length` to 2048 or less"
+    )
+
+
+def test_data_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"body": "x"}\n')
+    head = HEAD.replace('"demo:stdlib", split: calibration', f'"{path}", field: tekst')
+    found = refused(head=head).splitlines()
+    assert found[0].endswith(f"error[R462]: `{path}` line 1 has no field `tekst`; it has `body`")
+    assert found[2].index("^") == found[1].index("tekst")
+
+
+def test_complaints_of_kinds_have_their_place() -> None:
+    """Those of all steps at once; what comes after a refused step is not judged by a checkpoint that nobody makes."""
+    steps = """\
+    steps:
+      - quantize.gptq: {data: calibration, group_size: 96}
+      - evaluate.perplexity: {data: evaluation}
+      - quantize.rtn: {bits: 4, ignore: ["*"]}
+        from: model
+    """
+    heads = [line for line in refused(steps).splitlines() if line.startswith("small.yaml")]
+    assert [head.split(" error")[0] for head in heads] == ["small.yaml:9:52:", "small.yaml:11:29:"]
+
+
+def test_a_quantized_model_cannot_be_quantized(tmp_path: Path) -> None:
+    folder = write(tmp_path, config=LLAMA | {"quantization_config": {"quant_method": "gptq", "bits": 4}})
+    head = HEAD.replace("demo:tiny-llama", str(folder))
+    assert refused("steps:\n  - quantize.rtn: {}\n", head) == (
+        "small.yaml:9:5: error[R449]: `quantize.rtn` takes an unquantized checkpoint; the model is already "
+        "quantized (gptq)\n"
+        "    9 |   - quantize.rtn: {}\n"
+        "      |     ^^^^^^^^^^^^\n"
+        "help: start from the model as it was before it was quantized"
+    )
+
+
+def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = kinds.find("quantize.rtn")
+    monkeypatch.setattr(kind, "REQUIRES", (Requirement("no-such-package", "extra"),))
+    with pytest.raises(MachineError) as caught:
+        resolved("steps:\n  - quantize.rtn: {}\n")
+    assert caught.value.render() == (
+        "small.yaml:9:5: error[R503]: `quantize.rtn` needs the package no-such-package, which is not installed\n"
+        "    9 |   - quantize.rtn: {}\n"
+        "      |     ^^^^^^^^^^^^\n"
+        "help: `pip install 'runner[extra]'`"
+    )
+    assert caught.value.exit_code == 4
+
+
+def test_torch_must_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolve, "package_version", lambda package: None)
+    with pytest.raises(MachineError, match="torch is not installed"):
+        resolved()
+
+
+def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "find_gpu", lambda: None)
+    with pytest.raises(MachineError, match="shows no NVIDIA GPU"):
+        resolve.resolve(recipe(), device="cuda")
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_a_hub_model_has_one_key_before_and_after_its_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = copy_of_model(tmp_path / COMMIT)
+    facts = find.find_model(recipe(), None).model.facts
+    head = HEAD.replace("demo:tiny-llama", "org/name")
+    monkeypatch.setattr(hub, "cached_model", lambda *_: None)
+    monkeypatch.setattr(hub, "model_commit", lambda *_: COMMIT)
+    monkeypatch.setattr(hub, "download_small", lambda *_: folder)
+    monkeypatch.setattr(hub, "remote_facts", lambda *_: facts)
+    before = resolved(head=head)
+    assert (before.model.path, before.model.commit) == (None, COMMIT)
+    monkeypatch.setattr(hub, "download_model", lambda *_: folder)
+    assert resolve.with_model(before).model.path == folder
+    monkeypatch.setattr(hub, "cached_model", lambda *_: folder)
+    after = resolved(head=head)
+    assert (after.model.path, after.model.commit, after.key) == (folder, COMMIT, before.key)
+
+
+def test_counts_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from runner.plan import counts
+
+    cache = tmp_path / "digests.json"
+    monkeypatch.setattr(counts, "_counted", {})
+    first = resolve.resolve(recipe(), cache_file=cache, device="cpu")
+    assert sorted(name[:7] for name in json.loads(cache.read_text())["entries"] if name.startswith("tokens:"))
+    monkeypatch.setattr(counts, "_counted", {})
+    monkeypatch.setattr(counts, "tokens", lambda *_: pytest.fail("counted again"))
+    assert resolve.resolve(recipe(), cache_file=cache, device="cpu").key == first.key
