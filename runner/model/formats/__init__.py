@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from runner.model.formats.config import INT_QUANTIZED, Packing, gptq_version, parse, quantization_config
+from runner.model.formats.config import (
+    INT_QUANTIZED,
+    Packing,
+    gptq_version,
+    parse,
+    quantization_config,
+    unpacked_modules,
+)
 from runner.model.formats.rules import (
     FORMATS,
     GPTQ,
@@ -23,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORMATS", "GPTQ", "INT_QUANTIZED", "PACK_QUANTIZED", "Packing", "Scheme", "gptq_version", "pack", "parse",
-    "quantization_config", "scale_dtype", "stored_tensors", "validate", "validate_together",
+    "quantization_config", "scale_dtype", "stored_tensors", "unpacked_modules", "validate", "validate_together",
 ]  # fmt: skip
 
 

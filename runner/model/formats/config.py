@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from runner.model.facts import TensorHeader
 from runner.model.formats.rules import (
     GPTQ,
     PACK_QUANTIZED,
@@ -44,6 +45,16 @@ def quantization_config(
     if format == GPTQ:
         return _gptq_config(groups, schemes, rest, producer)
     return _compressed_tensors_config(groups, schemes, rest, act_order)
+
+
+def unpacked_modules(tensors: Mapping[str, TensorHeader], schemes: Mapping[str, Scheme]) -> list[str]:
+    """Modules with a weight matrix that are not packed, by the headers of the dense checkpoint: `untouched`, complete.
+
+    Embeddings are among them: naming them costs nothing, missing a linear module (OPT's project_in) would make readers
+    expect packed tensors there.
+    """
+    matrices = (name for name, tensor in tensors.items() if name.endswith(".weight") and len(tensor.shape) == 2)
+    return sorted({name.removesuffix(".weight") for name in matrices} - set(schemes))
 
 
 def _order(scheme: Scheme) -> tuple[int, str, bool]:

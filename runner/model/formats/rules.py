@@ -52,8 +52,9 @@ def validate(
 ) -> tuple[str, str] | None:
     """Why a weight cannot be stored: (what is wrong, remedy), phrases that follow the module's name. None: it can.
 
-    `transposed` marks GPT-2's Conv1D modules, which compressed-tensors does not know: transformers would load such a
-    checkpoint with those weights left random.
+    `transposed` marks GPT-2's Conv1D modules. compressed-tensors does not know them: transformers would load such a
+    checkpoint with those weights left random. As `gptq` they load with gptqmodel's own loader, not through
+    transformers 5.23, whose initialization of GPT-2 stumbles over any packed module.
     """
     group = scheme.group_size
     if isinstance(group, int) and in_features % group:
@@ -62,7 +63,10 @@ def validate(
         return f"has {in_features} columns, which group_size {group} does not divide", f"use {other}"
     if format == PACK_QUANTIZED:
         if transposed:
-            return "is a Conv1D module, which compressed-tensors cannot load", "use `format: gptq`"
+            return (
+                "is a Conv1D module, which compressed-tensors cannot load",
+                "use `format: gptq`, which gptqmodel loads, or a kind that keeps weights dense",
+            )
         if not 2 <= scheme.bits <= 8:
             return f"has {scheme.bits} bits, which `pack-quantized` cannot store", "use 2 to 8 bits"
         return None
