@@ -19,6 +19,7 @@ from runner.model.formats.rules import GPTQ, PACK_QUANTIZED, Scheme, served_by_v
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _FOLDER = "path/to/this/folder"
+_CPU_GROUP_SIZES = (32, 64, 128, 256)
 _INTRODUCTION = """\
 Made from `{source}` ({architecture}) by runner, which compresses language models from a recipe.
 The recipe is at the end of this page: applying it again gives this checkpoint again."""
@@ -146,6 +147,11 @@ def _usage(card: ModelCard) -> list[str]:
             f"`pip install transformers{extra}`, then",
             _LOAD,
         ]
+    if card.format == GPTQ and any(s.bits == 4 and s.group_size not in _CPU_GROUP_SIZES for s in card.schemes):
+        parts.append(
+            'On a CPU, pass `quantization_config=GPTQConfig(bits=4, backend="torch")`: the kernel that gptqmodel picks '
+            f"there takes only groups of {', '.join(map(str, _CPU_GROUP_SIZES))}."
+        )
     if not card.own_loader and all(served_by_vllm(card.format, scheme) for scheme in card.schemes):
         parts += ["To serve it with vLLM:", f"```sh\nvllm serve {_FOLDER}\n```"]
     elif card.schemes:
