@@ -36,7 +36,7 @@ def table(task: Task, outcomes: dict[str, list[Outcome]], scores: dict[str, floa
     """Markdown: medians of every tool, and how many times longer than ours each took."""
 
     def middle(tool: str, name: str) -> float:
-        return median(getattr(outcome.measure, name) for outcome in outcomes[tool])
+        return float(median(getattr(outcome.measure, name) for outcome in outcomes[tool]))
 
     runs = len(outcomes[OURS])
     counted = "one run" if runs == 1 else f"medians of {runs} runs"

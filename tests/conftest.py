@@ -1,0 +1,17 @@
+"""What holds for every test: no network, no settings of the person who runs it, few threads."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+# Before torch is imported here or in a worker: the matrices are tiny, and threads would only wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def _own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RUNNER_JOBS", "RUNNER_STEPS_PATH", "RUNNER_DEBUG", "COLUMNS", "NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)

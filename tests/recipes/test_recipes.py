@@ -1,0 +1,68 @@
+"""Every shipped recipe: it applies, says the same twice, and takes any model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from runner.cli import main
+from runner.recipe import load, schema
+from tests import tiny
+
+ROOT = Path(__file__).parent.parent.parent
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+SMALL = {"samples": 16, "evaluation_samples": 4, "sequence_length": 128}
+
+pytestmark = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+
+
+def sets(recipe: Path, **values: object) -> list[str]:
+    """`--set` arguments for those of `values` that the recipe has as params."""
+    known = load.load(recipe).params
+    return [word for name, value in values.items() if name in known for word in ("--set", f"{name}={value}")]
+
+
+def test_editors_find_its_schema(recipe: Path) -> None:
+    first = recipe.read_text(encoding="utf-8").splitlines()[0]
+    match = re.fullmatch(r"# yaml-language-server: \$schema=(.+)", first)
+    assert match is not None
+    assert (recipe.parent / match.group(1)).is_file()
+
+
+def test_meets_the_schema_of_editors(recipe: Path) -> None:
+    import yaml
+    from jsonschema import Draft202012Validator
+
+    document = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    assert [error.message for error in Draft202012Validator(schema.bundled()).iter_errors(document)] == []
+
+
+def test_is_listed(recipe: Path) -> None:
+    assert f"]({recipe.name})" in (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
+
+
+def test_applies_and_is_cached_afterwards(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["apply", str(recipe), *sets(recipe, **SMALL)]
+    assert main(command) == 0
+    (job,) = (path for path in (tmp_path / "jobs").iterdir() if path.name.startswith(load.load(recipe).name))
+    assert (job / "output" / "README.md").is_file()
+    capsys.readouterr()
+    assert main(["plan", *command[1:]]) == 0
+    out = capsys.readouterr().out
+    steps = len(load.load(recipe).steps)
+    assert len(re.findall(r" cached ", out)) == steps, out
+    assert main(command) == 0
+
+
+def test_takes_a_folder(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of another architecture and texts of one's own need no change of the recipe."""
+    monkeypatch.chdir(tmp_path)
+    model = tiny.save(tmp_path / "model", "qwen2")
+    (tmp_path / "text.txt").write_text("some text of one's own\n" * 40, encoding="utf-8")
+    values = {"model": model, "calibration": "text.txt", "evaluation": "text.txt", "group_size": 16}
+    assert main(["validate", "--text-only", str(recipe), *sets(recipe, **values)]) == 0
