@@ -46,10 +46,10 @@ class Diagnostic:
     def render(self) -> str:
         """The text shown to a user:
 
-            recipes/a.yaml:23:29: error[R203]: `bits` must be one of 2, 3, 4, 8; got 5
-               23 |   - quantize.gptq: {bits: 5, group_size: 128}
-                  |                           ^
-            help: `runner steps quantize.gptq` lists every parameter
+        recipes/a.yaml:23:29: error[R203]: `bits` must be one of 2, 3, 4, 8; got 5
+           23 |   - quantize.gptq: {bits: 5, group_size: 128}
+              |                           ^
+        help: `runner steps quantize.gptq` lists every parameter
         """
         head = f"{self.severity}[{self.code}]: {self.message}"
         lines = [head]

@@ -43,7 +43,8 @@ class Host:
 
     def data_facts(self, parameter: str) -> DataFacts:
         assert self.ids is not None
-        return DataFacts(parameter, *self.ids.shape, self.ids.nbytes, "0" * 64)
+        windows, length = self.ids.shape
+        return DataFacts(parameter, windows, length, self.ids.nbytes, "0" * 64)
 
     def emit(self, event: str, **fields: Any) -> None:
         self.events.append({"event": event, **fields})

@@ -74,7 +74,7 @@ class Activations:
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor, writable, without a copy."""
-    return memoryview(tensor.view(torch.uint8).numpy().reshape(-1))
+    return memoryview(tensor.view(torch.uint8).numpy().reshape(-1))  # type: ignore[arg-type]  # ndarrays are buffers
 
 
 def batches(windows: int, length: int, tokens: int) -> Iterator[tuple[int, int]]:

@@ -31,7 +31,7 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class Result:
-    """What `run` made. `metrics` are numbers a gate or a report may use; `details` is any further JSON for the record."""
+    """What `run` made: `metrics` that a gate or a report may use, and `details`, any further JSON for the record."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -54,14 +54,31 @@ class Context(Protocol):
     on success. All randomness derives from `seed`.
     """
 
-    params: Params
-    inputs: Mapping[str, Artifact]
-    out_dir: Path
-    scratch_dir: Path
-    seed: int
-    device: str
-    threads: int
-    recipe_text: str  # the resolved recipe, for model cards
+    @property
+    def params(self) -> Params: ...
+
+    @property
+    def inputs(self) -> Mapping[str, Artifact]: ...
+
+    @property
+    def out_dir(self) -> Path: ...
+
+    @property
+    def scratch_dir(self) -> Path: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def threads(self) -> int: ...
+
+    @property
+    def recipe_text(self) -> str:
+        """The resolved recipe, for model cards."""
+        ...
 
     def data(self, parameter: str) -> torch.Tensor:
         """Token ids [samples, sequence_length], int64, of the data entry that `parameter` names."""

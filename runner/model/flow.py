@@ -15,7 +15,7 @@ from runner.model.skeleton import Call, Skeleton
 
 
 class Flow:
-    """Token windows `ids` [windows, length] through one skeleton. `lanes` flows run side by side from the same embedding.
+    """Token windows `ids` [windows, length] through one skeleton; `lanes` flows run side by side from one embedding.
 
     The file `hidden-<lane>-<i>` holds what enters layer i; a layer's input is removed when the next one is safe.
     """

@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 
 from runner.model import state
+from runner.model.context import Context
 from runner.model.flow import Flow
 from runner.model.memory import LOGIT_BYTES
 from runner.model.passes import forward
 from runner.model.skeleton import Skeleton
-from runner.model.context import Context
 
 
 def final_hidden(ctx: Context, skeleton: Skeleton, ids: torch.Tensor, folder: Path, progress: Path, phase: str) -> Flow:
-    """Run `ids` through every layer; the result's file (0, len(skeleton)) holds the hidden states before the last norm."""
+    """Run `ids` through every layer; file (0, len(skeleton)) of the result holds what enters the last norm."""
     folder.mkdir(parents=True, exist_ok=True)
     flow = Flow(skeleton, ids, folder)
     saved = state.load(progress, len(skeleton))

@@ -1,4 +1,4 @@
-"""What streaming takes, from a checkpoint's headers alone: the formulas the planner forecasts with and the stream obeys."""
+"""What streaming takes, from a checkpoint's headers alone: the planner forecasts with it and the stream obeys it."""
 
 from __future__ import annotations
 

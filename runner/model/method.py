@@ -1,4 +1,4 @@
-"""What a layer-wise method is given and what it gives back. Importing this costs nothing: tensors are named, not loaded."""
+"""What a layer-wise method is given and what it gives back. Importing this loads no torch."""
 
 from __future__ import annotations
 
@@ -50,6 +50,13 @@ class Statistics:
     hessian: torch.Tensor | None = None
     cross: torch.Tensor | None = None
 
+    def of(self, name: str) -> torch.Tensor:
+        """The named statistic; ValueError where the method did not ask for it."""
+        found: torch.Tensor | None = getattr(self, name)
+        if found is None:
+            raise ValueError(f"the method did not ask for the statistic {name!r}")
+        return found
+
 
 @dataclass(frozen=True)
 class Transformed:
@@ -83,7 +90,7 @@ class LayerMethod:
 
 
 def module_params(params: Mapping[str, Any], module: str) -> dict[str, Any] | None:
-    """The params that hold for one module: `overrides` and `per_layer` applied in the order written; None where `ignore` names it.
+    """The params that hold for one module, `overrides` and `per_layer` applied in order; None where `ignore` names it.
 
     Patterns are shell globs over the module's full name, or over its tail ("*.q_proj", "q_proj", "lm_head").
     """

@@ -1,4 +1,4 @@
-"""Writing the checkpoint that a layer-wise step makes: a part per layer while it runs, a Hugging Face folder at the end."""
+"""Writing the checkpoint of a layer-wise step: a part per layer while it runs, a Hugging Face folder at the end."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torch
 from runner.model import card
 from runner.model.context import Context
 from runner.model.facts import CheckpointFacts
-from runner.model.formats import GPTQ, gptq_version, pack, quantization_config
+from runner.model.formats import GPTQ, gptq_version, pack, quantization_config, unpacked_modules
 from runner.model.method import Transformed
-from runner.model.schemes import planned_schemes
 from runner.model.parts import PartWriter, parse_size
+from runner.model.schemes import planned_schemes
 from runner.model.shards import DTYPES, ShardReader
 from runner.model.solve import dense
 
@@ -35,7 +35,7 @@ class Output:
         self.parts = PartWriter(ctx.scratch_dir / "parts")
 
     def layer(self, index: int, names: Sequence[str], changed: Mapping[str, Transformed]) -> dict[str, Any]:
-        """Write one decoder layer: `names` are its tensors in the source checkpoint. Returns what the record says of it."""
+        """Write one decoder layer, `names` its tensors in the source checkpoint; return what the record says of it."""
         tensors: dict[str, torch.Tensor] = {}
         for module, result in changed.items():
             if result.quantized is not None:
@@ -57,7 +57,7 @@ class Output:
         self.parts.finish(out, parse_size(self.ctx.params["max_shard_size"]))
         config = json.loads((self.reader.folder / "config.json").read_text())
         if self.schemes:
-            untouched = [linear.name for linear in self.facts.linears if linear.name not in self.schemes]
+            untouched = unpacked_modules(self.reader.headers, self.schemes)
             act_order = bool(self.ctx.params.get("act_order", False))
             quantization = quantization_config(self.format, self.schemes, untouched, act_order=act_order)
             config["quantization_config"] = quantization

@@ -1,10 +1,10 @@
 """Running one decoder layer over all calibration batches, stopping at each group of linears that see the same input.
 
-Every batch's forward is a coroutine (a greenlet: the forward itself stays plain transformers code). It is suspended when it
-reaches the first linear of a group; once all batches wait there, the group's statistics are complete, its linears are
-replaced, and the forwards go on with the new weights. So the whole layer is computed once, in true sequential order.
-Where the suspended intermediates would not fit the memory budget, the forward is run again up to each group instead: the
-same operations on the same values, hence the same bytes.
+Every batch's forward is a coroutine (a greenlet: the forward itself stays plain transformers code), suspended when it
+reaches the first linear of a group; once all batches wait there, the group's statistics are complete, its linears
+are replaced, and the forwards go on with the new weights. So the whole layer is computed once, in true sequential
+order. Where the suspended intermediates would not fit the memory budget, the forward is run again up to each group
+instead: the same operations on the same values, hence the same bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from greenlet import greenlet, getcurrent
+from greenlet import getcurrent, greenlet
 from torch import nn
 from torch.utils import _pytree as pytree
 
@@ -168,7 +168,8 @@ def finish(lanes: Sequence[Lane], spans: Sequence[Span], call: CallFor) -> None:
 def forward(lane: Lane, span: Span, call: tuple[tuple[Any, ...], dict[str, Any]]) -> torch.Tensor:
     args, kwargs = call
     out = lane.layer(lane.read(*span), *args, **kwargs)
-    return out[0] if isinstance(out, tuple) else out
+    hidden: torch.Tensor = out[0] if isinstance(out, tuple) else out
+    return hidden
 
 
 def reach(lane: Lane, span: Span, call: tuple[tuple[Any, ...], dict[str, Any]]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Which modules a step changes, and how it will store them, from its params and the checkpoint's headers. No torch here."""
+"""Which modules a step changes and how it stores them, from its params and the headers. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A causal language model of transformers whose weights come and go: built on the meta device, one layer real at a time.
+"""A causal language model of transformers whose weights come and go: built on the meta device, a layer real at a time.
 
 Nothing here knows an architecture. The decoder layers are found as the module list that holds them, buffers that no
 checkpoint carries (rotary tables, masks) are rebuilt by the model's own initializer, and one probing forward with
@@ -77,7 +77,7 @@ class Skeleton:
         self.layers[index].to("meta")
 
     def load_rest(self, *, embedding: bool = True) -> None:
-        """Make everything outside the decoder layers real; without `embedding` the input table stays away unless tied."""
+        """Make all but the decoder layers real; without `embedding` the input table stays away unless it is tied."""
         skipped = None
         if not embedding and not self._tied:
             skipped = self.model.get_input_embeddings()
@@ -105,7 +105,9 @@ class Skeleton:
             hidden = recorders[0].hidden
             if all(r.hidden is not None and hidden is not None and r.hidden.shape == hidden.shape for r in recorders):
                 break
-        assert hidden is not None
+        if hidden is None:
+            message = f"{type(self.model).__name__} does not run its decoder layers in order"
+            raise RecipeError([Diagnostic("R405", message)])
         return hidden, [recorder.call for recorder in recorders]
 
     def logits(self, hidden: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
@@ -134,7 +136,8 @@ class Skeleton:
                 if name not in self._tied:
                     missing.append(stored)
             elif tuple(header.shape) != tuple(tensor.shape):
-                wrong.append(f"`{stored}` is {list(header.shape)} in {header.shard}, the model wants {list(tensor.shape)}")
+                is_, wants = list(header.shape), list(tensor.shape)
+                wrong.append(f"`{stored}` is {is_} in {header.shard}, the model wants {wants}")
         found = [
             *(Diagnostic("R406", f"tensor `{n}` is missing from {self.folder}") for n in missing),
             *(Diagnostic("R407", text) for text in wrong),
@@ -175,7 +178,7 @@ class Skeleton:
         return parameter
 
     def _packed(self, stored: str) -> bool:
-        module, dot, key = stored.rpartition(".")
+        module, _, key = stored.rpartition(".")
         return key == "weight" and self.reader.is_packed(module)
 
 
@@ -245,11 +248,11 @@ def stored_names(model: Any, reader: ShardReader) -> dict[str, str]:
 
     transforms = get_model_conversion_mapping(model)
     renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
-    converters = [t for t in transforms if not isinstance(t, WeightRenaming)]
+    converters: list[Any] = [t for t in transforms if not isinstance(t, WeightRenaming)]
     wanted = model.state_dict()
     names: dict[str, str] = {}
     for stored in reader.names():
-        module, dot, key = stored.rpartition(".")
+        module, _, key = stored.rpartition(".")
         weight = f"{module}.weight" if key in ("weight_packed", "qweight") else stored
         name, converter = rename_source_key(weight, renamings, converters, model.base_model_prefix, wanted)
         if converter is not None:
@@ -291,7 +294,7 @@ def tied_names(model: Any) -> dict[str, str]:
         return dict(keys)
     embedding = model.get_input_embeddings()
     source = next(n for n, m in model.named_modules() if m is embedding)
-    return {key: f"{source}.weight" for key in keys}
+    return dict.fromkeys(keys, f"{source}.weight")
 
 
 def stored_dtype(config: Any) -> torch.dtype:

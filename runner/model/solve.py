@@ -52,8 +52,7 @@ def split(names: Sequence[str], weights: Weights, whole: Transformed) -> dict[st
         start += size
         if whole.quantized is not None:
             done[name] = replace(whole, quantized=take_rows(whole.quantized, rows))
-        else:
-            assert whole.weight is not None
+        elif whole.weight is not None:
             done[name] = replace(whole, weight=whole.weight[rows])
     return done
 
@@ -67,5 +66,6 @@ def dense(result: Transformed, stored: torch.dtype) -> torch.Tensor:
     """The weight [out, in] as a reader of the written checkpoint will see it."""
     if result.quantized is not None:
         return result.quantized.dequantize(stored)
-    assert result.weight is not None
+    if result.weight is None:
+        raise ValueError("a method gives back a weight or a quantized one")
     return result.weight.to(stored)

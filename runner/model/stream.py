@@ -1,10 +1,10 @@
 """The layer stream: a checkpoint goes through a layer-wise method one decoder layer at a time.
 
-    for each decoder layer: read it ─► run the calibration batches up to each group of linears, collecting what the method
-    asked for ─► transform the group ─► run on with the new weights ─► write the layer ─► note how far we are, free
+    for each decoder layer: read it ─► run the calibration batches up to each group of linears, collecting what the
+    method asked for ─► transform the group ─► run on with the new weights ─► write the layer ─► note how far we are
 
-A step killed at any moment goes on at its first unfinished layer and ends with the same bytes: finished layers are on disk as
-parts, and the hidden states that enter the next layer are in a file whose digest is checked before it is trusted.
+A step killed at any moment goes on at its first unfinished layer and ends with the same bytes: finished layers are on
+disk as parts, and what enters the next layer is in a file whose digest is checked before it is trusted.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import nn
 
 from runner.model import passes, state
 from runner.model.context import Context, Result
+from runner.model.facts import CheckpointFacts
 from runner.model.flow import Flow
 from runner.model.gather import Gatherer
-from runner.model.facts import CheckpointFacts
 from runner.model.headers import facts as read_facts
 from runner.model.memory import SUSPEND_LIMIT, hidden_size, suspended_bytes, widest
 from runner.model.method import LayerMethod, Statistics, Transformed
@@ -140,9 +140,7 @@ class Calibrated:
             done = solve(self.method, self.ctx.params, weights, gatherers.pop(group).finish())
             for name, result in done.items():
                 new = dense(result, skeleton.stored_dtype)
-                parameter = members[name].weight
-                assert isinstance(parameter, torch.Tensor)
-                parameter.copy_(new.T if name in self.transposed else new)
+                weight_of(members[name]).copy_(new.T if name in self.transposed else new)
             changed.update(done)
 
         last = index == len(skeleton) - 1
@@ -156,8 +154,7 @@ class Calibrated:
 
     def _weight(self, name: str, module: nn.Module) -> torch.Tensor:
         """The weight [out, in] in the type it is stored in: what the forward rounded is not what is quantized."""
-        weight = module.weight
-        assert isinstance(weight, torch.Tensor)
+        weight = weight_of(module)
         if weight.dtype != self.skeleton.stored_dtype:
             weight = weight.to(self.skeleton.stored_dtype)
         return weight.T if name in self.transposed else weight
@@ -178,6 +175,11 @@ class Calibrated:
 
     def close(self) -> None:
         self.flow.drop(len(self.skeleton))
+
+
+def weight_of(module: nn.Module) -> torch.Tensor:
+    weight: torch.Tensor = module.get_parameter("weight")
+    return weight
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -27,10 +27,10 @@ from typing import Any, Protocol
 
 Event = dict[str, Any]
 
-NAMES = frozenset(
-    "job_started step_started step_cached waiting layer progress metric message step_finished step_failed gate "
-    "interrupted job_finished".split()
-)
+NAMES = frozenset({
+    "job_started", "step_started", "step_cached", "waiting", "layer", "progress", "metric", "message", "step_finished",
+    "step_failed", "gate", "interrupted", "job_finished",
+})  # fmt: skip
 
 
 class Sink(Protocol):

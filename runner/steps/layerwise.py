@@ -9,14 +9,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+
 from runner.errors import Diagnostic
 from runner.model import memory
 from runner.model.context import Context, Result
 from runner.model.facts import DTYPE_BYTES, CheckpointFacts, TensorHeader
-from runner.model.formats import scale_dtype, stored_tensors, validate
+from runner.model.formats import PACK_QUANTIZED, stored_tensors, validate, validate_together
 from runner.model.method import LayerMethod, matches
 from runner.model.schemes import chosen, scheme
 from runner.steps.protocol import Cost, Inputs, Params
@@ -58,6 +60,11 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
         noun = "1 module" if len(modules) == 1 else f"{len(modules)} modules"
         lines = "\n".join(f"    {m}" for m in modules)
         found.append(Diagnostic("R411", f"{noun} cannot be stored as asked:\n{lines}", remedy, path=("group_size",)))
+    schemes = [s for own in linears.values() if (s := scheme(own)) is not None]
+    if schemes and not refused and params["format"] == PACK_QUANTIZED:
+        together = validate_together(PACK_QUANTIZED, schemes)
+        if together is not None:
+            found.append(Diagnostic("R413", *together, path=("overrides",)))
     return found
 
 
@@ -142,15 +149,11 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
             continue
         quantized = True
         header = tensors.pop(f"{linear.name}.weight")
-        new = stored_tensors(
-            own["format"], linear.name, stored, linear.out_features, linear.in_features,
-            scale_dtype(own["format"], header.dtype),
-        )  # fmt: skip
-        for name, (dtype, shape) in new.items():
-            size = DTYPE_BYTES[dtype]
-            for extent in shape:
-                size *= extent
-            tensors[name] = TensorHeader(name, dtype, shape, "", 0, size)
+        shape = linear.out_features, linear.in_features
+        new = stored_tensors(own["format"], linear.name, stored, *shape, header.dtype)
+        for name, (dtype, extents) in new.items():
+            size = DTYPE_BYTES[dtype] * math.prod(extents)
+            tensors[name] = TensorHeader(name, dtype, extents, "", 0, size)
     method = {"gptq": "gptq", "pack-quantized": "compressed-tensors"}.get(str(params.get("format")))
     mark = {"quant_method": method} if quantized else facts.quantization
     return replace(facts, tensors=tensors, quantization=mark)

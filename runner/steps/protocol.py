@@ -1,4 +1,4 @@
-"""What a step kind is: a module `runner/steps/<family>/<method>.py` beside `schemas/steps/<family>.<method>.schema.json`.
+"""A step kind is a module `runner/steps/<family>/<method>.py` and a `schemas/steps/<family>.<method>.schema.json`.
 
 The module is imported by the planner, so its top level imports nothing heavy (no torch, no transformers); `run` and
 what it calls import what they need. It holds these names:
@@ -31,11 +31,15 @@ from runner.errors import Diagnostic
 from runner.model.context import Artifact, Context, DataFacts, Params, Result
 from runner.model.facts import CheckpointFacts
 
-__all__ = ["Artifact", "Context", "Cost", "DataFacts", "Inputs", "Kind", "MachineFacts", "Params", "Requirement", "Result"]
+__all__ = [
+    "CHECKPOINT", "METRICS_ONLY", "QUANTIZED", "Artifact", "Context", "Cost", "DataFacts", "Inputs", "Kind",
+    "MachineFacts", "Params", "Requirement", "Result",
+]  # fmt: skip
 
 CHECKPOINT = "checkpoint"
 QUANTIZED = "quantized-checkpoint"
 METRICS_ONLY = "metrics"
+
 
 @dataclass(frozen=True)
 class Requirement:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny import ARCHITECTURES, save, tokens
 
 from runner.model.flow import Flow
 from runner.model.passes import forward
 from runner.model.skeleton import Skeleton
+from tests.tiny import ARCHITECTURES, save, tokens
 
 
 def streamed_logits(folder: Path, ids: torch.Tensor, scratch: Path) -> torch.Tensor:
@@ -35,7 +35,8 @@ def plain_logits(folder: Path, ids: torch.Tensor, dtype: torch.dtype) -> torch.T
 
     with torch.no_grad():
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
-        return model(input_ids=ids, use_cache=False).logits.float()
+        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits.float()
+        return logits
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

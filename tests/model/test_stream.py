@@ -18,7 +18,7 @@ from runner.steps.kinds import find
 from tests.host import Host
 from tests.tiny import ARCHITECTURES, save, tokens
 
-GPTQ = {"group_size": 16, "bits": 4}
+GPTQ: dict[str, Any] = {"group_size": 16, "bits": 4}
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -85,7 +85,7 @@ def test_true_sequential_order_matters(tmp_path: Path) -> None:
 
 def test_stacking_changes_nothing(tmp_path: Path) -> None:
     folder = save(tmp_path / "model", "llama")
-    method = find("quantize.gptq").method
+    method: LayerMethod = find("quantize.gptq").method  # type: ignore[attr-defined]
     stacked = Host(tmp_path / "stacked", "quantize.gptq", folder, tokens(), **GPTQ)
     stream.transform(stacked, method)
     single = Host(tmp_path / "single", "quantize.gptq", folder, tokens(), **GPTQ)
@@ -99,7 +99,7 @@ def test_stacking_changes_nothing(tmp_path: Path) -> None:
 def test_an_interrupted_step_goes_on_where_it_stopped(kind: str, layer: int, tmp_path: Path) -> None:
     folder = save(tmp_path / "model", "llama", shard="20KB")
     ids = None if kind == "quantize.rtn" else tokens()
-    params = GPTQ if kind == "quantize.gptq" else {}
+    params: dict[str, Any] = GPTQ if kind == "quantize.gptq" else {}
     whole = Host(tmp_path / "whole", kind, folder, ids, **params)
     find(kind).run(whole)
     first = Host(tmp_path / "resumed", kind, folder, ids, stop_after=layer, **params)
@@ -130,7 +130,7 @@ def test_hidden_states_that_were_torn_are_not_trusted(tmp_path: Path) -> None:
 
 
 def test_the_statistics_are_those_of_the_plain_model(tmp_path: Path) -> None:
-    """Hessians and norms of every linear of layer 0 and 1, with weights left alone, against hooks on the whole model."""
+    """Statistics of every linear while weights are left alone, against hooks on the whole model."""
     from transformers import AutoModelForCausalLM
 
     folder = save(tmp_path / "model", "llama")
@@ -230,4 +230,4 @@ def test_zeros_of_a_pruned_checkpoint_survive_quantization(tmp_path: Path) -> No
 
 
 def test_the_suspension_limit_is_what_the_planner_uses() -> None:
-    assert stream.SUSPEND_LIMIT == memory.SUSPEND_LIMIT
+    assert stream.SUSPEND_LIMIT == memory.SUSPEND_LIMIT  # type: ignore[attr-defined]

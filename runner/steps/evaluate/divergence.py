@@ -1,4 +1,4 @@
-"""How far a checkpoint has moved from another one: KL(against ‖ checkpoint) per token and agreement of the top token."""
+"""How far a checkpoint has moved from another: KL(against ‖ checkpoint) per token, and agreement of the top token."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
 
 
 def estimate(params: Params, inputs: Inputs) -> Cost:
-    return streamed.estimate_forward(
-        [inputs.checkpoint, inputs.others["against"]], inputs.data["data"], inputs.machine
-    )
+    return streamed.estimate_forward([inputs.checkpoint, inputs.others["against"]], inputs.data["data"], inputs.machine)
 
 
 def run(ctx: Context) -> Result:

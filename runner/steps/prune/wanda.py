@@ -16,8 +16,8 @@ METRICS = ()
 def transform(linear: Linear, statistics: Statistics, params: Params) -> Transformed:
     from runner.steps.prune import masks
 
-    assert statistics.input_norms is not None
-    keep = masks.wanda_mask(linear.weight, statistics.input_norms, params["sparsity"], params["pattern"])
+    norms = statistics.of("input_norms")
+    keep = masks.wanda_mask(linear.weight, norms, params["sparsity"], params["pattern"])
     return masks.applied(linear.weight, keep)
 
 

@@ -1,4 +1,4 @@
-"""GPTQ (Frantar et al. 2022): integers chosen one column at a time, each rounding error made up for by the columns left.
+"""GPTQ (Frantar et al. 2022): integers chosen a column at a time, each error made up for by the columns left.
 
 The maths is in gptq_math.py and grid.py; `asymmetric_calibration` is GPTAQ (Li et al. 2025).
 """
@@ -26,18 +26,18 @@ def transform(linear: Linear, statistics: Statistics, params: Params) -> Transfo
     from runner.steps.quantize.grid import make_grid
     from runner.steps.quantize.schemes import grid_scheme
 
-    assert statistics.hessian is not None
+    hessian = statistics.of("hessian")
     factor = factorize(
-        statistics.hessian,
+        hessian,
         dampening_fraction=params["dampening_fraction"],
         act_order=params["act_order"],
         cross=statistics.cross,
         alpha=params["asymmetric_calibration"],
     )
     scheme = grid_scheme(params, linear.dtype)
-    grid = make_grid(linear.weight, scheme, params["grid"], statistics.hessian.diagonal())
+    grid = make_grid(linear.weight, scheme, params["grid"], hessian.diagonal())
     solution = quantize_weight(linear.weight, factor, grid, keep_zeros=True)
-    energy = float(output_energy(linear.weight, statistics.hessian).sum())
+    energy = float(output_energy(linear.weight, hessian).sum())
     error = float(solution.error.sum()) / energy if energy > 0 else 0.0
     return Transformed(quantized=solution.quantized, metrics={"error": error, "dampening": factor.dampening})
 

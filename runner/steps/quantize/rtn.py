@@ -1,4 +1,4 @@
-"""Round to nearest: every weight to the closest point of a grid laid over its tensor, channel or group. No calibration."""
+"""Round to nearest: every weight to the closest point of its tensor's, channel's or group's grid. No calibration."""
 
 from __future__ import annotations
 
