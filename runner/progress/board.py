@@ -195,11 +195,19 @@ def replay(events: Iterable[Event]) -> Board:
     return board
 
 
-def shown(value: float | None) -> str:
+def figure(value: float | None) -> str:
     """A per-layer error in three digits; a dash where there is none."""
     if value is None:
         return "–"
     return f"{value:.3g}" if math.isfinite(value) else str(value)
+
+
+def failure_lines(event: Event) -> list[str]:
+    """A step_failed event in lines: the error, the remedy, where the log is."""
+    help, log = event.get("help"), event.get("log")
+    lines = [str(event["error"])]
+    lines += [f"help: {help}"] if help else []
+    return lines + ([f"log: {log}"] if log and str(log) not in str(help) else [])
 
 
 def gate_text(event: Event) -> str:

@@ -64,14 +64,11 @@ def final(board: b.Board, width: int) -> list[Text]:
             known = ""
         lines.append(row)
         if known:
-            lines += [_indented(units.metric(n, v)) for n, v in step.metrics.items() if n not in units.COUNTS]
+            lines += [_indented(units.metric(n, v)) for n, v in units.shown(step.metrics.items())]
         lines += [_indented(b.gate_text(gate), "green" if gate["passed"] else "bold red") for gate in step.gates]
         if step.failure is not None:
-            lines.append(_indented(str(step.failure["error"]), "red"))
-            if step.failure.get("help"):
-                lines.append(_indented(f"help: {step.failure['help']}"))
-            if step.failure.get("log"):
-                lines.append(_indented(f"log: {step.failure['log']}"))
+            error, *rest = b.failure_lines(step.failure)
+            lines += [_indented(error, "red"), *map(_indented, rest)]
     return lines
 
 
@@ -161,7 +158,7 @@ def _running(step: b.StepBoard, now: float, width: int) -> list[Text]:
         text = Text(" " * INDENT + "error ", style="dim")
         room = max(8, min(60, width - INDENT - 16))
         text.append(units.sparkline([step.errors.get(i) for i in layers][-room:], room), style="not dim magenta")
-        text.append(f" {b.shown(step.errors[max(step.errors)])}", style="not dim")
+        text.append(f" {b.figure(step.errors[max(step.errors)])}", style="not dim")
         lines.append(text)
     if step.phase is not None:
         phase = step.phase

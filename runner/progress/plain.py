@@ -75,13 +75,12 @@ class Plain:
             return [f"{label} {event['name']} {units.number(event['value'])}"]
         if name == "step_finished":
             memory = f", peak memory {units.size(step.memory)}" if step.memory else ""
-            untold = [(n, v) for n, v in step.metrics.items() if (step.index, n) not in self._told]
+            untold = [(n, v) for n, v in units.shown(step.metrics.items()) if (step.index, n) not in self._told]
             lines = [f"{label} {units.metrics(untold)}"] if untold else []
             return [*lines, f"{label} finished in {units.duration(step.seconds or 0)}{memory}"]
         if name == "step_failed":
-            lines = [f"{label} failed: {event['error']}"]
-            lines += [f"{label} help: {event['help']}"] if event.get("help") else []
-            return lines + ([f"{label} log: {event['log']}"] if event.get("log") else [])
+            error, *rest = board.failure_lines(event)
+            return [f"{label} failed: {error}", *(f"{label} {line}" for line in rest)]
         if name == "gate":
             return [f"{label} {board.gate_text(event)}"]
         if name in ("layer", "progress") and self._due(event, step):
@@ -106,7 +105,7 @@ def _layer_text(step: board.StepBoard, event: Event) -> str:
     if left:
         parts.append(f"{units.duration(left)} left")
     if event.get("error") is not None:
-        parts.append(f"error {board.shown(event['error'])}")
+        parts.append(f"error {board.figure(event['error'])}")
     if step.memory:
         parts.append(units.size(step.memory))
     return ", ".join(parts)

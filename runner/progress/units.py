@@ -82,9 +82,16 @@ def number(value: object) -> str:
 COUNTS = frozenset({"tokens", "windows", "modules"})
 
 
-def metrics(values: Iterable[tuple[str, object]], counts: bool = False) -> str:
-    """`perplexity 15.523, loss 2.7423`; what was merely counted only with `counts`."""
-    return ", ".join(metric(name, value) for name, value in values if counts or name not in COUNTS)
+def metrics(values: Iterable[tuple[str, object]]) -> str:
+    """`perplexity 15.523, size 3.51 MB`."""
+    return ", ".join(metric(name, value) for name, value in shown(values))
+
+
+def shown(values: Iterable[tuple[str, object]]) -> list[tuple[str, object]]:
+    """Without what was merely counted, and without the loss that a perplexity tells already."""
+    known = dict(values)
+    hidden = COUNTS | ({"loss"} if "perplexity" in known else set())
+    return [(name, value) for name, value in known.items() if name not in hidden]
 
 
 def metric(name: str, value: object) -> str:

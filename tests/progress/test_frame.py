@@ -21,7 +21,7 @@ def test_a_running_step() -> None:
         live(recorded.JOB[:13], 100, 20)
         == """\
 tiny-0123456789ab  step 3/4  0:19  1.50 GB
- ✓ baseline  evaluate.perplexity      4.9 s  perplexity 15.374, loss 2.7327
+ ✓ baseline  evaluate.perplexity      4.9 s  perplexity 15.374
  ✓ prune     prune.wanda             cached  sparsity 0.5
  ⠹ gptq      quantize.gptq             0:14
    ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━────────── 3/4  2.0 s/layer  1.50 GB
@@ -38,7 +38,7 @@ def test_forty_columns() -> None:
         text
         == """\
 tiny-012345678…  step 3/4  0:19  1.50 GB
- ✓ baseline      4.9 s  perplexity 15.374, loss 2.7327
+ ✓ baseline      4.9 s  perplexity 15.374
  ✓ prune        cached  sparsity 0.5
  ⠹ gptq           0:14
    ━━━━━━━━─── 3/4  2.0 s/layer  1.50 GB
@@ -82,10 +82,10 @@ def test_the_end_shows_everything() -> None:
     assert (
         final(recorded.JOB, 100)
         == """\
- ✓ baseline  evaluate.perplexity      4.9 s  perplexity 15.374, loss 2.7327
+ ✓ baseline  evaluate.perplexity      4.9 s  perplexity 15.374
  ✓ prune     prune.wanda             cached  sparsity 0.5
  ✓ gptq      quantize.gptq             1:15  error 0.0142, size 3.51 MB
- ✗ quality   evaluate.perplexity      3.0 s  perplexity 16.9, loss 2.827
+ ✗ quality   evaluate.perplexity      3.0 s  perplexity 16.9
    gate passed: `loss` is 2.827, within its limit 3
    gate missed: `perplexity` is 16.9, 0.8 above its limit 16.1 (1.05 × `baseline` 15.374)
 """
@@ -98,14 +98,11 @@ def test_the_end_in_forty_columns() -> None:
         == """\
  ✓ baseline      4.9 s
    perplexity 15.374
-   loss 2.7327
  ✓ prune        cached  sparsity 0.5
  ✓ gptq           1:15
    error 0.0142
    size 3.51 MB
- ✗ quality       3.0 s
-   perplexity 16.9
-   loss 2.827
+ ✗ quality       3.0 s  perplexity 16.9
    gate passed: `loss` is 2.827, within its limit 3
    gate missed: `perplexity` is 16.9, 0.8 above its limit 16.1 (1.05 × `baseline` 15.374)
 """

@@ -1,0 +1,39 @@
+"""`runner doctor`: what this machine and this installation can do, and the remedy for what they cannot."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+
+from runner.commands import options
+from runner.errors import MachineError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    options.add_jobs(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    from rich.text import Text
+
+    from runner.report import health
+    from runner.report.console import console, show
+    from runner.report.table import Cell, table
+
+    findings = health.examine(options.jobs_root(args))
+    code = MachineError.exit_code if any(f.level == "fail" for f in findings) else 0
+    if args.json:
+        print(json.dumps([asdict(f) for f in findings], indent=2, ensure_ascii=False))
+        return code
+    styles = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+    rows: list[list[Cell]] = []
+    for finding in findings:
+        text = Text(finding.text)
+        if finding.remedy:
+            text.append(f"\nremedy: {finding.remedy}", "dim" if finding.level == "ok" else "")
+        rows.append([Text(finding.level, styles[finding.level]), finding.name, text])
+    out = console()
+    show(table(rows, out.width, indent=0), out)
+    return code

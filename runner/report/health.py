@@ -1,0 +1,198 @@
+"""What this machine and this installation can do, finding by finding. torch is asked in a process of its own."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runner.job.environment import cpu_model
+from runner.plan.machine import machine_facts
+from runner.progress import units
+
+OLDEST_PYTHON = (3, 11)
+LITTLE_MEMORY = 4e9
+LITTLE_DISK = 10e9
+TORCH_SECONDS = 120  # a cold import from a slow disk takes long
+TORCH_PROBE = """
+import json, torch
+gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+print(json.dumps({
+    "version": torch.__version__,
+    "threads": torch.get_num_threads(),
+    "cuda": torch.version.cuda,
+    "gpus": [torch.cuda.get_device_name(i) for i in gpus],
+}))
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`level`: "ok", "warn" (some things are slower or missing) or "fail" (nothing works until it is mended)."""
+
+    name: str
+    level: str
+    text: str
+    remedy: str | None = None
+
+
+def examine(jobs: Path) -> list[Finding]:
+    """Every finding, the base first."""
+    torch, probed = _torch()
+    return [_python(), torch, *_base(), *_processor(), _memory(), _gpu(probed), *_extras(), *_jobs(jobs)]
+
+
+def _python() -> Finding:
+    text = f"{platform.python_version()}, {sys.executable}"
+    if sys.version_info < OLDEST_PYTHON:
+        return Finding("python", "fail", text, "install Python 3.11 or later")
+    return Finding("python", "ok", text)
+
+
+def _torch() -> tuple[Finding, dict[str, Any]]:
+    """torch starts; and what it says of itself."""
+    if _version("torch") is None:
+        return Finding("torch", "fail", "not installed", "pip install torch"), {}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", TORCH_PROBE], capture_output=True, text=True, timeout=TORCH_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Finding("torch", "fail", f"did not start within {TORCH_SECONDS} s", "look at the disk it lies on"), {}
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        text = f"{_version('torch')} does not start: {last}"
+        return Finding("torch", "fail", text, "pip install --force-reinstall torch"), {}
+    facts = json.loads(done.stdout)
+    build = f"CUDA {facts['cuda']}" if facts["cuda"] else "no CUDA"
+    return Finding("torch", "ok", f"{facts['version']}, {build}, {units.plural(facts['threads'], 'thread')}"), facts
+
+
+def _base() -> list[Finding]:
+    """The packages that everything needs."""
+    missing = [name for name in requirements() if _version(name) is None]
+    if missing:
+        return [Finding("packages", "fail", f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}")]
+    told = ", ".join(f"{name} {_version(name)}" for name in ("transformers", "safetensors", "compressed-tensors"))
+    return [Finding("packages", "ok", told)]
+
+
+def _processor() -> list[Finding]:
+    flags = _cpu_flags()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    known = {"amx_bf16": "AMX", "avx512_bf16": "AVX512_BF16", "avx512f": "AVX512", "avx2": "AVX2", "asimd": "NEON"}
+    has = [name for flag, name in known.items() if flag in flags]
+    text = f"{cpu_model()}, {units.plural(cores, 'core')}, {', '.join(has) or 'no vector units known'}"
+    fast = flags & {"amx_bf16", "avx512_bf16", "bf16"}
+    speed = "bf16 products run on its bf16 units" if fast else "without bf16 units: products run in float32, slower"
+    return [Finding("processor", "ok", f"{text}; {speed}")]
+
+
+def _memory() -> Finding:
+    machine = machine_facts("cpu")
+    text = f"{units.size(machine.memory)}, {units.size(machine.memory_available)} available"
+    if machine.memory_available < LITTLE_MEMORY:
+        return Finding("memory", "warn", text, "`runner plan` says what a recipe needs; close other programs")
+    return Finding("memory", "ok", text)
+
+
+def _gpu(probed: dict[str, Any]) -> Finding:
+    if probed.get("gpus"):
+        return Finding("gpu", "ok", ", ".join(probed["gpus"]))
+    present = shutil.which("nvidia-smi") is not None or Path("/proc/driver/nvidia/version").exists()
+    if present and probed:
+        remedy = "install a CUDA build of torch: https://pytorch.org/get-started/locally"
+        return Finding("gpu", "warn", "there is one, but torch cannot use it: steps run on the CPU", remedy)
+    return Finding("gpu", "ok", "none: steps run on the CPU")
+
+
+def _extras() -> list[Finding]:
+    """For every extra of this installation, whether its packages are there."""
+    findings = []
+    for extra in extras():
+        missing = [name for name in requirements(extra) if _version(name) is None]
+        if missing:
+            remedy = f"pip install 'runner[{extra}]'"
+            findings.append(Finding(f"extra {extra}", "warn", f"without {', '.join(missing)}", remedy))
+        else:
+            text = ", ".join(f"{name} {_version(name)}" for name in requirements(extra))
+            findings.append(Finding(f"extra {extra}", "ok", text))
+    return findings
+
+
+def _jobs(jobs: Path) -> list[Finding]:
+    """The jobs folder can be written, takes hard links, has room. Leaves nothing behind."""
+    folder = jobs.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryDirectory(prefix=".doctor-", dir=folder) as scratch:
+            file, link = Path(scratch, "file"), Path(scratch, "link")
+            file.write_text("x", encoding="utf-8")
+            try:
+                os.link(file, link)
+                links = Finding("hard links", "ok", "jobs share the files of the store")
+            except OSError as error:
+                text = f"not possible here ({error.strerror}): jobs copy the files of the store"
+                links = Finding("hard links", "warn", text, "put the jobs folder on a file system that has them")
+    except OSError as error:
+        remedy = "name another with --jobs or RUNNER_JOBS"
+        return [Finding("jobs folder", "fail", f"{jobs} cannot be written: {error.strerror}", remedy)]
+    free = shutil.disk_usage(folder).free
+    text = f"{jobs.absolute()}, {units.size(free)} free"
+    if free < LITTLE_DISK:
+        remedy = "`runner plan` says what a recipe needs; `runner jobs rm` frees room"
+        return [Finding("jobs folder", "warn", text, remedy), links]
+    return [Finding("jobs folder", "ok", text), links]
+
+
+def extras() -> list[str]:
+    """The extras that users may install."""
+    try:
+        found = importlib.metadata.metadata("runner").get_all("Provides-Extra") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    return sorted(set(found) - {"dev"})
+
+
+def requirements(extra: str | None = None) -> list[str]:
+    """The names of the packages that the base, or an extra, requires on this machine."""
+    try:
+        lines: Iterable[str] = importlib.metadata.requires("runner") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    names = []
+    for line in lines:
+        name = re.match(r"[A-Za-z0-9._-]+", line)
+        of = re.search(r"extra\s*==\s*['\"]([^'\"]+)['\"]", line)
+        if name and (of.group(1) if of else None) == extra:
+            names.append(name.group())
+    return names
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_flags() -> set[str]:
+    """The features the kernel lists; empty where it does not."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith(("flags", "Features")):
+                return set(line.split(":", 1)[1].split())
+    except OSError:
+        pass
+    return {"asimd"} if platform.machine() in ("arm64", "aarch64") else set()

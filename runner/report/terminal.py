@@ -1,0 +1,85 @@
+"""The report of a job for a terminal."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+from rich.text import Text
+
+from runner.progress import board, units
+from runner.progress.frame import ICONS
+from runner.report import loading
+from runner.report.job import JobReport, StepReport
+from runner.report.table import table
+
+STATUS_STYLES = {"done": "green", "failed": "bold red", "gate-missed": "bold red", "interrupted": "yellow"}
+
+
+def lines(job: JobReport, width: int) -> list[Text]:
+    """The whole report."""
+    return [*_heading(job), Text(), *_steps(job, width), Text(), *ending(job.output, job.size_before, job.size_after)]
+
+
+def ending(output: Path | None, before: int | None = None, after: int | None = None) -> list[Text]:
+    """Where the output is, how large it became, and how to load it."""
+    if output is None:
+        return [Text("no checkpoint came out of this job", "dim")]
+    result = []
+    if after:
+        size = f"size    {units.size(before)} → {units.size(after)}" if before else f"size    {units.size(after)}"
+        ratio = f", {before / after:.1f} times smaller" if before and before / after >= 1.05 else ""
+        result.append(Text(size + ratio))
+    return [*result, Text(f"output  {_short(output)}"), Text(f"load    {loading.line(output)}")]
+
+
+def _heading(job: JobReport) -> list[Text]:
+    line = Text(job.id, "bold")
+    line.append(f"  {job.status}", STATUS_STYLES.get(job.status, "not bold"))
+    facts = [f"model {job.model}"]
+    facts += [f"started {job.started}"] if job.started else []
+    facts += [f"took {units.duration(job.seconds)}"] if job.seconds is not None else []
+    facts += [f"peak memory {units.size(job.memory)}"] if job.memory else []
+    return [line, Text(", ".join(facts)), Text(f"folder {_short(job.path)}")]
+
+
+def _steps(job: JobReport, width: int) -> list[Text]:
+    rows: list[list[Text | str]] = [["", "step", "kind", "state", "time", "memory", "size", "metrics"]]
+    for step in job.steps:
+        missed = any(not gate.get("passed") for gate in step.gates)
+        icon, style = ("✗", "bold red") if missed else ICONS[step.state]
+        rows.append([
+            Text(icon, style), step.id, Text(step.kind, "dim"), step.state,
+            units.duration(step.seconds) if step.seconds is not None else "",
+            units.size(step.memory) if step.memory else "", units.size(step.size) if step.size else "",
+            units.metrics((name, value) for name, value in step.metrics.items() if name != "bytes"),
+        ])  # fmt: skip
+    result = table(rows, width, "<<<<>>><", head=True)
+    for step in job.steps:
+        result += _more(step, width)
+    return result
+
+
+def _more(step: StepReport, width: int) -> list[Text]:
+    """What does not fit a row: errors by layer, gates, the failure."""
+    known = [error for error in step.errors if error is not None and math.isfinite(error)]
+    result = []
+    if known:
+        text = Text(f" {step.id}: error by layer ")
+        text.append(units.sparkline(step.errors, max(8, min(80, width - text.cell_len - 20))), "magenta")
+        text.append(f" {board.figure(min(known))} to {board.figure(max(known))}")
+        result.append(text)
+    for gate in step.gates:
+        style = "green" if gate.get("passed") else "bold red"
+        result.append(Text(f" {step.id}: {board.gate_text(gate)}", style))
+    if step.failure is not None:
+        error, *rest = board.failure_lines(step.failure)
+        result += [Text(f" {step.id}: {error}", "red"), *(Text(f"   {line}") for line in rest)]
+    return result
+
+
+def _short(path: Path) -> str:
+    """Relative to the working folder where it lies below it."""
+    absolute = Path(os.path.abspath(path))
+    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
