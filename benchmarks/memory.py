@@ -13,6 +13,9 @@ from benchmarks import random_llama, tools
 from benchmarks.tools import OURS, Task
 
 
+PREDICTED = "`runner plan` said"
+
+
 def table(width: int, samples: int, length: int, peaks: dict[str, dict[int, int]], sizes: dict[int, int]) -> str:
     """Markdown: a row for each depth, a column for each tool, and the growth from the first row to the last."""
     names = list(peaks)
@@ -42,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     args.work = args.work.absolute()
     others = tools.peers(args)
-    peaks: dict[str, dict[int, int]] = {tool: {} for tool in (OURS, *others)}
+    peaks: dict[str, dict[int, int]] = {name: {} for name in (OURS, PREDICTED, *others)}
     sizes: dict[int, int] = {}
     for depth in args.layers:
         name = f"{depth}x{args.hidden}"
@@ -51,11 +54,12 @@ def main(argv: list[str] | None = None) -> int:
             random_llama.write(folder, depth, args.hidden)
         sizes[depth] = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         task = Task(name, folder, args.samples, args.length)
-        for tool in peaks:
+        for tool in (OURS, *others):
             python = tools.python_of(tool, others)
             done = tools.quantize(tool, python, task, args.work / "runs" / tool, tools.cores(args))
             peaks[tool][depth] = done.measure.memory
             print(f"{name} {tool}: {done.measure}", file=sys.stderr, flush=True)
+        peaks[PREDICTED][depth] = tools.predicted_memory(sys.executable, task, args.work / "runs" / OURS)
     text = table(args.hidden, args.samples, args.length, peaks, sizes)
     print(text)
     if args.out:

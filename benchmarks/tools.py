@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,11 +106,16 @@ def quantize(tool: str, python: str, task: Task, folder: Path, on: list[int]) ->
     return Outcome(run(command, cwd=folder, log=log, cores=on, env=env), folder / "out")
 
 
+def predicted_memory(python: str, task: Task, folder: Path) -> int:
+    """The peak bytes that `runner plan` forecasts for the task, nothing cached."""
+    (folder / "recipe.yaml").write_text(recipe(task))
+    command = [python, "-m", "runner", "plan", "recipe.yaml", "--jobs", "nothing-yet", "--json"]
+    done = subprocess.run(command, cwd=folder, env=environment(1), check=True, capture_output=True, text=True)
+    return int(json.loads(done.stdout)["totals"]["memory"])
+
+
 def perplexity(tool: str, python: str, checkpoint: Path, evaluation: Path) -> float:
     """The judge's score, in an environment that reads what the tool wrote: the peer's own, or this one."""
-    import os
-    import subprocess
-
     done = subprocess.run(
         [python, str(HERE / "perplexity.py"), str(checkpoint), str(evaluation)],
         env=environment(os.cpu_count() or 1), cwd=checkpoint.parent, check=False, capture_output=True, text=True,
