@@ -2,9 +2,9 @@
 
     python benchmarks/kills.py --kills 50
 
-Every round applies one recipe (prune, GPTQ, perplexity, divergence on the embedded model) in an empty jobs folder, kills
-the command or its worker at a random moment, applies again, and so on until the job is done. Checked at the end of every
-round: the digest of every step equals that of the uninterrupted run, and no layer was finished twice. Exits 1 if not.
+Every round applies one recipe (prune, GPTQ, perplexity, divergence on the embedded model) in an empty jobs folder,
+kills the command or its worker at a random moment, applies again, and so on until the job is done. Checked at the end
+of every round: the digest of every step equals that of the uninterrupted run, and no layer was finished twice.
 """
 
 from __future__ import annotations
