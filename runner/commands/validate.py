@@ -49,7 +49,9 @@ def _check(file: str, args: argparse.Namespace) -> Recipe:
 
     recipe = load.load(file, args.sets)
     if not args.text_only:
-        resolve.resolve(recipe, cache_file=options.jobs_root(args) / "store" / "digests.json", device="cpu")
+        store = options.jobs_root(args) / "store"
+        cache = store / "digests.json" if store.is_dir() else None  # checking leaves nothing behind
+        resolve.resolve(recipe, cache_file=cache, device="cpu")
     return recipe
 
 

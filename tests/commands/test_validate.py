@@ -35,6 +35,11 @@ help: did you mean `toy.yaml`?
     )
 
 
+def test_it_leaves_nothing_behind(run: Run, folder: Path) -> None:
+    run("validate", "toy.yaml")
+    assert [path.name for path in folder.iterdir()] == ["toy.yaml"]
+
+
 def test_json(run: Run, folder: Path) -> None:
     text = (folder / "toy.yaml").read_text()
     (folder / "b.yaml").write_text(text.replace("{points: 4}", "{points: -4}"))
