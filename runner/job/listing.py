@@ -19,7 +19,8 @@ from runner.job.store import Store
 class JobSummary:
     """`status` is job.json's, but "interrupted" for a run that was killed, and "new" where nothing ran yet.
 
-    `done` counts the steps that are in the store, of `steps`; `size` is in bytes, hard links counted.
+    `done` counts the steps that are in the store, of `steps`; `size` is in bytes, every file once;
+    `started`, `finished` and `seconds` are those of the last run.
     """
 
     id: str
@@ -62,7 +63,7 @@ def load(root: Path, name: str) -> JobSummary:
         seconds=state.get("seconds"),
         steps=len(keys),
         done=sum((root / "store" / key / "record.json").exists() for key in keys),
-        size=sum(path.lstat().st_size for path in files.walk(directory.path)),
+        size=_size(directory.path),
         holder=holder,
     )
 
@@ -114,6 +115,11 @@ def remove(root: Path, name: str, *, entries: bool = True) -> int:
         store = Store(root / "store")
         freed += sum(store.remove(key) for key in dict.fromkeys(mine) if key not in others)
     return freed
+
+
+def _size(folder: Path) -> int:
+    found = (path.lstat() for path in files.walk(folder))
+    return sum({(status.st_dev, status.st_ino): status.st_size for status in found}.values())
 
 
 def _names(ids: list[str]) -> str:

@@ -33,7 +33,7 @@ _seen: dict[Path, tuple[object, StoreEntry]] = {}
 
 class Store:
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root = root.absolute()  # one name for one folder: what was found is remembered by path
 
     def prepare(self) -> None:
         """Make the folders and prove that they can be written. StoreError, or MachineError when the disk is full."""
@@ -49,7 +49,7 @@ class Store:
                 raise files.full_disk(self.root) from error
             raise StoreError(
                 f"the jobs folder {self.root.parent} cannot be written: {error.strerror}",
-                "make it writable, or choose another one with `--jobs FOLDER`",
+                "make it writable, or choose another one with `--jobs DIR`",
             ) from error
 
     def lock(self, key: str, command: str = "") -> Lock:

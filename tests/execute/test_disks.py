@@ -76,7 +76,7 @@ def test_a_read_only_folder_is_refused_before_anything_runs(tmp_path: Path) -> N
             applied(disk / "jobs", STEPS)
         assert caught.value.render() == (
             f"error: the jobs folder {disk}/jobs cannot be written: Read-only file system\n"
-            "help: make it writable, or choose another one with `--jobs FOLDER`"
+            "help: make it writable, or choose another one with `--jobs DIR`"
         )
 
 

@@ -257,7 +257,7 @@ def test_files_of_another_file_system_are_copied(tmp_path: Path) -> None:
         assert copy.read_bytes() == made.read_bytes()
 
 
-def test_help_needs_no_torch() -> None:
+def test_the_worker_alone_needs_no_torch() -> None:
     """The worker's own modules are light: a step that computes nothing starts at once."""
     import sys
 
