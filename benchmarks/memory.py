@@ -12,7 +12,6 @@ from pathlib import Path
 from benchmarks import random_llama, tools
 from benchmarks.tools import OURS, Task
 
-
 PREDICTED = "`runner plan` said"
 
 
