@@ -51,9 +51,9 @@ def digests(jobs: Path) -> dict[str, str]:
     return found
 
 
-def repeated_layers(jobs: Path) -> list[tuple[int, str, int]]:
+def repeated_layers(jobs: Path) -> list[tuple[int, int]]:
     """Layers that the events of all attempts say were finished more than once."""
-    seen: Counter[tuple[int, str, int]] = Counter()
+    seen: Counter[tuple[int, int]] = Counter()
     for path in jobs.glob("*/events.jsonl"):
         for line in path.read_text().splitlines():
             try:
@@ -61,7 +61,7 @@ def repeated_layers(jobs: Path) -> list[tuple[int, str, int]]:
             except ValueError:  # the line that was being written when the kill came
                 continue
             if event["event"] == "layer":
-                seen[event["step"], event.get("phase", ""), event["layer"]] += 1
+                seen[event["step"], event["layer"]] += 1
     return [layer for layer, count in seen.items() if count > 1]
 
 

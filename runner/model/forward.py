@@ -16,8 +16,13 @@ from runner.model.passes import forward
 from runner.model.skeleton import Skeleton
 
 
-def final_hidden(ctx: Context, skeleton: Skeleton, ids: torch.Tensor, folder: Path, progress: Path, phase: str) -> Flow:
-    """Run `ids` through every layer; file (0, len(skeleton)) of the result holds what enters the last norm."""
+def final_hidden(
+    ctx: Context, skeleton: Skeleton, ids: torch.Tensor, folder: Path, progress: Path, before: int = 0, after: int = 0
+) -> Flow:
+    """Run `ids` through every layer; file (0, len(skeleton)) of the result holds what enters the last norm.
+
+    `before` and `after` are the layers that the step runs before and after these: events count all of them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     flow = Flow(skeleton, ids, folder)
     saved = state.load(progress, len(skeleton))
@@ -36,7 +41,8 @@ def final_hidden(ctx: Context, skeleton: Skeleton, ids: torch.Tensor, folder: Pa
             saved.save(progress)
             flow.drop(index)
             seconds = time.perf_counter() - started
-            ctx.emit("layer", layer=index + 1, layers=len(skeleton), seconds=seconds, error=None, phase=phase)
+            layers = before + len(skeleton) + after
+            ctx.emit("layer", layer=before + index + 1, layers=layers, seconds=seconds, error=None)
     return flow
 
 

@@ -1,6 +1,6 @@
 """The stable code of every complaint about a recipe, with the one line that documents it.
 
-R1xx syntax, R2xx schema and params, R3xx across steps. R4xx (model and data) and R5xx (machine) belong to the planner.
+R1xx syntax, R2xx schema and params, R3xx across steps, R4xx model and data, R5xx machine.
 """
 
 from __future__ import annotations
@@ -50,4 +50,45 @@ CODES: dict[str, str] = {
     "R308": "a step cannot take what the step before it makes",
     "R309": "a gate names a metric that the step does not measure",
     "R310": "`when` leaves out every step",
+    "R404": "a model has no list of decoder layers",
+    "R405": "a model does not run its decoder layers in order",
+    "R406": "a tensor of the model is missing from the checkpoint",
+    "R407": "a tensor of the checkpoint has another shape than the model wants",
+    "R408": "weights are stored in a form that cannot be streamed",
+    "R410": "a step leaves no module to change",
+    "R411": "modules cannot be stored as asked",
+    "R412": "a pattern matches no module",
+    "R413": "schemes that no reader takes together",
+    "R420": "checkpoints with different vocabularies are compared",
+    "R430": "the model cannot be found",
+    "R431": "the Hub cannot be reached, or does not have what is asked for",
+    "R432": "config.json is missing or cannot be read",
+    "R433": "a checkpoint holds no safetensors weights",
+    "R434": "a shard that the index lists is missing",
+    "R435": "a shard is truncated",
+    "R436": "a shard or an index is not sound",
+    "R437": "a shard does not hold what the index places there",
+    "R438": "a tensor has an unknown dtype",
+    "R439": "the bytes of a tensor do not fit its shape",
+    "R440": "the architecture is unknown",
+    "R441": "the model is a mixture of experts",
+    "R442": "the model is an encoder-decoder",
+    "R443": "the model wraps its language model in others",
+    "R444": "a checkpoint has no decoder layers",
+    "R445": "config.json and the weights disagree",
+    "R446": "layers lack tensors that other layers have, or have them in other shapes",
+    "R447": "the decoder layers hold no linear weights",
+    "R448": "the tokenizer is missing or cannot be read",
+    "R449": "a step cannot take a model that is quantized already",
+    "R460": "a text cannot be found",
+    "R461": "a text cannot be read",
+    "R462": "a field is missing from the data",
+    "R463": "a text is empty",
+    "R464": "a text is shorter than asked for",
+    "R465": "windows are longer than the model's positions",
+    "R466": "a Hub dataset is not fully named",
+    "R500": "the machine cannot do what the recipe asks",
+    "R501": "a step needs more memory than there is",
+    "R502": "the disk has too little room",
+    "R503": "a package that a step needs is not installed",
 }

@@ -37,8 +37,8 @@ def run(ctx: Context) -> Result:
     base = Skeleton(ctx.inputs["against"].path, ctx.device)
     mine = Skeleton(ctx.inputs["checkpoint"].path, ctx.device)
     staging = ctx.out_dir.parent
-    base_flow = final_hidden(ctx, base, ids, ctx.scratch_dir / "against", staging / "against.json", "against")
-    my_flow = final_hidden(ctx, mine, ids, ctx.scratch_dir / "checkpoint", staging / "progress.json", "checkpoint")
+    base_flow = final_hidden(ctx, base, ids, ctx.scratch_dir / "against", staging / "against.json", after=len(mine))
+    my_flow = final_hidden(ctx, mine, ids, ctx.scratch_dir / "checkpoint", staging / "progress.json", before=len(base))
     base_final, my_final = base_flow.file(0, len(base)), my_flow.file(0, len(mine))
     base.load_rest(embedding=False)
     mine.load_rest(embedding=False)

@@ -33,7 +33,7 @@ def run(ctx: Context) -> Result:
     ids = ctx.data("data")
     skeleton = Skeleton(ctx.inputs["checkpoint"].path, ctx.device)
     progress = ctx.out_dir.parent / "progress.json"
-    flow = final_hidden(ctx, skeleton, ids, ctx.scratch_dir, progress, "layers")
+    flow = final_hidden(ctx, skeleton, ids, ctx.scratch_dir, progress)
     final = flow.file(0, len(skeleton))
     skeleton.load_rest(embedding=False)
     total = torch.zeros((), dtype=torch.float64)
