@@ -90,7 +90,8 @@ def estimate(method: LayerMethod, params: Params, inputs: Inputs) -> Cost:
     want = method.wants(params)
     if want == "none":
         seconds = 2.5 + copy_seconds + facts.nbytes / machine.disk_bytes_per_second + 60 * weights / machine.flops
-        return Cost(memory.WEIGHTS_RUNTIME + working_bytes(biggest), disk, disk, seconds)
+        layer = max((sum(sizes) for sizes in layer_sizes(facts).values()), default=0)
+        return Cost(memory.WEIGHTS_RUNTIME + working_bytes(biggest) + 2 * layer, disk, disk, seconds)
     data = inputs.data["data"]
     lanes = 2 if want == "cross" else 1
     tokens = data.tokens
@@ -122,11 +123,19 @@ def max_stack(method: LayerMethod, params: Params, facts: CheckpointFacts) -> in
     """The most weights that are solved at once: linears of equal input width in one layer may see one input."""
     if not method.stacked:
         return max((i.in_features * i.out_features for i in facts.linears), default=0)
-    sizes: dict[tuple[int, int], int] = {}
+    by_width: dict[tuple[int, int], int] = {}
     for linear in facts.linears:
         key = (linear.layer, linear.in_features)
-        sizes[key] = sizes.get(key, 0) + linear.in_features * linear.out_features
-    return max(sizes.values(), default=0)
+        by_width[key] = by_width.get(key, 0) + linear.in_features * linear.out_features
+    return max(by_width.values(), default=0)
+
+
+def layer_sizes(facts: CheckpointFacts) -> dict[int, list[int]]:
+    """Layer → the weights of each of its linears."""
+    sizes: dict[int, list[int]] = {}
+    for linear in facts.linears:
+        sizes.setdefault(linear.layer, []).append(linear.in_features * linear.out_features)
+    return sizes
 
 
 def distinct_inputs(facts: CheckpointFacts) -> list[int]:
