@@ -20,7 +20,7 @@ from torch.linalg import vecdot
 from runner.model.quantized import Quantized
 
 METHODS = ("minmax", "mse", "weighted_mse")
-STEPS = 16  # ranges tried
+STEPS = 10  # ranges tried
 SMALLEST = {2: 0.3, 3: 0.4, 4: 0.5}  # smallest share of the full range tried, by bits
 SMALLEST_OTHERWISE = 0.7
 CHUNK = 1 << 18  # elements worked on at once: four float32 buffers of them stay in the caches
