@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from runner.model import state
+from runner.model import heap, state
 from runner.model.context import Context
 from runner.model.flow import Flow
 from runner.model.memory import LOGIT_BYTES
@@ -40,6 +40,7 @@ def final_hidden(
             saved.layer, saved.hidden = index + 1, flow.finished(index + 1)
             saved.save(progress)
             flow.drop(index)
+            heap.trim()
             seconds = time.perf_counter() - started
             layers = before + len(skeleton) + after
             ctx.emit("layer", layer=before + index + 1, layers=layers, seconds=seconds, error=None)

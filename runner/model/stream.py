@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from runner.model import passes, state
+from runner.model import heap, passes, state
 from runner.model.context import Context, Result
 from runner.model.facts import CheckpointFacts
 from runner.model.flow import Flow
@@ -55,6 +55,7 @@ def transform(ctx: Context, method: LayerMethod) -> Result:
             progress.layer, progress.hidden = index + 1, layers.finished(index + 1)
             progress.save(path)
             layers.drop(index)
+            heap.trim()
             ctx.emit(
                 "layer", layer=index + 1, layers=facts.layer_count, seconds=time.perf_counter() - started,
                 error=mean(result, "error"),
@@ -142,6 +143,7 @@ class Calibrated:
                 new = dense(result, skeleton.stored_dtype)
                 weight_of(members[name]).copy_(new.T if name in self.transposed else new)
             changed.update(done)
+            heap.trim()
 
         last = index == len(skeleton) - 1
         heads = [names[0] for names in groups]

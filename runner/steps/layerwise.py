@@ -99,13 +99,15 @@ def estimate(method: LayerMethod, params: Params, inputs: Inputs) -> Cost:
     hidden, columns = memory.hidden_size(facts.config), memory.widest(facts)
     held = memory.suspended_bytes(tokens, hidden, columns, value, lanes)
     suspends = held <= memory.SUSPEND_LIMIT and params.get("true_sequential", True)
-    moments = 0 if want == "input_norms" else 4 * columns**2 * (3 + lanes)
-    stack = max_stack(method, params, facts)
+    solving = max(
+        (0 if want == "input_norms" else 4 * width**2 * (3 + lanes)) + working_bytes(stack)
+        for width, stack in stacks(method, facts).items()
+    )
     peak = (
         memory.RUNTIME
         + max(memory.layer_bytes(facts, value) * lanes, memory.rest_bytes(facts, value))
         + (held if suspends else 0)
-        + max(memory.batch_bytes(facts, data.sequence_length, value), moments + working_bytes(stack))
+        + max(memory.batch_bytes(facts, data.sequence_length, value), solving)
     )
     forward = 2 * tokens * weights * lanes * (1 if suspends else 2.6)
     square = 0.0 if want == "input_norms" else sum(tokens * k**2 for k in distinct_inputs(facts)) * (2 * lanes - 1)
@@ -119,15 +121,16 @@ def working_bytes(weights: int) -> int:
     return 4 * 4 * weights
 
 
-def max_stack(method: LayerMethod, params: Params, facts: CheckpointFacts) -> int:
-    """The most weights that are solved at once: linears of equal input width in one layer may see one input."""
-    if not method.stacked:
-        return max((i.in_features * i.out_features for i in facts.linears), default=0)
-    by_width: dict[tuple[int, int], int] = {}
+def stacks(method: LayerMethod, facts: CheckpointFacts) -> dict[int, int]:
+    """Input width → the most weights that are solved at once: linears of one width in a layer may see one input."""
+    found: dict[int, int] = {0: 0}
+    by_layer: dict[tuple[int, int], int] = {}
     for linear in facts.linears:
+        size = linear.in_features * linear.out_features
         key = (linear.layer, linear.in_features)
-        by_width[key] = by_width.get(key, 0) + linear.in_features * linear.out_features
-    return max(by_width.values(), default=0)
+        by_layer[key] = size + (by_layer.get(key, 0) if method.stacked else 0)
+        found[linear.in_features] = max(found.get(linear.in_features, 0), by_layer[key])
+    return found
 
 
 def layer_sizes(facts: CheckpointFacts) -> dict[int, list[int]]:

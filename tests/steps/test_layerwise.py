@@ -1,0 +1,105 @@
+"""What layer-wise kinds refuse before anything runs, in whole messages, and what they forecast."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from runner.errors import RecipeError
+from runner.model.headers import facts
+from runner.plan.machine import machine_facts
+from runner.plan.resolve import resolve
+from runner.recipe.load import loads
+from runner.recipe.schema import defaults
+from runner.steps.kinds import find
+from runner.steps.protocol import DataFacts, Inputs
+from tests.host import Host
+from tests.tiny import save, tokens
+
+TINY_LLAMA = Path(__file__).parents[2] / "runner" / "demo" / "models" / "tiny-llama"
+
+
+def complaints(folder: Path, step: str) -> str:
+    """The rendered complaints about one step on a one-layer model with the embedded tokenizer."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TINY_LLAMA / name, folder / name)
+    text = f"version: 1\nname: refused\nmodel: {{source: {folder}}}\nsteps:\n  - {step}\n"
+    with pytest.raises(RecipeError) as caught:
+        resolve(loads(text, "refused.yaml"))
+    return caught.value.render()
+
+
+def one_layer(tmp_path: Path, **changes: Any) -> Path:
+    return save(tmp_path / "model", "llama", num_hidden_layers=1, **changes)
+
+
+def test_a_group_size_that_does_not_divide_lists_every_module(tmp_path: Path) -> None:
+    folder = one_layer(tmp_path)
+    assert complaints(folder, "quantize.rtn: {bits: 4, group_size: 48}") == (
+        "refused.yaml:5:41: error[R411]: 1 module cannot be stored as asked:\n"
+        "    `model.layers.0.mlp.down_proj` has 64 columns, which group_size 48 does not divide\n"
+        "    5 |   - quantize.rtn: {bits: 4, group_size: 48}\n"
+        "      |                                         ^^\n"
+        "help: use group_size 16 or 32 or 64\n"
+        "\n"
+        "refused.yaml:5:41: error[R411]: 6 modules cannot be stored as asked:\n"
+        "    `model.layers.0.mlp.gate_proj` has 32 columns, which group_size 48 does not divide\n"
+        "    `model.layers.0.mlp.up_proj` has 32 columns, which group_size 48 does not divide\n"
+        "    `model.layers.0.self_attn.k_proj` has 32 columns, which group_size 48 does not divide\n"
+        "    `model.layers.0.self_attn.o_proj` has 32 columns, which group_size 48 does not divide\n"
+        "    `model.layers.0.self_attn.q_proj` has 32 columns, which group_size 48 does not divide\n"
+        "    `model.layers.0.self_attn.v_proj` has 32 columns, which group_size 48 does not divide\n"
+        "    5 |   - quantize.rtn: {bits: 4, group_size: 48}\n"
+        "      |                                         ^^\n"
+        "help: use group_size 16 or 32"
+    )
+
+
+def test_a_pattern_that_matches_nothing(tmp_path: Path) -> None:
+    assert complaints(one_layer(tmp_path), "quantize.rtn: {ignore: [lm_head, q_prj]}") == (
+        "refused.yaml:5:20: error[R412]: `ignore` names `q_prj`, which matches no linear module of this model\n"
+        "    5 |   - quantize.rtn: {ignore: [lm_head, q_prj]}\n"
+        "      |                    ^^^^^^\n"
+        "help: its linear modules are `down_proj`, `gate_proj`, `k_proj`, `o_proj`, `q_proj`, `up_proj`, `v_proj`"
+    )
+
+
+def test_a_step_that_would_change_nothing(tmp_path: Path) -> None:
+    assert complaints(one_layer(tmp_path), 'quantize.rtn: {ignore: ["*"]}') == (
+        "refused.yaml:5:20: error[R410]: `ignore` leaves no linear module to change\n"
+        '    5 |   - quantize.rtn: {ignore: ["*"]}\n'
+        "      |                    ^^^^^^"
+    )
+
+
+def test_schemes_that_no_reader_takes_together(tmp_path: Path) -> None:
+    step = "quantize.rtn: {symmetric: false, overrides: {down_proj: {bits: 4}}}"
+    assert complaints(one_layer(tmp_path), step) == (
+        "refused.yaml:5:38: error[R413]: transformers cannot load asymmetric weights beside weights of another scheme\n"
+        "    5 |   - quantize.rtn: {symmetric: false, overrides: {down_proj: {bits: 4}}}\n"
+        "      |                                      ^^^^^^^^^\n"
+        "help: use `symmetric: true` everywhere, or one scheme for all modules"
+    )
+
+
+@pytest.mark.parametrize("kind", ["quantize.gptq", "quantize.rtn"])
+def test_the_outcome_is_what_is_written(kind: str, tmp_path: Path) -> None:
+    """Names, dtypes and shapes of the forecast checkpoint are those of the real one."""
+    folder = save(tmp_path / "model", "llama", dtype=torch.bfloat16)
+    ids = tokens() if kind == "quantize.gptq" else None
+    host = Host(tmp_path / "step", kind, folder, ids, group_size=16, bits=4, ignore=["lm_head", "k_proj"])
+    params = defaults(kind, host.params)
+    data = {"data": DataFacts("calibration", 6, 24, 0, "")}
+    inputs = Inputs(facts(folder, "model"), {}, data, machine_facts("cpu"))
+    forecast = find(kind).outcome(params, inputs)
+    find(kind).run(host)
+    written = facts(host.out_dir, "written")
+    assert {n: (t.dtype, t.shape, t.nbytes) for n, t in forecast.tensors.items()} == {
+        n: (t.dtype, t.shape, t.nbytes) for n, t in written.tensors.items()
+    }
+    cost = find(kind).estimate(params, inputs)
+    assert cost.disk == sum(t.nbytes for t in written.tensors.values())
