@@ -1,6 +1,6 @@
 """Kill a job with SIGKILL at random moments, many times, and hold what comes out to an uninterrupted run.
 
-    python benchmarks/kills.py --kills 50
+    python -m benchmarks.kills --kills 50
 
 Every round applies one recipe (prune, GPTQ, perplexity, divergence on the embedded model) in an empty jobs folder,
 kills the command or its worker at a random moment, applies again, and so on until the job is done. Checked at the end
