@@ -32,15 +32,12 @@ def widest(facts: CheckpointFacts) -> int:
 
 def compute_bytes(facts: CheckpointFacts, device: str) -> int:
     """Bytes of a value in the forward: bf16 where the checkpoint has it, float32 for the rest on a CPU."""
-    stored = str(text_config(facts.config).get("dtype") or text_config(facts.config).get("torch_dtype") or "float32")
+    stored = stored_type(facts)
     return 2 if stored == "bfloat16" or (stored == "float16" and device != "cpu") else 4
 
 
 def suspended_bytes(tokens: int, hidden: int, widest: int, value: int, lanes: int) -> int:
-    """Bytes that forwards of `tokens` tokens hold while they wait: the residual stream and the widest input, and the
-
-    residual's normed copy.
-    """
+    """Bytes that forwards of `tokens` tokens hold while they wait: the residual, its normed copy, the widest input."""
     return tokens * (2 * hidden + widest) * value * lanes
 
 
@@ -53,10 +50,15 @@ def batch_bytes(facts: CheckpointFacts, length: int, value: int) -> int:
 
 def layer_bytes(facts: CheckpointFacts, value: int) -> int:
     """Bytes of one dense decoder layer in the forward's type."""
-    biggest = [0] * max(1, facts.layer_count)
+    return max(layer_weights(facts) * value, 0 if facts.quantization else facts.layer_nbytes())
+
+
+def layer_weights(facts: CheckpointFacts) -> int:
+    """The most weights that the linears of one layer have."""
+    sizes = [0] * max(1, facts.layer_count)
     for linear in facts.linears:
-        biggest[linear.layer] += linear.in_features * linear.out_features
-    return max(max(biggest) * value, 0 if facts.quantization else facts.layer_nbytes())
+        sizes[linear.layer] += linear.in_features * linear.out_features
+    return max(sizes)
 
 
 def rest_bytes(facts: CheckpointFacts, value: int) -> int:
@@ -66,7 +68,10 @@ def rest_bytes(facts: CheckpointFacts, value: int) -> int:
 
 
 def is_half(facts: CheckpointFacts) -> bool:
-    return str(text_config(facts.config).get("dtype") or text_config(facts.config).get("torch_dtype")) in (
-        "bfloat16",
-        "float16",
-    )
+    return stored_type(facts) in ("bfloat16", "float16")
+
+
+def stored_type(facts: CheckpointFacts) -> str:
+    """The type that config.json names; float32 where it names none."""
+    text = text_config(facts.config)
+    return str(text.get("dtype") or text.get("torch_dtype") or "float32")

@@ -108,6 +108,8 @@ class Calibrated:
         self.pass_ = self._choose_pass()
 
     def begin(self, progress: state.Progress) -> state.Progress:
+        if progress.layer == len(self.skeleton):
+            return progress  # stopped while the folder was put together: no layer is left to feed
         with torch.no_grad():
             if self.flow.begin(progress.layer, progress.hidden):
                 return progress

@@ -90,7 +90,7 @@ def estimate(method: LayerMethod, params: Params, inputs: Inputs) -> Cost:
     want = method.wants(params)
     if want == "none":
         seconds = 2.5 + copy_seconds + facts.nbytes / machine.disk_bytes_per_second + 60 * weights / machine.flops
-        layer = max((sum(sizes) for sizes in layer_sizes(facts).values()), default=0)
+        layer = memory.layer_weights(facts)
         return Cost(memory.WEIGHTS_RUNTIME + working_bytes(biggest) + 2 * layer, disk, disk, seconds)
     data = inputs.data["data"]
     lanes = 2 if want == "cross" else 1
@@ -131,14 +131,6 @@ def stacks(method: LayerMethod, facts: CheckpointFacts) -> dict[int, int]:
         by_layer[key] = size + (by_layer.get(key, 0) if method.stacked else 0)
         found[linear.in_features] = max(found.get(linear.in_features, 0), by_layer[key])
     return found
-
-
-def layer_sizes(facts: CheckpointFacts) -> dict[int, list[int]]:
-    """Layer → the weights of each of its linears."""
-    sizes: dict[int, list[int]] = {}
-    for linear in facts.linears:
-        sizes.setdefault(linear.layer, []).append(linear.in_features * linear.out_features)
-    return sizes
 
 
 def distinct_inputs(facts: CheckpointFacts) -> list[int]:

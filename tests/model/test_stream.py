@@ -111,6 +111,24 @@ def test_an_interrupted_step_goes_on_where_it_stopped(kind: str, layer: int, tmp
     assert digests(second.out_dir) == digests(whole.out_dir)
 
 
+def test_a_step_stopped_after_its_last_layer_only_puts_the_folder_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save(tmp_path / "model", "llama")
+    whole = gptq(tmp_path, "whole", folder)
+
+    def stop(*_: Any) -> None:
+        raise Interrupted("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("runner.model.output.Output.finish", stop)
+        with pytest.raises(Interrupted):
+            gptq(tmp_path, "stopped", folder)
+    second = gptq(tmp_path, "stopped", folder)
+    assert second.layers() == []
+    assert digests(second.out_dir) == digests(whole.out_dir)
+
+
 def test_hidden_states_that_were_torn_are_not_trusted(tmp_path: Path) -> None:
     folder = save(tmp_path / "model", "llama")
     whole = gptq(tmp_path, "whole", folder)
