@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -17,7 +19,9 @@ import torch
 class Activations:
     """Hidden states [windows, length, hidden] of one dtype in one file. Written once in order, then read in any order.
 
-    `digest` is the sha256 of what was written, so that a torn file is never resumed from.
+    `digest` is the sha256 of what was written, so that a torn file is never resumed from. A batch is hashed and written
+    by a thread while the next one is computed, one batch behind; an error of that (a full disk) is raised by the
+    next call.
     """
 
     def __init__(self, path: Path, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
@@ -28,6 +32,7 @@ class Activations:
         self._hash = hashlib.sha256()
         self._next = 0
         self._file: int | None = None
+        self._behind: Future[None] | None = None
 
     def write(self, start: int, hidden: torch.Tensor) -> None:
         """Append windows [n, length, hidden]; `start` must be where the last write ended."""
@@ -36,14 +41,25 @@ class Activations:
         if self._file is None:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         data = as_bytes(hidden.detach().to("cpu", self.dtype).contiguous())
+        self._wait()
+        self._behind = _writer().submit(self._put, self._file, data, start * self.row)
+        self._next += hidden.shape[0]
+
+    def _put(self, file: int, data: memoryview, offset: int) -> None:
         self._hash.update(data)
         done = 0
         while done < len(data):
-            done += os.pwrite(self._file, data[done:], start * self.row + done)
-        self._next += hidden.shape[0]
+            done += os.pwrite(file, data[done:], offset + done)
+
+    def _wait(self) -> None:
+        """Until everything handed to the thread is in the file."""
+        if self._behind is not None:
+            behind, self._behind = self._behind, None
+            behind.result()
 
     def read(self, start: int, stop: int) -> torch.Tensor:
         """Windows [start, stop) in fresh memory."""
+        self._wait()
         if self._file is None:
             self._file = os.open(self.path, os.O_RDONLY)
         hidden = torch.empty((stop - start, *self.shape[1:]), dtype=self.dtype)
@@ -57,6 +73,7 @@ class Activations:
         return hidden
 
     def digest(self) -> str:
+        self._wait()
         return self._hash.hexdigest()
 
     def intact(self, digest: str) -> bool:
@@ -67,9 +84,15 @@ class Activations:
             return hashlib.file_digest(file, "sha256").hexdigest() == digest
 
     def close(self) -> None:
+        self._wait()
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+@cache
+def _writer() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "activations")
 
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:
