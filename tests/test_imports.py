@@ -19,6 +19,7 @@ PACKAGES = (
     "progress",
     "plan",
     "steps",
+    "training",
     "model",
     "recipe",
     "demo",
@@ -26,7 +27,7 @@ PACKAGES = (
 )
 LEAVES = {"runner", "runner.errors"}  # anyone may import these
 # Kinds say what happens, and everything may know the words for it.
-ALSO = {("steps", "runner.progress.events"), ("model", "runner.progress.events")}
+ALSO = {("steps", "runner.progress.events"), ("training", "runner.progress.events"), ("model", "runner.progress.events")}
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted((ROOT / "runner").rglob("*.py"))

@@ -32,6 +32,7 @@ class StepContext:
         self.seed = request.seed
         self.device = request.device
         self.threads = request.threads
+        self.processes = request.processes
         self.recipe_text = request.recipe_text
         self._request = request
         self._send = send

@@ -64,6 +64,7 @@ class Request:
     produces: str
     tokenizer: str
     command: str
+    processes: int = 1
 
 
 def encode_run(request: Request) -> bytes:

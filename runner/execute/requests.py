@@ -9,7 +9,7 @@ from pathlib import Path
 from runner.errors import MachineError
 from runner.execute.messages import DataRef, InputRef, Request
 from runner.job.entries import StoreEntry
-from runner.plan.types import Plan, PlannedStep
+from runner.plan.types import MODEL, Plan, PlannedStep, ResolvedModel
 from runner.recipe import text
 from runner.steps.protocol import CHECKPOINT, QUANTIZED
 
@@ -19,12 +19,7 @@ def request(
     store: Path, device: str, threads: int, command: str,
 ) -> Request:  # fmt: skip
     """The request for one step. `entries`: the results of the steps before it, by id."""
-    model = plan.model
-    if model.path is None:
-        raise MachineError(
-            f"the model `{model.source}` is not on this machine", "download it first, or give a folder instead"
-        )
-    source = InputRef(str(model.path), QUANTIZED if model.facts.quantization else CHECKPOINT, model.digest)
+    given = {id: _given(model) for id, model in plan.given().items() if id in step.inputs.values() or id == MODEL}
     return Request(
         index=step.index,
         id=step.id,
@@ -39,12 +34,21 @@ def request(
         store=str(store),
         recipe=plan.recipe.name,
         recipe_text=text.dump(plan.recipe.document),
-        inputs={name: source if id == "model" else _made(entries[id]) for name, id in step.inputs.items()},
+        inputs={name: given[id] if id in given else _made(entries[id]) for name, id in step.inputs.items()},
         data={parameter: _data(plan, name) for parameter, name in step.data.items()},
         produces=step.produces,
-        tokenizer=str(model.path),
+        tokenizer=str(plan.model.path),
         command=command,
+        processes=step.processes,
     )
+
+
+def _given(model: ResolvedModel) -> InputRef:
+    if model.path is None:
+        raise MachineError(
+            f"the model `{model.source}` is not on this machine", "download it first, or give a folder instead"
+        )
+    return InputRef(str(model.path), QUANTIZED if model.facts.quantization else CHECKPOINT, model.digest)
 
 
 def _made(entry: StoreEntry) -> InputRef:

@@ -76,6 +76,11 @@ class Context(Protocol):
     def threads(self) -> int: ...
 
     @property
+    def processes(self) -> int:
+        """Processes that train together; 1 for every other kind."""
+        ...
+
+    @property
     def recipe_text(self) -> str:
         """The resolved recipe, for model cards."""
         ...

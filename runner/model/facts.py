@@ -44,7 +44,8 @@ class LinearFacts:
 class CheckpointFacts:
     """A checkpoint. `tensors` by name; `linears` in checkpoint order of layers, sorted by name inside a layer.
 
-    `quantization` is config.json's quantization_config, or the one a planned step will write.
+    `quantization` is config.json's quantization_config, or the one a planned step will write; `adapter` the
+    adapter_config.json of one kept beside the weights, in the folder `adapter/`.
     """
 
     source: str
@@ -54,6 +55,7 @@ class CheckpointFacts:
     layer_count: int
     linears: tuple[LinearFacts, ...]
     quantization: Mapping[str, Any] | None = None
+    adapter: Mapping[str, Any] | None = None
 
     @property
     def architecture(self) -> str:

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner.errors import Diagnostic, RecipeError
+from runner.errors import Diagnostic, RecipeError, Span
 from runner.model import headers, hub, source
 from runner.model.facts import CheckpointFacts
 from runner.model.windows import too_short
 from runner.plan.counts import count_tokens
 from runner.plan.digests import digest_files, digest_named
 from runner.plan.types import ResolvedData, ResolvedModel
-from runner.recipe.types import Recipe
+from runner.recipe.types import ModelSpec, Recipe
 from runner.steps.protocol import DataFacts
 
 _DIGESTED = ("*.json", "*.model", "*.txt", "*.jinja")  # beside the shards: config, tokenizer, generation config
@@ -29,9 +29,8 @@ class Found:
     tokenizer: Path | None
 
 
-def find_model(recipe: Recipe, cache_file: Path | None) -> Found:
-    """The recipe's model with its facts. RecipeError placed at `model.source`."""
-    spec = recipe.model
+def find_model(spec: ModelSpec, cache_file: Path | None, span: Span | None = None) -> Found:
+    """A model with its facts. RecipeError placed at `span`."""
     try:
         path, commit = source.locate_model(spec)
         if path is None and commit is not None:
@@ -46,7 +45,7 @@ def find_model(recipe: Recipe, cache_file: Path | None) -> Found:
         else:
             digest = digest_checkpoint(path or tokenizer, facts, cache_file)
     except RecipeError as error:
-        raise RecipeError(d.at(d.span or recipe.span(("model", "source"))) for d in error.diagnostics) from None
+        raise RecipeError(d.at(d.span or span) for d in error.diagnostics) from None
     return Found(ResolvedModel(spec.source, spec.revision, commit, path, digest, facts), tokenizer)
 
 

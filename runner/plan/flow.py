@@ -14,17 +14,19 @@ from runner.steps.protocol import METRICS_ONLY, Cost, DataFacts, Inputs, Machine
 class Flow:
     """Walks a plan in order: for each step `inputs`, `check` or `cost`, then `advance`."""
 
-    def __init__(self, model: CheckpointFacts, data: Mapping[str, DataFacts], machine: MachineFacts) -> None:
+    def __init__(
+        self, models: Mapping[str, CheckpointFacts], data: Mapping[str, DataFacts], machine: MachineFacts
+    ) -> None:
         self.machine = machine
         self._data = data
-        self._facts = {"model": model}
+        self._facts = dict(models)
         self._refused: set[str] = set()
 
     def inputs(self, step: PlannedStep) -> Inputs:
         given = {parameter: self._facts[id] for parameter, id in step.inputs.items()}
         checkpoint = given.pop("checkpoint")
         data = {parameter: self._data[name] for parameter, name in step.data.items()}
-        return Inputs(checkpoint, given, data, self.machine)
+        return Inputs(checkpoint, given, data, self.machine, step.processes)
 
     def check(self, step: PlannedStep) -> list[Diagnostic]:
         """The kind's own complaints. None where an input was itself refused: its outcome is unknown."""

@@ -60,6 +60,7 @@ def key_inputs(
     inputs: Mapping[str, str],
     data: Mapping[str, ResolvedData],
     environment: Mapping[str, str],
+    processes: int = 1,
 ) -> dict[str, Any]:
     """The mapping whose hash is the key of a step.
 
@@ -68,7 +69,9 @@ def key_inputs(
     gates stand nowhere.
     """
     hidden = set(references)
+    several = {"processes": processes} if processes > 1 else {}
     return {
+        **several,
         "kind": step.kind,
         "kind_version": version,
         "params": {name: _plain(value) for name, value in sorted(step.params.items()) if name not in hidden},

@@ -41,7 +41,8 @@ def preview(plan: Plan, store: StoreView, previous: Previous | None = None) -> P
     """
     facts = machine.machine_facts(plan.device)
     found = find.Found(plan.model, plan.model.path)
-    flow = Flow(plan.model.facts, find.data_facts(found, plan.data, store.root / CACHE), facts)
+    models = {id: model.facts for id, model in plan.given().items()}
+    flow = Flow(models, find.data_facts(found, plan.data, store.root / CACHE), facts)
     states: dict[str, str] = {}
     forecasts: list[Forecast] = []
     for step in plan.steps:
@@ -69,9 +70,11 @@ def _rest(cost: Cost, done: tuple[int, int]) -> Cost:
 
 def notes(plan: Plan, forecasts: list[Forecast], available: int) -> tuple[str, ...]:
     """What may go wrong, or takes longer than one would think."""
-    found = []
-    if plan.model.path is None:
-        found.append(f"`{plan.model.source}` is downloaded first: {gigabytes(plan.model.facts.nbytes)}")
+    found = [
+        f"`{model.source}` is downloaded first: {gigabytes(model.facts.nbytes)}"
+        for model in plan.given().values()
+        if model.path is None
+    ]
     found += [
         f"step `{f.step.id}` needs {gigabytes(f.cost.memory)} of memory; {gigabytes(available)} are free now"
         for f in forecasts

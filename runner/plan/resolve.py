@@ -8,17 +8,14 @@ from pathlib import Path
 
 from runner.errors import Diagnostic, MachineError, RecipeError
 from runner.model import hub
-from runner.model.facts import CheckpointFacts
 from runner.plan import find, keys
 from runner.plan.flow import Flow
 from runner.plan.machine import MachineRefusal, machine_facts, package_version, resolve_device
-from runner.plan.types import Plan, PlannedStep, ResolvedData
-from runner.recipe import schema
-from runner.recipe.types import Recipe, Step
+from runner.plan.types import MODEL, Plan, PlannedStep, ResolvedData, ResolvedModel
+from runner.recipe import chain, schema
+from runner.recipe.types import ModelSpec, Recipe, Step
 from runner.steps import kinds
-from runner.steps.protocol import METRICS_ONLY, QUANTIZED, Kind
-
-MODEL = "model"
+from runner.steps.protocol import CHECKPOINT, METRICS_ONLY, QUANTIZED, SAME, Kind
 
 
 def resolve(recipe: Recipe, *, cache_file: Path | None = None, device: str = "auto") -> Plan:
@@ -35,15 +32,17 @@ def resolve(recipe: Recipe, *, cache_file: Path | None = None, device: str = "au
         for parameter, target in references[step.kind].items()
         if target == "data" and step.params.get(parameter) is not None
     ]
-    found, data = _found(recipe, names, cache_file)
+    found, models, data = _found(recipe, names, cache_file)
     find.check_lengths(recipe, found, data, cache_file)
-    planner = _Planner(recipe, found.model.digest, found.model.facts, data, environment(resolved_device))
-    flow = Flow(found.model.facts, find.data_facts(found, data, cache_file), machine_facts(resolved_device))
+    given = {MODEL: found.model, **models}
+    planner = _Planner(recipe, given, data, environment(resolved_device))
+    facts = {id: model.facts for id, model in given.items()}
+    flow = Flow(facts, find.data_facts(found, data, cache_file), machine_facts(resolved_device))
     complaints: list[Diagnostic] = []
     planned: list[PlannedStep] = []
     for step in recipe.steps:
         made = planner.plan(step, planned, references[step.kind])
-        complaints += planner.type_complaints(step, made)
+        complaints += planner.complaints(step, made, planned)
         complaints += [d.at(recipe.step_span(step, d.path)) for d in flow.check(made)]
         flow.advance(made)
         planned.append(made)
@@ -51,15 +50,20 @@ def resolve(recipe: Recipe, *, cache_file: Path | None = None, device: str = "au
         raise RecipeError(complaints)
     _check_packages(recipe)
     key = keys.plan_key(recipe.name, found.model.digest, planned)
-    return Plan(recipe, found.model, data, tuple(planned), key, resolved_device)
+    return Plan(recipe, found.model, data, tuple(planned), key, resolved_device, models)
 
 
 def with_model(plan: Plan) -> Plan:
-    """The plan with its model on this machine: a Hub model that is not in the cache is downloaded at its commit."""
-    if plan.model.path is not None or plan.model.commit is None:
-        return plan
-    folder = hub.download_model(plan.model.source, plan.model.commit)
-    return replace(plan, model=replace(plan.model, path=folder))
+    """The plan with its models on this machine: a Hub model that is not in the cache is downloaded at its commit."""
+    return replace(
+        plan, model=_downloaded(plan.model), models={id: _downloaded(model) for id, model in plan.models.items()}
+    )
+
+
+def _downloaded(model: ResolvedModel) -> ResolvedModel:
+    if model.path is not None or model.commit is None:
+        return model
+    return replace(model, path=hub.download_model(model.source, model.commit))
 
 
 def environment(device: str) -> dict[str, str]:
@@ -71,22 +75,32 @@ def environment(device: str) -> dict[str, str]:
     return {**{package: str(version) for package, version in versions.items()}, "device": device}
 
 
-def _found(recipe: Recipe, names: list[str], cache_file: Path | None) -> tuple[find.Found, dict[str, ResolvedData]]:
-    """Model and data; the complaints about both at once."""
+def _found(
+    recipe: Recipe, names: list[str], cache_file: Path | None
+) -> tuple[find.Found, dict[str, ResolvedModel], dict[str, ResolvedData]]:
+    """The model, those that single steps name, and the data; the complaints about all of them at once."""
     complaints: list[Diagnostic] = []
     found = None
+    models: dict[str, ResolvedModel] = {}
     data: dict[str, ResolvedData] = {}
     try:
-        found = find.find_model(recipe, cache_file)
+        found = find.find_model(recipe.model, cache_file, recipe.span(("model", "source")))
     except RecipeError as error:
         complaints += error.diagnostics
+    for step in recipe.steps:
+        for parameter, spec in chain.models_of(step).items():
+            span = recipe.step_span(step, (parameter, "source"))
+            try:
+                models[f"{step.id}/{parameter}"] = find.find_model(spec, cache_file, span).model
+            except RecipeError as error:
+                complaints += error.diagnostics
     try:
         data = find.find_data(recipe, names, cache_file)
     except RecipeError as error:
         complaints += error.diagnostics
     if complaints or found is None:
         raise RecipeError(complaints)
-    return found, data
+    return found, models, data
 
 
 @dataclass
@@ -94,8 +108,7 @@ class _Planner:
     """Turns steps into planned ones, in order."""
 
     recipe: Recipe
-    model_digest: str
-    model_facts: CheckpointFacts
+    models: Mapping[str, ResolvedModel]
     data: Mapping[str, ResolvedData]
     environment: Mapping[str, str]
 
@@ -103,22 +116,25 @@ class _Planner:
         kind = kinds.find(step.kind)
         made = [e.id for e in earlier if e.produces != METRICS_ONLY]
         inputs = {"checkpoint": step.source or (made[-1] if made else MODEL)}
+        inputs |= {parameter: f"{step.id}/{parameter}" for parameter in chain.models_of(step)}
         data: dict[str, str] = {}
         for parameter, target in sorted(references.items()):
             value = step.params.get(parameter)
-            if value is not None and target in ("checkpoint", "data"):
-                (inputs if target == "checkpoint" else data)[parameter] = str(value)
+            if isinstance(value, str) and target in ("checkpoint", "data"):
+                (inputs if target == "checkpoint" else data)[parameter] = value
         gates = {name for name, target in references.items() if target == "gates"}
         seed = keys.step_seed(self.recipe.seed, step.id)
-        known = {e.id: e.key for e in earlier} | {MODEL: self.model_digest}
+        known = {e.id: e.key for e in earlier} | {id: model.digest for id, model in self.models.items()}
+        processes = int(step.resources.get("processes", 1))
         key_inputs = keys.key_inputs(
             step,
             version=kind.VERSION,
             seed=seed,
-            references=references,
+            references=gates | set(inputs) | set(data),
             inputs={parameter: known[id] for parameter, id in inputs.items()},
             data={parameter: self.data[name] for parameter, name in data.items()},
             environment=self.environment,
+            processes=processes,
         )
         return PlannedStep(
             index=len(earlier),
@@ -130,21 +146,34 @@ class _Planner:
             inputs=inputs,
             data=data,
             consumes=tuple(kind.CONSUMES),
-            produces=kind.PRODUCES,
+            produces=self._made(kind.PRODUCES, inputs["checkpoint"], earlier),
             gates={metric: rule for name in sorted(gates) for metric, rule in (step.params.get(name) or {}).items()},
             key=keys.sha256(key_inputs),
             key_inputs=key_inputs,
             folder=f"{len(earlier) + 1:02d}-{step.id}",
+            processes=processes,
         )
 
-    def type_complaints(self, step: Step, made: PlannedStep) -> list[Diagnostic]:
-        """Whether a step can take the model, of which only its config tells the type."""
-        quantization = self.model_facts.quantization
-        if made.inputs["checkpoint"] != MODEL or not quantization or QUANTIZED in made.consumes:
+    def _made(self, produces: str, source: str, earlier: list[PlannedStep]) -> str:
+        return self._type(source, earlier) if produces == SAME else produces
+
+    def _type(self, id: str, earlier: list[PlannedStep]) -> str:
+        if id in self.models:
+            return QUANTIZED if self.models[id].facts.quantization else CHECKPOINT
+        return next(e.produces for e in earlier if e.id == id)
+
+    def complaints(self, step: Step, made: PlannedStep, earlier: list[PlannedStep]) -> list[Diagnostic]:
+        """Whether a step can take its input, where only the model's config tells the type."""
+        if self._type(made.inputs["checkpoint"], earlier) in made.consumes:
             return []
-        method = quantization.get("quant_method", "by an unnamed method")
-        message = f"`{step.kind}` takes an unquantized checkpoint; the model is already quantized ({method})"
-        help = "start from the model as it was before it was quantized"
+        quantization = self.models[MODEL].facts.quantization
+        if quantization and QUANTIZED not in made.consumes:
+            method = quantization.get("quant_method", "by an unnamed method")
+            message = f"`{step.kind}` takes an unquantized checkpoint; the model is already quantized ({method})"
+            help = "start from the model as it was before it was quantized"
+        else:
+            message = f"`{step.kind}` takes a quantized checkpoint; the model is not quantized"
+            help = "put a `quantize.` step before it, or start from a quantized model"
         return [Diagnostic("R449", message, help, self.recipe.step_span(step))]
 
 

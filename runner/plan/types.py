@@ -12,9 +12,12 @@ from runner.recipe.types import DataSpec, Recipe
 from runner.steps.protocol import Cost, DataFacts, MachineFacts
 
 
+MODEL = "model"  # what the recipe's own model is called among the inputs of steps
+
+
 @dataclass(frozen=True)
 class ResolvedModel:
-    """The recipe's model, found: `digest` is sha256 over its file names and contents (or the Hub commit)."""
+    """A model that the recipe names, found: `digest` is sha256 over its file names and contents (or the Hub commit)."""
 
     source: str
     revision: str | None
@@ -37,7 +40,9 @@ class ResolvedData:
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """`inputs`: parameter name ("checkpoint" for the main one) → "model" or the id of an earlier step.
+    """`inputs`: parameter name ("checkpoint" for the main one) → "model", the id of an earlier step, or "id/parameter"
+
+    for a further model that this step names itself.
 
     `key_inputs` is the mapping whose canonical JSON is hashed into `key`; it is kept in records to explain changes.
     `params` has no gates; those are in `gates`: metric → rule.
@@ -57,6 +62,7 @@ class PlannedStep:
     key: str
     key_inputs: Mapping[str, Any]
     folder: str  # "04-gptq": the step's folder in the job directory
+    processes: int = 1
 
     def public(self) -> dict[str, Any]:
         """The JSON of plan.json: nothing machine-dependent beyond what is in `key_inputs`."""
@@ -79,6 +85,11 @@ class Plan:
     steps: tuple[PlannedStep, ...]
     key: str
     device: str
+    models: Mapping[str, ResolvedModel] = field(default_factory=dict)  # that single steps name: "id/parameter" → model
+
+    def given(self) -> dict[str, ResolvedModel]:
+        """Every model that is there before the first step, by what steps call it."""
+        return {MODEL: self.model, **self.models}
 
     @property
     def job_id(self) -> str:
@@ -110,4 +121,4 @@ class Preview:
     notes: tuple[str, ...] = field(default=())
 
 
-__all__ = ["DataFacts", "Forecast", "Plan", "PlannedStep", "Preview", "ResolvedData", "ResolvedModel"]
+__all__ = ["MODEL", "DataFacts", "Forecast", "Plan", "PlannedStep", "Preview", "ResolvedData", "ResolvedModel"]

@@ -7,11 +7,12 @@ from typing import Any
 
 from runner.errors import Diagnostic
 from runner.recipe import discovery, schema, words
-from runner.recipe.types import Path, Recipe, Step
+from runner.recipe.types import ModelSpec, Path, Recipe, Step
 
 MODEL = "model"
 CHECKPOINT = "checkpoint"
 CHECKPOINTS = (CHECKPOINT, "quantized-checkpoint")
+SAME = "same"
 _TYPES = {CHECKPOINT: "an unquantized checkpoint", "quantized-checkpoint": "a quantized checkpoint"}
 
 
@@ -21,6 +22,7 @@ def consumes(kind: str) -> tuple[str, ...]:
 
 
 def produces(kind: str) -> str:
+    """The type of what a kind makes; "same" where that is the type of its main input."""
     return str(discovery.module(kind).PRODUCES)
 
 
@@ -36,9 +38,23 @@ def inputs_of(recipe: Recipe) -> dict[str, dict[str, str]]:
     for step in recipe.steps:
         taken = {CHECKPOINT: step.source or nearest} if consumes(step.kind) else {}
         inputs[step.id] = taken | _named(step, "checkpoint")
-        if produces(step.kind) in CHECKPOINTS:
+        if makes_checkpoint(step.kind):
             nearest = step.id
     return inputs
+
+
+def makes_checkpoint(kind: str) -> bool:
+    return produces(kind) in (*CHECKPOINTS, SAME)
+
+
+def models_of(step: Step) -> dict[str, ModelSpec]:
+    """Parameter → the further model that it names by `source`."""
+    found = {name: step.params.get(name) for name, to in schema.references(step.kind).items() if to == CHECKPOINT}
+    return {
+        name: ModelSpec(str(value["source"]), value.get("revision"))
+        for name, value in found.items()
+        if isinstance(value, Mapping) and "source" in value
+    }
 
 
 def data_of(recipe: Recipe) -> dict[str, dict[str, str]]:
@@ -101,6 +117,10 @@ class _Checker:
 
     def all(self) -> list[Diagnostic]:
         self._main_input()
+        processes = self.step.resources.get("processes", 1)
+        if processes > 1 and not getattr(discovery.module(self.step.kind), "DISTRIBUTED", False):
+            message = f"`{self.step.kind}` runs in one process; `resources` asks for {processes}"
+            self._tell("R311", message, "leave `processes` out: only training uses several", ("resources", "processes"))
         for name, value in _named(self.step, "checkpoint").items():
             self._checkpoint(name, value, (self.step.kind, name))
         for name, value in _named(self.step, "data").items():
@@ -114,7 +134,25 @@ class _Checker:
         self.complaints.append(Diagnostic(code, message, help, self.recipe.span((*self.step.path, *path))))
 
     def _checkpoints(self) -> list[str]:
-        return [MODEL, *(id for id, step in self.before.items() if produces(step.kind) in CHECKPOINTS)]
+        return [MODEL, *(id for id, step in self.before.items() if makes_checkpoint(step.kind))]
+
+    def _type(self, id: str) -> str | None:
+        """The type of the checkpoint that a step makes; None where the model's own config decides, or nothing does."""
+        seen: set[str] = set()
+        while id in self.before and id not in seen:
+            seen.add(id)
+            step = self.before[id]
+            made = produces(step.kind)
+            if made != SAME:
+                return made
+            earlier = list(self.before)[: list(self.before).index(id)]
+            nearest = [e for e in earlier if makes_checkpoint(self.before[e].kind)]
+            id = step.source or (nearest[-1] if nearest else MODEL)
+        return None
+
+    def _fits(self, id: str, wanted: Sequence[str]) -> bool:
+        made = self._type(id)
+        return made is None or made in wanted
 
     def _main_input(self) -> None:
         step = self.step
@@ -127,12 +165,12 @@ class _Checker:
         if source is not None and not self._checkpoint("from", source, ("from",)):
             return
         source = source or self._checkpoints()[-1]
-        if source == MODEL or produces(self.before[source].kind) in wanted:
+        if self._fits(source, wanted):
             return
-        made = produces(self.before[source].kind)
+        made = self._type(source) or ""
         takes = " or ".join(_TYPES.get(name, name) for name in wanted)
         message = f"`{step.kind}` takes {takes}; `{source}` makes {_TYPES.get(made, made)}"
-        fitting = [id for id in self._checkpoints() if id == MODEL or produces(self.before[id].kind) in wanted]
+        fitting = [id for id in self._checkpoints() if self._fits(id, wanted)]
         help = f"`from` may name {words.ticked(fitting, 'or')}"
         self._tell("R308", message, help, ("from",) if step.source is not None else (step.kind,))
 
@@ -143,7 +181,7 @@ class _Checker:
         if not self._earlier(label, name, path, self._checkpoints(), help):
             return False
         kind = self.before[name].kind
-        if produces(kind) in CHECKPOINTS:
+        if makes_checkpoint(kind):
             return True
         self._tell("R307", f"`{label}` names `{name}`, and `{kind}` makes no checkpoint", help, path)
         return False

@@ -50,6 +50,7 @@ CODES: dict[str, str] = {
     "R308": "a step cannot take what the step before it makes",
     "R309": "a gate names a metric that the step does not measure",
     "R310": "`when` leaves out every step",
+    "R311": "a step that runs in one process is given several",
     "R404": "a model has no list of decoder layers",
     "R405": "a model does not run its decoder layers in order",
     "R406": "a tensor of the model is missing from the checkpoint",

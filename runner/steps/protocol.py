@@ -5,9 +5,10 @@ what it calls import what they need. It holds these names:
 
     VERSION: int                     bumped when results change
     CONSUMES: tuple[str, ...]        artifact types its main input may have ("checkpoint", "quantized-checkpoint")
-    PRODUCES: str                    "checkpoint", "quantized-checkpoint" or "metrics"
+    PRODUCES: str                    "checkpoint", "quantized-checkpoint", "metrics", or "same": what the main input is
     REQUIRES: tuple[Requirement, ...]   packages beyond the base installation, with the extra that installs them
     METRICS: tuple[str, ...]         the metrics that a gate may name (evaluate kinds; else empty)
+    DISTRIBUTED: bool                optional: whether `resources: {processes: N}` means something to it
     check(params, inputs) -> list[Diagnostic]      model-aware complaints; Diagnostic.path addresses params
     estimate(params, inputs) -> Cost
     outcome(params, inputs) -> CheckpointFacts      what the produced checkpoint will look like (checkpoint kinds)
@@ -17,7 +18,8 @@ Parameters have their names, types, ranges, defaults and descriptions in the sch
 tell the planner what a parameter refers to:
 
     "x-runner-ref": "data"          the name of an entry of the recipe's `data`
-    "x-runner-ref": "checkpoint"    "model" or the id of an earlier step that produces a checkpoint
+    "x-runner-ref": "checkpoint"    "model" or the id of an earlier step that produces a checkpoint; where the schema
+                                    allows a mapping with `source` and `revision`, another model
     "x-runner-ref": "gates"         quality gates; never part of a step's key
 """
 
@@ -32,13 +34,14 @@ from runner.model.context import Artifact, Context, DataFacts, Params, Result
 from runner.model.facts import CheckpointFacts
 
 __all__ = [
-    "CHECKPOINT", "METRICS_ONLY", "QUANTIZED", "Artifact", "Context", "Cost", "DataFacts", "Inputs", "Kind",
+    "CHECKPOINT", "METRICS_ONLY", "QUANTIZED", "SAME", "Artifact", "Context", "Cost", "DataFacts", "Inputs", "Kind",
     "MachineFacts", "Params", "Requirement", "Result",
 ]  # fmt: skip
 
 CHECKPOINT = "checkpoint"
 QUANTIZED = "quantized-checkpoint"
 METRICS_ONLY = "metrics"
+SAME = "same"
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class Inputs:
     others: Mapping[str, CheckpointFacts]
     data: Mapping[str, DataFacts]  # by the parameter that names it
     machine: MachineFacts
+    processes: int = 1  # of `resources: {processes: N}`
 
 
 class Kind(Protocol):

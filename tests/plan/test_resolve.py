@@ -232,7 +232,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 def test_a_hub_model_has_one_key_before_and_after_its_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = copy_of_model(tmp_path / COMMIT)
-    facts = find.find_model(recipe(), None).model.facts
+    facts = find.find_model(recipe().model, None).model.facts
     head = HEAD.replace("demo:tiny-llama", "org/name")
     monkeypatch.setattr(hub, "cached_model", lambda *_: None)
     monkeypatch.setattr(hub, "model_commit", lambda *_: COMMIT)

@@ -406,7 +406,7 @@ r.yaml:7:35: error[R206]: `resources.memory` must be a size with its unit, such 
 r.yaml:7:41: error[R205]: unknown key `disk` of `resources`
     7 |     resources: {gpus: -1, memory: lots, disk: 5}
       |                                         ^^^^
-help: it may have `gpus`, `cpus` and `memory`
+help: it may have `gpus`, `cpus`, `memory` and `processes`
 """,
     ),
     Case(

@@ -204,6 +204,16 @@ r.yaml:7:66: error[R309]: `max_ratio_to` names `perplexity`, and `evaluate.perpl
 help: no earlier step measures `kl`
 """,
     ),
+    Case(
+        "several processes for a kind that runs in one",
+        recipe("- quantize.gptq: {data: text}", "  resources: {processes: 2}"),
+        """
+r.yaml:7:28: error[R311]: `quantize.gptq` runs in one process; `resources` asks for 2
+    7 |     resources: {processes: 2}
+      |                            ^
+help: leave `processes` out: only training uses several
+""",
+    ),
 ]
 
 
