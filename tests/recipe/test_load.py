@@ -79,7 +79,7 @@ def test_a_whole_recipe() -> None:
         "grid": "weighted_mse",
         "dampening_fraction": 0.01,
         "true_sequential": True,
-        "asymmetric_calibration": 0.0,
+        "asymmetric_calibration": "auto",
         "overrides": {"*.q_proj": {"bits": 8}},
         "ignore": ["lm_head"],
         "format": "pack-quantized",

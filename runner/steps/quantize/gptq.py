@@ -9,7 +9,7 @@ from runner.model.method import LayerMethod, Linear, Statistics, Transformed
 from runner.steps.layerwise import bind
 from runner.steps.protocol import CHECKPOINT, QUANTIZED, Params
 
-VERSION = 1
+VERSION = 2
 CONSUMES = (CHECKPOINT,)
 PRODUCES = QUANTIZED
 REQUIRES = ()
@@ -18,8 +18,19 @@ METRICS = ()
 SAMPLED_ROWS = 512
 
 
+AUTO_BITS = 3  # at so few bits the errors of earlier layers are worth a second flow of activations
+
+
+def strength(params: Params) -> float:
+    """GPTAQ's α for one module."""
+    alpha = params["asymmetric_calibration"]
+    return float(params["bits"] <= AUTO_BITS) if alpha == "auto" else float(alpha)
+
+
 def wanted(params: Params) -> str:
-    return "cross" if params["asymmetric_calibration"] else "hessian"
+    """The statistic that serves every module, those with `overrides` too."""
+    ways = [params, *({**params, **changes} for changes in params["overrides"].values())]
+    return "cross" if any(map(strength, ways)) else "hessian"
 
 
 def transform(linear: Linear, statistics: Statistics, params: Params) -> Transformed:
@@ -38,7 +49,7 @@ def transform(linear: Linear, statistics: Statistics, params: Params) -> Transfo
         dampening_fraction=params["dampening_fraction"],
         act_order=params["act_order"],
         cross=statistics.cross,
-        alpha=params["asymmetric_calibration"],
+        alpha=strength(params),
     )
     scheme = grid_scheme(params, linear.dtype)
     grid = make_grid(linear.weight, scheme, params["grid"], hessian.diagonal())
