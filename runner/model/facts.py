@@ -45,7 +45,8 @@ class CheckpointFacts:
     """A checkpoint. `tensors` by name; `linears` in checkpoint order of layers, sorted by name inside a layer.
 
     `quantization` is config.json's quantization_config, or the one a planned step will write; `adapter` the
-    adapter_config.json of one kept beside the weights, in the folder `adapter/`.
+    adapter_config.json of one kept beside the weights, in the folder `adapter/`. Of an engine these are the facts of
+    the checkpoint it was made from, and `engine` what its engine.json says.
     """
 
     source: str
@@ -56,6 +57,7 @@ class CheckpointFacts:
     linears: tuple[LinearFacts, ...]
     quantization: Mapping[str, Any] | None = None
     adapter: Mapping[str, Any] | None = None
+    engine: Mapping[str, Any] | None = None
 
     @property
     def architecture(self) -> str:

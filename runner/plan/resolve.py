@@ -15,7 +15,7 @@ from runner.plan.types import MODEL, Plan, PlannedStep, ResolvedData, ResolvedMo
 from runner.recipe import chain, schema
 from runner.recipe.types import ModelSpec, Recipe, Step
 from runner.steps import kinds
-from runner.steps.protocol import CHECKPOINT, METRICS_ONLY, QUANTIZED, SAME, Kind
+from runner.steps.protocol import CHECKPOINT, QUANTIZED, SAME, Kind
 
 
 def resolve(recipe: Recipe, *, cache_file: Path | None = None, device: str = "auto") -> Plan:
@@ -114,8 +114,8 @@ class _Planner:
 
     def plan(self, step: Step, earlier: list[PlannedStep], references: Mapping[str, str]) -> PlannedStep:
         kind = kinds.find(step.kind)
-        made = [e.id for e in earlier if e.produces != METRICS_ONLY]
-        inputs = {"checkpoint": step.source or (made[-1] if made else MODEL)}
+        before = [s for s in self.recipe.steps if any(e.id == s.id for e in earlier)]
+        inputs = {"checkpoint": step.source or chain.nearest(step.kind, before)}
         inputs |= {parameter: f"{step.id}/{parameter}" for parameter in chain.models_of(step)}
         data: dict[str, str] = {}
         for parameter, target in sorted(references.items()):

@@ -13,7 +13,10 @@ MODEL = "model"
 CHECKPOINT = "checkpoint"
 CHECKPOINTS = (CHECKPOINT, "quantized-checkpoint")
 SAME = "same"
-_TYPES = {CHECKPOINT: "an unquantized checkpoint", "quantized-checkpoint": "a quantized checkpoint"}
+ENGINE = "engine"
+_TYPES = {
+    CHECKPOINT: "an unquantized checkpoint", "quantized-checkpoint": "a quantized checkpoint", ENGINE: "an engine",
+}  # fmt: skip
 
 
 def consumes(kind: str) -> tuple[str, ...]:
@@ -34,13 +37,27 @@ def metrics(kind: str) -> tuple[str, ...]:
 def inputs_of(recipe: Recipe) -> dict[str, dict[str, str]]:
     """Step id → parameter → "model" or the id of the earlier step that it takes; "checkpoint" is the main input."""
     inputs: dict[str, dict[str, str]] = {}
-    nearest = MODEL
-    for step in recipe.steps:
-        taken = {CHECKPOINT: step.source or nearest} if consumes(step.kind) else {}
+    for index, step in enumerate(recipe.steps):
+        taken = {CHECKPOINT: step.source or nearest(step.kind, recipe.steps[:index])} if consumes(step.kind) else {}
         inputs[step.id] = taken | _named(step, "checkpoint")
-        if makes_checkpoint(step.kind):
-            nearest = step.id
     return inputs
+
+
+def nearest(kind: str, before: Iterable[Step]) -> str:
+    """What a step of this kind takes where `from` says nothing: the nearest earlier result it may take, or the model.
+
+    An engine is passed over by kinds that take checkpoints alone, a checkpoint by those that take engines alone.
+    """
+    wanted = consumes(kind)
+    found = [step.id for step in before if _serves(step.kind, wanted)]
+    return found[-1] if found else MODEL
+
+
+def _serves(kind: str, wanted: Sequence[str]) -> bool:
+    """Whether what a kind makes is of a sort that is wanted: an engine, or a checkpoint of whichever type."""
+    if produces(kind) == ENGINE:
+        return ENGINE in wanted
+    return makes_checkpoint(kind) and any(type in wanted for type in CHECKPOINTS)
 
 
 def makes_checkpoint(kind: str) -> bool:
@@ -133,8 +150,13 @@ class _Checker:
     def _tell(self, code: str, message: str, help: str | None, path: Path) -> None:
         self.complaints.append(Diagnostic(code, message, help, self.recipe.span((*self.step.path, *path))))
 
-    def _checkpoints(self) -> list[str]:
-        return [MODEL, *(id for id, step in self.before.items() if makes_checkpoint(step.kind))]
+    def _checkpoints(self, *, engines: bool = False) -> list[str]:
+        made = (
+            id
+            for id, step in self.before.items()
+            if makes_checkpoint(step.kind) or (engines and produces(step.kind) == ENGINE)
+        )
+        return [MODEL, *made]
 
     def _type(self, id: str) -> str | None:
         """The type of the checkpoint that a step makes; None where the model's own config decides, or nothing does."""
@@ -145,14 +167,12 @@ class _Checker:
             made = produces(step.kind)
             if made != SAME:
                 return made
-            earlier = list(self.before)[: list(self.before).index(id)]
-            nearest = [e for e in earlier if makes_checkpoint(self.before[e].kind)]
-            id = step.source or (nearest[-1] if nearest else MODEL)
+            id = step.source or nearest(step.kind, list(self.before.values())[: list(self.before).index(id)])
         return None
 
     def _fits(self, id: str, wanted: Sequence[str]) -> bool:
         made = self._type(id)
-        return made is None or made in wanted
+        return made in wanted if made is not None else any(type in wanted for type in CHECKPOINTS)
 
     def _main_input(self) -> None:
         step = self.step
@@ -162,26 +182,29 @@ class _Checker:
             if source is not None:
                 self._tell("R308", f"`{step.kind}` takes no checkpoint", "leave `from` out", ("from",))
             return
-        if source is not None and not self._checkpoint("from", source, ("from",)):
+        engines = ENGINE in wanted
+        if source is not None and not self._checkpoint("from", source, ("from",), engines=engines):
             return
-        source = source or self._checkpoints()[-1]
+        source = source or nearest(step.kind, self.before.values())
         if self._fits(source, wanted):
             return
-        made = self._type(source) or ""
+        made = self._type(source)
         takes = " or ".join(_TYPES.get(name, name) for name in wanted)
-        message = f"`{step.kind}` takes {takes}; `{source}` makes {_TYPES.get(made, made)}"
-        fitting = [id for id in self._checkpoints() if self._fits(id, wanted)]
-        help = f"`from` may name {words.ticked(fitting, 'or')}"
+        makes = f"`{source}` makes {_TYPES.get(made, made)}" if made else f"`{source}` is none"
+        message = f"`{step.kind}` takes {takes}; {makes}"
+        fitting = [id for id in self._checkpoints(engines=engines) if self._fits(id, wanted)]
+        help = f"`from` may name {words.ticked(fitting, 'or')}" if fitting else "put a step before it that makes one"
         self._tell("R308", message, help, ("from",) if step.source is not None else (step.kind,))
 
-    def _checkpoint(self, label: str, name: str, path: Path) -> bool:
+    def _checkpoint(self, label: str, name: str, path: Path, *, engines: bool = False) -> bool:
         if name == MODEL:
             return True
-        help = f"it may name {words.ticked(self._checkpoints(), 'or')}"
-        if not self._earlier(label, name, path, self._checkpoints(), help):
+        known = self._checkpoints(engines=engines)
+        help = f"it may name {words.ticked(known, 'or')}"
+        if not self._earlier(label, name, path, known, help):
             return False
         kind = self.before[name].kind
-        if makes_checkpoint(kind):
+        if makes_checkpoint(kind) or (engines and produces(kind) == ENGINE):
             return True
         self._tell("R307", f"`{label}` names `{name}`, and `{kind}` makes no checkpoint", help, path)
         return False

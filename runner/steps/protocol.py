@@ -5,13 +5,15 @@ what it calls import what they need. It holds these names:
 
     VERSION: int                     bumped when results change
     CONSUMES: tuple[str, ...]        artifact types its main input may have ("checkpoint", "quantized-checkpoint")
-    PRODUCES: str                    "checkpoint", "quantized-checkpoint", "metrics", or "same": what the main input is
+    PRODUCES: str                    "checkpoint", "quantized-checkpoint", "engine", "metrics", or "same": what the main
+                                     input is
     REQUIRES: tuple[Requirement, ...]   packages beyond the base installation, with the extra that installs them
     METRICS: tuple[str, ...]         the metrics that a gate may name (evaluate kinds; else empty)
     DISTRIBUTED: bool                optional: whether `resources: {processes: N}` means something to it
     check(params, inputs) -> list[Diagnostic]      model-aware complaints; Diagnostic.path addresses params
     estimate(params, inputs) -> Cost
-    outcome(params, inputs) -> CheckpointFacts      what the produced checkpoint will look like (checkpoint kinds)
+    outcome(params, inputs) -> CheckpointFacts      what the produced checkpoint will look like; of an engine, the
+                                                    checkpoint it is made from with `engine` set (not for metrics)
     run(ctx) -> Result
 
 Parameters have their names, types, ranges, defaults and descriptions in the schema alone. Three annotations there
@@ -34,7 +36,7 @@ from runner.model.context import Artifact, Context, DataFacts, Params, Result
 from runner.model.facts import CheckpointFacts
 
 __all__ = [
-    "CHECKPOINT", "METRICS_ONLY", "QUANTIZED", "SAME", "Artifact", "Context", "Cost", "DataFacts", "Inputs", "Kind",
+    "CHECKPOINT", "ENGINE", "METRICS_ONLY", "QUANTIZED", "SAME", "Artifact", "Context", "Cost", "DataFacts", "Inputs", "Kind",
     "MachineFacts", "Params", "Requirement", "Result",
 ]  # fmt: skip
 
@@ -42,6 +44,7 @@ CHECKPOINT = "checkpoint"
 QUANTIZED = "quantized-checkpoint"
 METRICS_ONLY = "metrics"
 SAME = "same"
+ENGINE = "engine"
 
 
 @dataclass(frozen=True)
