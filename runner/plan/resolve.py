@@ -121,6 +121,8 @@ class _Planner:
         for parameter, target in sorted(references.items()):
             value = step.params.get(parameter)
             if isinstance(value, str) and target in ("checkpoint", "data"):
+                if target == "checkpoint":
+                    value = chain.source_of(value, inputs["checkpoint"], {e.id: e.inputs for e in earlier})
                 (inputs if target == "checkpoint" else data)[parameter] = value
         gates = {name for name, target in references.items() if target == "gates"}
         seed = keys.step_seed(self.recipe.seed, step.id)

@@ -14,6 +14,7 @@ CHECKPOINT = "checkpoint"
 CHECKPOINTS = (CHECKPOINT, "quantized-checkpoint")
 SAME = "same"
 ENGINE = "engine"
+SOURCE = "source"  # the checkpoint that the engine a step takes was made from
 _TYPES = {
     CHECKPOINT: "an unquantized checkpoint", "quantized-checkpoint": "a quantized checkpoint", ENGINE: "an engine",
 }  # fmt: skip
@@ -39,8 +40,16 @@ def inputs_of(recipe: Recipe) -> dict[str, dict[str, str]]:
     inputs: dict[str, dict[str, str]] = {}
     for index, step in enumerate(recipe.steps):
         taken = {CHECKPOINT: step.source or nearest(step.kind, recipe.steps[:index])} if consumes(step.kind) else {}
-        inputs[step.id] = taken | _named(step, "checkpoint")
+        named = {name: source_of(id, taken.get(CHECKPOINT), inputs) for name, id in _named(step, "checkpoint").items()}
+        inputs[step.id] = taken | named
     return inputs
+
+
+def source_of(id: str, main: str | None, inputs: Mapping[str, Mapping[str, str]]) -> str:
+    """`id`, or where it is "source" and no step's id, what the step that made `main` took; `inputs` are those before."""
+    if id != SOURCE or SOURCE in inputs:
+        return id
+    return inputs.get(main or "", {}).get(CHECKPOINT, MODEL)
 
 
 def nearest(kind: str, before: Iterable[Step]) -> str:
@@ -174,6 +183,10 @@ class _Checker:
         made = self._type(id)
         return made in wanted if made is not None else any(type in wanted for type in CHECKPOINTS)
 
+    def _takes_an_engine(self) -> bool:
+        taken = self.step.source or nearest(self.step.kind, self.before.values())
+        return self._type(taken) == ENGINE
+
     def _main_input(self) -> None:
         step = self.step
         wanted = consumes(step.kind)
@@ -197,7 +210,7 @@ class _Checker:
         self._tell("R308", message, help, ("from",) if step.source is not None else (step.kind,))
 
     def _checkpoint(self, label: str, name: str, path: Path, *, engines: bool = False) -> bool:
-        if name == MODEL:
+        if name == MODEL or (name == SOURCE and SOURCE not in self.before and self._takes_an_engine()):
             return True
         known = self._checkpoints(engines=engines)
         help = f"it may name {words.ticked(known, 'or')}"

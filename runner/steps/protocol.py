@@ -21,7 +21,8 @@ tell the planner what a parameter refers to:
 
     "x-runner-ref": "data"          the name of an entry of the recipe's `data`
     "x-runner-ref": "checkpoint"    "model" or the id of an earlier step that produces a checkpoint; where the schema
-                                    allows a mapping with `source` and `revision`, another model
+                                    allows a mapping with `source` and `revision`, another model; "source" is the
+                                    checkpoint that the step's engine was made from
     "x-runner-ref": "gates"         quality gates; never part of a step's key
 """
 
