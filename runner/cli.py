@@ -21,10 +21,18 @@ COMMANDS = {
     "apply": "run a recipe: reuse what is done, resume what was interrupted",
     "plan": "show what apply would do, why, and what it would cost",
     "validate": "check recipes and list every complaint",
+    "show": "print the resolved recipe, with where each value comes from",
+    "lock": "pin what the names in a recipe stand for: model, data, parents, packages",
+    "pack": "make an installable package of a folder of recipes",
     "new": "write a commented starter recipe for a model",
     "steps": "list the kinds of steps, or describe one",
-    "jobs": "list, show or remove jobs",
+    "jobs": "list, show, accept, sign or remove jobs",
+    "verify": "hash every file of a job again, against its records",
+    "reproduce": "apply a job again in an empty store, and compare digests",
+    "store": "list, verify, clean, push or pull the results of steps",
     "report": "show what a job did: times, sizes, metrics, gates",
+    "diff": "show in what two jobs, or two recipes, differ",
+    "compare": "show jobs beside each other, and which of them none beats",
     "schema": "print the JSON Schema of recipes, for editors",
     "doctor": "check what this machine and installation can do",
 }
@@ -57,6 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except RunnerError as error:
         print(error.render(), file=sys.stderr)
+        if os.environ.get("GITHUB_ACTIONS") == "true":
+            from runner.report import github
+
+            github.complain(error, sys.stderr)
         return error.exit_code
     except SystemExit as end:  # --help and --version of argparse
         return end.code if isinstance(end.code, int) else 0

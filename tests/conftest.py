@@ -13,5 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 
 @pytest.fixture(autouse=True)
 def _own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RUNNER_JOBS", "RUNNER_STEPS_PATH", "RUNNER_DEBUG", "COLUMNS", "NO_COLOR", "FORCE_COLOR"):
+    settings = ("RUNNER_JOBS", "RUNNER_STEPS_PATH", "RUNNER_DEBUG", "COLUMNS", "NO_COLOR", "FORCE_COLOR")
+    # Where they are set, apply annotates: on GitHub these tests are not what is to be annotated.
+    for name in (*settings, "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE"):
         monkeypatch.delenv(name, raising=False)

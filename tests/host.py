@@ -10,6 +10,7 @@ import torch
 
 from runner.errors import Interrupted
 from runner.model.context import Artifact, DataFacts
+from runner.model.task_files import locate
 from runner.recipe.schema import defaults
 
 
@@ -45,6 +46,10 @@ class Host:
         assert self.ids is not None
         windows, length = self.ids.shape
         return DataFacts(parameter, windows, length, self.ids.nbytes, "0" * 64)
+
+    def files(self, parameter: str) -> Mapping[str, Path]:
+        entries = {entry: locate(entry) for entry in self.params[parameter]}
+        return {entry: path for entry, path in entries.items() if path is not None}
 
     def emit(self, event: str, **fields: Any) -> None:
         self.events.append({"event": event, **fields})

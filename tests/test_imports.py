@@ -20,6 +20,8 @@ PACKAGES = (
     "plan",
     "steps",
     "training",
+    "runtime",
+    "export",
     "model",
     "recipe",
     "demo",
@@ -71,7 +73,7 @@ def is_concrete(module: str) -> bool:
 
 def test_it_found_the_project() -> None:
     assert {"runner.cli", "runner.errors", "runner.steps.protocol"} <= set(MODULES)
-    assert "runner.recipe.load" in edges(deferred=True)["runner.commands.validate"]
+    assert "runner.plan.resolve" in edges(deferred=True)["runner.commands.validate"]
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if "." in name and name != "runner.__main__"])

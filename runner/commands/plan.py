@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from runner.commands import options
+from runner.commands import folders, options
+
+if TYPE_CHECKING:
+    from runner.plan.types import Preview
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    options.add_recipe(parser)
+    options.add_recipes(parser)
     options.add_jobs(parser)
     options.add_device(parser)
+    options.add_offline(parser)
+    options.add_locked(parser)
+    options.add_trust(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -19,10 +28,48 @@ def run(args: argparse.Namespace) -> int:
     from runner.report import preview as report
     from runner.report.console import console, show
 
-    _, preview = options.preview_of(args)
-    if args.json:
-        print(json.dumps(report.document(preview), indent=2, ensure_ascii=False))
-        return 0
+    options.go_offline(args)
+    tasks = folders.tasks(args.recipes, args)
+    for task in tasks:
+        if task.error is not None:
+            raise task.error
+    found = [(task.name, options.preview_of(task.recipe, args)[1]) for task in tasks if task.recipe is not None]
     out = console()
-    show(report.lines(preview, out.width), out)
+    if len(found) == 1:
+        if args.json:
+            print(json.dumps(report.document(found[0][1]), indent=2, ensure_ascii=False))
+        else:
+            show(report.lines(found[0][1], out.width), out)
+        return 0
+    found = _in_turn(found)
+    common = folders.shared([(name, preview.plan) for name, preview in found])
+    if args.json:
+        jobs = [{"name": name, **report.document(preview)} for name, preview in found]
+        shared = [{"step": step, "jobs": names} for step, names in common]
+        print(json.dumps({"schema": 1, "jobs": jobs, "shared": shared}, indent=2, ensure_ascii=False))
+        return 0
+    for number, (name, preview) in enumerate(found, 1):
+        show([f"{number}/{len(found)} {name}", *report.short(preview, out.width), ""], out)
+    steps = [forecast.state for _, preview in found for forecast in preview.forecasts]
+    cached = steps.count("cached")
+    show([f"{len(found)} jobs, {len(steps)} steps: {len(steps) - cached} to run, {cached} cached or shared"], out)
+    for step, names in common:
+        show([f"`{step}` is shared by {f'all {len(found)}' if len(names) == len(found) else ', '.join(names)}"], out)
     return 0
+
+
+def _in_turn(found: Sequence[tuple[str, Preview]]) -> list[tuple[str, Preview]]:
+    """The previews as they will be when the jobs before each are done: what those make is cached by then."""
+    makers: dict[str, str] = {}
+    result = []
+    for name, preview in found:
+        forecasts = []
+        for forecast in preview.forecasts:
+            maker = makers.get(forecast.step.key)
+            if forecast.state != "cached" and maker is not None:
+                cost = replace(forecast.cost, memory=0, disk=0, scratch=0, seconds=0.0)
+                forecast = replace(forecast, state="cached", reason=f"made by {maker}", cost=cost, resume_layer=None)
+            makers.setdefault(forecast.step.key, name)
+            forecasts.append(forecast)
+        result.append((name, replace(preview, forecasts=tuple(forecasts))))
+    return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,10 @@ class StepContext:
         ref = self._request.data[parameter]
         spec = ref.spec
         return DataFacts(spec["name"], spec["samples"], spec["sequence_length"], ref.bytes, ref.digest)
+
+    def files(self, parameter: str) -> Mapping[str, Path]:
+        """The entries of a parameter of task names that are files or folders here, with their paths."""
+        return {entry: Path(path) for entry, path in self._request.tasks.get(parameter, {}).items()}
 
     def emit(self, event: str, **fields: Any) -> None:
         """Send one event of this step; `layer` events get the peak memory so far."""

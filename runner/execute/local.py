@@ -7,24 +7,26 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from runner.errors import GateFailed, Interrupted, MachineError, RunnerError, StoreError
 from runner.execute import failures
 from runner.execute.process import WorkerDied, WorkerProcess
 from runner.execute.requests import request
 from runner.execute.stopping import Stopping
-from runner.job import environment, files, gates, records
+from runner.job import accepted, environment, files, gates, provenance, records
 from runner.job.directory import JobDirectory, JobState
 from runner.job.entries import Stage, StoreEntry
+from runner.job.remote import Refused, Remote
 from runner.job.store import Store
-from runner.plan.types import Plan, PlannedStep, Preview
+from runner.plan.types import Forecast, Plan, PlannedStep, Preview
 from runner.progress.events import Event, Sink, make
 from runner.progress.jsonl import JsonLines
+from runner.recipe.references import parse
 from runner.steps.protocol import METRICS_ONLY
 
 _STATUS = {0: "done", GateFailed.exit_code: "gate-missed", Interrupted.exit_code: "interrupted", 130: "interrupted"}
@@ -40,17 +42,25 @@ def apply(
     threads: int | None = None,
     command: str,
     wait: bool = True,
+    stopping: Stopping | None = None,
+    gates_root: Path | None = None,
+    remote: Remote | None = None,
 ) -> int:
     """Apply a plan; the exit code. Every event goes to `sinks`, and to events.jsonl; the caller closes its sinks.
 
     `command` is what the user types to go on. With `wait` False, a plan that somebody else applies raises Interrupted
-    and says who. Raises StoreError or MachineError, before anything is computed, when the jobs folder cannot be
-    written.
+    and says who. `stopping` may bring a time limit, and tells afterwards who asked to stop. Gates find other jobs in
+    `gates_root`, by default `jobs_root`. What is not in the store is looked for in `remote`, and what is made goes
+    there; trouble with it is told, and ends nothing.
+
+    Raises, before anything is computed, StoreError or MachineError when the jobs folder cannot be written, and
+    UsageError for a gate that refers to a job that is not there.
     """
     jobs_root = jobs_root.absolute()
+    references = accepted.gate_references(gates_root or jobs_root, plan)
     store = Store(jobs_root / "store")
     store.prepare()
-    stopping = Stopping()
+    stopping = stopping or Stopping()
     with stopping.installed():
         try:
             directory = JobDirectory.create(jobs_root, plan)
@@ -70,7 +80,10 @@ def apply(
             try:
                 directory.refresh(plan)
                 with _appending(directory.events) as log:
-                    job = _Job(plan, preview, store, directory, [*sinks, JsonLines(log)], stopping, command)
+                    job = _Job(
+                        plan, preview, store, directory, [*sinks, JsonLines(log)], stopping, command, references,
+                        remote,
+                    )  # fmt: skip
                     return job.run(device, threads or environment.default_threads())
             finally:
                 lock.release()
@@ -85,10 +98,12 @@ class _Job:
 
     def __init__(
         self, plan: Plan, preview: Preview | None, store: Store, directory: JobDirectory, sinks: Sequence[Sink],
-        stopping: Stopping, command: str,
+        stopping: Stopping, command: str, references: Mapping[str, accepted.Metrics | None],
+        remote: Remote | None,
     ) -> None:  # fmt: skip
         self.plan, self.preview, self.store, self.directory = plan, preview, store, directory
         self.sinks, self.stopping, self.command = sinks, stopping, command
+        self.references, self.remote = references, remote
         self.entries: dict[str, StoreEntry] = {}
         self.worker: WorkerProcess | None = None
         self.memory = 0
@@ -97,9 +112,9 @@ class _Job:
         started, clock = records.now(), time.perf_counter()
         state = JobState("running", None, started, None, None, None, self.command, os.getpid())
         self.directory.write_state(state)
-        states = {f.step.index: f.state for f in self.preview.forecasts} if self.preview else {}
+        forecasts = {f.step.index: f for f in self.preview.forecasts} if self.preview else {}
         steps = [
-            {"index": s.index, "id": s.id, "kind": s.kind, "state": states.get(s.index, "run")} for s in self.plan.steps
+            {"index": s.index, "id": s.id, "kind": s.kind, **_forecast(forecasts.get(s.index))} for s in self.plan.steps
         ]
         self.send(make(
             "job_started", job=self.plan.job_id, name=self.plan.recipe.name, directory=str(self.directory.path),
@@ -110,6 +125,12 @@ class _Job:
             code = self.steps(device, threads)
             if code in (0, GateFailed.exit_code):
                 self.set_output()
+            if code in (0, GateFailed.exit_code):
+                made = [(step, self.entries[step.id]) for step in self.plan.steps if step.id in self.entries]
+                provenance.write(self.plan, self.directory, made, started, records.now())
+            if code == 0:
+                metrics = {id: entry.record.metrics for id, entry in self.entries.items()}
+                accepted.accept_plan(self.directory.root, self.plan, metrics)
         except RunnerError as error:
             code = error.exit_code
             raise
@@ -142,6 +163,7 @@ class _Job:
             if self.stopping.asked:
                 return self.interrupted(None)
             entry = self.store.entry(step.key, lambda text, step=step: self.warn(step, text))  # type: ignore[misc]
+            entry = entry or self.pulled(step)
             if entry is not None:
                 self.check_inputs(step, entry)
                 self.send(make(
@@ -156,6 +178,7 @@ class _Job:
                 if entry is None:
                     raise StoreError(f"the result of `{step.id}` left the store", "apply again")
             self.entries[step.id] = entry
+            self.push(step, entry)
             self.directory.link_step(step, entry)
             if not self.pass_gates(step, entry):
                 return GateFailed.exit_code
@@ -198,8 +221,39 @@ class _Job:
         return 0
 
     def interrupted(self, step: PlannedStep | None) -> int:
+        if self.stopping.timed_out:
+            text = "the time limit is over: stopped at a safe point"
+            self.send(make("message", step=step.index if step else None, level="warning", text=text))
         self.send(make("interrupted", step=step.index if step else None, resume=self.command))
         return self.stopping.exit_code
+
+    def pulled(self, step: PlannedStep) -> StoreEntry | None:
+        """The result of a step from the remote store, if it has it and can be believed."""
+        if self.remote is None:
+            return None
+        try:
+            entry = self.remote.pull(step.key, self.store, wait=False)
+        except StoreError as error:
+            self.gave_up(step, error)
+            return None
+        if entry is not None:
+            text = f"`{step.id}`: pulled from {self.remote.url}"
+            self.send(make("message", step=step.index, level="info", text=text))
+        return entry
+
+    def push(self, step: PlannedStep, entry: StoreEntry) -> None:
+        if self.remote is None:
+            return
+        try:
+            self.remote.push(entry)
+        except StoreError as error:
+            self.gave_up(step, error)
+
+    def gave_up(self, step: PlannedStep, error: StoreError) -> None:
+        """A refused entry concerns one step; a remote store that fails is not asked again."""
+        self.warn(step, error.message)
+        if not isinstance(error, Refused):
+            self.remote = None
 
     def check_inputs(self, step: PlannedStep, entry: StoreEntry) -> None:
         """Say so when a cached result was made from other bytes than its input has now."""
@@ -210,7 +264,11 @@ class _Job:
 
     def pass_gates(self, step: PlannedStep, entry: StoreEntry) -> bool:
         """Judge every gate of a step, and say all verdicts."""
-        earlier = {id: other.record.metrics for id, other in self.entries.items()}
+        earlier: dict[str, Mapping[str, float] | None] = {
+            id: other.record.metrics for id, other in self.entries.items()
+        }
+        for text, metrics in self.references.items():
+            earlier[text] = metrics.get(parse(text).step or step.id, {}) if metrics is not None else None
         verdicts = [gates.judge(m, rule, entry.record.metrics, earlier) for m, rule in sorted(step.gates.items())]
         for verdict in verdicts:
             self.send(make("gate", step=step.index, id=step.id, **asdict(verdict)))
@@ -227,6 +285,16 @@ class _Job:
 
     def send(self, event: Event) -> None:
         _send(self.sinks, event)
+
+
+def _forecast(forecast: Forecast | None) -> dict[str, Any]:
+    """What job_started says of a step that the preview told of."""
+    if forecast is None:
+        return {"state": "run"}
+    if forecast.state == "cached":
+        return {"state": "cached"}
+    cost = {"memory": forecast.cost.memory, "seconds": forecast.cost.seconds}
+    return {"state": forecast.state, "forecast": cost}
 
 
 @contextmanager

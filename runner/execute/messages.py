@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
 EVENTS_FD = "RUNNER_EVENTS_FD"
@@ -65,10 +65,11 @@ class Request:
     tokenizer: str
     command: str
     processes: int = 1
+    tasks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # parameter → entry as written → its path
 
 
 def encode_run(request: Request) -> bytes:
-    return _line({"run": {field.name: getattr(request, field.name) for field in fields(request)}})
+    return _line({"run": {part.name: getattr(request, part.name) for part in fields(request)}})
 
 
 def encode_stop() -> bytes:

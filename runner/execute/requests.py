@@ -39,6 +39,7 @@ def request(
         produces=step.produces,
         tokenizer=str(plan.model.path),
         command=command,
+        tasks={name: {entry: str(path) for entry, path in found.paths.items()} for name, found in step.tasks.items()},
         processes=step.processes,
     )
 

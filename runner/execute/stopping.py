@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM while a job runs: the first asks for a safe stop, the second ends it at once."""
+"""SIGINT, SIGTERM and a time limit while a job runs: the first asks for a safe stop, a second signal ends it now."""
 
 from __future__ import annotations
 
@@ -9,11 +9,20 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from runner.errors import MachineError
+
 
 class Stopping:
-    """`asked` after the first signal, `forced` after the second; `by` is the signal that came last."""
+    """`asked` after the first signal or `timeout` seconds, `forced` after another signal.
 
-    def __init__(self) -> None:
+    `by` is the signal that came last, `timed_out` says that the time limit came first.
+    """
+
+    def __init__(self, timeout: float | None = None) -> None:
+        if timeout is not None and not hasattr(signal, "setitimer"):
+            raise MachineError("this system has no timer that could stop a job", "leave out `--timeout`")
+        self.timeout = timeout
+        self.timed_out = False
         self.asked = False
         self.forced = False
         self.by: int | None = None
@@ -37,6 +46,11 @@ class Stopping:
             self.forced = True
             self.on_force()
 
+    def _handle_alarm(self, number: int, frame: FrameType | None) -> None:
+        if not self.asked:
+            self.asked = self.timed_out = True
+            self.on_ask()
+
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Handle the signals inside; only the main thread can, elsewhere nothing changes."""
@@ -44,8 +58,13 @@ class Stopping:
             yield
             return
         previous: dict[int, Any] = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        if self.timeout is not None:
+            previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._handle_alarm)
+            signal.setitimer(signal.ITIMER_REAL, self.timeout)
         try:
             yield
         finally:
+            if self.timeout is not None:
+                signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in previous.items():
                 signal.signal(number, handler)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import gc
 import os
 import queue
 import signal
@@ -23,6 +24,7 @@ from runner.execute import failures, messages, usage, warm
 from runner.execute.context import StepContext, seed_everything
 from runner.execute.messages import Request
 from runner.job import environment
+from runner.model import heap
 from runner.job.entries import Stage, StoreEntry
 from runner.job.records import Record
 from runner.job.store import Store
@@ -122,7 +124,7 @@ class Worker:
             resumed, layers = store.partial(request.key) or (None, None)
             self.send(make(
                 "step_started", step=request.index, id=request.id, kind=request.kind, key=request.key,
-                resumed_at=resumed, layers=layers,
+                resumed_at=resumed, layers=layers, unit=store.unit(request.key),
             ))  # fmt: skip
             usage.reset_peak()
             started = time.perf_counter()
@@ -132,6 +134,8 @@ class Worker:
             context = StepContext(request, stage, self.send, self._stop)
             context.safe_point()
             result = kind.run(context)
+            memory = usage.peak()
+            _give_back()
             record = Record(
                 key=request.key,
                 key_inputs=request.key_inputs,
@@ -140,7 +144,7 @@ class Worker:
                 id=request.id,
                 recipe=request.recipe,
                 seconds=round(time.perf_counter() - started, 3),
-                memory=usage.peak(),
+                memory=memory,
                 metrics={name: _number(value) for name, value in result.metrics.items()},
                 details=dict(result.details),
                 artifact_type=request.produces,
@@ -149,6 +153,12 @@ class Worker:
                 resumed_at=resumed,
             )
             return store.commit(stage, record)
+
+
+def _give_back() -> None:
+    """Free what the step has left behind, so that the next one begins with little."""
+    gc.collect()
+    heap.trim()
 
 
 class _Log:

@@ -5,6 +5,7 @@
       plan.json  environment.json  the plan; the machine and packages of the last run that computed anything
       events.jsonl                 every event, one run after another
       job.json                     how the last run ended
+      provenance.json              what came out and what went in, as an in-toto statement
       worker.log                   what the worker process said outside of steps
       steps/NN-id/                 the store entry, by hard link (a copy across file systems)
       output/                      the files of the last checkpoint
@@ -26,6 +27,7 @@ from typing import Any
 from runner.job import files, locks
 from runner.job.entries import StoreEntry
 from runner.job.locks import Holder, Lock
+from runner.plan import lock_file
 from runner.plan.types import Plan, PlannedStep
 from runner.recipe import text
 
@@ -91,9 +93,10 @@ class JobDirectory:
         return all((self.path / name).is_file() for name in ("environment.json", "recipe.lock"))
 
     def write_environment(self, plan: Plan, facts: Mapping[str, Any]) -> None:
-        """environment.json, and the package versions of recipe.lock."""
+        """environment.json, and recipe.lock with the versions of packages."""
         files.write_atomic(self.path / "environment.json", files.pretty(facts))
-        files.write_atomic(self.path / "recipe.lock", text.dump(lock_document(plan, facts)))
+        lock = lock_file.of_plans([plan])
+        files.write_atomic(self.path / lock_file.SHARED, lock_file.dump(lock, "recipe.yaml"))
 
     def write_state(self, state: JobState) -> None:
         files.write_atomic(self.path / "job.json", files.pretty(asdict(state)), durable=False)
@@ -139,27 +142,11 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         "schema": 1,
         "recipe": plan.recipe.name,
         "key": plan.key,
+        **({"matrix": dict(plan.recipe.matrix)} if plan.recipe.matrix else {}),
         "device": plan.device,
         "model": _model(plan),
         "data": {name: {"commit": data.commit, "digest": data.digest} for name, data in sorted(plan.data.items())},
         "steps": [step.public() for step in plan.steps],
-    }
-
-
-def lock_document(plan: Plan, environment: Mapping[str, Any]) -> dict[str, Any]:
-    """recipe.lock: what the names in the recipe stood for."""
-    data = {
-        name: {"source": entry.spec.source, "commit": entry.commit, "digest": entry.digest}
-        for name, entry in sorted(plan.data.items())
-    }
-    return {
-        "version": 1,
-        "seed": plan.recipe.seed,
-        "model": _model(plan),
-        "data": data,
-        "runner": environment["runner"],
-        "python": environment["python"],
-        "packages": dict(environment["packages"]),
     }
 
 

@@ -1,7 +1,7 @@
 """Quality gates: a rule and the numbers → passed or missed, and the sentence that says so. Pure.
 
-A rule is one of {max: x}, {min: x}, {max_ratio_to: step, value: r}, {min_ratio_to: step, value: r}; a ratio is to the
-same metric of an earlier step.
+A rule is one of {max: x}, {min: x}, {max_ratio_to: reference, value: r}, {min_ratio_to: reference, value: r}; a ratio
+is to the same metric of an earlier step, or of a step of another job (runner.recipe.references).
 """
 
 from __future__ import annotations
@@ -25,9 +25,15 @@ class Verdict:
 
 
 def judge(
-    metric: str, rule: Mapping[str, Any], metrics: Mapping[str, float], earlier: Mapping[str, Mapping[str, float]]
+    metric: str,
+    rule: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    earlier: Mapping[str, Mapping[str, float] | None],
 ) -> Verdict:
-    """Judge one gate. `earlier`: step id → its metrics."""
+    """Judge one gate. `earlier`: what a ratio may be to, as the rule writes it → metrics.
+
+    None stands for what is not there yet, the accepted job of a recipe that is applied for the first time: it passes.
+    """
     value = float(metrics.get(metric, math.nan))
     upper = "max" in rule or "max_ratio_to" in rule
     reference = rule.get("max_ratio_to", rule.get("min_ratio_to"))
@@ -35,8 +41,14 @@ def judge(
     if reference is None:
         limit, origin = float(rule["max" if upper else "min"]), ""
         words = f"{word} {limit:g}"
+    elif reference in earlier and earlier[reference] is None:
+        words = f"{word} {rule['value']:g} × `{reference}`"
+        text = f"`{metric}` is {value:g}; no job of this recipe is accepted yet, so there is nothing to compare it with"
+        if math.isnan(value):
+            text = f"`{metric}` is nan: what is not a number passes no gate"
+        return Verdict(metric, value, math.nan, words, not math.isnan(value), text)
     else:
-        base = float(earlier.get(reference, {}).get(metric, math.nan))
+        base = float((earlier.get(reference) or {}).get(metric, math.nan))
         limit = base * float(rule["value"])
         origin = f"{rule['value']:g} × `{reference}`"
         words = f"{word} {origin}"

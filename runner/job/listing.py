@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ class JobSummary:
     """`status` is job.json's, but "interrupted" for a run that was killed, and "new" where nothing ran yet.
 
     `done` counts the steps that are in the store, of `steps`; `size` is in bytes, every file once;
-    `started`, `finished` and `seconds` are those of the last run.
+    `started`, `finished` and `seconds` are those of the last run. `matrix` has the values of its combination.
     """
 
     id: str
@@ -35,6 +36,7 @@ class JobSummary:
     done: int
     size: int
     holder: Holder | None
+    matrix: Mapping[str, Any] = field(default_factory=dict)
 
 
 def jobs(root: Path) -> list[JobSummary]:
@@ -65,6 +67,7 @@ def load(root: Path, name: str) -> JobSummary:
         done=sum((root / "store" / key / "record.json").exists() for key in keys),
         size=_size(directory.path),
         holder=holder,
+        matrix=plan.get("matrix", {}),
     )
 
 

@@ -110,15 +110,48 @@ class Store:
         found = self.look(key)
         if not isinstance(found, Damage):
             return found
+        target = self._set_aside(found)
+        if say is not None:
+            say(f"the stored result is damaged: {found.reason}; it was moved to {target} and is made again")
+        return None
+
+    def verify(self, key: str) -> tuple[Damage | None, Path | None]:
+        """Hash every byte of an entry again. A damaged one is moved aside: what is wrong, and where it is now.
+
+        The place is None where another process holds the entry's lock, and nothing was moved.
+        """
+        found = self._hashed(key)
+        if found is None:
+            return None, None
+        lock = self.lock(key, "moving a damaged entry aside")
+        if not lock.acquire(wait=False):
+            return found, None
+        try:
+            found = self._hashed(key)  # somebody may have made it good meanwhile
+            return (found, self._set_aside(found)) if found is not None else (None, None)
+        finally:
+            lock.release()
+
+    def _hashed(self, key: str) -> Damage | None:
+        found = self.look(key)
+        if not isinstance(found, StoreEntry):
+            return found
+        try:
+            reason = difference(found.path, found.record, thorough=True)
+        except OSError as error:
+            reason = f"{error.filename} cannot be read ({error.strerror})"
+        return Damage(found.path, reason) if reason else None
+
+    def _set_aside(self, found: Damage) -> Path:
+        key = found.path.name
         kept = self.root / ".corrupt"
         kept.mkdir(exist_ok=True)
         number = 1
         while (target := kept / f"{key}-{number}").exists():
             number += 1
         os.rename(found.path, target)
-        if say is not None:
-            say(f"the stored result is damaged: {found.reason}; it was moved to {target} and is made again")
-        return None
+        _seen.pop(found.path, None)
+        return target
 
     def partial(self, key: str) -> tuple[int, int] | None:
         """(layers finished, layers) of an interrupted step. A torn or missing progress.json is None."""
@@ -128,6 +161,14 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return (layer, layers) if isinstance(layer, int) and isinstance(layers, int) else None
+
+    def unit(self, key: str) -> str:
+        """What `partial` counts of an interrupted step: "layer", or "step" of a training."""
+        try:
+            found = json.loads((self.root / ".staging" / key / "progress.json").read_text(encoding="utf-8"))
+            return "step" if found.get("unit") == "step" else "layer"
+        except (OSError, ValueError, AttributeError):
+            return "layer"
 
     def stage(self, key: str) -> Stage:
         """The staging folder of `key`, with what an interrupted run of this version left in it. Hold the key's lock."""
@@ -193,6 +234,15 @@ class Store:
         if record is None or record.key != key or difference(stage.path, record) is not None:
             self.discard(key)
             return None
+        return self._publish(stage)
+
+    def adopt(self, stage: Stage) -> StoreEntry:
+        """Publish an entry that was made elsewhere: out/, metrics.json and record.json. Hold the key's lock."""
+        stage.log.touch()
+        for path in files.walk(stage.path):
+            files.sync(path)
+        for base, _, _ in os.walk(stage.path):
+            files.sync(Path(base))
         return self._publish(stage)
 
     def _publish(self, stage: Stage) -> StoreEntry:

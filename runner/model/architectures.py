@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import Diagnostic, MachineError
+from runner.model import trust
 
 # Their decoder layers hold Conv1D modules, whose weight is [in_features, out_features].
 CONV1D_TYPES = frozenset({"gpt2", "gpt-sw3", "openai-gpt"})
@@ -99,13 +100,12 @@ def refuse_config(config: Mapping[str, Any], source: str) -> Diagnostic | None:
             "choose a decoder-only model, such as one of type `llama`, `qwen3` or `gemma2`",
         )
     known = causal_models()
-    if model_type not in known:
+    if model_type not in known and not trust.may_run(config):
         near = difflib.get_close_matches(model_type, known, n=1, cutoff=0.7)
         hint = f"; did you mean `{near[0]}`?" if near else ""
         remedy = (
-            "the model brings its own code, which is never run; use a checkpoint converted to an architecture of "
-            "transformers"
-            if config.get("auto_map")
+            trust.remedy(config)
+            if trust.brings_code(config)
             else "upgrade transformers if the model is newer than it: `pip install --upgrade transformers`"
         )
         return Diagnostic(
@@ -120,7 +120,7 @@ def refuse_config(config: Mapping[str, Any], source: str) -> Diagnostic | None:
     if model_type in STATE_SPACE_TYPES:
         return _state_space(source, model_type)
     classes = config.get("architectures") or []
-    expected = known[model_type]
+    expected = known.get(model_type, classes[0] if classes else "")
     if classes and not (classes[0].lower() == expected.lower() or classes[0].endswith(("ForCausalLM", "LMHeadModel"))):
         return Diagnostic(
             "R440",

@@ -14,8 +14,11 @@ from typing import Any
 
 import yaml
 
+from runner.model.adapters import FOLDER, adapter_config, unpacks_late
 from runner.model.context import Context
+from runner.model.formats.config import parse
 from runner.model.formats.rules import GPTQ, PACK_QUANTIZED, Scheme, served_by_vllm, validate_together
+from runner.model.headers import read_headers
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _FOLDER = "path/to/this/folder"
@@ -30,6 +33,16 @@ model = AutoModelForCausalLM.from_pretrained("{_FOLDER}", dtype="auto")
 tokenizer = AutoTokenizer.from_pretrained("{_FOLDER}")
 ```"""
 
+_LOAD_ADAPTER = f"""```python
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(model, "{_FOLDER}", subfolder="{FOLDER}")
+```"""
+_LOAD_ADAPTER_LATE = _LOAD_ADAPTER.replace(
+    "\nmodel =", '\nmodel(**tokenizer("once", return_tensors="pt"))  # unpacks the weights\nmodel ='
+)
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes
+
 
 @dataclass(frozen=True)
 class ModelCard:
@@ -40,6 +53,8 @@ class ModelCard:
     schemes      how many modules are stored in which way; empty for a dense checkpoint
     metrics      name → value, shown in this order
     own_loader   GPTQ weights of Conv1D modules, which only gptqmodel itself loads
+    adapter      the adapter_config.json of the adapter that is kept beside the weights
+    late         transformers unpacks the weights in the first forward only
     """
 
     source: str
@@ -52,6 +67,8 @@ class ModelCard:
     schemes: Mapping[Scheme, int] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     own_loader: bool = False
+    adapter: Mapping[str, Any] | None = None
+    late: bool = False
 
 
 def text(card: ModelCard) -> str:
@@ -121,6 +138,8 @@ def _sizes(card: ModelCard) -> str:
         lines.append(f"- {count} linear module{'s' if count != 1 else ''}: {scheme.describe()}.")
     if card.schemes:
         lines.append(f"- Stored as `{card.format}`; everything else is as it was.")
+    if card.adapter is not None:
+        lines.append(f"- An adapter of rank {card.adapter['r']} beside them, in `{FOLDER}/`: load it too.")
     return "\n".join(lines)
 
 
@@ -152,21 +171,42 @@ def _usage(card: ModelCard) -> list[str]:
             'On a CPU, pass `quantization_config=GPTQConfig(bits=4, backend="torch")`: the kernel that gptqmodel picks '
             f"there takes only groups of {', '.join(map(str, _CPU_GROUP_SIZES))}."
         )
+    if card.adapter is not None:
+        parts += ["and its adapter (`pip install peft`):", _LOAD_ADAPTER_LATE if card.late else _LOAD_ADAPTER]
     if not card.own_loader and all(served_by_vllm(card.format, scheme) for scheme in card.schemes):
-        parts += ["To serve it with vLLM:", f"```sh\nvllm serve {_FOLDER}\n```"]
+        parts += _vllm(card.adapter)
     elif card.schemes:
         parts.append("vLLM has no kernels for this way of storing weights.")
     return parts
 
 
+def _vllm(adapter: Mapping[str, Any] | None) -> list[str]:
+    if adapter is None:
+        return ["To serve it with vLLM:", f"```sh\nvllm serve {_FOLDER}\n```"]
+    if adapter.get("use_dora"):
+        return ["vLLM has no DoRA: it serves the weights without their adapter."]
+    rank = next((size for size in _VLLM_RANKS if size >= adapter["r"]), None)
+    if rank is None:
+        return [f"vLLM takes adapters up to rank {_VLLM_RANKS[-1]}: it serves the weights without theirs."]
+    lines = [
+        f"vllm serve {_FOLDER} --enable-lora --max-lora-rank {rank}",
+        f"--lora-modules recovered={_FOLDER}/{FOLDER}",
+    ]
+    return ["To serve it with vLLM, as the model `recovered`:", "```sh\n" + " \\\n  ".join(lines) + "\n```"]
+
+
 def render(ctx: Context, config: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
-    """The card of the checkpoint that a layer-wise step has just written to `ctx.out_dir`.
+    """The card of the checkpoint that a step has just written to `ctx.out_dir`, its adapter included.
 
     `config` is its config.json; `results` has one entry per layer: `modules` by name, each with its scheme and metrics.
+    Where they tell no scheme, those of a packed checkpoint are read from it.
     """
     recipe = yaml.safe_load(ctx.recipe_text) or {}
     modules = [module for layer in results for module in layer["modules"].values()]
     schemes = Counter(_scheme(module) for module in modules if "bits" in module)
+    format = str(ctx.params.get("format", ""))
+    if not schemes:
+        format, schemes = _stored(ctx.out_dir, config)
     architectures = config.get("architectures") or [config.get("model_type", "unknown")]
     model = recipe.get("model") or {}
     return text(
@@ -177,12 +217,24 @@ def render(ctx: Context, config: Mapping[str, Any], results: Sequence[Mapping[st
             bytes_before=_weights_nbytes(ctx.inputs["checkpoint"].path),
             bytes_after=_weights_nbytes(ctx.out_dir),
             recipe=ctx.recipe_text,
-            format=str(ctx.params.get("format", "")) if schemes else "",
+            format=format if schemes else "",
             schemes=schemes,
             metrics=_means(modules),
-            own_loader=ctx.params.get("format") == GPTQ and config.get("model_type") == "gpt2",
+            own_loader=format == GPTQ and config.get("model_type") == "gpt2",
+            adapter=adapter_config(ctx.out_dir),
+            late=unpacks_late(config),
         )
     )
+
+
+def _stored(folder: Path, config: Mapping[str, Any]) -> tuple[str, Counter[Scheme]]:
+    """The format of a packed checkpoint, and how many of its modules are stored in which way."""
+    packing = parse(config.get("quantization_config"))
+    if packing is None:
+        return "", Counter()
+    names = (name.rpartition(".") for name in read_headers(folder))
+    modules = (module for module, _, kind in names if kind in ("weight_packed", "qweight"))
+    return packing.format, Counter(scheme for module in modules if (scheme := packing.scheme(module)) is not None)
 
 
 def applied_steps(recipe: Mapping[str, Any], params: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

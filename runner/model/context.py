@@ -91,6 +91,10 @@ class Context(Protocol):
 
     def data_facts(self, parameter: str) -> DataFacts: ...
 
+    def files(self, parameter: str) -> Mapping[str, Path]:
+        """The entries of a parameter of task names ("x-runner-ref": "tasks") that are files here, with their paths."""
+        ...
+
     def emit(self, event: str, **fields: Any) -> None:
         """Send one event (see runner.progress.events); never blocks on the terminal."""
         ...

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import Diagnostic, MachineError, RecipeError
+from runner.model.chat import Conversation, conversation
 from runner.recipe.types import DataSpec
 from runner.recipe.words import show, ticked
+
+Document = str | Conversation
 
 _EXTRA = "`pip install 'runner[data]'`"
 
 
-def documents(files: Sequence[Path], field: str) -> Iterator[str]:
-    """The texts of files, in order. A .txt file is one document; elsewhere each row's `field` is one.
+def documents(files: Sequence[Path], field: str) -> Iterator[Document]:
+    """The texts of files, in order. A .txt file is one document; elsewhere each row's `field` is one, or chat messages.
 
     RecipeError names the file, the line and the fields that are there.
     """
@@ -29,7 +32,7 @@ def documents(files: Sequence[Path], field: str) -> Iterator[str]:
             raise _error("R463", f"`{path}` is empty: it holds no text")
 
 
-def documents_of(spec: DataSpec, files: Sequence[Path]) -> Iterator[str]:
+def documents_of(spec: DataSpec, files: Sequence[Path]) -> Iterator[Document]:
     """The texts of a located data entry; one without files is a Hub dataset, streamed at `spec.revision`."""
     return documents(files, spec.field) if files else _hub(spec)
 
@@ -43,7 +46,7 @@ def _whole(path: Path, field: str) -> Iterator[str]:
         yield text
 
 
-def _lines(path: Path, field: str) -> Iterator[str]:
+def _lines(path: Path, field: str) -> Iterator[Document]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -60,7 +63,7 @@ def _lines(path: Path, field: str) -> Iterator[str]:
             yield _text(row, field, where)
 
 
-def _parquet(path: Path, field: str) -> Iterator[str]:
+def _parquet(path: Path, field: str) -> Iterator[Document]:
     try:
         import pyarrow as arrow
         import pyarrow.parquet as parquet
@@ -80,7 +83,7 @@ def _parquet(path: Path, field: str) -> Iterator[str]:
         raise _error("R461", f"`{path}` is not a sound parquet file: {str(error).splitlines()[0]}") from None
 
 
-def _hub(spec: DataSpec) -> Iterator[str]:
+def _hub(spec: DataSpec) -> Iterator[Document]:
     from runner.model.hub import told
 
     try:
@@ -107,10 +110,13 @@ def _hub(spec: DataSpec) -> Iterator[str]:
         raise _error("R463", f"the split `{spec.split}` of `{spec.source}` is empty: it holds no text")
 
 
-def _text(row: dict[str, Any], field: str, where: str) -> str:
+def _text(row: dict[str, Any], field: str, where: str) -> Document:
     if field not in row:
         raise _missing_field(where, field, list(row))
-    if not isinstance(row[field], str):
+    value = row[field]
+    if isinstance(value, list) and (not value or any(isinstance(entry, dict) for entry in value)):
+        return conversation(value, f"{where}: `{field}`")
+    if not isinstance(value, str):
         raise _error("R461", f"{where}: `{field}` must be text; it is {show(row[field])}", _FIELD)
     return str(row[field])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +48,9 @@ class Flow:
 
     def _embed(self) -> None:
         for span in self.spans:
-            self.file(0, 0).write(span[0], self._record(span))
-        for lane in range(1, self.lanes):
-            shutil.copyfile(self.file(0, 0).path, self.file(lane, 0).path)
+            hidden = self._record(span)
+            for lane in range(self.lanes):
+                self.file(lane, 0).write(span[0], hidden)
 
     def _record(self, span: Span) -> torch.Tensor:
         ids = self.ids[span[0] : span[1]].to(self.skeleton.device)

@@ -10,12 +10,14 @@ import json
 import math
 import struct
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from runner.errors import Diagnostic, RecipeError
 from runner.model import architectures, layers
+from runner.model.adapters import adapter_config
 from runner.model.facts import DTYPE_BYTES, CheckpointFacts, TensorHeader
 
 SINGLE = "model.safetensors"
@@ -142,7 +144,7 @@ def facts(folder: Path, source: str) -> CheckpointFacts:
         for name, header in tensors.items()
         if name.endswith(".weight_shape")
     }
-    return layers.build(config, tensors, source, shapes)
+    return replace(layers.build(config, tensors, source, shapes), adapter=adapter_config(folder))
 
 
 def _read_shape(folder: Path, header: TensorHeader) -> tuple[int, ...]:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from runner.errors import Diagnostic, RecipeError
-from runner.model import headers, layers
+from runner.model import headers, layers, trust
 from runner.model.architectures import refuse_config
 from runner.model.facts import DTYPE_BYTES, CheckpointFacts, TensorHeader
 
-_SMALL = ["*.json", "*.model", "*.txt", "*.jinja"]
+_COMPANIONS = ["*.json", "*.model", "*.txt", "*.jinja"]
 _WEIGHTS = ["model*.safetensors"]
 _NESTED = ["*/*"]  # other formats and originals live in subfolders
+
+
+def _small() -> list[str]:
+    """What is fetched beside weights: code, too, where it may run."""
+    return [*_COMPANIONS, *([trust.CODE] if trust.is_allowed() else [])]
 
 
 def cached_model(id: str, revision: str | None) -> Path | None:
@@ -23,7 +29,11 @@ def cached_model(id: str, revision: str | None) -> Path | None:
     try:
         folder = Path(
             snapshot_download(
-                id, revision=revision, local_files_only=True, allow_patterns=_SMALL + _WEIGHTS, ignore_patterns=_NESTED
+                id,
+                revision=revision,
+                local_files_only=True,
+                allow_patterns=_small() + _WEIGHTS,
+                ignore_patterns=_NESTED,
             )
         )
     except (OSError, ValueError):
@@ -56,7 +66,7 @@ def download_small(id: str, commit: str) -> Path:
     from huggingface_hub import snapshot_download
 
     with told("model", id, commit):
-        return Path(snapshot_download(id, revision=commit, allow_patterns=_SMALL, ignore_patterns=_NESTED))
+        return Path(snapshot_download(id, revision=commit, allow_patterns=_small(), ignore_patterns=_NESTED))
 
 
 def download_model(id: str, commit: str) -> Path:
@@ -64,7 +74,7 @@ def download_model(id: str, commit: str) -> Path:
     from huggingface_hub import snapshot_download
 
     with told("model", id, commit):
-        return Path(snapshot_download(id, revision=commit, allow_patterns=_SMALL + _WEIGHTS, ignore_patterns=_NESTED))
+        return Path(snapshot_download(id, revision=commit, allow_patterns=_small() + _WEIGHTS, ignore_patterns=_NESTED))
 
 
 def remote_facts(id: str, commit: str, folder: Path) -> CheckpointFacts:
@@ -138,8 +148,10 @@ def told(noun: str, id: str, revision: str | None) -> Iterator[None]:
     except errors.HFValidationError:
         message, help = f"`{id}` is not an id of the Hub", "an id has the form `organisation/name`"
     except errors.OfflineModeIsEnabled:
-        message = f"the {noun} `{id}`{at} is not in the local cache, and HF_HUB_OFFLINE forbids the network"
-        help = "unset HF_HUB_OFFLINE, or download it elsewhere and name its folder"
+        asked = os.environ.get("RUNNER_OFFLINE") == "1"
+        who = "--offline" if asked else "HF_HUB_OFFLINE"
+        message = f"the {noun} `{id}`{at} is not in the local cache, and {who} forbids the network"
+        help = f"{'leave out' if asked else 'unset'} {who}, or download it elsewhere and name its folder"
     except unreached as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         message = f"the {noun} `{id}`{at} is not in the local cache, and the Hub cannot be reached: {reason}"

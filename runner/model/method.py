@@ -60,13 +60,15 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Transformed:
-    """The new weight: `weight` float [out, in] for a dense checkpoint, or `quantized`. `metrics` go into the record;
+    """The new weight: `weight` float [out, in] for a dense checkpoint, or `quantized`. Or the weight stays, and what is
 
-    `error`, where given, is the relative squared error of the layer's output, tr(E H Eᵀ) / tr(W H Wᵀ).
+    `added` to it acts beside it: (A [r, in], B [out, r]) of a term B A. `metrics` go into the record; `error`, where
+    given, is the relative squared error of the layer's output, tr(E H Eᵀ) / tr(W H Wᵀ).
     """
 
     weight: torch.Tensor | None = None
     quantized: Quantized | None = None
+    added: tuple[torch.Tensor, torch.Tensor] | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -84,6 +86,11 @@ class LayerMethod:
     transform: Transform
     statistics: str | Callable[[Mapping[str, Any]], str] = "none"
     stacked: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The step kind whose module holds `transform`: "quantize.gptq"."""
+        return ".".join(self.transform.__module__.split(".")[-2:])
 
     def wants(self, params: Mapping[str, Any]) -> str:
         return self.statistics if isinstance(self.statistics, str) else self.statistics(params)

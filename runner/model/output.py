@@ -20,14 +20,16 @@ from runner.model.schemes import planned_schemes
 from runner.model.shards import DTYPES, ShardReader
 from runner.model.solve import dense
 
+COMPRESSION = "compression.json"
+
 Results = list[dict[str, Any]]  # one entry per finished layer, as kept in state.Progress
 
 
 class Output:
-    """The checkpoint being written. `transposed` modules keep [in, out] on disk (GPT-2's Conv1D)."""
+    """The checkpoint that a step of `kind` writes. `transposed` modules keep [in, out] on disk (GPT-2's Conv1D)."""
 
-    def __init__(self, ctx: Context, reader: ShardReader, facts: CheckpointFacts) -> None:
-        self.ctx, self.reader, self.facts = ctx, reader, facts
+    def __init__(self, ctx: Context, reader: ShardReader, facts: CheckpointFacts, kind: str) -> None:
+        self.ctx, self.reader, self.facts, self.kind = ctx, reader, facts, kind
         self.transposed = {linear.name for linear in facts.linears if linear.transposed}
         self.schemes = planned_schemes(ctx.params, facts)
         self.version = gptq_version(self.schemes.values())
@@ -63,10 +65,24 @@ class Output:
             config["quantization_config"] = quantization
             if self.format == GPTQ:
                 write_json(out / "quantize_config.json", quantization)
+            write_json(out / COMPRESSION, compression(self.ctx, self.kind))
         write_json(out / "config.json", config)
         copy_companions(self.reader.folder, out)
         text = card.render(self.ctx, config, results)
         (out / "README.md").write_text(text, encoding="utf-8")
+
+
+def compression(ctx: Context, kind: str) -> dict[str, Any]:
+    """How a quantized checkpoint was made, for a step that is to quantize its weights again: the kind, its parameters
+
+    but for the name of its data, and how much of that it saw, as [windows, length].
+    """
+    params = {key: value for key, value in ctx.params.items() if key != "data"}
+    calibration = None
+    if ctx.params.get("data") is not None:
+        facts = ctx.data_facts("data")
+        calibration = [facts.samples, facts.sequence_length]
+    return {"kind": kind, "params": params, "calibration": calibration}
 
 
 def describe(result: Transformed) -> dict[str, Any]:

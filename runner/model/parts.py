@@ -85,16 +85,21 @@ class PartWriter:
                 flat = tensors[entry.name].detach().cpu().contiguous().reshape(-1)
                 write_all(file, flat.view(torch.uint8).numpy().data)
 
-    def copy(self, part: str, reader: ShardReader, names: Iterable[str]) -> None:
-        """Write a part from tensors of another checkpoint as they are, without loading them."""
-        headers = [reader.header(name) for name in sorted(names)]
-        entries = aligned(Entry(h.name, h.dtype, h.shape, h.nbytes) for h in headers)
-        found = {h.name: h for h in headers}
+    def copy(
+        self, part: str, reader: ShardReader, names: Iterable[str], renamed: Mapping[str, str] | None = None
+    ) -> None:
+        """Write a part from tensors of another checkpoint as they are, without loading them.
+
+        `renamed` gives tensors of these names others in the part.
+        """
+        new = renamed or {}
+        found = {new.get(name, name): reader.header(name) for name in sorted(names)}
+        entries = aligned(Entry(name, h.dtype, h.shape, h.nbytes) for name, h in sorted(found.items()))
         with written(self.path(part)) as file:
             write_all(file, header(entries))
             for entry in entries:
                 source = found[entry.name]
-                what = f"{source.shard}, tensor `{entry.name}`,"
+                what = f"{source.shard}, tensor `{source.name}`,"
                 copy_range(reader.file(source.shard), source.begin, entry.nbytes, file, what)
 
     def finish(self, out: Path, max_shard_bytes: int, order: Sequence[str] | None = None) -> tuple[str, ...]:

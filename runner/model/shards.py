@@ -17,8 +17,9 @@ import torch
 
 from runner.errors import StepFailed
 from runner.model.facts import TensorHeader
-from runner.model.formats import GPTQ, INT_QUANTIZED, PACK_QUANTIZED, Packing, compressed_tensors, gptq, parse
+from runner.model.formats import GPTQ, INT_QUANTIZED, PACK_QUANTIZED, Packing, Scheme, compressed_tensors, gptq, parse
 from runner.model.headers import read_headers
+from runner.model.quantized import Quantized
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -142,9 +143,33 @@ class ShardReader:
         A packed weight is always [out, in], that of a Conv1D module too.
         """
         module = name.removesuffix(".weight")
-        layout = self._layout(module)
-        if layout is None:
+        if self._layout(module) is None:
             return self.read(name)
+        layout, scheme, version = self._packed(module)
+        try:
+            if layout == GPTQ:
+                return gptq.dequantize(module, scheme, version, self.read)
+        except (ValueError, RuntimeError) as error:
+            raise self._misfit(module, scheme, error) from error
+        weight = self.read_quantized(module)
+        return weight.dequantize(weight.scale.dtype)
+
+    def read_quantized(self, module: str) -> Quantized:
+        """A packed weight as the integers that the checkpoint stores. StepFailed: it is not packed, or not soundly;
+
+        or its groups are not in the order of its columns (`desc_act` of other tools).
+        """
+        layout, scheme, version = self._packed(module)
+        try:
+            if layout == GPTQ:
+                return gptq.unpack(module, scheme, version, self.read)
+            unpack = compressed_tensors.unpack if layout == PACK_QUANTIZED else compressed_tensors.unpack_plain
+            return unpack(module, scheme, self.read)
+        except (ValueError, RuntimeError) as error:
+            raise self._misfit(module, scheme, error) from error
+
+    def _packed(self, module: str) -> tuple[str | None, Scheme, int]:
+        """Layout, scheme and version of a packed module."""
         packing = self.packing
         scheme = packing.scheme(module) if packing else None
         if packing is None or scheme is None:
@@ -152,17 +177,11 @@ class ShardReader:
                 f"`{module}` is packed, but quantization_config in {self.folder / 'config.json'} does not describe it",
                 _DOWNLOAD_AGAIN,
             )
-        try:
-            if layout == GPTQ:
-                return gptq.dequantize(module, scheme, packing.version, self.read)
-            unpack = compressed_tensors.unpack if layout == PACK_QUANTIZED else compressed_tensors.unpack_plain
-            weight = unpack(module, scheme, self.read)
-        except (ValueError, RuntimeError) as error:
-            raise StepFailed(
-                f"the packed tensors of `{module}` do not fit its scheme ({scheme.describe()}): {error}",
-                _DOWNLOAD_AGAIN,
-            ) from error
-        return weight.dequantize(weight.scale.dtype)
+        return self._layout(module), scheme, packing.version
+
+    def _misfit(self, module: str, scheme: Scheme, error: Exception) -> StepFailed:
+        message = f"the packed tensors of `{module}` do not fit its scheme ({scheme.describe()}): {error}"
+        return StepFailed(message, _DOWNLOAD_AGAIN)
 
     def read_module_weight(self, module: str) -> torch.Tensor:
         """`read_weight` by the name of the module."""

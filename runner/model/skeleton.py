@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from runner.errors import Diagnostic, RecipeError
+from runner.model import adapters, trust
 from runner.model.shards import ShardReader
 from runner.model.statistics import fast_bf16
 
@@ -24,22 +25,27 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Skeleton:
-    """A checkpoint opened for streaming. `layers[i]` is on the meta device except between `load` and `free`."""
+    """A checkpoint opened for streaming. `layers[i]` is on the meta device except between `load` and `free`.
 
-    def __init__(self, folder: Path, device: str = "cpu") -> None:
+    An adapter that the checkpoint carries acts on its linears from `load` to `free`. `dtype` is what the forward runs
+    in; by default the type that `compute_dtype` finds fastest.
+    """
+
+    def __init__(self, folder: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         self.folder = folder
         self.device = torch.device(device)
         self.reader = ShardReader(folder)
-        config = AutoConfig.from_pretrained(folder)
+        own_code = trust.needed(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=own_code)
         if hasattr(config, "quantization_config"):
             del config.quantization_config  # packed weights are read as dense ones, by the reader
         self.config = config
         self.stored_dtype = stored_dtype(config)
-        self.dtype = compute_dtype(self.stored_dtype, self.device)
+        self.dtype = dtype or compute_dtype(self.stored_dtype, self.device)
         with torch.device("meta"):
-            self.model = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
+            self.model = AutoModelForCausalLM.from_config(config, dtype=self.dtype, trust_remote_code=own_code)
         self.model.eval().requires_grad_(False)
         self.layers_name, layers = find_layers(self.model, config)
         self.layers: list[nn.Module] = list(layers)
@@ -47,9 +53,20 @@ class Skeleton:
         self._tied = tied_names(self.model)
         self._wrap = False  # whether this architecture's layers return a tuple
         self._check()
+        self.adapter = adapters.opened(folder)
+        if self.adapter is not None:
+            self.adapter.check({n: m for n, m in self.model.named_modules() if n.startswith(self.layers_name + ".")})
 
     def __len__(self) -> int:
         return len(self.layers)
+
+    def stored_name(self, parameter: str) -> str | None:
+        """The name of a parameter in the checkpoint; None where it has none."""
+        return self._names.get(parameter)
+
+    def tied_to(self, parameter: str) -> list[str]:
+        """The parameters that share their tensor with this one."""
+        return [name for name, source in self._tied.items() if source == parameter]
 
     def layer_name(self, index: int) -> str:
         """The name of a decoder layer in the skeleton: "model.layers.3"."""
@@ -58,6 +75,11 @@ class Skeleton:
     def stored_module(self, name: str) -> str:
         """The name that a module with a weight has in the checkpoint."""
         return self._names[f"{name}.weight"].removesuffix(".weight")
+
+    def linear_names(self) -> dict[str, str]:
+        """Name in the checkpoint → name in the model, of every linear of the decoder layers."""
+        inside = ((n, m) for n, m in self.model.named_modules() if n.startswith(self.layers_name + "."))
+        return {self.stored_module(n): n for n, m in inside if isinstance(m, nn.Linear) or is_conv1d(m)}
 
     def stored_layer_prefix(self, index: int) -> str:
         """What all tensors of a decoder layer start with in the checkpoint: "model.layers.3."."""
@@ -71,10 +93,23 @@ class Skeleton:
         """Read one decoder layer from the shards into memory; weights are checked to be finite."""
         layer = self.layers[index]
         self._materialize(layer, self.layer_name(index) + ".")
+        if self.adapter is not None:
+            self.adapter.attach(layer, self.layer_name(index))
         return layer
 
     def free(self, index: int) -> None:
+        if self.adapter is not None:
+            self.adapter.detach(self.layer_name(index))
         self.layers[index].to("meta")
+
+    def is_packed(self, name: str) -> bool:
+        """Whether the checkpoint stores the weight of a module, named as in the model, as integers."""
+        weight = f"{name}.weight"
+        return self._packed(self._names.get(weight, weight))
+
+    def load_module(self, name: str, keys: tuple[str, ...] | None = None) -> None:
+        """Make the parameters and buffers that a module itself holds real; with `keys` only the parameters so named."""
+        self._materialize(self.model.get_submodule(name), f"{name}." if name else "", recurse=False, keys=keys)
 
     def load_rest(self, *, embedding: bool = True) -> None:
         """Make all but the decoder layers real; without `embedding` the input table stays away unless it is tied."""
@@ -145,13 +180,17 @@ class Skeleton:
         if found:
             raise RecipeError(found)
 
-    def _materialize(self, module: nn.Module, prefix: str, recurse: bool = True) -> None:
+    def _materialize(
+        self, module: nn.Module, prefix: str, recurse: bool = True, keys: tuple[str, ...] | None = None
+    ) -> None:
         modules = module.named_modules() if recurse else [("", module)]
         for name, inner in modules:
             where = f"{prefix}{name}." if name else prefix
             for key, parameter in list(inner._parameters.items()):
-                if parameter is not None and parameter.is_meta:
+                if parameter is not None and parameter.is_meta and (keys is None or key in keys):
                     inner._parameters[key] = self._parameter(inner, key, where)
+            if keys is not None:
+                continue
             saved = dict(persistent_buffers(inner, recurse=False))
             fresh = False
             for key, buffer in list(inner._buffers.items()):

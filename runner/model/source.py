@@ -27,12 +27,12 @@ class DataLocation:
 
 
 def demo_path(kind: str, name: str) -> Path:
-    """The folder of an embedded model (`kind` "models") or text ("data"). RecipeError names what there is."""
+    """The folder of an embedded model (`kind` "models"), text ("data") or task ("tasks"). RecipeError names what is."""
     root = _DEMO_ROOT / kind
     known = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     if name in known:
         return root / name
-    noun, code = ("model", "R430") if kind == "models" else ("text", "R460")
+    noun, code = {"models": ("model", "R430"), "data": ("text", "R460"), "tasks": ("task", "R469")}[kind]
     have = f"there is {ticked(DEMO + each for each in known)}" if known else "this installation embeds none"
     raise _error(code, f"there is no embedded {noun} `{DEMO}{name}`{did_you_mean(name, known)}", have)
 

@@ -10,13 +10,14 @@ disk as parts, and what enters the next layer is in a file whose digest is check
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from runner.model import heap, passes, state
+from runner.model import adapters, heap, passes, state
 from runner.model.context import Context, Result
 from runner.model.facts import CheckpointFacts
 from runner.model.flow import Flow
@@ -24,7 +25,7 @@ from runner.model.gather import Gatherer
 from runner.model.headers import facts as read_facts
 from runner.model.memory import SUSPEND_LIMIT, hidden_size, suspended_bytes, widest
 from runner.model.method import LayerMethod, Statistics, Transformed
-from runner.model.output import Output
+from runner.model.output import Output, Results
 from runner.model.shards import ShardReader
 from runner.model.skeleton import Skeleton, dense_copy, is_conv1d
 from runner.model.solve import dense, solve
@@ -36,33 +37,43 @@ def transform(ctx: Context, method: LayerMethod) -> Result:
     facts = read_facts(ctx.inputs["checkpoint"].path, str(ctx.inputs["checkpoint"].path))
     reader = ShardReader(ctx.inputs["checkpoint"].path)
     transposed = frozenset(linear.name for linear in facts.linears if linear.transposed)
-    output = Output(ctx, reader, facts)
+    output = Output(ctx, reader, facts, method.kind)
     names = [facts.layer_tensors(index) for index in range(facts.layer_count)]
-    path = ctx.out_dir.parent / "progress.json"
-    progress = state.load(path, facts.layer_count)
     if want == "none":
         layers: Any = WeightsOnly(ctx, method, reader, facts, transposed)
     else:
-        layers = Calibrated(ctx, method, want, facts, transposed)
-    progress = layers.begin(progress)
+        layers = Calibrated(ctx, method, want, facts)
+    results = walk(ctx, layers, facts.layer_count, lambda index, changed: output.layer(index, names[index], changed))
+    output.finish({name for layer in names for name in layer}, results)
+    return summary(ctx, results)
+
+
+def walk(
+    ctx: Context, layers: Any, count: int, keep: Callable[[int, Mapping[str, Transformed]], dict[str, Any]]
+) -> Results:
+    """Run `layers` one after another from the first unfinished one. `keep` puts what became of a layer on disk and
+
+    returns what the record says of it; all of that is the result.
+    """
+    path = ctx.out_dir.parent / "progress.json"
+    progress: state.Progress = layers.begin(state.load(path, count))
     with torch.no_grad():
-        for index in range(progress.layer, facts.layer_count):
+        for index in range(progress.layer, count):
             ctx.safe_point()
             started = time.perf_counter()
-            changed = layers.run(index)
-            result = output.layer(index, names[index], changed)
+            result = keep(index, layers.run(index))
             progress.results.append(result)
             progress.layer, progress.hidden = index + 1, layers.finished(index + 1)
             progress.save(path)
             layers.drop(index)
             heap.trim()
+            before = mean(result, "error_before")
             ctx.emit(
-                "layer", layer=index + 1, layers=facts.layer_count, seconds=time.perf_counter() - started,
-                error=mean(result, "error"),
+                "layer", layer=index + 1, layers=count, seconds=time.perf_counter() - started,
+                error=mean(result, "error"), **({} if before is None else {"error_before": before}),
             )  # fmt: skip
     layers.close()
-    output.finish({name for layer in names for name in layer}, progress.results)
-    return summary(ctx, progress.results)
+    return progress.results
 
 
 class WeightsOnly:
@@ -98,10 +109,8 @@ class WeightsOnly:
 class Calibrated:
     """Layers for a method that looks at calibration inputs."""
 
-    def __init__(
-        self, ctx: Context, method: LayerMethod, want: str, facts: CheckpointFacts, transposed: frozenset[str]
-    ) -> None:
-        self.ctx, self.method, self.want, self.facts, self.transposed = ctx, method, want, facts, transposed
+    def __init__(self, ctx: Context, method: LayerMethod, want: str, facts: CheckpointFacts) -> None:
+        self.ctx, self.method, self.want, self.facts = ctx, method, want, facts
         self.skeleton = Skeleton(ctx.inputs["checkpoint"].path, ctx.device)
         self.ids = ctx.data("data")
         self.flow = Flow(self.skeleton, self.ids, ctx.scratch_dir, lanes=2 if want == "cross" else 1)
@@ -131,6 +140,7 @@ class Calibrated:
             lanes.append(flow.lane(1, index, dense_copy(layer)))
         changed: dict[str, Transformed] = {}
         gatherers: dict[int, Gatherer] = {}
+        branches: list[Any] = []
 
         def collect(group: int, inputs: tuple[torch.Tensor, ...]) -> None:
             if group not in gatherers:
@@ -139,29 +149,34 @@ class Calibrated:
 
         def solve_group(group: int) -> None:
             members = {self._stored(index, name): linears[name] for name in groups[group]}
-            weights = {name: self._weight(name, module) for name, module in members.items()}
+            weights = {name: self._weight(module) for name, module in members.items()}
             done = solve(self.method, self.ctx.params, weights, gatherers.pop(group).finish())
             for name, result in done.items():
-                new = dense(result, skeleton.stored_dtype)
-                weight_of(members[name]).copy_(new.T if name in self.transposed else new)
+                branches.extend(install(members[name], result, skeleton.stored_dtype))
             changed.update(done)
             heap.trim()
 
         last = index == len(skeleton) - 1
         heads = [names[0] for names in groups]
         self.pass_(lanes, flow.spans, lambda s: flow.call(index, s), heads, collect, solve_group, output=not last)
+        for branch in branches:
+            branch.remove()
         skeleton.free(index)
         return changed
+
+    def model_names(self) -> dict[str, str]:
+        """Name in the checkpoint → name in the model, of every linear of the decoder layers."""
+        return self.skeleton.linear_names()
 
     def _stored(self, index: int, name: str) -> str:
         return self.skeleton.stored_module(f"{self.skeleton.layer_name(index)}.{name}")
 
-    def _weight(self, name: str, module: nn.Module) -> torch.Tensor:
+    def _weight(self, module: nn.Module) -> torch.Tensor:
         """The weight [out, in] in the type it is stored in: what the forward rounded is not what is quantized."""
         weight = weight_of(module)
         if weight.dtype != self.skeleton.stored_dtype:
             weight = weight.to(self.skeleton.stored_dtype)
-        return weight.T if name in self.transposed else weight
+        return weight.T if is_conv1d(module) else weight
 
     def _choose_pass(self) -> Any:
         if not self.ctx.params.get("true_sequential", True):
@@ -179,6 +194,16 @@ class Calibrated:
 
     def close(self) -> None:
         self.flow.drop(len(self.skeleton))
+
+
+def install(module: nn.Module, result: Transformed, stored: torch.dtype) -> list[Any]:
+    """Let a running module be as the readers of the result will see it; returns the hooks of what acts beside it."""
+    if result.added is not None:
+        a, b = result.added
+        return [module.register_forward_hook(partial(adapters.lora_hook, a=a, b=b, scale=1.0))]
+    new = dense(result, stored)
+    weight_of(module).copy_(new.T if is_conv1d(module) else new)
+    return []
 
 
 def weight_of(module: nn.Module) -> torch.Tensor:

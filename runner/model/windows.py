@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runner.errors import Diagnostic, RecipeError
-from runner.model.data_files import documents_of
+from runner.model import trust
+from runner.model.chat import Template
+from runner.model.data_files import Document, documents_of
 from runner.recipe.types import DataSpec
 
 Ids = NDArray[np.int64]
@@ -21,12 +24,20 @@ _BATCH_CHARACTERS = 1 << 18  # encoded at once: enough for every core, little en
 _JOINT = "\n\n"
 
 
+class _Text(NamedTuple):
+    """A document's text; `framed`: a chat template has written the special tokens into it already."""
+
+    text: str
+    framed: bool
+
+
 def windows(spec: DataSpec, files: Sequence[Path], tokenizer_folder: Path) -> Ids:
     """Token ids [n, sequence_length] of a located data entry, n = samples where the text is long enough.
 
     packing "documents": bos + tokens + eos of each document, one stream (bos and eos where the model has them);
     "joined": the documents joined by a blank line and tokenized once, with the tokenizer's own special tokens. The
-    stream is cut from its start, the tail dropped. RecipeError where there is not even one window.
+    stream is cut from its start, the tail dropped. Chat messages are written out by the tokenizer's chat template and
+    nothing is put around them. RecipeError where there is not even one window.
     """
     length = spec.sequence_length
     ids = tokens(spec, documents_of(spec, files), Tokenizer(tokenizer_folder))
@@ -36,10 +47,12 @@ def windows(spec: DataSpec, files: Sequence[Path], tokenizer_folder: Path) -> Id
     return ids[: count * length].reshape(count, length)
 
 
-def tokens(spec: DataSpec, documents: Iterable[str], tokenizer: Tokenizer) -> Ids:
+def tokens(spec: DataSpec, documents: Iterable[Document], tokenizer: Tokenizer) -> Ids:
     """The stream of token ids [tokens] that the windows are cut from; no more than `samples` windows of it."""
     limit = None if spec.samples is None else spec.samples * spec.sequence_length
-    chunks = _joined(documents, tokenizer, limit) if spec.packing == "joined" else _packed(documents, tokenizer, limit)
+    joined = spec.packing == "joined"
+    texts = _texts(spec, documents, tokenizer)
+    chunks = _joined((text for text, _ in texts), tokenizer, limit) if joined else _packed(texts, tokenizer, limit)
     ids = np.concatenate([np.zeros(0, np.int64), *chunks])[:limit]
     highest = int(ids.max()) if len(ids) else 0
     if tokenizer.vocabulary is not None and highest >= tokenizer.vocabulary:
@@ -65,14 +78,27 @@ def too_short(spec: DataSpec, found: int) -> Diagnostic:
     )
 
 
-def _packed(documents: Iterable[str], tokenizer: Tokenizer, limit: int | None) -> Iterator[Ids]:
+def _texts(spec: DataSpec, documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[_Text]:
+    for document in documents:
+        if isinstance(document, str):
+            yield _Text(document, False)
+            continue
+        if spec.packing == "joined":
+            message = f"data `{spec.name}` holds chat messages, which `packing: joined` would run together"
+            raise RecipeError([Diagnostic("R468", message, "leave `packing` out")])
+        yield _Text(tokenizer.template.render(document), True)
+
+
+def _packed(texts: Iterable[_Text], tokenizer: Tokenizer, limit: int | None) -> Iterator[Ids]:
     bos = [] if tokenizer.bos is None else [tokenizer.bos]
     eos = [] if tokenizer.eos is None else [tokenizer.eos]
     total = 0
-    for batch in _batches(documents):
-        for ids in tokenizer.encode(batch, special=False):
-            total += len(ids) + len(bos) + len(eos)
-            yield np.array([*bos, *ids, *eos], np.int64)
+    for batch in _batches(texts):
+        encoded = tokenizer.encode([text for text, _ in batch], special=False)
+        for ids, (_, framed) in zip(encoded, batch, strict=True):
+            whole = ids if framed else [*bos, *ids, *eos]
+            total += len(whole)
+            yield np.array(whole, np.int64)
             if limit is not None and total >= limit:
                 return
 
@@ -107,9 +133,15 @@ def _characters(source: Iterator[str], count: int) -> list[str]:
     return taken
 
 
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    source = iter(documents)
-    while batch := _characters(source, _BATCH_CHARACTERS):
+def _batches(texts: Iterable[_Text]) -> Iterator[list[_Text]]:
+    batch, held = [], 0
+    for text in texts:
+        batch.append(text)
+        held += len(text.text)
+        if held >= _BATCH_CHARACTERS:
+            yield batch
+            batch, held = [], 0
+    if batch:
         yield batch
 
 
@@ -117,6 +149,7 @@ class Tokenizer:
     """A model's tokenizer: tokenizer.json by the `tokenizers` package, else what transformers finds in the folder."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         config = _read(folder / "config.json")
         vocabulary = config.get("vocab_size")
         self.vocabulary = vocabulary if isinstance(vocabulary, int) else None
@@ -137,7 +170,9 @@ class Tokenizer:
             from transformers import AutoTokenizer
 
             try:
-                self._slow = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+                self._slow = AutoTokenizer.from_pretrained(
+                    folder, local_files_only=True, trust_remote_code=trust.runs(config)
+                )
             except (OSError, ValueError, ImportError) as error:
                 reason = str(error).strip().splitlines()[0]
                 message = f"`{folder}` has no tokenizer.json, and transformers finds no other tokenizer there: {reason}"
@@ -150,6 +185,17 @@ class Tokenizer:
             return [found.ids for found in self._fast.encode_batch_fast(texts, add_special_tokens=special)]
         found = self._slow(texts, add_special_tokens=special, truncation=False, padding=False)
         return [list(ids) for ids in found["input_ids"]]
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of token ids, without special tokens."""
+        if self._fast is not None:
+            return str(self._fast.decode(ids, skip_special_tokens=True))
+        return str(self._slow.decode(ids, skip_special_tokens=True))
+
+    @cached_property
+    def template(self) -> Template:
+        """The chat template; RecipeError where the tokenizer has none."""
+        return Template(self._folder)
 
     def _special(self, folder: Path, name: str, config: Mapping[str, Any]) -> int | None:
         """tokenizer_config.json says which token it is, or with null that there is none; the configs come after it."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runner.errors import Diagnostic, RecipeError, Span
-from runner.model import headers, hub, source
+from runner.model import headers, hub, source, trust
 from runner.model.facts import CheckpointFacts
 from runner.model.windows import too_short
 from runner.plan.counts import count_tokens
 from runner.plan.digests import digest_files, digest_named
 from runner.plan.types import ResolvedData, ResolvedModel
-from runner.recipe.types import ModelSpec, Recipe
+from runner.recipe.types import DataSpec, ModelSpec, Recipe
 from runner.steps.protocol import DataFacts
 
 _DIGESTED = ("*.json", "*.model", "*.txt", "*.jinja")  # beside the shards: config, tokenizer, generation config
@@ -29,10 +29,11 @@ class Found:
     tokenizer: Path | None
 
 
-def find_model(spec: ModelSpec, cache_file: Path | None, span: Span | None = None) -> Found:
-    """A model with its facts. RecipeError placed at `span`."""
+def find_model(spec: ModelSpec, cache_file: Path | None, span: Span | None = None, pinned: str | None = None) -> Found:
+    """A model with its facts; a Hub model at the commit `pinned`, if given. RecipeError placed at `span`."""
+    files: dict[str, str] = {}
     try:
-        path, commit = source.locate_model(spec)
+        path, commit = source.locate_model(replace(spec, revision=pinned) if pinned else spec)
         if path is None and commit is not None:
             tokenizer = hub.download_small(spec.source, commit)
             facts = hub.remote_facts(spec.source, commit, tokenizer)
@@ -43,27 +44,33 @@ def find_model(spec: ModelSpec, cache_file: Path | None, span: Span | None = Non
             # The same before and after the download, and in every cache.
             digest = hashlib.sha256(f"hub model {spec.source}@{commit}".encode()).hexdigest()
         else:
-            digest = digest_checkpoint(path or tokenizer, facts, cache_file)
+            files = digest_files_of(path or tokenizer, facts, cache_file)
+            digest = digest_named(files)
     except RecipeError as error:
         raise RecipeError(d.at(d.span or span) for d in error.diagnostics) from None
-    return Found(ResolvedModel(spec.source, spec.revision, commit, path, digest, facts), tokenizer)
+    return Found(ResolvedModel(spec.source, spec.revision, commit, path, digest, facts, files), tokenizer)
 
 
-def digest_checkpoint(folder: Path, facts: CheckpointFacts, cache_file: Path | None) -> str:
-    """sha256 over names and contents of weights, config, tokenizer and generation config."""
+def digest_files_of(folder: Path, facts: CheckpointFacts, cache_file: Path | None) -> dict[str, str]:
+    """The sha256 of each file of a checkpoint: weights, config, tokenizer and generation config."""
     names = {tensor.shard for tensor in facts.tensors.values()}
-    names |= {path.name for pattern in _DIGESTED for path in folder.glob(pattern) if path.is_file()}
+    patterns = (*_DIGESTED, *((trust.CODE,) if trust.needed(folder) else ()))
+    names |= {path.name for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     digests = digest_files((folder / name for name in sorted(names)), cache_file)
-    return digest_named({path.name: digest for path, digest in digests.items()})
+    return {path.name: digest for path, digest in digests.items()}
 
 
-def find_data(recipe: Recipe, names: Iterable[str], cache_file: Path | None) -> dict[str, ResolvedData]:
-    """The data entries that steps use. RecipeError with the complaints about all of them."""
+def find_data(
+    recipe: Recipe, names: Iterable[str], cache_file: Path | None, pinned: Callable[[DataSpec], str | None]
+) -> dict[str, ResolvedData]:
+    """The data entries that steps use; Hub datasets at the commits `pinned`. RecipeError with all complaints."""
     found: dict[str, ResolvedData] = {}
     complaints: list[Diagnostic] = []
     for name in sorted(set(names)):
         try:
-            found[name] = _locate(source.locate_data(recipe.data[name]), cache_file)
+            spec, commit = recipe.data[name], pinned(recipe.data[name])
+            location = source.locate_data(replace(spec, revision=commit) if commit else spec)
+            found[name] = _locate(location, cache_file)
         except RecipeError as error:
             complaints += [d.at(d.span or recipe.span(("data", name, _key(d.code)))) for d in error.diagnostics]
     if complaints:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from runner.plan.types import PlannedStep, ResolvedData
+from runner.plan.types import PlannedStep, ResolvedData, ResolvedTasks
 from runner.recipe.types import Step
 
 
@@ -61,6 +61,7 @@ def key_inputs(
     data: Mapping[str, ResolvedData],
     environment: Mapping[str, str],
     processes: int = 1,
+    tasks: Mapping[str, ResolvedTasks] | None = None,
 ) -> dict[str, Any]:
     """The mapping whose hash is the key of a step.
 
@@ -70,8 +71,10 @@ def key_inputs(
     """
     hidden = set(references)
     several = {"processes": processes} if processes > 1 else {}
+    named = {"tasks": {name: list(found.entries) for name, found in sorted(tasks.items())}} if tasks else {}
     return {
         **several,
+        **named,
         "kind": step.kind,
         "kind_version": version,
         "params": {name: _plain(value) for name, value in sorted(step.params.items()) if name not in hidden},

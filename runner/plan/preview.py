@@ -33,6 +33,10 @@ class StoreView(Protocol):
         """(layers finished, layers) of an interrupted step."""
         ...
 
+    def unit(self, key: str) -> str:
+        """What `partial` counts: "layer", or "step" of a training."""
+        ...
+
 
 def preview(plan: Plan, store: StoreView, previous: Previous | None = None) -> Preview:
     """The forecast of every step. `previous` are the key inputs of the last job of this recipe's name, by step id.
@@ -52,7 +56,8 @@ def preview(plan: Plan, store: StoreView, previous: Previous | None = None) -> P
         flow.advance(step)
         forecast = Forecast(step, state, reason(step, state, states, previous), cost)
         if done is not None and done[0] > 0:
-            forecast = replace(forecast, resume_layer=min(done[0] + 1, done[1]), layers=done[1])
+            at, unit = min(done[0] + 1, done[1]), store.unit(step.key)
+            forecast = replace(forecast, resume_layer=at, layers=done[1], unit=unit)
         states[step.id] = state
         forecasts.append(forecast)
     result = Preview(plan, tuple(forecasts), facts, notes(plan, forecasts, facts.memory_available))

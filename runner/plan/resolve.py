@@ -8,21 +8,29 @@ from pathlib import Path
 
 from runner.errors import Diagnostic, MachineError, RecipeError
 from runner.model import hub
-from runner.plan import find, keys
+from runner.plan import find, keys, lock
 from runner.plan.flow import Flow
 from runner.plan.machine import MachineRefusal, machine_facts, package_version, resolve_device
-from runner.plan.types import MODEL, Plan, PlannedStep, ResolvedData, ResolvedModel
+from runner.plan.tasks import find_tasks
+from runner.plan.types import MODEL, Plan, PlannedStep, ResolvedData, ResolvedModel, ResolvedTasks
 from runner.recipe import chain, schema
 from runner.recipe.types import ModelSpec, Recipe, Step
 from runner.steps import kinds
 from runner.steps.protocol import CHECKPOINT, QUANTIZED, SAME, Kind
 
 
-def resolve(recipe: Recipe, *, cache_file: Path | None = None, device: str = "auto") -> Plan:
+def resolve(
+    recipe: Recipe,
+    *,
+    cache_file: Path | None = None,
+    device: str = "auto",
+    commits: Mapping[lock.Entry, str] | None = None,
+) -> Plan:
     """The plan of a recipe: the same for the same recipe, model, data, packages and device, byte for byte.
 
-    `cache_file` remembers digests and token counts. RecipeError with every complaint of the first stage that has any
-    (model and data, their lengths, steps against the model); MachineError for a device or a package that is not there.
+    `cache_file` remembers digests and token counts; `commits` are those that a lock pins. RecipeError with every
+    complaint of the first stage that has any (model and data, their lengths, steps against the model); MachineError
+    for a device or a package that is not there.
     """
     resolved_device = resolve_device(device)
     references = {step.kind: schema.references(step.kind) for step in recipe.steps}
@@ -32,10 +40,11 @@ def resolve(recipe: Recipe, *, cache_file: Path | None = None, device: str = "au
         for parameter, target in references[step.kind].items()
         if target == "data" and step.params.get(parameter) is not None
     ]
-    found, models, data = _found(recipe, names, cache_file)
+    found, models, data = _found(recipe, names, cache_file, commits or {})
     find.check_lengths(recipe, found, data, cache_file)
+    tasks = find_tasks(recipe, cache_file)
     given = {MODEL: found.model, **models}
-    planner = _Planner(recipe, given, data, environment(resolved_device))
+    planner = _Planner(recipe, given, data, tasks, environment(resolved_device))
     facts = {id: model.facts for id, model in given.items()}
     flow = Flow(facts, find.data_facts(found, data, cache_file), machine_facts(resolved_device))
     complaints: list[Diagnostic] = []
@@ -76,26 +85,29 @@ def environment(device: str) -> dict[str, str]:
 
 
 def _found(
-    recipe: Recipe, names: list[str], cache_file: Path | None
+    recipe: Recipe, names: list[str], cache_file: Path | None, commits: Mapping[lock.Entry, str]
 ) -> tuple[find.Found, dict[str, ResolvedModel], dict[str, ResolvedData]]:
     """The model, those that single steps name, and the data; the complaints about all of them at once."""
     complaints: list[Diagnostic] = []
     found = None
     models: dict[str, ResolvedModel] = {}
     data: dict[str, ResolvedData] = {}
+    def pinned(spec: ModelSpec) -> str | None:
+        return commits.get(("models", lock.model_key(spec)))
+
     try:
-        found = find.find_model(recipe.model, cache_file, recipe.span(("model", "source")))
+        found = find.find_model(recipe.model, cache_file, recipe.span(("model", "source")), pinned(recipe.model))
     except RecipeError as error:
         complaints += error.diagnostics
     for step in recipe.steps:
         for parameter, spec in chain.models_of(step).items():
             span = recipe.step_span(step, (parameter, "source"))
             try:
-                models[f"{step.id}/{parameter}"] = find.find_model(spec, cache_file, span).model
+                models[f"{step.id}/{parameter}"] = find.find_model(spec, cache_file, span, pinned(spec)).model
             except RecipeError as error:
                 complaints += error.diagnostics
     try:
-        data = find.find_data(recipe, names, cache_file)
+        data = find.find_data(recipe, names, cache_file, lambda spec: commits.get(("data", lock.data_key(spec))))
     except RecipeError as error:
         complaints += error.diagnostics
     if complaints or found is None:
@@ -110,6 +122,7 @@ class _Planner:
     recipe: Recipe
     models: Mapping[str, ResolvedModel]
     data: Mapping[str, ResolvedData]
+    tasks: Mapping[str, Mapping[str, ResolvedTasks]]
     environment: Mapping[str, str]
 
     def plan(self, step: Step, earlier: list[PlannedStep], references: Mapping[str, str]) -> PlannedStep:
@@ -128,15 +141,18 @@ class _Planner:
         seed = keys.step_seed(self.recipe.seed, step.id)
         known = {e.id: e.key for e in earlier} | {id: model.digest for id, model in self.models.items()}
         processes = int(step.resources.get("processes", 1))
+        tasks = self.tasks.get(step.id, {})
+        needed = {need.package: str(package_version(need.package)) for need in kind.REQUIRES}
         key_inputs = keys.key_inputs(
             step,
             version=kind.VERSION,
             seed=seed,
-            references=gates | set(inputs) | set(data),
+            references=gates | set(inputs) | set(data) | set(tasks),
             inputs={parameter: known[id] for parameter, id in inputs.items()},
             data={parameter: self.data[name] for parameter, name in data.items()},
-            environment=self.environment,
+            environment={**self.environment, **needed},
             processes=processes,
+            tasks=tasks,
         )
         return PlannedStep(
             index=len(earlier),
@@ -154,6 +170,7 @@ class _Planner:
             key_inputs=key_inputs,
             folder=f"{len(earlier) + 1:02d}-{step.id}",
             processes=processes,
+            tasks=tasks,
         )
 
     def _made(self, produces: str, source: str, earlier: list[PlannedStep]) -> str:

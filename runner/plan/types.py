@@ -17,7 +17,10 @@ MODEL = "model"  # what the recipe's own model is called among the inputs of ste
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """A model that the recipe names, found: `digest` is sha256 over its file names and contents (or the Hub commit)."""
+    """A model that the recipe names, found: `digest` is sha256 over its file names and contents (or the Hub commit).
+
+    `files` has the sha256 of each file of a local one.
+    """
 
     source: str
     revision: str | None
@@ -25,6 +28,7 @@ class ResolvedModel:
     path: Path | None  # None: a Hub model that is not downloaded yet
     digest: str
     facts: CheckpointFacts
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,17 @@ class ResolvedData:
     commit: str | None
     digest: str
     bytes: int
+
+
+@dataclass(frozen=True)
+class ResolvedTasks:
+    """Task files that a parameter names: `paths` by the entry as written; `entries` is what of all entries counts.
+
+    An entry of a local task counts by the digest of its files, wherever they are; a name of the harness by itself.
+    """
+
+    paths: Mapping[str, Path]
+    entries: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -63,6 +78,7 @@ class PlannedStep:
     key_inputs: Mapping[str, Any]
     folder: str  # "04-gptq": the step's folder in the job directory
     processes: int = 1
+    tasks: Mapping[str, ResolvedTasks] = field(default_factory=dict)  # by parameter; plan.json says not where they are
 
     def public(self) -> dict[str, Any]:
         """The JSON of plan.json: nothing machine-dependent beyond what is in `key_inputs`."""
@@ -101,7 +117,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What `runner plan` says of one step: `state` is "cached", "run" or "resume"; `reason` is a phrase."""
+    """What `runner plan` says of one step: `state` is "cached", "run" or "resume"; `reason` is a phrase.
+
+    `unit` is what `resume_layer` and `layers` count: "layer", or "step" of a training.
+    """
 
     step: PlannedStep
     state: str
@@ -109,6 +128,7 @@ class Forecast:
     cost: Cost
     resume_layer: int | None = None
     layers: int | None = None
+    unit: str = "layer"
 
 
 @dataclass(frozen=True)

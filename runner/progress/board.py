@@ -29,6 +29,26 @@ class Phase:
 
 
 @dataclass
+class Training:
+    """A step that trains, at optimizer step `at` of `of`. `losses` are those of the steps that were told, in order."""
+
+    at: int
+    of: int
+    losses: list[float] = field(default_factory=list)
+    evaluations: list[float] = field(default_factory=list)
+    learning_rate: float | None = None
+    tokens_per_second: float | None = None
+    seconds_left: float | None = None
+    told: float | None = None
+
+    def remaining(self, now: float) -> float | None:
+        """Seconds until the last step ends, at the present rate; None while unknown."""
+        if self.seconds_left is None or self.told is None:
+            return None
+        return max(0.0, self.seconds_left - (now - self.told))
+
+
+@dataclass
 class StepBoard:
     """One step. `errors` maps a layer (counted from 1) to its relative output error; `times` to its seconds."""
 
@@ -47,6 +67,7 @@ class StepBoard:
     times: dict[int, float] = field(default_factory=dict)
     memory: float = 0
     phase: Phase | None = None
+    training: Training | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     gates: list[Event] = field(default_factory=list)
     holder: str = ""
@@ -124,6 +145,9 @@ class Board:
             step.layers, step.resumed_at = event.get("layers"), event.get("resumed_at")
             step.layer = step.resumed_at or 0
             step.layer_ended = event["time"]
+            if event.get("unit") == "step" and step.layers:
+                step.training = Training(step.layer, step.layers)
+                step.layer, step.layers = 0, None
 
     def _on_step_cached(self, event: Event) -> None:
         if step := self.step_of(event):
@@ -143,6 +167,18 @@ class Board:
             step.times[layer] = event.get("seconds") or 0.0
             if (error := event.get("error")) is not None:
                 step.errors[layer] = error
+            self._memory(step, event)
+
+    def _on_train(self, event: Event) -> None:
+        if step := self.step_of(event):
+            training = step.training = step.training or Training(0, event["of"])
+            training.at, training.of, training.told, step.phase = event["at"], event["of"], event["time"], None
+            training.losses.append(event["loss"])
+            training.learning_rate = event.get("learning_rate")
+            training.tokens_per_second = event.get("tokens_per_second")
+            training.seconds_left = event.get("seconds_left")
+            if (loss := event.get("evaluation")) is not None:
+                training.evaluations.append(loss)
             self._memory(step, event)
 
     def _on_progress(self, event: Event) -> None:

@@ -1,14 +1,19 @@
 """Events: the one account of what happens, for the terminal, events.jsonl, CI and tests alike.
 
 An event is a flat JSON object with `event` (its name), `time` (seconds since the epoch, wall clock) and the fields
-below. Steps emit `layer`, `progress`, `metric` and `message`; the worker and the executor emit the rest.
+below. Steps emit `layer`, `train`, `progress`, `metric` and `message`; the worker and the executor emit the rest.
 
-    job_started     job, name, directory, steps: [{index, id, kind, state}]
-    step_started    step (index), id, kind, key, resumed_at (a layer number or null), layers (or null)
+    job_started     job, name, directory, steps: [{index, id, kind, state, forecast: {memory, seconds}}]; no forecast
+                    for a step that is cached
+    step_started    step (index), id, kind, key, resumed_at (a layer number or null), layers (or null),
+                    unit (what is counted: "layer", or "step" of a training)
     step_cached     step, id, kind, key, metrics
     waiting         step, holder (who holds the lock, as text)
     layer           step, layer (finished, counted from 1), layers, seconds, error (relative output error or null),
-                    memory (peak resident bytes so far)
+                    memory (peak resident bytes so far), error_before (of a step that makes up for an error, before it)
+    train           step, at (optimizer steps done), of (how many there are to do), loss, learning_rate,
+                    tokens_per_second (or null), seconds_left (or null), memory (peak bytes so far, of all processes),
+                    evaluation (loss on the evaluation text, measured after this step, or null), parts (further losses)
     progress        step, phase (text), done, total, unit
     metric          step, name, value
     message         step (or null), level ("info", "warning"), text
@@ -17,6 +22,8 @@ below. Steps emit `layer`, `progress`, `metric` and `message`; the worker and th
     gate            step, id, metric, value, limit, rule (text), passed
     interrupted     step (or null), resume (the command that goes on)
     job_finished    job, directory, exit_code, seconds, memory, output (path or null)
+    summary         jobs: [{name, file, job, directory, verdict, exit_code, seconds, run, cached, text}], exit_code:
+                    the end of an apply of several jobs; in no events.jsonl
 """
 
 from __future__ import annotations
@@ -28,8 +35,8 @@ from typing import Any, Protocol
 Event = dict[str, Any]
 
 NAMES = frozenset({
-    "job_started", "step_started", "step_cached", "waiting", "layer", "progress", "metric", "message", "step_finished",
-    "step_failed", "gate", "interrupted", "job_finished",
+    "job_started", "step_started", "step_cached", "waiting", "layer", "train", "progress", "metric", "message",
+    "step_finished", "step_failed", "gate", "interrupted", "job_finished", "summary",
 })  # fmt: skip
 
 

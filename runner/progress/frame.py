@@ -11,6 +11,8 @@ llama-int4-3f9a1c2b70d4  step 3/4  0:12  1.90 GB
 
 from __future__ import annotations
 
+import math
+
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
@@ -142,18 +144,20 @@ def _time(step: b.StepBoard, now: float) -> str:
 
 
 def _running(step: b.StepBoard, now: float, width: int) -> list[Text]:
-    """What stands under the running step: the bar over layers, the errors of the last layers, the phase."""
+    """What stands under the running step: the bar over layers with their errors, or over steps with losses; a phase."""
     if step.state == b.WAITING:
         return [Text(" " * INDENT + f"waits for {step.holder}", style="yellow")]
     lines = []
-    if step.layers:
+    if step.training is not None:
+        lines += _training(step.training, step.memory, now, width)
+    elif step.layers:
         facts = [f"{step.layer}/{step.layers}"]
         rate, left = step.seconds_per_layer(), step.remaining(now)
         facts += [units.rate(rate)] if rate is not None else []
         facts += [f"{units.clock(left)} left"] if left else []
         facts += [units.size(step.memory)] if step.memory else []
         lines.append(_bar(step.layer / step.layers, facts, width))
-    if step.errors:
+    if step.errors and step.training is None:
         layers = range(min(step.errors), max(step.errors) + 1)
         text = Text(" " * INDENT + "error ", style="dim")
         room = max(8, min(60, width - INDENT - 16))
@@ -162,13 +166,40 @@ def _running(step: b.StepBoard, now: float, width: int) -> list[Text]:
         lines.append(text)
     if step.phase is not None:
         phase = step.phase
-        if phase.total and not step.layers:
+        if phase.total and not step.layers and step.training is None:
             counts = f"{units.number(phase.done)}/{units.number(phase.total)} {phase.unit}".rstrip()
             lines.append(_bar(phase.done / phase.total, [counts, phase.name], width))
         else:
             total = f"/{units.number(phase.total)}" if phase.total else ""
             words = f"{phase.name} {units.number(phase.done)}{total} {phase.unit}".rstrip()
             lines.append(Text(" " * INDENT + words, style="dim"))
+    return lines
+
+
+def _training(training: b.Training, memory: float, now: float, width: int) -> list[Text]:
+    """The bar over optimizer steps, and the losses so far with the latest, from the lowest to the highest."""
+    rate, left = training.tokens_per_second, training.remaining(now)
+    facts = [f"{training.at}/{training.of} steps"]
+    facts += [f"{units.count(rate)} tokens/s"] if rate else []
+    facts += [f"{units.clock(left)} left"] if left else []
+    facts += [units.size(memory)] if memory else []
+    lines = [_bar(training.at / training.of, facts, width)]
+    if training.losses:
+        words = [b.figure(training.losses[-1])]
+        if training.learning_rate is not None:
+            words.append(f"learning rate {b.figure(training.learning_rate)}")
+        if training.evaluations:
+            best = min(training.evaluations)
+            words.append(f"evaluation {b.figure(training.evaluations[-1])} (best {b.figure(best)})")
+        while len(words) > 1 and INDENT + 5 + 8 + 1 + cell_len("  ".join(words)) > width:
+            words = words[:-1]
+        said = "  ".join(words)
+        text = Text(" " * INDENT + "loss ", style="dim")
+        room = max(8, min(40, width - INDENT - 6 - cell_len(said)))
+        low = min((loss for loss in training.losses if math.isfinite(loss)), default=0.0)
+        text.append(units.sparkline([loss - low for loss in training.losses], room), style="not dim magenta")
+        text.append(f" {said}", style="not dim")
+        lines.append(text)
     return lines
 
 

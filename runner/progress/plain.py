@@ -1,7 +1,7 @@
 """The sink for logs: one readable line per fact, no control characters, no more lines than a CI log can bear.
 
-State, metrics, gates, messages and failures always show. Layers show when ten seconds or a tenth of the step have
-passed since the last line about it.
+State, metrics, gates, messages and failures always show. Layers and steps of a training show when ten seconds or a
+tenth of the step have passed since the last line about it.
 """
 
 from __future__ import annotations
@@ -62,8 +62,9 @@ class Plain:
     def _step_lines(self, event: Event, step: board.StepBoard) -> list[str]:
         label, name = self._label(step), event["event"]
         if name == "step_started":
-            self._last_line, self._last_layer = event["time"], step.layer
-            resumed = f", resumed at layer {step.resumed_at}/{step.layers}" if step.resumed_at else ""
+            self._last_line, self._last_layer = event["time"], _done(step)
+            unit, total = event.get("unit", "layer"), event.get("layers")
+            resumed = f", resumed at {unit} {step.resumed_at}/{total}" if step.resumed_at else ""
             return [f"{label} {step.kind} started{resumed}"]
         if name == "step_cached":
             known = units.metrics(step.metrics.items())
@@ -83,18 +84,45 @@ class Plain:
             return [f"{label} failed: {error}", *(f"{label} {line}" for line in rest)]
         if name == "gate":
             return [f"{label} {board.gate_text(event)}"]
-        if name in ("layer", "progress") and self._due(event, step):
-            self._last_line, self._last_layer = event["time"], step.layer
+        if name in ("layer", "train", "progress") and self._due(event, step):
+            self._last_line, self._last_layer = event["time"], _done(step)
+            if name == "train":
+                return [f"{label} {_training_text(step, event)}"]
             return [f"{label} {_layer_text(step, event) if name == 'layer' else _phase_text(step)}"]
         return []
 
     def _due(self, event: Event, step: board.StepBoard) -> bool:
         silence = event["time"] - self._last_line
-        tenth = (step.layer - self._last_layer) * 10 >= (step.layers or 1)
-        return silence >= LONGEST_SILENCE or (event["event"] == "layer" and tenth and silence >= SHORTEST_PAUSE)
+        total = step.training.of if step.training else step.layers or 1
+        tenth = (_done(step) - self._last_layer) * 10 >= total
+        counted = event["event"] in ("layer", "train")
+        return silence >= LONGEST_SILENCE or (counted and tenth and silence >= SHORTEST_PAUSE)
 
     def _label(self, step: board.StepBoard) -> str:
         return f"{self._board.position(step)}/{len(self._board.steps)} {step.id}:"
+
+
+def _done(step: board.StepBoard) -> int:
+    """Layers, or steps of a training, that are done."""
+    return step.training.at if step.training else step.layer
+
+
+def _training_text(step: board.StepBoard, event: Event) -> str:
+    training = step.training
+    if training is None:
+        return ""
+    parts = [f"step {training.at}/{training.of}", f"loss {board.figure(event['loss'])}"]
+    if event.get("evaluation") is not None:
+        parts.append(f"evaluation {board.figure(event['evaluation'])}")
+    if training.learning_rate is not None:
+        parts.append(f"learning rate {board.figure(training.learning_rate)}")
+    if training.tokens_per_second:
+        parts.append(f"{units.count(training.tokens_per_second)} tokens/s")
+    if left := training.remaining(event["time"]):
+        parts.append(f"{units.duration(left)} left")
+    if step.memory:
+        parts.append(units.size(step.memory))
+    return ", ".join(parts)
 
 
 def _layer_text(step: board.StepBoard, event: Event) -> str:

@@ -11,13 +11,15 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from runner.recipe.merge import PLACING
+
 Schema = dict[str, Any]
 
 _REFERENCE = {"$ref": "#/$defs/reference"}
 _INTERPOLATED = {"$ref": "#/$defs/interpolated"}
 _ANNOTATIONS = ("title", "description", "default", "examples", "deprecated")
 _CONSTRAINTS = ("enum", "const", "pattern", "minLength", "maxLength", "format", "not")
-_NEVER_A_REFERENCE = ("version", "extends", "params")
+_NEVER_A_REFERENCE = ("version", "extends", "params", "matrix")
 
 DEFINITIONS: dict[str, Schema] = {
     "reference": {
@@ -43,12 +45,15 @@ def build(recipe: Mapping[str, Any], kinds: Mapping[str, Mapping[str, Any]]) -> 
     properties["steps"] = {**properties["steps"], "items": {"$ref": "#/$defs/step"}}
     names = [{"required": [kind]} for kind in kinds]
     needs = {kind: _needs(schema) for kind, schema in kinds.items() if _needs(schema)}
-    whole = {"oneOf": names, "properties": needs}
+    placing = [{"required": [key]} for key in PLACING]
+    whole = {"oneOf": names, "properties": needs, "not": {"anyOf": placing}}
     parts = {name: _needs(part) for name, part in recipe["properties"].items() if name != "steps" and _needs(part)}
     complete = {"required": list(recipe["required"]), "properties": {**parts, "steps": {"items": whole}}}
     # A recipe that extends another may leave out what that one has, and name its steps by id alone.
     by_id = {"required": ["id"], "not": {"anyOf": names}}
-    patch = {"properties": {"steps": {"items": {"oneOf": [*names, by_id]}}}}
+    removal = {"if": {"required": ["remove"]}, "then": {"required": ["id"], "maxProperties": 2}}
+    one_place = {"not": {"required": ["before", "after"]}}
+    patch = {"properties": {"steps": {"items": {"oneOf": [*names, by_id], **one_place, **removal}}}}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": recipe["title"],
@@ -68,7 +73,8 @@ def build(recipe: Mapping[str, Any], kinds: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def _step(step: Mapping[str, Any], kinds: Mapping[str, Mapping[str, Any]]) -> Schema:
-    beside = {name: _bare(part) if name == "when" else _open(part) for name, part in step["properties"].items()}
+    bare = ("when", *PLACING)
+    beside = {name: _bare(part) if name in bare else _open(part) for name, part in step["properties"].items()}
     of_kinds = {
         kind: {"description": schema.get("description", kind), "$ref": f"#/$defs/{kind}"}
         for kind, schema in kinds.items()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from runner.errors import Diagnostic
-from runner.recipe import discovery, schema, words
+from runner.errors import Diagnostic, Span
+from runner.recipe import discovery, references, schema, words
 from runner.recipe.types import ModelSpec, Path, Recipe, Step
 
 MODEL = "model"
 CHECKPOINT = "checkpoint"
 CHECKPOINTS = (CHECKPOINT, "quantized-checkpoint")
 SAME = "same"
+_RESERVED = {MODEL: "the recipe's model", references.ACCEPTED: "the last accepted job, in gates"}
 ENGINE = "engine"
 SOURCE = "source"  # the checkpoint that the engine a step takes was made from
 _TYPES = {
@@ -31,8 +33,13 @@ def produces(kind: str) -> str:
 
 
 def metrics(kind: str) -> tuple[str, ...]:
-    """The metrics that a gate on a step of this kind may name."""
+    """The metrics that a gate on a step of this kind may name; <...> in one stands for any text."""
     return tuple(discovery.module(kind).METRICS)
+
+
+def measures(kind: str, metric: str) -> bool:
+    """Whether a gate on a step of this kind may name `metric`."""
+    return any(re.fullmatch(re.sub(r"<[^<>]*>", ".+", re.escape(name)), metric) for name in metrics(kind))
 
 
 def inputs_of(recipe: Recipe) -> dict[str, dict[str, str]]:
@@ -108,8 +115,13 @@ def _named(step: Step, what: str) -> dict[str, str]:
     return {name: value for name, value in found.items() if isinstance(value, str)}
 
 
-def check(recipe: Recipe, left_out: Mapping[str, str]) -> list[Diagnostic]:
-    """Every complaint across steps. `left_out`: id → `when` of the steps that take no part."""
+def check(
+    recipe: Recipe, left_out: Mapping[str, str], removed: Mapping[str, Span] | None = None
+) -> list[Diagnostic]:
+    """Every complaint across steps. `left_out`: id → `when` of the steps that take no part.
+
+    `removed`: id → where a recipe takes away a step of the one that it extends.
+    """
     if not recipe.steps:
         span = recipe.span(("steps",))
         return [Diagnostic("R310", "`when` leaves out every step", "change the params, or a `when`", span)]
@@ -117,24 +129,32 @@ def check(recipe: Recipe, left_out: Mapping[str, str]) -> list[Diagnostic]:
     first: dict[str, Step] = {}
     for index, step in enumerate(recipe.steps):
         span = recipe.span((*step.path, "id"))
-        if step.id == MODEL:
-            message = "the id `model` is reserved: it names the recipe's model"
+        if step.id in _RESERVED:
+            message = f"the id `{step.id}` is reserved: it names {_RESERVED[step.id]}"
             complaints.append(Diagnostic("R302", message, "give the step another id", span))
         elif step.id in first:
             before = recipe.step_span(first[step.id])
-            where = f"; first at line {before.line}" if before is not None else ""
+            where = f"; first at {_line(before, span)}" if before is not None else ""
             message = f"the id `{step.id}` is used twice{where}"
             complaints.append(Diagnostic("R301", message, "change one of them", span))
         first.setdefault(step.id, step)
-        complaints += _Checker(recipe, index, left_out).all()
+        complaints += _Checker(recipe, index, left_out, removed or {}).all()
     return complaints
+
+
+def _line(place: Span, here: Span | None) -> str:
+    same = here is None or here.file == place.file
+    return f"line {place.line}" if same else f"{place.file}:{place.line}:{place.column}"
 
 
 class _Checker:
     """The checks of one step against those before it."""
 
-    def __init__(self, recipe: Recipe, index: int, left_out: Mapping[str, str]) -> None:
+    def __init__(
+        self, recipe: Recipe, index: int, left_out: Mapping[str, str], removed: Mapping[str, Span]
+    ) -> None:
         self.recipe = recipe
+        self.removed = removed
         self.step = recipe.steps[index]
         self.left_out = left_out
         self.before = {step.id: step for step in recipe.steps[:index]}
@@ -232,6 +252,10 @@ class _Checker:
         elif name in self.left_out:
             message = f"`{label}` names `{name}`, which `when: {self.left_out[name]}` leaves out"
             self._tell("R305", message, "give this step the same `when`, or name another", path)
+        elif name in self.removed:
+            at = self.removed[name]
+            message = f"`{label}` names `{name}`, which is removed at {at.file}:{at.line}:{at.column}"
+            self._tell("R303", message, help, path)
         else:
             message = f"`{label}` names `{name}`, which is no step{words.did_you_mean(name, known)}"
             self._tell("R303", message, help, path)
@@ -247,15 +271,15 @@ class _Checker:
 
     def _gate(self, metric: str, rule: Mapping[str, Any], path: Path) -> None:
         known = metrics(self.step.kind)
-        if metric not in known:
+        if not measures(self.step.kind, metric):
             message = f"`{self.step.kind}` does not measure `{metric}`{words.did_you_mean(metric, known)}"
             self._tell("R309", message, f"it measures {words.ticked(known)}" if known else None, path)
             return
-        for key in ("max_ratio_to", "min_ratio_to"):
+        for key in references.KEYS:
             name = rule.get(key)
-            if name is None:
+            if name is None or references.parse(name).job is not None:
                 continue
-            fitting = [id for id, step in self.before.items() if metric in metrics(step.kind)]
+            fitting = [id for id, step in self.before.items() if measures(step.kind, metric)]
             help = _measured_by(metric, fitting)
             if self._earlier(key, name, (*path, key), fitting, help) and name not in fitting:
                 message = f"`{key}` names `{name}`, and `{self.before[name].kind}` does not measure `{metric}`"

@@ -1,130 +1,91 @@
-"""`extends`: one recipe changes another key by key; steps are addressed by their ids.
-
-`params`, `model`, `data` and its entries, and `resources` merge key by key. A step of the child with the id of a step
-of the parent changes that one in place: parameters key by key where the kind is the same or not written, the kind and
-its parameters as a whole where it differs. Other steps of the child are appended.
-"""
+"""`extends`: a recipe's text merged with all that it extends, wherever that is."""
 
 from __future__ import annotations
 
-import difflib
-import os
-import re
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from runner.errors import Diagnostic, RecipeError, Span
-from runner.recipe import steps, text
+from runner.recipe import merge, parents, steps, text
 from runner.recipe.nodes import Node
+from runner.recipe.parents import Pins
+from runner.recipe.places import FilePlace, Place, PlaceError
+from runner.recipe.types import Parent
 
-_MERGED_WITHIN = {"model": 1, "data": 2, "params": 1}
-_REMOTE = re.compile(r"[a-z+]+://|[\w.-]+@[\w.-]+:")
+DEEPEST = 16  # recipes that extend one another: a server could go on for ever
 
 
 @dataclass(frozen=True)
-class _Place:
-    """A recipe being read: its file as shown, its real path, and where it is named by `extends`."""
+class Gathered:
+    """The merged tree; the parents from elsewhere, in the order in which they were read; the steps that were removed."""
 
-    file: str
-    real: str
+    root: Node
+    parents: tuple[Parent, ...] = ()
+    removed: Mapping[str, Span] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Link:
+    """A recipe being read, and where `extends` names it."""
+
+    place: Place
     span: Span | None
 
 
-def read_file(file: str, span: Span | None = None, code: str = "R101") -> str:
+def read_file(file: str) -> str:
     """The text of a recipe file. Raises RecipeError where it cannot be read."""
     try:
-        return text.decode(Path(file).read_bytes(), file)
-    except OSError as error:
-        problem = error.strerror or str(error)
-        raise RecipeError([Diagnostic(code, f"cannot read `{file}`: {problem}", _similar(file), span)]) from None
-    except ValueError as error:  # a null byte in the path
-        raise RecipeError([Diagnostic(code, f"cannot read `{file!r}`: {error}", None, span)]) from None
-
-
-def _similar(file: str) -> str | None:
-    path = Path(file)
-    try:
-        names = sorted(entry.name for entry in path.parent.iterdir() if entry.suffix in (".yaml", ".yml"))
-    except OSError:
-        return None
-    found = difflib.get_close_matches(path.name, names, n=1)
-    return f"did you mean `{path.parent / found[0]}`?" if found else None
+        return FilePlace(file, "R101").read()
+    except PlaceError as error:
+        raise _complaint(error, None) from None
 
 
 def gather(content: str, file: str) -> Node:
     """The tree of a recipe merged with all that it extends. Raises RecipeError with every complaint of syntax."""
-    return _gather(content, (_Place(file, os.path.realpath(file), None),))
+    return gather_all(content, FilePlace(file)).root
 
 
-def _gather(content: str, chain: tuple[_Place, ...]) -> Node:
-    root = steps.identified(text.parse(content, chain[-1].file))
+def gather_all(content: str, place: Place, pins: Pins = Pins()) -> Gathered:  # noqa: B008  # it is frozen
+    """As `gather`, of the text at a place; git parents are taken at the commits of `pins`."""
+    found: list[Parent] = []
+    removed: dict[str, Span] = {}
+    root = _gather(content, (_Link(place, None),), pins, found, removed)
+    return Gathered(root, tuple(found), removed)
+
+
+def _gather(
+    content: str, chain: tuple[_Link, ...], pins: Pins, found: list[Parent], removed: dict[str, Span]
+) -> Node:
+    at = chain[-1].place
+    root = steps.identified(text.parse(content, at.name))
     named = root.entries.get("extends")
-    return root if named is None else merged(_parent(named, chain), root)
+    if named is None:
+        if complaints := merge.unplaced(root):
+            raise RecipeError(complaints)
+        return root
+    try:
+        place = parents.locate(named.value, at, pins)
+        _refuse_circle(place, chain, named.span)
+        above = place.read()
+    except PlaceError as error:
+        raise _complaint(error, named.span) from None
+    pin = place.pin(above)
+    if pin is not None:
+        found.append(pin)
+    parent = _gather(above, (*chain, _Link(place, named.span)), pins, found, removed)
+    return merge.merged(parent, root, removed)
 
 
-def _parent(named: Node, chain: tuple[_Place, ...]) -> Node:
-    path = named.text
-    if path is None or not path or "${" in path or _REMOTE.match(path):
-        what = "a remote place" if path and _REMOTE.match(path) else "not a path"
-        help = "write the path of a recipe file, relative to this one"
-        raise RecipeError([Diagnostic("R122", f"`extends` takes a local path; this is {what}", help, named.span)])
-    file = os.path.normpath(os.path.join(os.path.dirname(chain[-1].file), path))
-    place = _Place(file, os.path.realpath(file), named.span)
-    if place.real in [earlier.real for earlier in chain]:
-        links = [earlier for earlier in (*chain[1:], place) if earlier.span is not None]
-        circle = " → ".join(f"{link.span.file}:{link.span.line}" for link in links if link.span is not None)
-        message = f"recipes extend one another in a circle: {circle} → {file}"
-        raise RecipeError([Diagnostic("R121", message, "remove one `extends`", named.span)])
-    return _gather(read_file(file, named.span, "R120"), (*chain, place))
+def _refuse_circle(place: Place, chain: Sequence[_Link], span: Span) -> None:
+    links = [*(link.span for link in chain if link.span is not None), span]
+    if place.identity in [link.place.identity for link in chain]:
+        circle = " → ".join(merge.where(link) for link in links)
+        message = f"recipes extend one another in a circle: {circle} → {place.name}"
+        raise PlaceError("R121", message, "remove one `extends`")
+    if len(chain) >= DEEPEST:
+        message = f"more than {DEEPEST} recipes extend one another, from {merge.where(links[0])} on"
+        raise PlaceError("R129", message, "extend a recipe nearer to what is wanted")
 
 
-def merged(parent: Node, child: Node) -> Node:
-    """The tree of `child` laid over that of `parent`."""
-    entries = {name: node for name, node in parent.entries.items() if name != "extends"}
-    for name, node in child.entries.items():
-        if name == "extends":
-            continue
-        if name == "steps" and name in entries:
-            entries[name] = _merged_steps(entries[name], node)
-        elif name in entries:
-            entries[name] = _overlaid(entries[name], node, _MERGED_WITHIN.get(name, 0))
-        else:
-            entries[name] = node
-    return child.with_entries(entries, {**parent.keys, **child.keys})
-
-
-def _overlaid(base: Node, over: Node, levels: int) -> Node:
-    """`base` with the entries of `over`; mappings inside merge down to `levels`, everything else is replaced."""
-    if levels == 0 or not isinstance(base.value, dict) or not isinstance(over.value, dict):
-        return over
-    entries = dict(base.value)
-    for name, node in over.value.items():
-        entries[name] = _overlaid(entries[name], node, levels - 1) if name in entries else node
-    return over.with_entries(entries, {**base.keys, **over.keys})
-
-
-def _merged_steps(parent: Node, child: Node) -> Node:
-    if not isinstance(parent.value, tuple) or not isinstance(child.value, tuple):
-        return child
-    merged = list(parent.value)
-    at = {steps.id_of(step): index for index, step in enumerate(merged) if steps.id_of(step) is not None}
-    for step in child.value:
-        id = steps.id_of(step)
-        if id is not None and id in at:
-            merged[at[id]] = _merged_step(merged[at[id]], step)
-        else:
-            merged.append(step)
-    return replace(child, value=tuple(merged))
-
-
-def _merged_step(parent: Node, child: Node) -> Node:
-    kinds = steps.kind_keys(parent)
-    other = [name for name in steps.kind_keys(child) if name not in kinds]
-    entries = {name: node for name, node in parent.entries.items() if not (other and name in kinds)}
-    for name, node in child.entries.items():
-        within = 1 if name in kinds or name == "resources" else 0
-        keep = name in entries and node.value is None and name in kinds
-        if not keep:
-            entries[name] = _overlaid(entries[name], node, within) if name in entries else node
-    span = child.span if other or not kinds else parent.span
-    return replace(parent.with_entries(entries, {**parent.keys, **child.keys}), span=span)
+def _complaint(error: PlaceError, span: Span | None) -> RecipeError:
+    return RecipeError([Diagnostic(error.code, error.message, error.help, span)])

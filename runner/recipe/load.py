@@ -7,29 +7,78 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from runner.errors import Diagnostic, RecipeError
-from runner.recipe import chain, extends, nodes, params, schema, shape, steps, when, words
+from runner.errors import Diagnostic, RecipeError, UsageError
+from runner.recipe import chain, extends, matrix, nodes, params, schema, shape, steps, when, words
 from runner.recipe.nodes import Node
+from runner.recipe.parents import Pins
+from runner.recipe.places import FilePlace, Place
 from runner.recipe.types import DataSpec, ModelSpec, Path, Recipe, Step
 
 
-def load(path: str | os.PathLike[str], sets: Sequence[str] = ()) -> Recipe:
-    """The recipe in a file. `sets` are "name=value" of params. Raises RecipeError with all complaints of a stage."""
+def load(path: str | os.PathLike[str], sets: Sequence[str] = (), pins: Pins | None = None) -> Recipe:
+    """The recipe in a file. `sets` are "name=value" of params. Raises RecipeError with all complaints of a stage.
+
+    UsageError for a recipe whose `matrix` has several combinations; `load_all` gives them all.
+    """
+    recipes = load_all(path, sets, pins)
+    if len(recipes) > 1:
+        names = ", ".join(recipes[0].matrix)
+        help = f"fix params of its matrix with `--set`: {names}"
+        raise UsageError(f"{os.fspath(path)} has {len(recipes)} combinations, and this takes one", help)
+    return recipes[0]
+
+
+def load_all(path: str | os.PathLike[str], sets: Sequence[str] = (), pins: Pins | None = None) -> tuple[Recipe, ...]:
+    """As `load`: one recipe for each combination of its `matrix`, in order; one recipe where it has none.
+
+    `pins` are what a lock says of the recipes that it extends.
+    """
     file = os.fspath(path)
-    return loads(extends.read_file(file), file, sets)
+    return loads_all(extends.read_file(file), file, sets, pins)
 
 
 def loads(text: str, file: str, sets: Sequence[str] = ()) -> Recipe:
-    """As `load`, of text; `file` is the name that complaints give it and that `extends` is relative to."""
-    root = extends.gather(text, file)
-    values, complaints = params.resolve(root, sets)
+    """As `load`, of text; `file` is the name that complaints give it and that `extends` is relative to.
+
+    The first combination where its `matrix` has several.
+    """
+    return loads_all(text, file, sets)[0]
+
+
+def loads_all(
+    text: str, file: str, sets: Sequence[str] = (), pins: Pins | None = None, place: Place | None = None
+) -> tuple[Recipe, ...]:
+    """As `load_all`, of text; `place` is where it is, where that is no file."""
+    gathered = extends.gather_all(text, place or FilePlace(file), pins or Pins())
+    root = gathered.root
+    expansion, complaints = matrix.expand(root, sets)
+    _raise(complaints)
+    recipes: list[Recipe] = []
+    failed: list[tuple[matrix.Combination, Sequence[Diagnostic]]] = []
+    for combination in expansion.combinations:
+        try:
+            recipes.append(_loaded(gathered, file, sets, combination, expansion.names))
+        except RecipeError as error:
+            failed.append((combination, error.diagnostics))
+    _raise(matrix.joined(failed, len(expansion.combinations)))
+    matrix.check_distinct(recipes)
+    return tuple(recipes)
+
+
+def _loaded(
+    gathered: extends.Gathered, file: str, sets: Sequence[str], combination: matrix.Combination, names: Sequence[str]
+) -> Recipe:
+    """The recipe of one combination; `names` are the params that any combination sets."""
+    root = gathered.root
+    values, complaints = params.resolve(root, sets, combination)
     root = params.substitute(root, values, _not_substituted, complaints.append)
     left_out = _left_out(root, values, complaints)
     complaints += shape.check(root, left_out)
     _raise(complaints)
     kept, gone = _parted(root, left_out)
-    recipe = _recipe(kept, file, values.values)
-    _raise(chain.check(recipe, gone))
+    recipe = _recipe(kept, file, values.values, {name: values.values[name] for name in names})
+    recipe = replace(recipe, parents=gathered.parents)
+    _raise(chain.check(recipe, gone, gathered.removed))
     return recipe
 
 
@@ -39,7 +88,7 @@ def _raise(complaints: list[Diagnostic]) -> None:
 
 
 def _not_substituted(path: Path) -> bool:
-    return path in (("params",), ("version",), ("extends",)) or (
+    return path in (("params",), ("matrix",), ("version",), ("extends",)) or (
         len(path) == 3 and path[0] == "steps" and path[2] == "when"
     )
 
@@ -80,12 +129,14 @@ def _parted(root: Node, left_out: Mapping[int, str]) -> tuple[Node, dict[str, st
     return replace(root, value={**root.entries, "steps": replace(listed, value=kept)}), gone
 
 
-def _recipe(root: Node, file: str, values: Mapping[str, Any]) -> Recipe:
-    written = {key: value for key, value in nodes.plain(root).items() if key not in ("extends", "steps")}
+def _recipe(root: Node, file: str, values: Mapping[str, Any], chosen: Mapping[str, Any]) -> Recipe:
+    written = {key: value for key, value in nodes.plain(root).items() if key not in ("extends", "matrix", "steps")}
     filled = schema.fill(schema.recipe_schema(), written)
     filled["params"] = dict(values)
     entries = [_step(nodes.plain(step), index) for index, step in enumerate(root.entries["steps"].items)]
     document = {key: value for key, value in filled.items() if value not in ("", {})}
+    if chosen:
+        document["matrix"] = {name: [value] for name, value in chosen.items()}  # one combination, and its values known
     document["steps"] = [_entry(step) for step in entries]
     return Recipe(
         file=file,
@@ -98,6 +149,8 @@ def _recipe(root: Node, file: str, values: Mapping[str, Any]) -> Recipe:
         steps=tuple(entries),
         document=params.escaped(document),
         spans=nodes.places(root),
+        matrix=dict(chosen),
+        references={path: node.reference for path, node in nodes.walk(root) if node.reference is not None},
     )
 
 

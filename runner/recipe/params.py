@@ -22,7 +22,7 @@ Tell = Callable[[Diagnostic], None]
 TOKEN = re.compile(r"\$\$\{|\$\{([^{}]*)\}|\$\{")
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ESCAPED = "use `$${` for the text `${`"
-_WANTED: dict[type, str] = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
+WANTED: dict[type, str] = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,18 @@ def escaped(value: Any) -> Any:
     return [escaped(item) for item in value] if isinstance(value, list) else value
 
 
-def resolve(root: Node, sets: Sequence[str]) -> tuple[Params, list[Diagnostic]]:
-    """The params of `root` with `sets` ("name=value", the last of a name counts), and what is wrong with them."""
+def resolve(
+    root: Node, sets: Sequence[str], chosen: Mapping[str, Value] | None = None
+) -> tuple[Params, list[Diagnostic]]:
+    """The params of `root` with `sets` ("name=value", the last of a name counts), and what is wrong with them.
+
+    `chosen` are the values of a combination of `matrix`.
+    """
     written = root.entries.get("params")
     nodes = written.entries if written is not None else {}
     complaints: list[Diagnostic] = []
     defaults = _Resolver(nodes, {}, complaints.append).all()
-    given = _given(sets, nodes, defaults, complaints.append)
+    given = {**(chosen or {}), **_given(sets, nodes, defaults, complaints.append)}
     values = _Resolver(nodes, given, lambda complaint: None).all() if given else defaults
     return Params(values, tuple(nodes)), complaints
 
@@ -114,7 +119,7 @@ def _given(
         elif name in defaults:
             value = _as_type_of(defaults[name], text)
             if value is None:
-                wanted = _WANTED[type(defaults[name])]
+                wanted = WANTED[type(defaults[name])]
                 default = words.show(defaults[name])
                 message = f"`{name}` must be {wanted}, as its default {default} is; got `--set {name}={text}`"
                 tell(Diagnostic("R224", message, span=nodes[name].span))

@@ -274,8 +274,21 @@ _Dumper.add_representer(str, _represent_text)
 _Dumper.add_representer(float, _represent_float)
 
 
-def dump(document: Mapping[str, Any]) -> str:
-    """YAML of plain data, the same for the same data, which `parse` reads back to equal values of equal types."""
+def dump(document: Mapping[str, Any], *, inline: bool = True) -> str:
+    """YAML of plain data, the same for the same data, which `parse` reads back to equal values of equal types.
+
+    With `inline` False every value stands on a line of its own.
+    """
     return yaml.dump(
-        dict(document), Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=110
+        dict(document), Dumper=_Dumper, sort_keys=False, default_flow_style=None if inline else False,
+        allow_unicode=True, width=110 if inline else 1_000_000,
+    )  # fmt: skip
+
+
+def scalar(value: Scalar) -> str:
+    """A single value as YAML on one line, in which `parse` reads it back."""
+    style = '"' if isinstance(value, str) and not value.isprintable() else None
+    dumped = yaml.dump(
+        [value], Dumper=_Dumper, default_flow_style=False, default_style=style, allow_unicode=True, width=1_000_000
     )
+    return str(dumped)[2:].removesuffix("\n")

@@ -52,10 +52,25 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Parent:
+    """A recipe from elsewhere that a recipe extends: `name` is its address, `digest` the sha256 of its text.
+
+    `commit` is that of a git repository, `package` the one that brings a pack, with its version: `acme-recipes 1.2`.
+    """
+
+    name: str
+    digest: str
+    commit: str | None = None
+    package: str | None = None
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A resolved recipe. `document` is the standalone mapping (params substituted, parents merged, defaults filled),
 
-    which `runner.recipe.text.dump` writes as recipe.yaml. `spans` places values of the written text by path.
+    which `runner.recipe.text.dump` writes as recipe.yaml. `spans` places values of the written text by path. `matrix`
+    has the values of this combination of `matrix`, for every param that any combination sets. `parents` are those
+    from elsewhere. `references` has by path the text, such as `${bits}`, that a value was written as.
     """
 
     file: str
@@ -68,6 +83,9 @@ class Recipe:
     steps: tuple[Step, ...]
     document: Mapping[str, Any]
     spans: Mapping[Path, Span] = field(default_factory=dict)
+    matrix: Mapping[str, Any] = field(default_factory=dict)
+    parents: tuple[Parent, ...] = ()
+    references: Mapping[Path, str] = field(default_factory=dict)
 
     def span(self, path: Path) -> Span | None:
         """The place of the value at `path`, or of its nearest enclosing value that was written."""

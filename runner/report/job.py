@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from runner.errors import RunnerError
-from runner.job import files, listing, records
+from runner.job import files, listing, provenance, records
 from runner.job.directory import read_json
 from runner.model import headers, hub
 from runner.model.source import locate_model
+from runner.plan.types import MODEL
 from runner.progress import board
 from runner.progress.events import Event
 from runner.recipe.types import ModelSpec
+from runner.report.details import Curve, Layer, curve, layer_errors, layers
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Peak memory in bytes and seconds, as foreseen."""
+
+    memory: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -24,7 +33,10 @@ class StepReport:
     """`state`: "done", "cached", "failed", "stopped" or "pending", as of the job's last run.
 
     `seconds` and `memory` are those of the run that made the result, however long ago. `size` is the bytes of weights
-    that came out, None for metrics. `errors` by layer, relative output errors, None where a layer has none.
+    that came out, None for metrics; `size_before` those of its checkpoint. `errors` by layer, relative output errors,
+    None where a layer has none. `input` is what its checkpoint came from: "model" or the id of a step. `measures` tells
+    one way of measuring from another: steps with equal ones may be compared. `forecast` is what the run that computed
+    it foresaw. `messages` are warnings of the last run.
     """
 
     id: str
@@ -40,11 +52,25 @@ class StepReport:
     errors: tuple[float | None, ...]
     gates: tuple[Event, ...]
     failure: Event | None
+    input: str = MODEL
+    produces: str = ""
+    digest: str | None = None
+    measures: str = ""
+    size_before: int | None = None
+    forecast: Forecast | None = None
+    layers: tuple[Layer, ...] = ()
+    curve: Curve | None = None
+    messages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class JobReport:
-    """`size_before` is the weights of the model, `size_after` those of the output; None where not known."""
+    """`size_before` is the weights of the model, `size_after` those of the output; None where not known.
+
+    `environment` is environment.json, empty where nothing was computed yet; `text` is recipe.yaml; `key` and `lock`
+    name the plan, the model and the data; `matrix` has the values of its combination; `resume` is the command that goes
+    on after an interruption. `provenance`: the in-toto statement is there; `signature` is the file that signs it.
+    """
 
     id: str
     path: Path
@@ -60,22 +86,33 @@ class JobReport:
     size_after: int | None
     output: Path | None
     steps: tuple[StepReport, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        document = asdict(self) | {"path": str(self.path), "output": str(self.output) if self.output else None}
-        return {"schema": 1, **_finite(document)}
+    key: str = ""
+    text: str = ""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    lock: Mapping[str, Any] = field(default_factory=dict)
+    matrix: Mapping[str, Any] = field(default_factory=dict)
+    resume: str | None = None
+    messages: tuple[str, ...] = ()
+    provenance: bool = False
+    signature: str | None = None
 
 
 def read(root: Path, id: str) -> JobReport:
     """The report of the job that `id` names in the jobs folder `root` (see runner.job.listing.find)."""
     summary = listing.load(root, id)
     plan, state = read_json(summary.path / "plan.json"), read_json(summary.path / "job.json")
-    last = board.replay(last_run(summary.path / "events.jsonl"))
+    runs = events(summary.path / "events.jsonl")
+    run = last_run(runs)
+    last = board.replay(run)
     output = summary.path / "output"
     model = plan.get("model", {})
-    steps = tuple(
-        _step(summary.path, root, entry, last.steps.get(entry["index"], None)) for entry in plan.get("steps", [])
-    )
+    before = _model_weights(model)
+    steps: list[StepReport] = []
+    for entry in plan.get("steps", []):
+        sizes = {MODEL: before, **{step.id: step.size for step in steps}}
+        made = _step(summary.path, root, entry, last.steps.get(entry["index"], None))
+        made = replace(made, forecast=forecast(runs, entry["index"]), messages=warnings(run, entry["index"]))
+        steps.append(replace(made, size_before=sizes.get(made.input)))
     return JobReport(
         id=summary.id,
         path=summary.path,
@@ -87,31 +124,68 @@ def read(root: Path, id: str) -> JobReport:
         seconds=summary.seconds,
         memory=state.get("memory"),
         model=str(model.get("source", "?")),
-        size_before=_model_weights(model),
+        size_before=before,
         size_after=weights(output) if output.is_dir() else None,
         output=output if output.is_dir() else None,
-        steps=steps,
+        steps=tuple(steps),
+        key=str(plan.get("key", "")),
+        text=_text(summary.path / "recipe.yaml"),
+        environment=read_json(summary.path / "environment.json") or _environment(summary.path, plan),
+        lock={"model": model, "data": plan.get("data", {})},
+        matrix=summary.matrix,
+        resume=last.resume or (str(state.get("command") or "") or None if summary.status == "interrupted" else None),
+        messages=warnings(run, None),
+        provenance=(summary.path / provenance.NAME).is_file(),
+        signature=provenance.signature(summary.path),
     )
 
 
-def last_run(path: Path) -> list[Event]:
-    """The events since the last job_started; lines that a killed run tore are left out."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    run: list[Event] = []
-    for line in lines:
+def events(path: Path) -> list[Event]:
+    """Every event of every run; lines that a killed run tore are left out."""
+    found: list[Event] = []
+    for line in _text(path).split("\n"):
         try:
             event = json.loads(line)
         except ValueError:
             continue
-        if not isinstance(event, dict) or "event" not in event or "time" not in event:
-            continue
-        if event["event"] == "job_started":
-            run = []
-        run.append(event)
-    return run
+        if isinstance(event, dict) and "event" in event and "time" in event:
+            found.append(event)
+    return found
+
+
+def last_run(events: Sequence[Event]) -> list[Event]:
+    """The events since the last job_started."""
+    begin = max((number for number, event in enumerate(events) if event["event"] == "job_started"), default=0)
+    return list(events[begin:])
+
+
+def forecast(events: Iterable[Event], index: int) -> Forecast | None:
+    """What was foreseen of a step when it was last going to be computed."""
+    found = None
+    for event in events:
+        for step in event.get("steps", ()) if event["event"] == "job_started" else ():
+            if step.get("index") == index and step.get("forecast"):
+                found = Forecast(step["forecast"]["memory"], step["forecast"]["seconds"])
+    return found
+
+
+def warnings(events: Iterable[Event], index: int | None) -> tuple[str, ...]:
+    """What was warned of a step, or with None of the job."""
+    told = (e for e in events if e["event"] == "message" and e.get("level") == "warning" and e.get("step") == index)
+    return tuple(dict.fromkeys(str(event["text"]) for event in told))
+
+
+def _environment(job: Path, plan: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Where the last result came from that was made elsewhere: a job that found everything in the store has no own."""
+    made = (_record(job / "steps" / entry["folder"]) for entry in reversed(plan.get("steps", [])))
+    return next((record.environment for record in made if record is not None), {})
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def weights(folder: Path) -> int:
@@ -156,6 +230,12 @@ def _step(job: Path, root: Path, entry: Mapping[str, Any], last: board.StepBoard
         errors=tuple(layer_errors(record.details)) if record else tuple(last.errors.values()) if last else (),
         gates=tuple(last.gates) if last else (),
         failure=last.failure if last else None,
+        input=str(entry.get("inputs", {}).get("checkpoint", MODEL)),
+        produces=record.artifact_type if record else str(entry.get("produces", "")),
+        digest=record.digest if record else None,
+        measures=files.canonical([entry["kind"], entry.get("params", {}), entry.get("data", {})]),
+        layers=layers(record.details) if record else (),
+        curve=curve(record.details) if record else None,
     )
 
 
@@ -164,27 +244,3 @@ def _record(folder: Path) -> records.Record | None:
         return records.parse((folder / "record.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def layer_errors(details: Mapping[str, Any]) -> Iterable[float | None]:
-    """The mean `error` over the modules of each layer, from a layer-wise step's details; nothing where none has one."""
-    layers = details.get("layers")
-    if not isinstance(layers, list):
-        return []
-    means: list[float | None] = []
-    for layer in layers:
-        modules = layer.get("modules", {}) if isinstance(layer, Mapping) else {}
-        values = [m["error"] for m in modules.values() if isinstance(m, Mapping) and m.get("error") is not None]
-        means.append(sum(values) / len(values) if values else None)
-    return means if any(mean is not None for mean in means) else []
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become text."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return value

@@ -91,15 +91,15 @@ def _step(forecast: Forecast) -> dict[str, Any]:
     step, cost = forecast.step, forecast.cost
     return {
         "id": step.id, "kind": step.kind, "key": step.key, "state": forecast.state, "reason": forecast.reason,
-        "resume_layer": forecast.resume_layer, "layers": forecast.layers, "memory": cost.memory, "disk": cost.disk,
-        "scratch": cost.scratch, "seconds": cost.seconds,
+        "resume_layer": forecast.resume_layer, "layers": forecast.layers, "unit": forecast.unit, "memory": cost.memory,
+        "disk": cost.disk, "scratch": cost.scratch, "seconds": cost.seconds,
     }  # fmt: skip
 
 
 def state(forecast: Forecast) -> str:
-    """`cached`, `run`, `resume at layer 17/32`."""
+    """`cached`, `run`, `resume at layer 17/32`, `resume at step 121/400`."""
     if forecast.state == "resume" and forecast.resume_layer is not None:
-        return f"resume at layer {forecast.resume_layer}/{forecast.layers}"
+        return f"resume at {forecast.unit} {forecast.resume_layer}/{forecast.layers}"
     return forecast.state
 
 

@@ -10,12 +10,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
 from runner.errors import Diagnostic
-from runner.model import memory
+from runner.model import adapters, memory
 from runner.model.context import Context, Result
 from runner.model.facts import DTYPE_BYTES, CheckpointFacts, TensorHeader
 from runner.model.formats import PACK_QUANTIZED, stored_tensors, validate, validate_together
@@ -44,7 +44,7 @@ def run(method: LayerMethod, ctx: Context) -> Result:
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     facts = inputs.checkpoint
-    found = unmatched(params, facts)
+    found = adapters.carried(facts.adapter, "this step would change those") + unmatched(params, facts)
     linears = chosen(params, facts)
     if not linears:
         found.append(Diagnostic("R410", "`ignore` leaves no linear module to change", path=("ignore",)))
@@ -68,11 +68,13 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     return found
 
 
-def unmatched(params: Params, facts: CheckpointFacts) -> list[Diagnostic]:
+def unmatched(
+    params: Params, facts: CheckpointFacts, keys: Sequence[str] = ("ignore", "overrides", "per_layer")
+) -> list[Diagnostic]:
     """Patterns that name no module of this model: most likely a typing error. "lm_head" is never complained about."""
     names = [linear.name for linear in facts.linears]
     found = []
-    for key in ("ignore", "overrides", "per_layer"):
+    for key in keys:
         for pattern in params.get(key) or ():
             if pattern != "lm_head" and not any(matches(pattern, name) for name in names):
                 tails = ", ".join(f"`{t}`" for t in sorted({n.rpartition(".")[2] for n in names}))

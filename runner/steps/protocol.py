@@ -8,7 +8,8 @@ what it calls import what they need. It holds these names:
     PRODUCES: str                    "checkpoint", "quantized-checkpoint", "engine", "metrics", or "same": what the main
                                      input is
     REQUIRES: tuple[Requirement, ...]   packages beyond the base installation, with the extra that installs them
-    METRICS: tuple[str, ...]         the metrics that a gate may name (evaluate kinds; else empty)
+    METRICS: tuple[str, ...]         the metrics that a gate may name (evaluate kinds; else empty); "<task>/<metric>"
+                                     stands for any text in place of <...>
     DISTRIBUTED: bool                optional: whether `resources: {processes: N}` means something to it
     check(params, inputs) -> list[Diagnostic]      model-aware complaints; Diagnostic.path addresses params
     estimate(params, inputs) -> Cost
@@ -16,13 +17,14 @@ what it calls import what they need. It holds these names:
                                                     checkpoint it is made from with `engine` set (not for metrics)
     run(ctx) -> Result
 
-Parameters have their names, types, ranges, defaults and descriptions in the schema alone. Three annotations there
+Parameters have their names, types, ranges, defaults and descriptions in the schema alone. Four annotations there
 tell the planner what a parameter refers to:
 
     "x-runner-ref": "data"          the name of an entry of the recipe's `data`
     "x-runner-ref": "checkpoint"    "model" or the id of an earlier step that produces a checkpoint; where the schema
                                     allows a mapping with `source` and `revision`, another model; "source" is the
                                     checkpoint that the step's engine was made from
+    "x-runner-ref": "tasks"         names of tasks, or task files (runner.model.task_files); `ctx.files` has the paths
     "x-runner-ref": "gates"         quality gates; never part of a step's key
 """
 
@@ -37,8 +39,8 @@ from runner.model.context import Artifact, Context, DataFacts, Params, Result
 from runner.model.facts import CheckpointFacts
 
 __all__ = [
-    "CHECKPOINT", "ENGINE", "METRICS_ONLY", "QUANTIZED", "SAME", "Artifact", "Context", "Cost", "DataFacts", "Inputs", "Kind",
-    "MachineFacts", "Params", "Requirement", "Result",
+    "CHECKPOINT", "ENGINE", "METRICS_ONLY", "QUANTIZED", "SAME", "Artifact", "Context", "Cost", "DataFacts", "Inputs",
+    "Kind", "MachineFacts", "Params", "Requirement", "Result",
 ]  # fmt: skip
 
 CHECKPOINT = "checkpoint"

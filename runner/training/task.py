@@ -34,6 +34,7 @@ class Settings:
     precision: str  # "auto", "bf16" or "fp32"
     gradient_checkpointing: bool
     evaluate_every: int
+    evaluate_from: int  # the first step whose state may be kept as the best
     patience: int | None
     save_every: int
     fsdp: bool
@@ -58,6 +59,7 @@ def settings(params: Params, windows: int, length: int) -> Settings:
         precision=str(params["precision"]),
         gradient_checkpointing=bool(params["gradient_checkpointing"]),
         evaluate_every=int(params["evaluate_every"]),
+        evaluate_from=int(params.get("evaluate_from", 0)),
         patience=params.get("patience"),
         save_every=int(params["save_every"]),
         fsdp=bool(params.get("fsdp", False)),
@@ -111,7 +113,8 @@ class Trainable(Protocol):
     """A model with its loss. What has `requires_grad` is trained, kept in checkpoints, and given back.
 
     `loss` returns the mean loss over the batch's tokens (a scalar with a gradient) and further scalars to show.
-    `stepped(step)` runs after every optimizer step (counted from 1), in every process alike: masks are kept there.
+    `stepped(step)` runs after every optimizer step (counted from 1), in every process alike, and once more where a
+    training goes on from a checkpoint of that step: masks are kept there, as a function of step and weights.
     """
 
     model: nn.Module

@@ -18,7 +18,7 @@ def test_list(run: Run, job: str) -> None:
     assert code == 0
     assert re.fullmatch(
         r"job +status +steps +size +started \(UTC\) +took\n"
-        rf"{job} +done +3/3 +[\d.]+ MB +20\d\d-\d\d-\d\d \d\d:\d\d:\d\d +\d\.\d s\n",
+        rf"{job} +done, accepted +3/3 +[\d.]+ MB +20\d\d-\d\d-\d\d \d\d:\d\d:\d\d +\d\.\d s\n",
         out,
     )
 

@@ -58,8 +58,8 @@ def test_the_directory_holds_the_evidence(tmp_path: Path) -> None:
     applied(tmp_path, CHAIN)
     path = job(tmp_path, CHAIN).path
     assert sorted(p.name for p in path.iterdir()) == [
-        ".lock", "environment.json", "events.jsonl", "job.json", "output", "plan.json", "recipe.lock", "recipe.yaml",
-        "steps", "worker.log",
+        ".lock", "environment.json", "events.jsonl", "job.json", "output", "plan.json", "provenance.json",
+        "recipe.lock", "recipe.yaml", "steps", "worker.log",
     ]  # fmt: skip
     assert sorted(p.name for p in (path / "steps").iterdir()) == ["01-prune", "02-gptq", "03-quality"]
     names = [json.loads(line)["event"] for line in (path / "events.jsonl").read_text().splitlines()]

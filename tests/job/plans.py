@@ -24,7 +24,7 @@ def plan(steps: Sequence[Mapping[str, Any]], name: str = "demo", model: Path | N
     for index, step in enumerate(steps):
         made = [earlier.id for earlier in planned if earlier.produces != "metrics"]
         inputs = step.get("inputs", {"checkpoint": made[-1] if made else "model"})
-        keys = {p.id: p.key for p in planned} | {"model": "digest-of-model"}
+        keys = {p.id: p.key for p in planned} | {"model": "ab" * 32}
         key_inputs = {
             "kind": step["kind"], "params": step.get("params", {}), "environment": {},
             "inputs": {name: keys[id] for name, id in inputs.items()},
@@ -40,6 +40,6 @@ def plan(steps: Sequence[Mapping[str, Any]], name: str = "demo", model: Path | N
         file="demo.yaml", name=name, description="", params={}, model=ModelSpec("m"), seed=0, data={}, steps=(),
         document={"version": 1, "name": name, "model": {"source": "m"}},
     )  # fmt: skip
-    resolved = ResolvedModel("m", None, None, model, "digest-of-model", facts)
+    resolved = ResolvedModel("m", None, None, model, "ab" * 32, facts)
     key = sha([name, [step.public() for step in planned]])
     return Plan(recipe, resolved, {}, tuple(planned), key, "cpu")

@@ -14,9 +14,10 @@ import yaml
 
 from runner.errors import UsageError
 from runner.job import environment, files, listing
-from runner.job.directory import JobDirectory, JobState, lock_document, plan_document
+from runner.job.directory import JobDirectory, JobState, plan_document
 from runner.job.records import Record
 from runner.job.store import Store
+from runner.plan import lock_file
 from runner.plan.types import Plan
 from tests.job.plans import plan
 
@@ -60,7 +61,7 @@ def test_documents_meet_their_schemas(tmp_path: Path) -> None:
     valid(json.loads((directory.path / "job.json").read_text()), "job")
     lock = yaml.safe_load((directory.path / "recipe.lock").read_text())
     valid(lock, "lock")
-    assert lock == lock_document(made, facts)
+    assert lock == lock_file.of_plans([made])
     valid(json.loads((commit(tmp_path, made, 0).path / "record.json").read_text()), "record")
 
 

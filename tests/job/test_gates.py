@@ -4,6 +4,8 @@ import math
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from runner.job.gates import judge
 
@@ -50,3 +52,35 @@ def test_a_missing_metric_passes_no_gate() -> None:
         "`perplexity` is 19.31 and its limit nan: what is not a number passes no gate (1.25 × `nobody`)"
     )
     assert not verdict.passed
+
+
+def test_nothing_is_accepted_yet() -> None:
+    rule = {"max_ratio_to": "accepted", "value": 1.01}
+    verdict = judge("perplexity", rule, {"perplexity": 19.31}, {"accepted": None})
+    assert verdict.passed
+    assert verdict.rule == "at most 1.01 × `accepted`"
+    assert verdict.text == (
+        "`perplexity` is 19.31; no job of this recipe is accepted yet, so there is nothing to compare it with"
+    )
+    assert not judge("perplexity", rule, {}, {"accepted": None}).passed
+
+
+NUMBERS = st.floats(min_value=1e-6, max_value=1e6)
+
+
+@given(value=NUMBERS, limit=NUMBERS)
+def test_a_limit_is_kept_on_one_side_only(value: float, limit: float) -> None:
+    above, below = judge("m", {"max": limit}, {"m": value}, {}), judge("m", {"min": limit}, {"m": value}, {})
+    assert (above.passed, below.passed) == (value <= limit, value >= limit)
+    assert above.passed or below.passed
+
+
+@given(value=NUMBERS, base=NUMBERS, ratio=st.floats(min_value=0.1, max_value=10), reference=st.sampled_from(
+    ["baseline", "accepted", "accepted/other", "job:a-3f9a/quality"]
+))  # fmt: skip
+def test_a_ratio_is_the_limit_times_what_it_refers_to(value: float, base: float, ratio: float, reference: str) -> None:
+    for key, plain in (("max_ratio_to", "max"), ("min_ratio_to", "min")):
+        relative = judge("m", {key: reference, "value": ratio}, {"m": value}, {reference: {"m": base}})
+        absolute = judge("m", {plain: base * ratio}, {"m": value}, {})
+        assert (relative.passed, relative.limit) == (absolute.passed, absolute.limit)
+        assert relative.text.startswith(absolute.text)

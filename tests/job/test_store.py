@@ -180,6 +180,9 @@ def test_a_stage_goes_on_where_it_was_left(tmp_path: Path) -> None:
     assert store.partial(KEY) is None
     (store.root / ".staging" / KEY / "progress.json").write_text('{"layer": 17, "layers": 32, "hidden": []}')
     assert store.partial(KEY) == (17, 32)
+    assert store.unit(KEY) == "layer"
+    (store.root / ".staging" / KEY / "progress.json").write_text('{"layer": 120, "layers": 400, "unit": "step"}')
+    assert (store.partial(KEY), store.unit(KEY)) == ((120, 400), "step")
     assert (store.stage(KEY).scratch / "part-0").read_bytes() == b"scratch"
 
 
@@ -188,6 +191,7 @@ def test_torn_progress_is_no_progress(tmp_path: Path, torn: str) -> None:
     store = opened(tmp_path)
     (filled(store).path / "progress.json").write_text(torn)
     assert store.partial(KEY) is None
+    assert store.unit(KEY) == "layer"
 
 
 def test_a_stage_of_another_version_is_not_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

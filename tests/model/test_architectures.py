@@ -49,13 +49,13 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, str, str]]] = [
     ),
     ({"model_type": "lama"}, ("R440", UNKNOWN.format("lama") + "; did you mean `llama`?", UPGRADE)),
     (
-        {"model_type": "zzzz", "auto_map": {"AutoModel": "x"}},
+        {"model_type": "zzzz", "auto_map": {"AutoModel": "modeling_x.X"}},
         (
             "R440",
             UNKNOWN.format("zzzz"),
             (
-                "the model brings its own code, which is never run; use a checkpoint converted to an architecture of "
-                "transformers"
+                "the model brings its own code (modeling_x.py), which is not run: read it, then give "
+                "`--trust-remote-code`; or use a checkpoint converted to an architecture of transformers"
             ),
         ),
     ),

@@ -275,3 +275,17 @@ def test_what_is_no_size(text: str) -> None:
     message = f"`{text}` is no size; write a number and a unit, like 5GB, 800MB or 512MiB"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         parse_size(text)
+
+
+def test_copies_may_have_other_names(tmp_path: Path) -> None:
+    """Names that swap places too: each tensor keeps its own bytes, and the order is that of the new names."""
+    parts = PartWriter(tmp_path / "parts")
+    with ShardReader(source(tmp_path / "origin")) as reader:
+        parts.copy("swapped", reader, reader.names(), {"odd": "model.embed.weight", "model.embed.weight": "odd"})
+        parts.copy("one", reader, ["odd"], {"odd": "even", "absent": "x"})
+    original = load_file(tmp_path / "origin" / "model.safetensors")
+    assert_equal(
+        load_file(parts.path("swapped")),
+        {"odd": original["model.embed.weight"], "model.embed.weight": original["odd"]},
+    )
+    assert_equal(load_file(parts.path("one")), {"even": original["odd"]})

@@ -41,12 +41,16 @@ class FakeStore:
         self.root = root
         self.done = done or set()
         self.parts = partial or {}
+        self.units: dict[str, str] = {}
 
     def has(self, key: str) -> bool:
         return key in self.done
 
     def partial(self, key: str) -> tuple[int, int] | None:
         return self.parts.get(key)
+
+    def unit(self, key: str) -> str:
+        return self.units.get(key, "layer")
 
 
 def lines(text: str) -> Iterator[str]:

@@ -60,6 +60,15 @@ def test_a_step_interrupted_after_its_last_layer(plan: Plan, tmp_path: Path) -> 
     assert (found.resume_layer, found.layers) == (6, 6)
 
 
+def test_a_training_is_resumed_at_a_step(plan: Plan, tmp_path: Path) -> None:
+    store = FakeStore(tmp_path, partial={plan.steps[2].key: (120, 400)})
+    store.units[plan.steps[2].key] = "step"
+    whole = preview.preview(plan, FakeStore(tmp_path)).forecasts[2].cost
+    found = preview.preview(plan, store).forecasts[2]
+    assert (found.resume_layer, found.layers, found.unit) == (121, 400, "step")
+    assert found.cost.seconds == pytest.approx(0.7 * whole.seconds)
+
+
 def test_reasons_come_from_the_last_job(plan: Plan, tmp_path: Path) -> None:
     before = {step.id: dict(step.key_inputs) for step in plan.steps}
     before["wanda"] = {**before["wanda"], "params": {**before["wanda"]["params"], "sparsity": 0.5}}

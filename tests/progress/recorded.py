@@ -21,6 +21,14 @@ def layer(time: float, step: int, number: int, of: int, error: float | None = No
     return at(time, "layer", **fields)
 
 
+def train(time: float, at_step: int, of: int, loss: float, **fields: object) -> Event:
+    known: dict[str, object] = {
+        "step": 0, "at": at_step, "of": of, "loss": loss, "learning_rate": 0.001, "tokens_per_second": 3200.0,
+        "seconds_left": 28.0, "memory": 1_900_000_000, "evaluation": None, "parts": {},
+    }  # fmt: skip
+    return at(time, "train", **(known | fields))
+
+
 STEPS = (
     ("baseline", "evaluate.perplexity"), ("prune", "prune.wanda"), ("gptq", "quantize.gptq"),
     ("quality", "evaluate.perplexity"),
@@ -53,6 +61,21 @@ JOB: list[Event] = [
     at(84, "gate", step=3, id="quality", metric="perplexity", value=16.9, limit=16.1, rule="at most 1.05 × `baseline`",
        passed=False, text="`perplexity` is 16.9, 0.8 above its limit 16.1 (1.05 × `baseline` 15.374)"),
     at(84.2, "job_finished", job="tiny-0123456789ab", directory="jobs/tiny-0123456789ab", exit_code=3, seconds=84.2,
+       memory=1_900_000_000, output="jobs/tiny-0123456789ab/output"),
+]  # fmt: skip
+
+TRAINED: list[Event] = [
+    started(("distil", "distill.logits")),
+    at(0.1, "step_started", step=0, id="distil", kind="distill.logits", key="k0", resumed_at=120, layers=400,
+       unit="step"),
+    train(1, 121, 400, 4.0, seconds_left=None, tokens_per_second=None),
+    train(1.5, 150, 400, 3.0),
+    train(3, 180, 400, 2.5, evaluation=2.75),
+    train(4, 200, 400, 2.25, evaluation=2.5, seconds_left=20.0),
+    train(15, 210, 400, 2.3125, evaluation=2.625),
+    at(16, "step_finished", step=0, id="distil", kind="distill.logits", key="k0", digest="d0", seconds=15.9,
+       memory=1_900_000_000, metrics={"loss": 2.3, "evaluation_loss": 2.5, "steps": 400, "tokens": 409600}),
+    at(16.1, "job_finished", job="tiny-0123456789ab", directory="jobs/tiny-0123456789ab", exit_code=0, seconds=16.1,
        memory=1_900_000_000, output="jobs/tiny-0123456789ab/output"),
 ]  # fmt: skip
 

@@ -49,6 +49,41 @@ tiny-012345678…  step 3/4  0:19  1.50 GB
     )
 
 
+def test_a_training() -> None:
+    assert (
+        live(recorded.TRAINED[:7], 100, 20)
+        == """\
+tiny-0123456789ab  step 1/1  0:16  1.90 GB
+ ⠇ distil  distill.logits       0:16
+   ━━━━━━━━━━━━━━━━━━━━━─────────────────── 210/400 steps  3.20 k tokens/s  0:27 left  1.90 GB
+   loss █▄▂▁▁ 2.31  learning rate 0.001  evaluation 2.62 (best 2.5)
+"""
+    )
+
+
+def test_a_training_in_forty_columns() -> None:
+    assert (
+        live(recorded.TRAINED[:7], 40, 20)
+        == """\
+tiny-012345678…  step 1/1  0:16  1.90 GB
+ ⠇ distil  distill.logits       0:16
+   ━━━━━━━━━━━━─────────── 210/400 steps
+   loss █▄▂▁▁ 2.31
+"""
+    )
+
+
+def test_a_training_that_was_resumed_and_has_told_nothing_yet() -> None:
+    assert live(recorded.TRAINED[:2], 100, 20).splitlines()[2] == (
+        "   ━━━━━━━━━━━━──────────────────────────── 120/400 steps"
+    )
+
+
+def test_a_loss_that_is_no_number() -> None:
+    events = [*recorded.TRAINED[:4], recorded.train(2, 151, 400, float("nan"))]
+    assert live(events, 100, 20).splitlines()[3] == "   loss █▁! nan  learning rate 0.001"
+
+
 def test_waiting_for_a_step() -> None:
     at = next(i for i, e in enumerate(recorded.JOB) if e["event"] == "waiting")
     assert "   waits for process 41 (runner apply tiny.yaml)" in live(recorded.JOB[: at + 1], 100, 20)

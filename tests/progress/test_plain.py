@@ -46,6 +46,27 @@ def test_a_whole_job() -> None:
     )
 
 
+def test_a_training() -> None:
+    assert (
+        shown(recorded.TRAINED)
+        == """\
+[ 0:00] tiny-0123456789ab: 1 step in jobs/tiny-0123456789ab
+[ 0:00] 1/1 distil: distill.logits started, resumed at step 120/400
+[ 0:03] 1/1 distil: step 180/400, loss 2.5, evaluation 2.75, learning rate 0.001, 3.20 k tokens/s, 28.0 s left, 1.90 GB
+[ 0:15] 1/1 distil: step 210/400, loss 2.31, evaluation 2.62, learning rate 0.001, 3.20 k tokens/s, 28.0 s left, 1.90 GB
+[ 0:16] 1/1 distil: loss 2.3, evaluation loss 2.5, steps 400
+[ 0:16] 1/1 distil: finished in 15.9 s, peak memory 1.90 GB
+[ 0:16] done after 16.1 s, peak memory 1.90 GB
+"""
+    )
+
+
+def test_a_training_of_many_fast_steps_makes_few_lines() -> None:
+    fast = [recorded.train(0.05 * n, n, 400, 3.0, evaluation=3.0) for n in range(1, 401)]
+    begin = recorded.at(0, "step_started", step=0, id="a", kind="x.y", key="k", resumed_at=None, layers=None)
+    assert len(shown([recorded.started(("a", "x.y")), begin, *fast]).splitlines()) == 12
+
+
 def test_a_failure() -> None:
     assert (
         shown(recorded.FAILED)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from runner.errors import RecipeError
 from runner.recipe import chain
 from runner.recipe.load import loads
 from tests.recipe.cases import recipe
@@ -45,3 +48,21 @@ def test_gates_are_apart_from_params() -> None:
     assert chain.gates_of(step) == {"perplexity": {"max": 20.0}, "loss": {"max": 3.0}}
     assert chain.params_of(step) == {"data": "text"}
     assert chain.gates_of(FOUND.steps[2]) == {}
+
+
+def test_a_gate_may_name_any_metric_of_a_pattern() -> None:
+    lines = [
+        "- evaluate.tasks: {tasks: [arc_easy]}",
+        "  id: before",
+        "- evaluate.tasks: {tasks: [arc_easy], gates: {arc_easy/acc: {min_ratio_to: before, value: 0.9}}}",
+    ]
+    assert chain.gates_of(loads(recipe(*lines), "r.yaml").steps[1]) == {
+        "arc_easy/acc": {"min_ratio_to": "before", "value": 0.9}
+    }
+    assert chain.measures("evaluate.tasks", "gsm8k/exact_match/strict-match")
+    assert not chain.measures("evaluate.perplexity", "arc_easy/acc")
+    with pytest.raises(RecipeError) as caught:
+        loads(recipe("- evaluate.tasks: {tasks: [arc_easy], gates: {acc: {min: 0.5}}}"), "r.yaml")
+    [found] = caught.value.diagnostics
+    assert (found.code, found.message) == ("R309", "`evaluate.tasks` does not measure `acc`")
+    assert found.help == "it measures `<task>/<metric>`"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.errors import RecipeError, Span
-from runner.recipe import extends
+from runner.recipe import merge
 from runner.recipe.load import load
 from runner.recipe.nodes import Node, plain
 
@@ -131,7 +131,7 @@ def test_recipes_in_a_circle() -> None:
     write("c.yaml", "version: 1\n\nextends: a.yaml\n")
     assert told("a.yaml") == (
         "c.yaml:3:10: error[R121]: recipes extend one another in a circle: "
-        "a.yaml:2 → sub/b.yaml:1 → c.yaml:3 → a.yaml\n"
+        "a.yaml:2:10 → sub/b.yaml:1:10 → c.yaml:3:10 → a.yaml\n"
         "    3 | extends: a.yaml\n"
         "      |          ^^^^^^\n"
         "help: remove one `extends`"
@@ -141,7 +141,7 @@ def test_recipes_in_a_circle() -> None:
 def test_a_recipe_that_extends_itself() -> None:
     write("a.yaml", "extends: ./a.yaml\n")
     assert told("a.yaml") == (
-        "a.yaml:1:10: error[R121]: recipes extend one another in a circle: a.yaml:1 → a.yaml\n"
+        "a.yaml:1:10: error[R121]: recipes extend one another in a circle: a.yaml:1:10 → a.yaml\n"
         "    1 | extends: ./a.yaml\n"
         "      |          ^^^^^^^^\n"
         "help: remove one `extends`"
@@ -158,22 +158,54 @@ def test_a_parent_that_is_not_there() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("written", "what"),
-    [
-        ("https://example.com/a.yaml", "a remote place"),
-        ("git@example.com:a.yaml", "a remote place"),
-        ('"${base}.yaml"', "not a path"),
-        ("4", "not a path"),
-        ("[a.yaml, b.yaml]", "not a path"),
-        ("", "not a path"),
-    ],
+WHERE = (
+    "help: write a path relative to this file, `pack:NAME/RECIPE`, `git+https://HOST/REPOSITORY@COMMIT-OR-TAG#PATH`, or "
+    "a URL of https, s3, gs, hf or file"
 )
-def test_only_a_local_path(written: str, what: str) -> None:
+
+
+@pytest.mark.parametrize("written", ['"${base}.yaml"', "4", "[a.yaml, b.yaml]", "", '" "'])
+def test_what_names_no_recipe(written: str) -> None:
     write("a.yaml", f"extends: {written}\n")
     lines = told("a.yaml").splitlines()
-    assert lines[0].endswith(f"error[R122]: `extends` takes a local path; this is {what}")
-    assert lines[-1] == "help: write the path of a recipe file, relative to this one"
+    assert lines[0].endswith("error[R122]: `extends` names a recipe; this names none")
+    assert lines[-1] == WHERE
+
+
+@pytest.mark.parametrize(
+    ("written", "message", "help"),
+    [
+        ("simplecache::file:///x", "`simplecache::file:///x` is no place that a recipe can be at", WHERE[6:]),
+        ("git+ext::sh", "`git+ext::sh` is no place that a recipe can be at", WHERE[6:]),
+        ("zip://a.zip", "`zip://a.zip` stands for another place", "write the URL of the recipe itself"),
+        (
+            "git@example.com:o/r.git",
+            "`extends` names a repository in the form of scp",
+            "write `git+ssh://git@example.com/o/r.git@COMMIT-OR-TAG#path/to/recipe.yaml`",
+        ),
+        (
+            "https://example.com/r.git",
+            "`https://example.com/r.git` is a repository, not a recipe",
+            "write git+https://HOST/REPOSITORY@COMMIT-OR-TAG#path/to/recipe.yaml",
+        ),
+    ],
+)
+def test_what_is_no_place(written: str, message: str, help: str) -> None:
+    write("a.yaml", f"extends: {written}\n")
+    lines = told("a.yaml").splitlines()
+    assert lines[0] == f"a.yaml:1:10: error[R122]: {message}"
+    assert lines[-1] == f"help: {help}"
+
+
+def test_recipes_that_never_end() -> None:
+    for number in range(20):
+        write(f"r{number}.yaml", f"extends: r{number + 1}.yaml\n")
+    assert told("r0.yaml") == (
+        "r15.yaml:1:10: error[R129]: more than 16 recipes extend one another, from r0.yaml:1:10 on\n"
+        "    1 | extends: r16.yaml\n"
+        "      |          ^^^^^^^^\n"
+        "help: extend a recipe nearer to what is wanted"
+    )
 
 
 def test_a_parent_that_is_no_recipe() -> None:
@@ -224,19 +256,19 @@ TREES = st.dictionaries(KEYS, INNER, max_size=4)
 
 @given(TREES)
 def test_merging_a_recipe_with_itself_changes_nothing(written: dict[str, Any]) -> None:
-    assert plain(extends.merged(tree(written), tree(written))) == written
+    assert plain(merge.merged(tree(written), tree(written))) == written
 
 
 @given(TREES, TREES, TREES)
 def test_merging_does_not_depend_on_grouping(a: dict[str, Any], b: dict[str, Any], c: dict[str, Any]) -> None:
-    left = extends.merged(extends.merged(tree(a), tree(b)), tree(c))
-    right = extends.merged(tree(a), extends.merged(tree(b), tree(c)))
+    left = merge.merged(merge.merged(tree(a), tree(b)), tree(c))
+    right = merge.merged(tree(a), merge.merged(tree(b), tree(c)))
     assert plain(left) == plain(right)
 
 
 @given(TREES, TREES)
 def test_what_the_child_says_counts(parent: dict[str, Any], child: dict[str, Any]) -> None:
-    found = plain(extends.merged(tree(parent), tree(child)))
+    found = plain(merge.merged(tree(parent), tree(child)))
     assert set(found) == {*parent, *child}
     for key, entry in child.items():
         assert found[key].items() >= entry.items()

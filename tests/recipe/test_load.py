@@ -56,7 +56,7 @@ def same(one: Recipe, other: Recipe) -> bool:
     """Whether two recipes ask for the same, wherever they are written."""
 
     def asked(found: Recipe) -> object:
-        return dataclasses.replace(found, file="", spans={})
+        return dataclasses.replace(found, file="", spans={}, references={})
 
     return asked(one) == asked(other)
 

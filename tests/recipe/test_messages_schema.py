@@ -36,7 +36,7 @@ help: write a list of steps, each of the form `- kind: {parameter: value}`
 r.yaml:3:1: error[R205]: unknown key `modle` of the recipe; did you mean `model`?
     3 | modle: {source: x}
       | ^^^^^
-help: it may have `version`, `name`, `description`, `extends`, `params`, `model`, `seed`, `data` and `steps`
+help: it may have `version`, `name`, `description`, `extends`, `params`, `matrix`, `model`, `seed`, `data` and `steps`
 """,
     ),
     Case(
@@ -379,7 +379,7 @@ help: indent it further than `quantize.rtn`, or move it into the braces
 r.yaml:7:5: error[R205]: unknown key `form` of a step; did you mean `from`?
     7 |     form: model
       |     ^^^^
-help: beside its kind a step may have `id`, `from`, `when`, `resources` and `env`
+help: beside its kind a step may have `id`, `from`, `when`, `resources`, `env`, `before`, `after` and `remove`
 """,
     ),
     Case(

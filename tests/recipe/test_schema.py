@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,10 @@ from runner.recipe.nodes import plain
 from tests.recipe.cases import HEAD, recipe
 from tests.recipe.test_load import FULL
 
-BUILT_IN = (
-    "evaluate.divergence",
-    "evaluate.perplexity",
-    "prune.magnitude",
-    "prune.wanda",
-    "quantize.gptq",
-    "quantize.rtn",
+BUILT_IN = tuple(
+    f"{path.parent.name}.{path.stem}"
+    for path in sorted((Path(__file__).parents[2] / "runner" / "steps").glob("*/*.py"))
+    if "\nVERSION = " in path.read_text(encoding="utf-8")
 )
 REFERENCES_ONLY = """\
 version: 1
@@ -133,7 +131,7 @@ def test_the_bundle_refuses(validator: Any, written: str) -> None:
 def test_the_bundle_describes_what_it_completes() -> None:
     bundled = schema.bundled()
     step = bundled["$defs"]["step"]["properties"]
-    assert list(step) == [*schema.kinds(), "id", "from", "when", "resources", "env"]
+    assert list(step) == [*schema.kinds(), "id", "from", "when", "resources", "env", "before", "after", "remove"]
     assert all(part.get("description") for part in step.values())
     gptq = bundled["$defs"]["quantize.gptq"]["properties"]
     assert all(part.get("description") for part in gptq.values())
@@ -145,6 +143,7 @@ def test_the_bundle_describes_what_it_completes() -> None:
 
 def test_kinds() -> None:
     assert schema.kinds() == BUILT_IN
+    assert {"distill.logits", "quantize.gptq", "evaluate.perplexity"} < set(BUILT_IN)
 
 
 @pytest.mark.parametrize("kind", BUILT_IN)
@@ -157,7 +156,9 @@ def test_every_parameter_is_described_and_required_or_has_a_default(kind: str) -
     required = set(rules.get("required", ()))
     for name, part in rules["properties"].items():
         assert part["description"], name
-        assert (name in required) != ("default" in part), name
+        if name not in required and "default" not in part:
+            assert re.search(r"\b(Default|Without|None|left out|Left out)\b", part["description"]), f"{name}: what if not?"
+        assert not (name in required and "default" in part), name
         if "default" in part:
             assert Draft202012Validator(part).is_valid(part["default"]), name
 

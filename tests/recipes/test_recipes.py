@@ -13,7 +13,10 @@ from tests import tiny
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
-SMALL = {"samples": 16, "evaluation_samples": 4, "sequence_length": 128}
+SMALL = {
+    "samples": 16, "train_samples": 16, "evaluation_samples": 4, "sequence_length": 128, "batch_size": 2, "gate": 5.0,
+    "steps": 2, "distill_steps": 2, "recover_steps": 2,
+}  # fmt: skip
 
 pytestmark = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 
@@ -64,5 +67,7 @@ def test_takes_a_folder(recipe: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     model = tiny.save(tmp_path / "model", "qwen2")
     (tmp_path / "text.txt").write_text("some text of one's own\n" * 40, encoding="utf-8")
-    values = {"model": model, "calibration": "text.txt", "evaluation": "text.txt", "group_size": 16}
+    values = {
+        "model": model, "calibration": "text.txt", "train": "text.txt", "evaluation": "text.txt", "group_size": 16,
+    }  # fmt: skip
     assert main(["validate", "--text-only", str(recipe), *sets(recipe, **values)]) == 0

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from runner.report import document as report_json
 from runner.report import job, loading, terminal
 from runner.report.job import JobReport, StepReport
 
@@ -107,7 +108,7 @@ no checkpoint came out of this job
 def test_json_has_no_nan() -> None:
     import json
 
-    document = json.loads(json.dumps(JOB.to_json(), allow_nan=False))
+    document = json.loads(json.dumps(report_json.of(JOB), allow_nan=False))
     assert document["steps"][0]["errors"] == [0.01, None, 0.02, "nan"]
 
 
@@ -123,5 +124,5 @@ def test_the_last_run_leaves_out_torn_lines_and_earlier_runs(tmp_path: Path) -> 
         '{"event":"job_started","time":1,"job":"a"}\n{"event":"metric","time":2}\n'
         '{"event":"job_started","time":3,"job":"b"}\n{"event":"met\n[]\n{"event":"interrupted","time":4}\n'
     )
-    assert [event["time"] for event in job.last_run(path)] == [3, 4]
-    assert job.last_run(tmp_path / "nothing") == []
+    assert [event["time"] for event in job.last_run(job.events(path))] == [3, 4]
+    assert job.events(tmp_path / "nothing") == []

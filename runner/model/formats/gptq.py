@@ -52,3 +52,20 @@ def dequantize(module: str, scheme: Scheme, version: int, read: Callable[[str], 
     weight = unpack_rows(packed.t(), scheme.bits, columns)[:, : len(groups)].to(scales.dtype)
     weight.sub_(zeros.t().to(scales.dtype)[:, groups])
     return weight.mul_(scales.t()[:, groups])
+
+
+def unpack(module: str, scheme: Scheme, version: int, read: Callable[[str], torch.Tensor]) -> Quantized:
+    """The inverse of `pack`; ValueError where the groups are not in the order of the columns."""
+    scales = read(f"{module}.scales")
+    groups = read(f"{module}.g_idx").long()
+    columns = len(groups)
+    size = scheme.columns(columns)
+    if not torch.equal(groups, torch.arange(columns) // size):
+        raise ValueError("its groups are not in the order of its columns (`g_idx`)")
+    zeros = unpack_rows(read(f"{module}.qzeros"), scheme.bits, scales.shape[1]).to(torch.int16)
+    if version == 1:
+        zeros = (zeros + 1) & (2**scheme.bits - 1)
+    packed = read(f"{module}.qweight")
+    integers = unpack_rows(packed.t(), scheme.bits, packed.shape[0] * 32 // scheme.bits)[:, :columns].contiguous()
+    zero = None if scheme.symmetric else zeros.t().to(torch.uint8).contiguous()
+    return Quantized(integers, scales.t().contiguous(), zero, scheme.bits, size, scheme.strategy)

@@ -1,6 +1,6 @@
 """How sparsity grows during training: the polynomial decay of Zhu & Gupta 2017 (arXiv:1710.01878), equation 1.
 
-    s(t) = s_f + (s_i − s_f) · (1 − (t − t₀) / (t₁ − t₀))^e         for t₀ ≤ t ≤ t₁, e = 3
+s(t) = s_f + (s_i − s_f) · (1 − (t − t₀) / (t₁ − t₀))^e         for t₀ ≤ t ≤ t₁, e = 3
 """
 
 from __future__ import annotations

@@ -1,0 +1,79 @@
+"""`runner diff`: in what two jobs, or two recipes, differ."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.commands import options
+from runner.errors import UsageError
+
+if TYPE_CHECKING:
+    from runner.report.diff import Side
+
+DIFFERENT = 1
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    for name in ("a", "b"):
+        parser.add_argument(
+            name, metavar=name.upper(), help="a job (an id, the beginning of one, a folder) or a recipe file"
+        )
+    options.add_jobs(parser)
+    parser.add_argument(
+        "--only", metavar="PART", action="append", default=[],
+        help="only this part, any of: recipe, lock, metrics, digests, environment",
+    )  # fmt: skip
+    parser.add_argument("--exit-code", action="store_true", help="end with 1 where there is a difference, as git does")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    from runner.report import diff
+    from runner.report.console import console, show
+
+    unknown = [name for name in args.only if name not in diff.SECTIONS]
+    if unknown:
+        raise UsageError(f"`--only {unknown[0]}` names no part of a job", f"it is one of {', '.join(diff.SECTIONS)}")
+    a, b = _side(args.a, args), _side(args.b, args)
+    found = tuple(one for one in diff.differences(a, b) if not args.only or one.section in args.only)
+    if args.json:
+        print(json.dumps(diff.document(a, b, found), indent=2, ensure_ascii=False))
+    else:
+        out = console()
+        show(diff.lines(a, b, found, out.width), out)
+    return DIFFERENT if found and args.exit_code else 0
+
+
+def _side(name: str, args: argparse.Namespace) -> Side:
+    """A recipe file, with its lock; else a job."""
+    from runner.plan import lock_file
+    from runner.recipe import load
+    from runner.report import job
+    from runner.report.diff import Side
+
+    file = Path(name)
+    if file.is_file() and file.suffix in (".yaml", ".yml"):
+        lock = lock_file.find_beside(name)
+        return Side(name, load.load(name).document, lock_file.read(lock) if lock is not None else {})
+    found = job.read(*options.job_of(argparse.Namespace(job=name, jobs=args.jobs)))
+    return Side(
+        found.id, _yaml(found.path / "recipe.yaml"), _yaml(found.path / "recipe.lock"),
+        {step.id: dict(step.metrics) for step in found.steps if step.metrics},
+        {step.id: step.digest for step in found.steps if step.digest}, found.environment,
+    )  # fmt: skip
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    """A document that runner wrote; empty where there is none."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} cannot be read: {str(error).splitlines()[0]}", "apply the recipe again") from error
+    return found if isinstance(found, dict) else {}

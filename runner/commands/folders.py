@@ -1,0 +1,87 @@
+"""Several recipes at once: which files an argument stands for, which recipes those hold, what their jobs share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.errors import RunnerError, UsageError
+
+if TYPE_CHECKING:
+    from runner.plan.types import Plan
+    from runner.recipe.types import Recipe
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job that is asked for: the recipe, or what is wrong with its file."""
+
+    file: str
+    recipe: Recipe | None
+    error: RunnerError | None = None
+
+    @property
+    def name(self) -> str:
+        """`llama-int4`, `llama-int4 (bits=3, group_size=64)`, or the file where it holds no recipe."""
+        return named(self.recipe.name, self.recipe.matrix) if self.recipe is not None else self.file
+
+
+def values(matrix: Mapping[str, Any]) -> str:
+    """`bits=3, group_size=64`."""
+    from runner.recipe.matrix import describe
+
+    return describe(matrix)
+
+
+def named(recipe: str, matrix: Mapping[str, Any]) -> str:
+    """How a combination of a recipe is called: `llama-int4 (bits=3)`."""
+    return f"{recipe} ({values(matrix)})" if matrix else recipe
+
+
+def files(arguments: Sequence[str]) -> list[str]:
+    """The files that arguments name: a folder stands for the .yaml and .yml files in it, not for those below."""
+    found: list[str] = []
+    for argument in arguments:
+        folder = Path(argument)
+        if not folder.is_dir():
+            found.append(argument)
+            continue
+        names = sorted(p.name for p in folder.iterdir() if p.suffix in (".yaml", ".yml") and p.name[0] != ".")
+        if not names:
+            raise UsageError(f"there is no recipe in the folder {argument}", "recipes end in .yaml or .yml")
+        found += [str(folder / name) for name in names]
+    return found
+
+
+def tasks(arguments: Sequence[str], args: argparse.Namespace) -> list[Task]:
+    """A task for every combination of every recipe, in order; a file that is named twice counts once.
+
+    One file alone raises what is wrong with it.
+    """
+    from runner.commands import options
+
+    paths = list(dict.fromkeys(files(arguments)))
+    found: list[Task] = []
+    for path in paths:
+        try:
+            found += [Task(path, recipe) for recipe in options.recipes_of(path, args)]
+        except RunnerError as error:
+            if len(paths) == 1:
+                raise
+            found.append(Task(path, None, error))
+    return found
+
+
+def shared(plans: Sequence[tuple[str, Plan]]) -> list[tuple[str, list[str]]]:
+    """Steps that several jobs have in common: the step's id in the first of them → the names of the jobs."""
+    users: dict[str, list[str]] = {}
+    ids: dict[str, str] = {}
+    for name, plan in plans:
+        for step in plan.steps:
+            ids.setdefault(step.key, step.id)
+            if name not in users.setdefault(step.key, []):
+                users[step.key].append(name)
+    return [(ids[key], names) for key, names in users.items() if len(names) > 1]

@@ -1,0 +1,148 @@
+"""`runner lock`: write down what the names in a recipe stand for, or move that on, on purpose."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.commands import options
+from runner.errors import RecipeError, RunnerError, UsageError
+
+if TYPE_CHECKING:
+    from runner.plan.lock import Entry
+    from runner.recipe.types import Recipe
+
+EVERYTHING = ""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe file")
+    options.add_set(parser)
+    options.add_jobs(parser)
+    options.add_device(parser)
+    options.add_offline(parser)
+    options.add_trust(parser)
+    parser.add_argument(
+        "--upgrade", metavar="NAME", nargs="?", const=EVERYTHING,
+        help="take what is there now: of everything, or of `model`, a model, a data entry, a parent or a package",
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    from runner.job.files import write_atomic
+    from runner.plan import lock, lock_file
+
+    if args.recipe is None and args.upgrade:  # `--upgrade RECIPE`, where RECIPE was taken for the name
+        args.recipe, args.upgrade = args.upgrade, EVERYTHING
+    if args.recipe is None:
+        raise UsageError("`runner lock` needs a RECIPE", "`runner lock --help` shows how to use it")
+    options.go_offline(args)
+    path = lock_file.find_beside(args.recipe) or lock_file.path_of(args.recipe)
+    old = _old(path, args.upgrade)
+    fresh, chosen = _resolved(args, old)
+    entries = {
+        entry: old[entry] if entry in old and entry not in chosen else value
+        for entry, value in lock.flat(fresh).items()
+    }
+    document = lock.nested(entries)
+    text = lock_file.dump(document, args.recipe)
+    unchanged = path.is_file() and path.read_text(encoding="utf-8") == text
+    if not unchanged:
+        try:
+            write_atomic(path, text)
+        except OSError as error:
+            message = f"{path} cannot be written: {error.strerror}"
+            raise UsageError(message, "copy the recipe to another folder") from None
+    print(f"{path} is up to date" if unchanged else f"wrote {path}: {_counted(document)}")
+    for change in lock.drift(lock.nested(old), document) if old else ():
+        print(f"  {change.line()}")
+    for entry in [entry for entry in old if entry not in entries]:
+        print(f"  {lock.Drift(entry, 'no longer in the recipe').line()}")
+    kept = lock.drift(document, fresh)
+    if kept:
+        print(f"kept, though they drifted; `runner lock {args.recipe} --upgrade NAME` takes what is there now:")
+        print("\n".join(f"  {one.line()}" for one in kept))
+    return 0
+
+
+def _old(path: Path, upgrade: str | None) -> dict[Entry, Any]:
+    """The entries of the lock that is there; none where there is none, or where one that cannot be read is replaced."""
+    from runner.plan import lock, lock_file
+
+    if not path.is_file():
+        return {}
+    try:
+        return lock.flat(lock_file.read(path))
+    except RunnerError as error:
+        if upgrade != EVERYTHING:
+            raise
+        print(f"{error.message}; it is written anew", file=sys.stderr)
+        return {}
+
+
+def _resolved(args: argparse.Namespace, old: Mapping[Entry, Any]) -> tuple[dict[str, Any], set[Entry]]:
+    """The lock as things are now, but for the pins that are kept, and the entries that are to move."""
+    from runner.model import trust
+    from runner.plan import lock, lock_file, resolve
+    from runner.recipe import load
+
+    trust.allow(args.trust_remote_code)
+    chosen = set(old) if args.upgrade == EVERYTHING else _named(args, old) if args.upgrade is not None else set()
+    kept = _without(old, chosen)
+    recipes = load.load_all(args.recipe, args.sets, lock.parent_pins(kept))
+    cache = options.jobs_root(args) / "store" / "digests.json"
+    cache_file = cache if cache.parent.is_dir() else None  # locking leaves nothing else behind
+    plans = [
+        resolve.resolve(recipe, cache_file=cache_file, device=args.device, commits=lock.commits(kept))
+        for recipe in recipes
+    ]
+    return lock_file.of_plans(plans, cache_file, hub_files=True), chosen
+
+
+def _named(args: argparse.Namespace, old: Mapping[Entry, Any]) -> set[Entry]:
+    """The entries that `--upgrade NAME` means."""
+    from runner.plan import lock
+    from runner.recipe import load
+
+    try:
+        aliases = _aliases(load.load_all(args.recipe, args.sets, lock.parent_pins(_without(old, set()))))
+    except RecipeError:  # perhaps what is to be upgraded; what it is besides is told when the recipe is read again
+        aliases = {}
+    try:
+        return lock.selected(args.upgrade, sorted(old), aliases)
+    except LookupError as error:
+        known = ", ".join(f"`{entry[1] or entry[0]}`" for entry in sorted(old))
+        help = f"it has {known}" if known else f"`runner lock {args.recipe}` writes it"
+        raise UsageError(str(error), help) from None
+
+
+def _without(old: Mapping[Entry, Any], chosen: set[Entry]) -> dict[str, Any]:
+    from runner.plan import lock
+
+    return lock.nested({entry: value for entry, value in old.items() if entry not in chosen})
+
+
+def _aliases(recipes: Sequence[Recipe]) -> dict[str, Entry]:
+    """What a recipe itself calls its entries: `model`, `step/teacher`, the names of data."""
+    from runner.plan import lock
+    from runner.recipe import chain
+
+    found: dict[str, Entry] = {}
+    for recipe in recipes:
+        found.setdefault("model", ("models", lock.model_key(recipe.model)))
+        for step in recipe.steps:
+            for parameter, spec in chain.models_of(step).items():
+                found.setdefault(f"{step.id}/{parameter}", ("models", lock.model_key(spec)))
+        for name, spec_of in recipe.data.items():
+            found.setdefault(name, ("data", lock.data_key(spec_of)))
+    return found
+
+
+def _counted(document: Mapping[str, Any]) -> str:
+    names = {"models": "model", "data": "data entry", "parents": "parent", "packages": "package"}
+    plural = {"data": "data entries"}
+    counts = [(len(document[section]), section) for section in names if document[section]]
+    return ", ".join(f"{n} {names[s] if n == 1 else plural.get(s, s)}" for n, s in counts)

@@ -1,0 +1,50 @@
+"""`runner pack`: a folder of recipes as an installable package, to be extended as `pack:NAME/RECIPE`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from pathlib import Path
+
+from runner.errors import UsageError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="a folder of recipes")
+    parser.add_argument("--name", help="the NAME of `pack:NAME/RECIPE`; default: the folder's name")
+    parser.add_argument("--version", default="0.1.0", help="version of the package; default: 0.1.0")
+    parser.add_argument("-o", "--output", metavar="DIR", type=Path, default=Path("dist"), help="default: dist")
+
+
+def run(args: argparse.Namespace) -> int:
+    from runner.recipe import wheel
+    from runner.recipe.packs import Pack, PackPlace
+
+    folder: Path = args.folder
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder `{folder}`", "name the folder that holds the recipes")
+    name = args.name or re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")
+    if not wheel.NAME.fullmatch(name):
+        raise UsageError(f"a pack cannot be called `{name}`", "--name takes lower case letters, digits and `-`")
+    if not wheel.VERSION.fullmatch(args.version):
+        raise UsageError(f"`{args.version}` is not a version", "write one such as 1.2.0 or 1.2.0rc1")
+    contents = wheel.collect(folder, name)
+    if not contents.recipes:
+        raise UsageError(f"the folder `{folder}` holds no recipe", "recipes are .yaml or .yml files")
+    file, data = wheel.build(contents, name, args.version)
+    path = args.output / file
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)
+        staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        staged.write_bytes(data)
+        staged.replace(path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}", "-o DIR names another folder") from None
+    print(f"wrote {path}")
+    for inner in contents.recipes:
+        print(f"  extends: {PackPlace(Pack(name, folder, ''), inner).name}")
+    for note in contents.notes:
+        print(f"note: {note}")
+    print(f"`pip install {path}` installs it")
+    return 0

@@ -1,0 +1,296 @@
+"""A store elsewhere, for CI and colleagues: at any place that fsspec reads and writes (file, s3, gs, az, ...).
+
+    <url>/records/<key>.json          the sealed record of a step: written last, all at once
+    <url>/blobs/<ab>/<sha256>         every file of out/, under the hash of its bytes
+
+An entry is there when its record is. Blobs are named by their content, so an interrupted push leaves nothing that could
+be taken for an entry, the next one goes on with what is missing, and two writers write the same. Nothing that is pulled
+is believed: the record must be sealed, be that of its key, and name no place outside; every file must have the bytes
+that the record says. Logs stay at home: they are no part of a result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from runner.errors import MachineError, StoreError, UsageError
+from runner.job import files, records
+from runner.job.entries import Stage, StoreEntry
+from runner.job.records import FileFact, Record
+from runner.job.store import Store
+from runner.plan.keys import sha256
+
+# Of these a reader sees a whole new object or none; elsewhere a file is written beside its name and moved there.
+_ATOMIC = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "adl", "memory"})
+_BLOCK = 8 * 2**20
+_LARGEST_RECORD = 256 * 2**20
+_HEX = frozenset("0123456789abcdef")
+_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
+
+
+class Refused(StoreError):
+    """An entry that is not what it says it is."""
+
+
+class Remote:
+    """Opens no connection before it is used."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url if "://" in url else f"file://{os.path.abspath(url)}"
+        parts = urlsplit(self.url)
+        self.protocol = parts.scheme
+        if parts.password is not None:
+            raise UsageError(
+                "the URL of the remote store holds a password, which records would show",
+                "leave it out; set the credentials as fsspec's backend reads them",
+            )
+        if os.environ.get("RUNNER_OFFLINE") == "1" and self.protocol not in ("file", "local", "memory"):
+            raise UsageError(f"the remote store {self.url} needs a network, and --offline forbids it", "leave out one")
+        self._found: tuple[Any, str] | None = None
+
+    def _system(self) -> tuple[Any, str]:
+        """The file system and the path of the store in it."""
+        if self._found is None:
+            import fsspec
+
+            try:
+                system, path = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
+            except ImportError as error:
+                package = _PACKAGES.get(self.protocol, "the package that fsspec names")
+                raise MachineError(
+                    f"the remote store {self.url} cannot be opened: {error}", f"`pip install {package}`"
+                ) from error
+            except ValueError as error:
+                raise UsageError(
+                    f"the remote store {self.url} cannot be opened: {error}", "write a URL such as s3://bucket/store"
+                ) from error
+            self._found = (system, path.rstrip("/"))
+        return self._found
+
+    def keys(self) -> list[str]:
+        """The keys of all entries, sorted."""
+        system, root = self._system()
+        try:
+            names = system.ls(f"{root}/records", detail=False)
+        except FileNotFoundError:
+            return []
+        except Exception as error:
+            raise self._failed(error) from error
+        found = (PurePosixPath(str(name)).name for name in names)
+        return sorted(name.removesuffix(".json") for name in found if name.endswith(".json") and _is_key(name[:-5]))
+
+    def has(self, key: str) -> bool:
+        system, root = self._system()
+        try:
+            return bool(system.exists(f"{root}/records/{key}.json"))
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def push(self, entry: StoreEntry) -> int:
+        """Upload a verified entry; the bytes that were not there yet. An entry that is there already stays."""
+        if self.has(entry.record.key):
+            return 0
+        sent = 0
+        for fact in entry.record.files:
+            sent += self._put_blob(entry.out / fact.path, fact)
+        text = (entry.path / "record.json").read_text(encoding="utf-8")
+        self._put(f"records/{entry.record.key}.json", text.encode())
+        return sent
+
+    def pull(self, key: str, store: Store, *, wait: bool = True) -> StoreEntry | None:
+        """Fetch an entry into `store`; None where it is not there, or where another process makes it and not `wait`.
+
+        StoreError for one that is not what it says it is, naming what differs: nothing of it is published. What an
+        interrupted pull fetched is not fetched again.
+        """
+        if not self.has(key):
+            return None
+        lock = store.lock(key, f"pulling from {self.url}")
+        if not lock.acquire(wait=wait):
+            return None
+        try:
+            found = store.entry_locked(key)
+            if found is not None:
+                return found
+            record, text = self._record(key)
+            stage = Stage(key, store.root / ".staging" / f"{key}.pull")
+            stage.out.mkdir(parents=True, exist_ok=True)
+            self._fetch(record, stage)
+            files.write_atomic(stage.path / "metrics.json", files.pretty(dict(record.metrics)))
+            files.write_atomic(stage.path / "record.json", text)
+            entry = store.adopt(stage)
+            store.discard(key)  # what an interrupted run had made of it is of no use now
+            return entry
+        finally:
+            lock.release()
+
+    def check(self, key: str) -> Record:
+        """The record of an entry, judged. StoreError as of `pull`."""
+        return self._record(key)[0]
+
+    def _record(self, key: str) -> tuple[Record, str]:
+        data = b"".join(self._read(f"records/{key}.json", key, limit=_LARGEST_RECORD))
+        try:
+            text = data.decode("utf-8")
+            record = records.parse(text)
+        except UnicodeDecodeError:
+            raise self._refused(key, "its record is not UTF-8") from None
+        except ValueError as error:
+            raise self._refused(key, f"its record {error}") from None
+        if record.key != key:
+            raise self._refused(key, f"its record is that of another key, {record.key}")
+        if (made := _key_of(record.key_inputs)) != key:
+            raise self._refused(key, f"its record says it was made from what has the key {made}")
+        for fact in record.files:
+            if reason := _unsafe(fact):
+                raise self._refused(key, reason)
+        names = {fact.path for fact in record.files}
+        folders = {str(parent) for name in names for parent in PurePosixPath(name).parents}
+        if len(names) < len(record.files) or names & folders:
+            raise self._refused(key, "its record names a file twice, or as a folder too")
+        if (digest := _digest(record)) != record.digest:
+            raise self._refused(key, f"its files have the digest {digest}, its record says {record.digest}")
+        return record, text
+
+    def _fetch(self, record: Record, stage: Stage) -> None:
+        """Every file of a record into the stage's out/, and nothing else there."""
+        wanted = {fact.path for fact in record.files}
+        for path in list(files.walk(stage.out)):
+            if path.relative_to(stage.out).as_posix() not in wanted:
+                path.unlink()
+        for fact in record.files:
+            target = stage.out / fact.path
+            if not (target.is_file() and target.stat().st_size == fact.size and files.sha256(target) == fact.sha256):
+                self._fetch_file(record.key, fact, target)
+            os.utime(target, ns=(fact.mtime_ns, fact.mtime_ns))
+
+    def _fetch_file(self, key: str, fact: FileFact, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.part")
+        hashed, size = hashlib.sha256(), 0
+        try:
+            with open(part, "wb") as file:
+                for block in self._read(_blob(fact.sha256), key, limit=fact.size):
+                    hashed.update(block)
+                    size += len(block)
+                    file.write(block)
+            if size != fact.size:
+                raise self._refused(key, f"out/{fact.path} has {size} bytes, its record says {fact.size}")
+            if hashed.hexdigest() != fact.sha256:
+                raise self._refused(key, f"out/{fact.path} has other bytes than its record says")
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _read(self, path: str, key: str, limit: int) -> Iterator[bytes]:
+        """The bytes of a remote file; at most a block beyond `limit`."""
+        system, root = self._system()
+        taken = 0
+        try:
+            with system.open(f"{root}/{path}", "rb") as file:
+                while taken <= limit and (block := file.read(_BLOCK)):
+                    taken += len(block)
+                    yield block
+        except FileNotFoundError:
+            raise self._refused(key, f"{path} is missing") from None
+        except Exception as error:  # what a backend raises is not always an OSError
+            raise self._failed(error) from error
+
+    def _put_blob(self, source: Path, fact: FileFact) -> int:
+        system, root = self._system()
+        path = f"{root}/{_blob(fact.sha256)}"
+        try:
+            if system.exists(path) and system.size(path) == fact.size:
+                return 0
+            self._write(path, source)
+        except Exception as error:
+            raise self._failed(error) from error
+        return fact.size
+
+    def _put(self, name: str, data: bytes) -> None:
+        system, root = self._system()
+        path = f"{root}/{name}"
+        try:
+            if self.protocol in _ATOMIC:
+                system.pipe_file(path, data)
+                return
+            system.makedirs(path.rpartition("/")[0], exist_ok=True)
+            temporary = _temporary(path)
+            system.pipe_file(temporary, data)
+            system.mv(temporary, path)
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def _write(self, path: str, source: Path) -> None:
+        system, _ = self._system()
+        if self.protocol in _ATOMIC:
+            system.put_file(str(source), path)
+            return
+        system.makedirs(path.rpartition("/")[0], exist_ok=True)
+        temporary = _temporary(path)
+        system.put_file(str(source), temporary)
+        system.mv(temporary, path)
+
+    def _refused(self, key: str, reason: str) -> Refused:
+        return Refused(
+            f"the entry {key} of {self.url} is refused: {reason}", "remove it there, or push a sound one from elsewhere"
+        )
+
+    def _failed(self, error: Exception) -> StoreError:
+        what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return StoreError(
+            f"the remote store {self.url} cannot be reached or written: {what}", "check its address and credentials"
+        )
+
+
+def _blob(sha: str) -> str:
+    return f"blobs/{sha[:2]}/{sha}"
+
+
+def _temporary(path: str) -> str:
+    folder, _, name = path.rpartition("/")
+    return f"{folder}/.{name}.{uuid.uuid4().hex}.part"
+
+
+def _is_key(text: object) -> bool:
+    return isinstance(text, str) and len(text) == 64 and set(text) <= _HEX
+
+
+def _key_of(key_inputs: object) -> str:
+    """The key that inputs have; "none" for what nothing can be made from."""
+    if not isinstance(key_inputs, Mapping):
+        return "none"
+    try:
+        return sha256(key_inputs)
+    except (TypeError, ValueError):
+        return "none"
+
+
+def _digest(record: Record) -> str:
+    pairs = [(fact.path, fact.sha256) for fact in record.files]
+    if record.artifact_type == "metrics":
+        metrics = files.pretty(dict(record.metrics)).encode()
+        pairs.append(("../metrics.json", hashlib.sha256(metrics).hexdigest()))
+    return records.digest(pairs)
+
+
+def _unsafe(fact: FileFact) -> str | None:
+    """Why a file of a record may not be written: a clause, or None."""
+    path = fact.path
+    if not isinstance(path, str) or not _is_key(fact.sha256) or not isinstance(fact.size, int) or fact.size < 0:
+        return f"its record describes {json.dumps(path)} in a way that no step does"
+    if not isinstance(fact.mtime_ns, int) or isinstance(fact.mtime_ns, bool):
+        return f"its record describes {json.dumps(path)} in a way that no step does"
+    parts = path.split("/")
+    if not path or "\0" in path or "\\" in path or any(part in ("", ".", "..") for part in parts) or ":" in parts[0]:
+        return f"its record names {json.dumps(path)}, which is a place outside of the entry"
+    if len(path) > 1024:
+        return f"its record names a file by {len(path)} characters, which no step does"
+    return None

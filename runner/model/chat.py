@@ -1,0 +1,162 @@
+"""Chat messages → text, by the chat template that a tokenizer brings, as transformers renders it. Imports no torch.
+
+Templates are untrusted code: they run in jinja's immutable sandbox. What they see of the day is always DAY, so that
+equal data gives equal tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.errors import Diagnostic, RecipeError
+from runner.recipe.words import show
+
+if TYPE_CHECKING:
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+FILE = "chat_template.jinja"
+DAY = date(2024, 7, 26)  # what Llama 3's template says where it cannot ask
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_FORM = 'write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A document of chat messages; `where` is its place in the data, for complaints."""
+
+    messages: tuple[Mapping[str, Any], ...]
+    where: str
+
+
+def conversation(value: list[Any], where: str) -> Conversation:
+    """The messages of a field that holds a list; `where` names file, line and field. RecipeError where they are none.
+
+    Keys without a value are left out, as transformers leaves them out.
+    """
+    if not value:
+        raise _error("R468", f"{where} holds no messages", _FORM)
+    messages = []
+    for index, message in enumerate(value):
+        if not isinstance(message, dict):
+            raise _error("R468", f"{where}[{index}] must be a message; it is {show(message)}", _FORM)
+        for key in ("role", "content"):
+            if not isinstance(message.get(key), str):
+                held = f"is {show(message[key])}" if key in message else f"is not there; it has {_keys(message)}"
+                raise _error("R468", f"{where}[{index}]: `{key}` must be text; it {held}", _FORM)
+        messages.append({name: part for name, part in message.items() if part is not None})
+    return Conversation(tuple(messages), where)
+
+
+def _keys(message: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{key}`" for key in message) or "nothing"
+
+
+class Template:
+    """The chat template of a tokenizer's folder, with the special tokens that it may write."""
+
+    def __init__(self, folder: Path) -> None:
+        import jinja2  # here: whoever reads plain text never waits for it
+
+        config = _read(folder / "tokenizer_config.json")
+        found = _source(folder, config)
+        if found is None:
+            raise _error(
+                "R467",
+                f"the data holds chat messages, and the tokenizer in `{folder}` has no chat template: neither "
+                f"`{FILE}` nor `chat_template` in tokenizer_config.json is there",
+                "use the model's chat version, or data whose field holds plain text",
+            )
+        self._folder = folder
+        self._tokens = {key: token for key in _SPECIAL if (token := _content(config.get(key))) is not None}
+        try:
+            self._template = _environment().from_string(found)
+        except jinja2.TemplateError as error:
+            raise _error("R467", f"the chat template in `{folder}` cannot be compiled: {error}") from None
+
+    def render(self, chat: Conversation, *, answer: bool = False) -> str:
+        """The conversation as the model reads it, with its special tokens; with `answer` up to where the assistant
+
+        begins to answer. RecipeError where the template refuses.
+        """
+        import jinja2
+
+        values = {**self._tokens, "add_generation_prompt": answer, "tools": None, "documents": None}
+        try:
+            return self._template.render(messages=[dict(message) for message in chat.messages], **values)
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            message = f"{chat.where}: the chat template in `{self._folder}` refuses these messages: {error}"
+            raise _error("R468", message, "bring them into the form that the model was trained on") from None
+
+
+def source(folder: Path) -> str | None:
+    """The text of the chat template that the tokenizer in a folder has; None where it has none."""
+    return _source(folder, _read(folder / "tokenizer_config.json"))
+
+
+def _source(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """The template's text: that of its own file before the one in tokenizer_config.json, there "default" of several."""
+    file = folder / FILE
+    if file.is_file():
+        return file.read_text("utf-8")
+    found = config.get("chat_template")
+    if isinstance(found, list):
+        named = {str(entry.get("name")): entry.get("template") for entry in found if isinstance(entry, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
+
+
+def _content(token: Any) -> str | None:
+    found = token.get("content") if isinstance(token, dict) else token
+    return found if isinstance(found, str) else None
+
+
+@cache
+def _environment() -> ImmutableSandboxedEnvironment:
+    import jinja2
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}` … `{% endgeneration %}` mark what the assistant says; the text is the same without."""
+
+        tags = {"generation"}  # noqa: RUF012  jinja2 declares it so
+
+        def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def refuse(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    made.filters["tojson"] = _tojson
+    made.globals["raise_exception"] = refuse
+    made.globals["strftime_now"] = DAY.strftime
+    return made
+
+
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:  # fmt: skip
+    """jinja's own filter escapes HTML, which no model was trained on."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _error(code: str, message: str, help: str | None = None) -> RecipeError:
+    return RecipeError([Diagnostic(code, message, help)])

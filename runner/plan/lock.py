@@ -1,0 +1,192 @@
+"""The lock: what the names in a recipe stood for, so that they stand for the same elsewhere and later.
+
+    version: 1
+    runner: 0.1.0                          seed: 0
+    models:   {"org/name@main": {commit}, "folder": {digest, files: {name: sha256}}}
+    data:     {"demo:stdlib#calibration": {digest}, "org/texts#train": {commit}}
+    parents:  {"git+https://...": {commit, digest}, "pack:acme/int4": {digest, package}}
+    packages: {torch: 2.13.0}              those that decide bytes
+
+Models and data are named by what the recipe calls them, so that one lock covers every combination of a matrix. What is
+in the lock and not in the recipe changes nothing, and is no drift. Pure functions; files are those of lock_file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from runner.plan.types import Plan, ResolvedData, ResolvedModel
+from runner.recipe import words
+from runner.recipe.parents import Pins
+from runner.recipe.types import DataSpec, ModelSpec, Parent
+
+VERSION = 1
+SECTIONS = ("models", "data", "parents", "packages")
+Document = Mapping[str, Any]
+Entry = tuple[str, str]  # section and name; ("runner", "") and ("seed", "")
+
+_NOUNS = {"models": "model", "data": "data", "parents": "parent", "packages": "package"}
+_FILES_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Drift:
+    """One thing that is not what the lock says: `name` is what `--upgrade` takes."""
+
+    entry: Entry
+    what: str
+
+    @property
+    def name(self) -> str:
+        return self.entry[1] or self.entry[0]
+
+    def line(self) -> str:
+        """`package torch: 2.13.0 → 2.14.0`."""
+        section, name = self.entry
+        return f"{_NOUNS[section]} {name}: {self.what}" if name else f"{section}: {self.what}"
+
+
+def model_key(spec: ModelSpec) -> str:
+    return f"{spec.source}@{spec.revision}" if spec.revision else spec.source
+
+
+def data_key(spec: DataSpec) -> str:
+    revision = f"@{spec.revision}" if spec.revision else ""
+    return f"{spec.source}{revision}" + (f"#{spec.split}" if spec.split else "")
+
+
+def document(
+    plans: Iterable[Plan],
+    runner: str,
+    packages: Mapping[str, str],
+    files: Mapping[str, Mapping[str, str]] | None = None,
+) -> dict[str, Any]:
+    """The lock of all plans of a recipe. `files`: the digests of files of Hub models that are here, by model key."""
+    plans = list(plans)
+    models = {
+        model_key(ModelSpec(model.source, model.revision)): model for plan in plans for model in plan.given().values()
+    }
+    data = {data_key(plan.recipe.data[name]): entry for plan in plans for name, entry in plan.data.items()}
+    parents = {parent.name: parent for plan in plans for parent in plan.recipe.parents}
+    seeds = sorted({plan.recipe.seed for plan in plans})
+    return {
+        "version": VERSION,
+        "runner": runner,
+        **({"seed": seeds[0]} if len(seeds) == 1 else {}),
+        "models": {key: _model(models[key], (files or {}).get(key)) for key in sorted(models)},
+        "data": {key: _data(data[key]) for key in sorted(data)},
+        "parents": {name: _parent(parents[name]) for name in sorted(parents)},
+        "packages": dict(sorted(packages.items())),
+    }
+
+
+def _model(model: ResolvedModel, files: Mapping[str, str] | None) -> dict[str, Any]:
+    named = files if model.commit is not None else model.files
+    facts: dict[str, Any] = {"commit": model.commit} if model.commit is not None else {"digest": model.digest}
+    return {**facts, **({"files": dict(sorted(named.items()))} if named else {})}
+
+
+def _data(entry: ResolvedData) -> dict[str, str]:
+    return {"commit": entry.commit} if entry.commit is not None else {"digest": entry.digest}
+
+
+def _parent(parent: Parent) -> dict[str, str]:
+    facts = {"commit": parent.commit, "digest": parent.digest, "package": parent.package}
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def parent_pins(lock: Document) -> Pins:
+    """What reading the recipe takes from the lock."""
+    parents = lock["parents"]
+    commits = {name: facts["commit"] for name, facts in parents.items() if "commit" in facts}
+    return Pins(commits, {name: facts["digest"] for name, facts in parents.items()})
+
+
+def commits(lock: Document) -> dict[Entry, str]:
+    """What resolving the recipe takes from the lock: the commits of Hub models and datasets."""
+    return {
+        (section, name): facts["commit"]
+        for section in ("models", "data")
+        for name, facts in lock[section].items()
+        if "commit" in facts
+    }
+
+
+def flat(lock: Document) -> dict[Entry, Any]:
+    """Every entry of a lock but its version."""
+    single = {(name, ""): lock[name] for name in ("runner", "seed") if name in lock}
+    return single | {(section, name): entry for section in SECTIONS for name, entry in lock[section].items()}
+
+
+def nested(entries: Mapping[Entry, Any]) -> dict[str, Any]:
+    """The lock of these entries."""
+    single = {name: entries[name, ""] for name in ("runner", "seed") if (name, "") in entries}
+    sections = {
+        section: {name: entries[of, name] for of, name in sorted(entries) if of == section} for section in SECTIONS
+    }
+    return {"version": VERSION, **single, **sections}
+
+
+def drift(lock: Document, now: Document) -> list[Drift]:
+    """Everything of the recipe as it resolves now that is not as the lock says, in the order of a lock."""
+    locked = flat(lock)
+    found = []
+    for entry, value in flat(now).items():
+        if entry not in locked:
+            found.append(Drift(entry, "not in the lock"))
+        elif (what := _difference(locked[entry], value)) is not None:
+            found.append(Drift(entry, what))
+    return found
+
+
+def _difference(old: Any, new: Any) -> str | None:
+    """What changed between two entries, in words; None where nothing did."""
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        return None if old == new else f"{old} → {new}"
+    parts = [
+        f"{old[key]} → {new[key]}" if key == "package" else f"{key} {_short(old[key])} → {_short(new[key])}"
+        for key in ("package", "commit", "digest")
+        if key in old and key in new and old[key] != new[key]
+    ]
+    if ("commit" in old) != ("commit" in new):
+        parts.append("a commit of the Hub is now a local folder" if "commit" in old else "now on the Hub")
+    files = _files(old.get("files", {}), new.get("files", {})) if "files" in old and "files" in new else []
+    return ", ".join(files or parts) or None
+
+
+def _files(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    changes = []
+    for name in sorted({*old, *new}):
+        if name not in new:
+            changes.append(f"{name} is gone")
+        elif name not in old:
+            changes.append(f"{name} is new")
+        elif old[name] != new[name]:
+            changes.append(f"{name} {_short(old[name])} → {_short(new[name])}")
+    more = len(changes) - _FILES_SHOWN
+    return [*changes[:_FILES_SHOWN], *([f"{more} more files"] if more > 0 else [])]
+
+
+def _short(digest: str) -> str:
+    return digest[:12]
+
+
+def selected(name: str, entries: Iterable[Entry], aliases: Mapping[str, Entry]) -> set[Entry]:
+    """The entries that `--upgrade NAME` means: by name, by alias (`model`, a data entry), or by a part of one name.
+
+    LookupError, with the words for it, where it means none, or several different ones.
+    """
+    known = list(entries)
+    exact = {entry for entry in known if name in (entry[1] or entry[0], "/".join(entry))}
+    exact |= {aliases[name]} if name in aliases else set()
+    if exact:
+        return exact
+    part = [entry for entry in known if name in entry[1]]
+    if len(part) > 1:
+        raise LookupError(f"`{name}` may be {words.ticked([entry[1] for entry in part], 'or')}")
+    if not part:
+        names = [*aliases, *(entry[1] or entry[0] for entry in known)]
+        raise LookupError(f"the lock has no `{name}`{words.did_you_mean(name, names)}")
+    return set(part)

@@ -1,0 +1,168 @@
+"""Lock files: where they are, how they are read, and what they are held against.
+
+The lock of recipes/x.yaml is recipes/x.lock, so that of recipe.yaml in a job directory is recipe.lock. A recipe.lock
+is also that of the only recipe of a folder, where x.lock is not there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import runner
+from runner.errors import Diagnostic, RecipeError, UsageError
+from runner.plan import find, lock
+from runner.plan.lock import Document, Drift
+from runner.plan.machine import package_version
+from runner.plan.types import Plan
+from runner.recipe import discovery, git, nodes, places, text
+from runner.recipe.parents import Pins
+from runner.recipe.types import ModelSpec
+from runner.steps import kinds
+
+SHARED = "recipe.lock"
+# What computes, reads and writes the numbers. Single kinds and kinds of data add theirs.
+_DECIDE = ("accelerate", "compressed-tensors", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers")
+HEAD = "# What the names in {recipe} stand for. Made by `runner lock`; `runner lock --upgrade` moves it on.\n"
+
+
+def path_of(recipe: str) -> Path:
+    """The file that `runner lock` writes."""
+    return Path(recipe).with_suffix(".lock")
+
+
+def find_beside(recipe: str) -> Path | None:
+    """The lock of a recipe, where it has one."""
+    own = path_of(recipe)
+    if own.is_file():
+        return own
+    shared = own.with_name(SHARED)
+    others = [path for path in own.parent.glob("*") if path.suffix in places.SUFFIXES and path.stem != own.stem]
+    return shared if shared.is_file() and not others else None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A lock. RecipeError (R450) where it is none."""
+    try:
+        tree = text.parse(text.decode(path.read_bytes(), str(path)), str(path))
+    except OSError as error:
+        message = f"cannot read `{path}`: {error.strerror or error}"
+        raise RecipeError([Diagnostic("R450", message)]) from None
+    document: dict[str, Any] = nodes.plain(tree)
+    from jsonschema import Draft202012Validator  # here, because it takes long to import
+
+    rules = json.loads((discovery.schemas_folder() / "job" / "lock.schema.json").read_text(encoding="utf-8"))
+    errors = sorted(Draft202012Validator(rules).iter_errors(document), key=lambda error: list(map(str, error.path)))
+    if errors:
+        at = nodes.place(tree, tuple(errors[0].absolute_path))
+        help = f"`runner lock RECIPE --upgrade` writes {path} anew"
+        message = f"this is no lock that runner {runner.__version__} reads: {errors[0].message}"
+        raise RecipeError([Diagnostic("R450", message, help, at)])
+    return document
+
+
+def dump(document: Document, recipe: str) -> str:
+    """The text of a lock: one value a line, sorted."""
+    return HEAD.format(recipe=Path(recipe).name) + text.dump(document, inline=False)
+
+
+def of_plans(plans: Sequence[Plan], cache_file: Path | None = None, hub_files: bool = False) -> dict[str, Any]:
+    """The lock of plans as things are now. `hub_files` also hashes the files of Hub models that are on this machine."""
+    files: dict[str, dict[str, str]] = {}
+    for plan in plans if hub_files else ():
+        for model in plan.given().values():
+            if model.commit is not None and model.path is not None:
+                key = lock.model_key(ModelSpec(model.source, model.revision))
+                files[key] = find.digest_files_of(model.path, model.facts, cache_file)
+    return lock.document(plans, runner.__version__, packages(plans), files)
+
+
+def packages(plans: Sequence[Plan]) -> dict[str, str]:
+    """The installed packages that decide the bytes of these plans, with their versions."""
+    names = set(_DECIDE)
+    for plan in plans:
+        for step in plan.steps:
+            source = discovery.find(step.kind)
+            if source is not None:
+                names |= {need.package for need in kinds.find(step.kind).REQUIRES}
+                names |= {source.origin} - {"runner"}
+        for entry in plan.data.values():
+            names |= {"datasets"} if entry.commit is not None else set()
+            names |= {"pyarrow"} if any(file.suffix == ".parquet" for file in entry.files) else set()
+    versions = {name: package_version(name) for name in names if "/" not in name and "\\" not in name}
+    return {name: version for name, version in sorted(versions.items()) if version is not None}
+
+
+@dataclass(frozen=True)
+class Locking:
+    """How a recipe is held to its lock, if it has one. `strict`: any drift is an error."""
+
+    recipe: str
+    path: Path | None = None
+    document: Document | None = None
+    strict: bool = False
+
+    @property
+    def pins(self) -> Pins:
+        """For runner.recipe.load."""
+        return lock.parent_pins(self.document) if self.document is not None else Pins()
+
+    @property
+    def commits(self) -> dict[lock.Entry, str]:
+        """For runner.plan.resolve."""
+        return lock.commits(self.document) if self.document is not None else {}
+
+    def check(self, plans: Sequence[Plan], cache_file: Path | None = None) -> tuple[str, ...]:
+        """A warning for everything that drifted. UsageError that names it all, where that is an error."""
+        if self.document is None:
+            return ()
+        now = of_plans(plans, cache_file, hub_files=self.strict)
+        found = lock.drift(self.document, now)
+        moved, unknown = _moved(plans, self.document)
+        found = sorted([*found, *moved], key=lambda one: list(lock.flat(now)).index(one.entry))
+        if found and self.strict:
+            count = "1 thing" if len(found) == 1 else f"{len(found)} things"
+            lines = "\n".join(f"  {one.line()}" for one in found)
+            help = (
+                f"`runner lock {self.recipe} --upgrade` takes what is there now, "
+                f"`--upgrade NAME` one of {words_of(found)}"
+            )
+            raise UsageError(f"{count} drifted from {self.path}:\n{lines}", help)
+        return (*(f"drifted from {self.path}: {one.line()}" for one in found), *unknown)
+
+
+def words_of(found: Sequence[Drift]) -> str:
+    return ", ".join(f"`{one.name}`" for one in found)
+
+
+def use(recipe: str, *, strict: bool = False) -> Locking:
+    """The lock of a recipe, read. UsageError where it has none and `strict` asks for one."""
+    path = find_beside(recipe)
+    if path is None:
+        if strict:
+            raise UsageError(
+                f"{recipe} has no lock: {path_of(recipe)} is not there", f"`runner lock {recipe}` writes it"
+            )
+        return Locking(recipe)
+    return Locking(recipe, path, read(path), strict)
+
+
+def _moved(plans: Sequence[Plan], locked: Document) -> tuple[list[Drift], list[str]]:
+    """The tags and branches of git parents that stand for another commit now, and those that could not be asked."""
+    found, unknown = [], []
+    for parent in {parent.name: parent for plan in plans for parent in plan.recipe.parents}.values():
+        pinned = locked["parents"].get(parent.name, {}).get("commit")
+        if pinned is None or not git.is_moving(parent):
+            continue
+        try:
+            commit = git.current(parent)
+        except places.PlaceError as error:
+            unknown.append(f"whether {parent.name} moved is not known: {error.message}")
+            continue
+        if commit != pinned:
+            now = f"now {commit[:12]} there" if commit is not None else "now gone"
+            found.append(Drift(("parents", parent.name), f"locked at commit {pinned[:12]}, {now}"))
+    return found, unknown

@@ -1,0 +1,58 @@
+"""The task files of a recipe, found and digested."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from runner.errors import Diagnostic, RecipeError
+from runner.model import task_files
+from runner.plan.digests import digest_files, digest_named
+from runner.plan.types import ResolvedTasks
+from runner.recipe import schema
+from runner.recipe.types import Recipe, Step
+
+
+def find_tasks(recipe: Recipe, cache_file: Path | None) -> dict[str, dict[str, ResolvedTasks]]:
+    """Step id → parameter → the task files it names. RecipeError with the complaints about all of them."""
+    found: dict[str, dict[str, ResolvedTasks]] = {}
+    complaints: list[Diagnostic] = []
+    for step in recipe.steps:
+        for parameter, target in schema.references(step.kind).items():
+            if target == "tasks" and step.params.get(parameter):
+                try:
+                    found.setdefault(step.id, {})[parameter] = _resolved(step, parameter, cache_file)
+                except RecipeError as error:
+                    complaints += [d.at(recipe.step_span(step, d.path)) for d in error.diagnostics]
+    if complaints:
+        raise RecipeError(complaints)
+    return found
+
+
+def _resolved(step: Step, parameter: str, cache_file: Path | None) -> ResolvedTasks:
+    paths: dict[str, Path] = {}
+    entries: list[str] = []
+    complaints: list[Diagnostic] = []
+    for index, entry in enumerate(step.params[parameter]):
+        try:
+            path = task_files.locate(entry)
+            if path is None:
+                entries.append(entry)
+                continue
+            task_files.definitions(path)
+        except RecipeError as error:
+            complaints += [replace(d, path=(parameter, index)) for d in error.diagnostics]
+            continue
+        paths[entry] = path
+        entries.append(_digest(path, cache_file))
+    if complaints:
+        raise RecipeError(complaints)
+    return ResolvedTasks(paths, tuple(entries))
+
+
+def _digest(path: Path, cache_file: Path | None) -> str:
+    """One digest over the names and contents of the files that decide what a local task does, wherever they are."""
+    folder, chosen = (path, "") if path.is_dir() else (path.parent, path.name)
+    digests = digest_files(task_files.members(path), cache_file)
+    contents = digest_named({str(file.relative_to(folder)): digest for file, digest in digests.items()})
+    return f"{chosen} {contents}".strip()

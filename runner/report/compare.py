@@ -1,0 +1,203 @@
+"""Jobs beside each other: the params that differ, size, quality, speed, memory, and which of them no other beats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from rich.text import Text
+
+from runner.progress import units
+from runner.report import diff, findings, secrets
+from runner.report.job import JobReport
+from runner.report.table import Cell, table
+
+_ENDED = ("done", "gate-missed")
+_MOST_PARAMS = 6  # columns of a table
+
+
+@dataclass(frozen=True)
+class Row:
+    """One job. `size` is the bytes of its weights, `seconds` what its steps took, whoever ran them; None: not known."""
+
+    id: str
+    name: str
+    status: str
+    params: Mapping[str, Any]
+    size: int | None
+    quality: float | None
+    speed: float | None
+    seconds: float | None
+    memory: int | None
+    front: bool = False
+    beaten_by: str | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`metric` and `speed` name what was measured; None where no job has one. `axes` are those of the front."""
+
+    rows: tuple[Row, ...]
+    params: tuple[str, ...]
+    metric: str | None
+    higher_is_better: bool
+    speed: str | None
+    axes: tuple[str, ...]
+
+
+def compare(jobs: Sequence[tuple[JobReport, Mapping[str, Any]]], metric: str | None = None) -> Comparison:
+    """Compare jobs, each with the document of its recipe. `metric` is a metric of evaluations, or `step.metric`."""
+    metric = metric or _common(jobs)
+    speed = next((name for job, _ in jobs for name in _speeds(job)), None)
+    recipes = [diff.flat_recipe(secrets.hide(recipe, secrets.values(recipe))) for _, recipe in jobs]
+    params = differing(recipes)
+    rows = []
+    for (job, _), recipe in zip(jobs, recipes, strict=True):
+        seconds = [step.seconds for step in job.steps if step.seconds is not None]
+        memories = [step.memory for step in job.steps if step.memory]
+        rows.append(
+            Row(
+                id=job.id,
+                name=findings.title(job),
+                status=job.status,
+                params={name: recipe.get(name) for name in params},
+                size=job.size_after,
+                quality=measured(job, metric) if metric and job.status in _ENDED else None,
+                speed=_speeds(job).get(speed) if speed else None,
+                seconds=sum(seconds) if seconds else None,
+                memory=max(memories) if memories else None,
+            )
+        )
+    higher = findings.higher_is_better(metric.rpartition(".")[2]) if metric else False
+    faster = findings.higher_is_better(speed) if speed else False
+    judged = [row for row in rows if row.size is not None and _finite(row.quality)]
+    timed = bool(judged) and speed is not None and all(_finite(row.speed) for row in judged)
+    axes = ("size", metric or "quality", *((speed,) if timed and speed else ()))
+    points = {
+        row.id: (
+            float(row.size or 0),
+            (-1 if higher else 1) * (row.quality or 0.0),
+            *([(-1 if faster else 1) * (row.speed or 0.0)] if timed else []),
+        )
+        for row in judged
+    }
+    marked = tuple(_marked(row, points) for row in rows)
+    return Comparison(marked, params, metric, higher, speed, axes)
+
+
+def beats(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether a point is at least as good in everything, and better in something; lower is better."""
+    return all(x <= y for x, y in zip(one, other, strict=True)) and tuple(one) != tuple(other)
+
+
+def differing(recipes: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The params that are not the same in all recipes; where all are, the other values that are not."""
+    paths = dict.fromkeys(path for recipe in recipes for path in recipe)
+    unequal = [path for path in paths if len({repr(recipe.get(path)) for recipe in recipes}) > 1]
+    params = [path for path in unequal if path.startswith("params.")]
+    return tuple(params or [path for path in unequal if path not in ("name", "description", "steps")])
+
+
+def measured(job: JobReport, metric: str) -> float | None:
+    """The metric of the job's last checkpoint, else the one that was measured last."""
+    step, _, name = metric.rpartition(".")
+    points = [
+        point
+        for series in findings.series(job)
+        if series.metric == name
+        for point in series.points
+        if not step or point.step == step
+    ]
+    made = [entry.id for entry in job.steps if entry.size is not None]
+    of_last = [point.value for point in points if made and point.of == made[-1]]
+    return of_last[-1] if of_last else points[-1].value if points and not made else None
+
+
+def metrics(jobs: Sequence[JobReport]) -> list[str]:
+    """Every metric that can be asked for."""
+    return sorted({series.metric for job in jobs for series in findings.series(job)})
+
+
+def _common(jobs: Sequence[tuple[JobReport, Mapping[str, Any]]]) -> str | None:
+    """Perplexity where any job has it, else the metric that most jobs have."""
+    counts: dict[str, int] = {}
+    for job, _ in jobs:
+        for metric in dict.fromkeys(series.metric for series in findings.series(job)):
+            if not findings.is_speed(metric):
+                counts[metric] = counts.get(metric, 0) + 1
+    return max(counts, key=lambda metric: (metric == "perplexity", counts[metric]), default=None)
+
+
+def _speeds(job: JobReport) -> dict[str, float]:
+    """Latencies and throughputs of what came out; those of a training say nothing of the result."""
+    found: dict[str, float] = {}
+    for step in job.steps:
+        if step.kind.startswith(("evaluate.", "build.", "measure.")):
+            found |= {name: float(value) for name, value in step.metrics.items() if findings.is_speed(name)}
+    return found
+
+
+def _marked(row: Row, points: Mapping[str, Sequence[float]]) -> Row:
+    if row.id not in points:
+        return row
+    better = next((id for id, point in points.items() if beats(point, points[row.id])), None)
+    return replace(row, front=better is None, beaten_by=better)
+
+
+def lines(found: Comparison, width: int) -> list[Text]:
+    """For a terminal: a table, the front, and what it is made of."""
+    shown = found.params[:_MOST_PARAMS]
+    head: list[Cell] = ["", "job", *(path.removeprefix("params.") for path in shown), "size"]
+    head += [found.metric.replace("_", " ")] if found.metric else []
+    head += [found.speed.replace("_", " ")] if found.speed else []
+    rows: list[list[Cell]] = [[*head, "time", "memory", "status"]]
+    for row in found.rows:
+        cells: list[Cell] = [Text("●" if row.front else "", "green"), Text(row.id, "bold" if row.front else "")]
+        cells += ["–" if row.params.get(path) is None else units.number(row.params[path]) for path in shown]
+        cells.append(units.size(row.size) if row.size is not None else "–")
+        cells += [units.number(row.quality) if row.quality is not None else "–"] if found.metric else []
+        cells += [units.number(row.speed) if row.speed is not None else "–"] if found.speed else []
+        cells += [
+            units.duration(row.seconds) if row.seconds is not None else "–",
+            units.size(row.memory) if row.memory is not None else "–", row.status,
+        ]  # fmt: skip
+        rows.append(cells)
+    result = table(rows, width, "<<" + ">" * (len(rows[0]) - 3) + "<", indent=0, head=True)
+    result.append(Text())
+    if len(found.params) > len(shown):
+        result.append(Text(f"{len(found.params) - len(shown)} more values differ: --json has them", "dim"))
+    return [*result, *(Text(sentence) for sentence in sentences(found))]
+
+
+def sentences(found: Comparison) -> list[str]:
+    """Which jobs are on the front, which are not and why."""
+    front = [row.id for row in found.rows if row.front]
+    left_out = [row.id for row in found.rows if not row.front and row.beaten_by is None]
+    told = []
+    if front:
+        axes = f"{', '.join(found.axes[:-1])} and {found.axes[-1]}".replace("_", " ")
+        told.append(f"Pareto front of {axes}: {', '.join(front)}")
+    told += [f"{row.id} is beaten by {row.beaten_by}" for row in found.rows if row.beaten_by is not None]
+    if left_out:
+        what = found.metric or "a metric"
+        told.append(f"not compared, for want of a size or of {what}: {', '.join(left_out)}")
+    return told
+
+
+def document(found: Comparison) -> dict[str, Any]:
+    """The same as JSON."""
+    rows = [
+        {name: None if not _finite(value, True) else value for name, value in asdict(row).items()} for row in found.rows
+    ]
+    return {
+        "schema": 1, "metric": found.metric, "higher_is_better": found.higher_is_better, "speed": found.speed,
+        "axes": list(found.axes), "params": list(found.params), "front": [row.id for row in found.rows if row.front],
+        "jobs": rows,
+    }  # fmt: skip
+
+
+def _finite(value: Any, others: bool = False) -> bool:
+    """Whether it is a number that can be compared; `others`: what is no number at all counts as well."""
+    return math.isfinite(value) if isinstance(value, int | float) else others

@@ -1,0 +1,65 @@
+"""Secrets that found their way into a recipe or a command line, kept out of everything that a report says.
+
+A param, or any other key of the recipe, whose name says so (`token`, `api_key`, `password`, …) holds a secret; its
+value is hidden wherever it stands. So are credentials in URLs and the tokens of well-known services, by their form.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+HIDDEN = "•••"
+_NAMES = re.compile(
+    r"(?:^|[_\-.])(?:secret|password|passwd|passphrase|credentials?|auth|token|"
+    r"(?:api|access|private|secret|signing)[_-]?key(?:[_-]id)?)$",
+    re.IGNORECASE,
+)
+_SHORTEST = 4  # a shorter value would hide half of the text
+_FORMS = re.compile(
+    r"(?<=://)[^/\s:@\"']+:[^/\s@\"']+(?=@)"  # user:password of a URL
+    r"|\bhf_[A-Za-z0-9]{16,}\b|\bgh[pousr]_[A-Za-z0-9]{20,}\b|\bgithub_pat_\w{20,}\b|\bglpat-[\w-]{16,}"
+    r"|\bAKIA[0-9A-Z]{16}\b|\bsk-[A-Za-z0-9_-]{20,}"
+)
+
+
+def is_secret(name: str) -> bool:
+    """Whether the value of a key of that name is a secret."""
+    return _NAMES.search(name) is not None
+
+
+def values(document: Any) -> frozenset[str]:
+    """The secrets in a recipe, by the names of their keys."""
+    return frozenset(_values(document))
+
+
+def _values(document: Any) -> Iterable[str]:
+    if isinstance(document, Mapping):
+        for key, value in document.items():
+            if is_secret(str(key)) and isinstance(value, str | int | float) and not isinstance(value, bool):
+                if len(str(value)) >= _SHORTEST:
+                    yield str(value)
+            else:
+                yield from _values(value)
+    elif isinstance(document, list | tuple):
+        for entry in document:
+            yield from _values(entry)
+
+
+def hide(value: Any, known: frozenset[str]) -> Any:
+    """JSON without the `known` secrets, and without those that betray themselves by their form."""
+    if isinstance(value, str):
+        for secret in sorted(known, key=len, reverse=True):
+            value = value.replace(secret, HIDDEN)
+        return _FORMS.sub(HIDDEN, value)
+    if isinstance(value, Mapping):
+        return {hide(key, known): _entry(str(key), entry, known) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [hide(entry, known) for entry in value]
+    return value
+
+
+def _entry(key: str, value: Any, known: frozenset[str]) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return HIDDEN if number and is_secret(key) and str(value) in known else hide(value, known)

@@ -1,0 +1,97 @@
+"""Distillation of hidden states and attention maps (TinyBERT, Jiao 2020; MiniLM, Wang 2020) beside the predictions.
+
+The teacher stays in memory beside the student, frozen. The losses are in runner/training/losses.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from runner.errors import Diagnostic
+from runner.model import memory
+from runner.model.facts import CheckpointFacts
+from runner.steps.distill import pair
+from runner.steps.protocol import CHECKPOINT, Context, Cost, Inputs, Params, Result
+from runner.training import vocabulary
+
+VERSION = 1
+CONSUMES = (CHECKPOINT,)
+PRODUCES = CHECKPOINT
+REQUIRES = ()
+METRICS = ("loss", "evaluation_loss", "steps", "tokens")
+DISTRIBUTED = True
+
+_WEIGHTS = ("hidden_weight", "attention_weight", "logits_weight")
+
+
+def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
+    found = pair.check(params, inputs)
+    if inputs.others["teacher"].adapter is not None:
+        message = "the teacher carries an adapter beside its weights, which this step would leave out"
+        found.append(Diagnostic("R471", message, "`distill.logits` applies it", path=("teacher",)))
+    if not any(params[name] for name in _WEIGHTS):
+        message = "`hidden_weight`, `attention_weight` and `logits_weight` are all 0: nothing is left to learn"
+        found.append(Diagnostic("R494", message, "leave one of them out", path=("hidden_weight",)))
+    if any(complaint.code == "R491" for complaint in found):
+        return found  # how many layers the student has is not known
+    layers = {
+        "student": pair.student_facts(params, inputs).layer_count,
+        "teacher": inputs.others["teacher"].layer_count,
+    }
+    for index, entry in enumerate(params.get("layers") or ()):
+        for name, count in layers.items():
+            if entry[name] >= count:
+                message = (
+                    f"entry {index + 1} of `layers` names layer {entry[name]} of the {name}, which has the layers 0 to "
+                    f"{count - 1}"
+                )
+                found.append(Diagnostic("R492", message, "layers count from 0", path=("layers", index, name)))
+    return found
+
+
+def estimate(params: Params, inputs: Inputs) -> Cost:
+    """A training, with the teacher's weights and forward beside it in every process."""
+    teacher, machine = inputs.others["teacher"], inputs.machine
+    value = memory.compute_bytes(teacher, machine.device)
+    tokens = pair.forward_tokens(params, inputs)
+    length = inputs.data["data"].sequence_length
+    heads = int(teacher.config.get("num_attention_heads") or teacher.config.get("n_head") or 0)
+    maps = 4 * heads * length * teacher.layer_count if params["attention_weight"] else 0
+    states = 2 * 4 * teacher.layer_count * memory.hidden_size(teacher.config)
+    beside = teacher.parameters * value + tokens * (vocabulary.size(teacher.config) * value + states + 3 * maps)
+    cost = pair.trained(params, inputs, pair.WHOLE_COPIES, beside)
+    forwards = 2 * pair.seen_windows(params, inputs) * length * teacher.parameters / machine.flops
+    return replace(cost, seconds=cost.seconds + forwards)
+
+
+def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
+    return pair.student_facts(params, inputs)
+
+
+def run(ctx: Context) -> Result:
+    from runner.model.headers import facts
+    from runner.training import depth, features, fit, write
+
+    teacher = ctx.inputs["teacher"].path
+    student = pair.make(ctx)
+    if ctx.params["attention_weight"]:
+        features.require_attention(teacher, "teacher")
+        features.require_attention(student.folder, "student")
+    theirs, ours = (facts(folder, str(folder)).layer_count for folder in (teacher, student.folder))
+    given = ctx.params.get("layers")
+    if given is not None:
+        pairs = [(entry["student"], entry["teacher"]) for entry in given]
+    elif student.kept is not None and student.layers == theirs:
+        pairs = list(enumerate(student.kept))
+    else:
+        pairs = depth.spread(ours, theirs)
+    arguments = {
+        "student": str(student.folder),
+        "teacher": str(teacher),
+        "pairs": [list(each) for each in pairs],
+        **{name: ctx.params[name] for name in (*_WEIGHTS, "alpha", "temperature", "divergence")},
+        "seed": ctx.seed,
+    }
+    fitted = fit.fit(ctx, fit.prepare(ctx, "runner.training.features:build", arguments))
+    write.checkpoint(ctx, student.folder, features.without_projections(fitted.weights, ctx.scratch_dir / "trained"))
+    return Result(metrics=fitted.metrics, details={**pair.details(student), "pairs": pairs, **fitted.details})

@@ -1,0 +1,239 @@
+"""Teacher and student, as the kinds of distillation share them. Imported by the planner: no torch at the top."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from runner.errors import Diagnostic, RecipeError
+from runner.model import adapters, memory, source
+from runner.model.context import Context
+from runner.model.facts import CheckpointFacts
+from runner.steps import streamed
+from runner.steps.protocol import Cost, Inputs, Params
+from runner.training import check as training
+from runner.training import depth, vocabulary
+from runner.training import estimate as forecast
+from runner.training.task import settings
+
+TOP_K_COPIES = 4  # of a chunk of logits while its loss and gradient are computed (measured)
+WHOLE_COPIES = 8  # the same against the teacher's whole logits, with Jensen-Shannon, which takes the most (measured)
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+
+
+@dataclass(frozen=True)
+class Student:
+    """The checkpoint that is trained: `kept` are the layers that it has of its source, None where it has them all.
+
+    `layers` is how many its source has, `influence` what was measured of them where the choice was made by it.
+    """
+
+    folder: Path
+    layers: int
+    kept: list[int] | None = None
+    influence: list[float] | None = None
+
+
+def source_facts(inputs: Inputs) -> CheckpointFacts:
+    """What the student is made of: the checkpoint that `student` names, or the step's main input."""
+    return inputs.others.get("student", inputs.checkpoint)
+
+
+def student_facts(params: Params, inputs: Inputs) -> CheckpointFacts:
+    """What the student will be. Which layers go is known when it runs; until then evenly spaced ones stand for them."""
+    facts = source_facts(inputs)
+    layers = wanted_layers(params, facts.layer_count)
+    if layers is None:
+        return facts
+    return depth.facts(facts, depth.evenly(layers, facts.layer_count) if isinstance(layers, int) else layers)
+
+
+def wanted_layers(params: Params, count: int) -> int | list[int] | None:
+    """How many of `count` layers `student` keeps, or which; None for all."""
+    student = params.get("student") or {}
+    if "drop" in student:
+        return int(count - student["drop"])
+    layers: int | list[int] | None = student.get("layers")
+    return layers
+
+
+def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
+    """What no training of this student with this teacher could do, and what no training could."""
+    found = layer_complaints(params, source_facts(inputs))
+    student = source_facts(inputs) if found else student_facts(params, inputs)
+    found += adapters.carried(source_facts(inputs).adapter, "training would change those")
+    if "student" in inputs.others and inputs.others["student"].quantization:
+        message = "`student` names a quantized checkpoint, whose integers take no gradient"
+        found.append(Diagnostic("R449", message, "name it as it was before it was quantized", path=("student",)))
+    teacher, own = inputs.others["teacher"], source_facts(inputs)
+    found += token_complaints(teacher, own, located(teacher), located(own))
+    for name, facts in (("teacher", teacher), ("student", own)):
+        if name == "teacher" or "student" in inputs.others:
+            found += context_complaints(name, facts, inputs)
+    return found + training.check(params, replace(inputs, checkpoint=student))
+
+
+def layer_complaints(params: Params, facts: CheckpointFacts) -> list[Diagnostic]:
+    """What is wrong with the layers that the student is to keep."""
+    student, count = params.get("student") or {}, facts.layer_count
+    if student.get("drop", 0) >= count:
+        message = f"`drop` leaves out {student['drop']} decoder layers; the checkpoint has {count}"
+        return [Diagnostic("R491", message, f"drop {count - 1} or fewer", path=("student", "drop"))]
+    layers = student.get("layers")
+    path = ("student", "layers")
+    if isinstance(layers, int) and layers > count:
+        message = f"`layers` asks for {layers} decoder layers; the checkpoint has {count}"
+        return [Diagnostic("R491", message, f"keep {count} or fewer", path=path)]
+    if not isinstance(layers, Sequence):
+        return []
+    found = [
+        Diagnostic(
+            "R491",
+            f"`layers` names layer {layer}; the checkpoint has the layers 0 to {count - 1}",
+            "layers count from 0",
+            path=(*path, index),
+        )
+        for index, layer in enumerate(layers)
+        if layer >= count
+    ]
+    if not found and list(layers) != sorted(set(layers)):
+        message = f"`layers` must name each layer once, in rising order; got {list(layers)}"
+        found.append(Diagnostic("R491", message, f"write {sorted(set(layers))}", path=path))
+    return found
+
+
+def token_complaints(
+    teacher: CheckpointFacts, student: CheckpointFacts, teacher_folder: Path | None, student_folder: Path | None
+) -> list[Diagnostic]:
+    """Whether both mean the same tokens: by their tokenizers where both are at hand, else by the number of logits.
+
+    Tables padded to different sizes are no obstacle once the tokenizers are known to be one.
+    """
+    sizes = [vocabulary.size(facts.config) for facts in (teacher, student)]
+    help = "distil between models of one tokenizer"
+    theirs, ours = (folder and vocabulary.tokens(folder) for folder in (teacher_folder, student_folder))
+    if theirs and ours:
+        why = vocabulary.mismatch(theirs, ours)
+        if why is not None:
+            return [
+                Diagnostic("R490", f"teacher and student have different tokenizers: {why}", help, path=("teacher",))
+            ]
+        if min(sizes) > max(ours.values()):
+            return []
+    if sizes[0] == sizes[1]:
+        return []
+    message = f"the teacher has a vocabulary of {sizes[0]:,} tokens, the student one of {sizes[1]:,}"
+    return [Diagnostic("R490", message, help, path=("teacher",))]
+
+
+def context_complaints(name: str, facts: CheckpointFacts, inputs: Inputs) -> list[Diagnostic]:
+    """Whether the windows of the data are longer than a model's context."""
+    data = inputs.data["data"]
+    limits = ((key, facts.config[key]) for key in _CONTEXT_KEYS if isinstance(facts.config.get(key), int))
+    key, limit = next(limits, ("", 0))
+    if not 0 < limit < data.sequence_length:
+        return []
+    message = (
+        f"data `{data.name}` has `sequence_length` {data.sequence_length}; the {name}'s context is {limit} tokens "
+        f"(`{key}` in config.json)"
+    )
+    return [Diagnostic("R465", message, f"lower `sequence_length` to {limit} or less", path=(name,))]
+
+
+def located(facts: CheckpointFacts) -> Path | None:
+    """The folder of a checkpoint's tokenizer, where it is on this machine: steps hand their source's on unchanged."""
+    if facts.source.startswith(source.DEMO):
+        return source.demo_path("models", facts.source.removeprefix(source.DEMO))
+    folder = Path(facts.source).expanduser()
+    return folder if folder.is_dir() else None
+
+
+def trained(params: Params, inputs: Inputs, copies: int = TOP_K_COPIES, beside: int = 0) -> Cost:
+    """What making and training the student takes, with `beside` further bytes in memory of every process.
+
+    Of each logit there are the value, its gradient, and that scaled; the losses hold `copies` of a chunk beyond them.
+    """
+    student = student_facts(params, inputs)
+    chunk = min(memory.LOGIT_BYTES, 4 * forward_tokens(params, inputs) * vocabulary.size(student.config))
+    cost = Cost(*forecast.estimate(
+        inputs, params, trained=student.parameters, disk=student.nbytes, facts=student, logit_bytes=12,
+        extra=copies * chunk + beside,
+    ))  # fmt: skip
+    layers = wanted_layers(params, source_facts(inputs).layer_count)
+    if layers is None:
+        return cost
+    if not isinstance(layers, int) or params["student"]["choose"] == "even":
+        return replace(cost, scratch=cost.scratch + student.nbytes)
+    passed = streamed.estimate_forward([source_facts(inputs)], inputs.data["data"], inputs.machine)
+    return Cost(
+        memory=max(cost.memory, passed.memory),
+        disk=cost.disk,
+        scratch=cost.scratch + student.nbytes + passed.scratch,
+        seconds=cost.seconds + passed.seconds,
+    )
+
+
+def seen_windows(params: Params, inputs: Inputs) -> int:
+    """How many windows the training will look at, one that is seen twice counted twice."""
+    data = inputs.data["data"]
+    chosen = settings(params, _windows(inputs), data.sequence_length)
+    return chosen.steps * chosen.batch_size
+
+
+def distinct_windows(params: Params, inputs: Inputs) -> int:
+    """How many different windows of the data the training will look at."""
+    return min(_windows(inputs), seen_windows(params, inputs))
+
+
+def forward_tokens(params: Params, inputs: Inputs) -> int:
+    """Tokens of one forward of one process."""
+    forwards = int(params["gradient_accumulation"]) * inputs.processes
+    return max(1, int(params["batch_size"]) // forwards) * inputs.data["data"].sequence_length
+
+
+def _windows(inputs: Inputs) -> int:
+    data = inputs.data["data"]
+    return max(1, data.tokens // data.sequence_length)
+
+
+def make(ctx: Context, after: int = 0) -> Student:
+    """The student's checkpoint, cut into the scratch folder where `layers` asks for it. Repeatable.
+
+    `after` is the number of layers that the step runs later, for events. RecipeError where teacher and student do not
+    share a tokenizer: for models of the Hub it is known only here.
+    """
+    from runner.model.headers import facts as read_facts
+    from runner.training import student
+
+    source_folder = ctx.inputs["student" if "student" in ctx.inputs else "checkpoint"].path
+    teacher_folder = ctx.inputs["teacher"].path
+    facts = read_facts(source_folder, str(source_folder))
+    teacher = read_facts(teacher_folder, str(teacher_folder))
+    complaints = token_complaints(teacher, facts, teacher_folder, source_folder)
+    if complaints:
+        raise RecipeError(complaints)
+    layers = wanted_layers(ctx.params, facts.layer_count)
+    if layers is None:
+        return Student(source_folder, facts.layer_count)
+    influence = None
+    if not isinstance(layers, int):
+        kept = list(layers)
+    elif ctx.params["student"]["choose"] == "even":
+        kept = depth.evenly(layers, facts.layer_count)
+    else:
+        influence = student.influence(ctx, source_folder, ctx.data("data"), ctx.scratch_dir / "influence", after)
+        kept = depth.most_influential(layers, influence)
+    student.cut(source_folder, kept, ctx.scratch_dir / "student")
+    return Student(ctx.scratch_dir / "student", facts.layer_count, kept, influence)
+
+
+def details(student: Student) -> dict[str, Any]:
+    """What the record says of the student."""
+    found: dict[str, Any] = {}
+    if student.kept is not None:
+        found["kept_layers"] = student.kept
+    if student.influence is not None:
+        found["influence"] = student.influence
+    return found

@@ -1,0 +1,160 @@
+"""Tasks of lm-evaluation-harness, as a library: the whole model in memory, because the harness calls it as it likes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from runner.errors import Diagnostic, StepFailed
+from runner.model import memory, task_files
+from runner.recipe.words import did_you_mean
+from runner.steps.protocol import (
+    CHECKPOINT,
+    METRICS_ONLY,
+    QUANTIZED,
+    Context,
+    Cost,
+    Inputs,
+    Params,
+    Requirement,
+    Result,
+)
+
+VERSION = 1
+CONSUMES = (CHECKPOINT, QUANTIZED)
+PRODUCES = METRICS_ONLY
+REQUIRES = (Requirement("lm-eval", "eval"),)
+METRICS = ("<task>/<metric>",)
+
+LENGTH = 512  # tokens of a question, for the forecast
+QUESTIONS = 1000  # of a task, where nothing limits them
+CHOICES = 4
+HARNESS = 110 << 20  # bytes that the harness and its packages take beside transformers (measured)
+
+Spec = str | dict[str, Any]  # a name of the harness, or a task's configuration
+
+
+def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
+    """Nothing to refuse beyond what finding the task files already refuses."""
+    return []
+
+
+def estimate(params: Params, inputs: Inputs) -> Cost:
+    """The dense weights, the logits of a batch twice; how many questions there are is a guess without `limit`."""
+    facts, machine = inputs.checkpoint, inputs.machine
+    value = memory.compute_bytes(facts, machine.device)
+    weights = sum(i.in_features * i.out_features for i in facts.linears)
+    vocabulary = int(memory.text_config(facts.config).get("vocab_size", 0))
+    logits = 2 * 4 * params["batch_size"] * LENGTH * vocabulary
+    limit = params.get("limit") or 1.0
+    questions = limit if limit > 1 else limit * QUESTIONS
+    tokens = len(params["tasks"]) * questions * CHOICES * LENGTH / 2
+    head = memory.hidden_size(facts.config) * vocabulary
+    resident = weights * value + memory.rest_bytes(facts, value) + memory.batch_bytes(facts, LENGTH, value) + logits
+    return Cost(memory.RUNTIME + HARNESS + resident, 0, 1 << 20, 15 + 2 * tokens * (weights + head) / machine.flops)
+
+
+def run(ctx: Context) -> Result:
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+    from transformers import AutoTokenizer
+
+    folder = ctx.inputs["checkpoint"].path
+    local = ctx.files("tasks")
+    named = [entry for entry in ctx.params["tasks"] if entry not in local]
+    manager = TaskManager(include_path=[str(_folder(path)) for path in local.values()], include_defaults=bool(named))
+    _known(named, manager.all_tasks)
+    specs = list(_specs(ctx, local))
+    harness = HFLM(
+        pretrained=_model(ctx), tokenizer=AutoTokenizer.from_pretrained(folder), batch_size=ctx.params["batch_size"]
+    )
+    seed = ctx.seed % 2**32
+    found: dict[str, float] = {}
+    versions: dict[str, Any] = {}
+    shots: dict[str, Any] = {}
+    for done, spec in enumerate(specs):
+        ctx.safe_point()
+        ctx.emit("progress", phase="tasks", done=done, total=len(specs), unit="tasks")
+        results = simple_evaluate(
+            harness, tasks=[spec], task_manager=manager, num_fewshot=ctx.params.get("num_fewshot"),
+            limit=ctx.params.get("limit"), log_samples=False, bootstrap_iters=100, random_seed=seed,
+            numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed,
+        )  # fmt: skip
+        found |= metrics(results["results"])
+        versions |= results["versions"]
+        shots |= results["n-shot"]
+    ctx.emit("progress", phase="tasks", done=len(specs), total=len(specs), unit="tasks")
+    return Result(metrics=found, details={"versions": versions, "num_fewshot": shots})
+
+
+def metrics(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """The harness's {task: {"acc,none": 0.5}} as {"task/acc": 0.5}; a filter other than "none" is a third part."""
+    found = {}
+    for task, values in results.items():
+        for name, value in values.items():
+            metric, comma, filter_ = name.partition(",")
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if comma and number and math.isfinite(value):
+                found[f"{task}/{metric}" if filter_ == "none" else f"{task}/{metric}/{filter_}"] = float(value)
+    return found
+
+
+def _model(ctx: Context) -> Any:
+    """The checkpoint as a dense model of transformers, packed weights unpacked, an adapter acting."""
+    from transformers import GenerationConfig
+
+    from runner.model.skeleton import Skeleton
+
+    skeleton = Skeleton(ctx.inputs["checkpoint"].path, ctx.device)
+    skeleton.load_rest()
+    for index in range(len(skeleton)):
+        skeleton.load(index)
+    skeleton.reader.close()
+    if (skeleton.folder / "generation_config.json").is_file():
+        skeleton.model.generation_config = GenerationConfig.from_pretrained(skeleton.folder)
+    return skeleton.model
+
+
+def _known(names: list[str], known: list[str]) -> None:
+    """StepFailed for a name that the harness does not have."""
+    from importlib.metadata import version
+
+    unknown = [f"`{name}`{did_you_mean(name, known)}" for name in names if name not in known]
+    if unknown:
+        raise StepFailed(
+            f"lm-evaluation-harness {version('lm-eval')} has no task {', '.join(unknown)}",
+            "`lm-eval ls tasks` lists every task; a task file is named by its path, which holds a `/`",
+        )
+
+
+def _specs(ctx: Context, local: Mapping[str, Path]) -> Iterator[Spec]:
+    """Every task in the order of `tasks`; those of files with their paths made absolute and a cache of their own."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    for entry in ctx.params["tasks"]:
+        if entry not in local:
+            yield entry
+            continue
+        for file in task_files.definitions(local[entry]).values():
+            config = load_yaml(file)
+            given = dict(config.get("dataset_kwargs") or {})
+            if "data_files" in given:
+                given["data_files"] = _absolute(given["data_files"], file.parent)
+            cache = str(ctx.scratch_dir / "datasets")
+            yield {**config, "dataset_kwargs": {"cache_dir": cache, **given}}
+
+
+def _absolute(files: Any, folder: Path) -> Any:
+    """`data_files` of a task with every path that is there beside the task file made absolute."""
+    if isinstance(files, Mapping):
+        return {key: _absolute(value, folder) for key, value in files.items()}
+    if isinstance(files, list):
+        return [_absolute(value, folder) for value in files]
+    return str(folder / files) if (folder / files).exists() else files
+
+
+def _folder(path: Path) -> Path:
+    return path if path.is_dir() else path.parent

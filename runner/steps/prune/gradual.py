@@ -1,0 +1,83 @@
+"""Magnitude pruning during training, on the polynomial schedule of Zhu & Gupta 2017 (arXiv:1710.01878)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from runner.errors import Diagnostic
+from runner.model import adapters
+from runner.model.facts import CheckpointFacts
+from runner.model.method import matches
+from runner.steps import learning
+from runner.steps.layerwise import unmatched
+from runner.steps.protocol import CHECKPOINT, Context, Cost, Inputs, Params, Result
+from runner.steps.prune.schedule import Schedule
+from runner.training.task import settings
+
+VERSION = 1
+CONSUMES = (CHECKPOINT,)
+PRODUCES = CHECKPOINT
+REQUIRES = ()
+METRICS = ("loss", "evaluation_loss", "steps", "tokens", "sparsity")
+DISTRIBUTED = True
+
+
+def schedule(params: Params, steps: int) -> Schedule:
+    """The schedule of a training of so many steps."""
+    begin, end = params["begin_step"], params.get("end_step")
+    return Schedule(
+        initial=params["initial_sparsity"],
+        final=params["sparsity"],
+        begin=begin,
+        end=max(begin, 3 * steps // 4) if end is None else end,
+        every=params["update_every"],
+        exponent=params["exponent"],
+    )
+
+
+def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
+    found = adapters.carried(inputs.checkpoint.adapter, "this step would change those")
+    found += unmatched(params, inputs.checkpoint) + learning.check(params, inputs)
+    data = inputs.data["data"]
+    steps = settings(params, max(1, data.tokens // data.sequence_length), data.sequence_length).steps
+    own = schedule(params, steps)
+    if own.initial > own.final:
+        message = f"`initial_sparsity` {own.initial} is above `sparsity` {own.final}"
+        found.append(Diagnostic("R485", message, "weights that became zero stay zero", path=("initial_sparsity",)))
+    if own.begin > steps:
+        message = f"`begin_step` {own.begin} comes after the last step, {steps}"
+        found.append(Diagnostic("R485", message, "begin earlier, or use more `steps`", path=("begin_step",)))
+    elif own.end > steps:
+        message = f"`end_step` {own.end} comes after the last step, {steps}"
+        found.append(Diagnostic("R485", message, f"use at most {steps}, or more `steps`", path=("end_step",)))
+    elif own.begin > own.end:
+        message = f"`begin_step` {own.begin} comes after `end_step` {own.end}"
+        found.append(Diagnostic("R485", message, "begin earlier", path=("begin_step",)))
+    return found
+
+
+def estimate(params: Params, inputs: Inputs) -> Cost:
+    return learning.estimate(params, inputs, inputs.checkpoint.parameters, inputs.checkpoint.nbytes)
+
+
+def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
+    return inputs.checkpoint
+
+
+def run(ctx: Context) -> Result:
+    from runner.model.headers import facts as read_facts
+    from runner.training import write
+
+    source = ctx.inputs["checkpoint"].path
+    targets = [
+        linear.name
+        for linear in read_facts(source, str(source)).linears
+        if not any(matches(pattern, linear.name) for pattern in ctx.params["ignore"])
+    ]
+    data = ctx.data_facts("data")
+    steps = settings(ctx.params, data.tokens // data.sequence_length, data.sequence_length).steps
+    own = schedule(ctx.params, steps)
+    arguments = {"targets": targets, "schedule": asdict(own)}
+    fitted = learning.learn(ctx, "runner.steps.prune.growth:build", arguments, evaluate_from=own.end)
+    write.checkpoint(ctx, source, fitted.weights)
+    return Result(metrics={**fitted.metrics, "sparsity": own.sparsity(steps)}, details=fitted.details)

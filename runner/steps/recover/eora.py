@@ -1,0 +1,220 @@
+"""EoRA (Liu et al. 2024): a low-rank term beside each compressed linear, in closed form from calibration statistics.
+
+The maths is in low_rank.py. On the layer stream, each layer's terms act while the inputs of the next ones are
+collected. They are kept as a peft adapter beside the weights and never merged: merging would lose the integers of a
+quantized checkpoint and the zeros of a pruned one.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.errors import Diagnostic, StepFailed
+from runner.model import adapters, architectures, memory
+from runner.model.facts import CheckpointFacts, LinearFacts
+from runner.model.method import LayerMethod, Linear, Statistics, Transformed
+from runner.model.schemes import chosen
+from runner.steps import layerwise
+from runner.steps.protocol import CHECKPOINT, QUANTIZED, SAME, Context, Cost, Inputs, Params, Result
+
+if TYPE_CHECKING:
+    from runner.model.output import Results
+    from runner.model.shards import ShardReader
+
+VERSION = 1
+CONSUMES = (CHECKPOINT, QUANTIZED)
+PRODUCES = SAME
+REQUIRES = ()
+METRICS = ()
+
+SAMPLED_ROWS = 512
+_BYTES = 4  # of an adapter's value: peft computes with adapters in float32
+_SHOWN = 5  # differing modules that a complaint lists
+
+
+def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
+    facts, reference = inputs.checkpoint, inputs.others["against"]
+    found = layerwise.unmatched(params, facts)
+    linears = list(chosen(params, facts))
+    if not linears:
+        found.append(Diagnostic("R410", "`ignore` leaves no linear module to change", path=("ignore",)))
+    found += adapters.carried(facts.adapter, "one more would be fitted to them without it")
+    if reference.adapter is not None:
+        message = f"`against` names a checkpoint with an adapter in `{adapters.FOLDER}/`, which its weights do not hold"
+        found.append(Diagnostic("R471", message, "name the checkpoint as it was before", path=("against",)))
+    found += _differing(linears, reference)
+    narrow = [i for i in linears if params["rank"] > min(i.in_features, i.out_features)]
+    if narrow:
+        lines = "".join(f"\n    `{i.name}` is [{i.out_features}, {i.in_features}]" for i in narrow)
+        smallest = min(min(i.in_features, i.out_features) for i in narrow)
+        message = f"`rank` {params['rank']} is above the size of {_modules(len(narrow))}:{lines}"
+        help = f"lower `rank` to {smallest}, or name those modules in `ignore`"
+        found.append(Diagnostic("R472", message, help, path=("rank",)))
+    return found
+
+
+def _differing(linears: list[LinearFacts], reference: CheckpointFacts) -> list[Diagnostic]:
+    """Modules that `against` does not have, or has in another shape."""
+    theirs = {linear.name: linear for linear in reference.linears}
+    lines = []
+    for own in linears:
+        other = theirs.get(own.name)
+        if other is None:
+            lines.append(f"    `{own.name}` is not in `against`")
+        elif (other.out_features, other.in_features) != (own.out_features, own.in_features):
+            shapes = (
+                f"[{own.out_features}, {own.in_features}], in `against` [{other.out_features}, {other.in_features}]"
+            )
+            lines.append(f"    `{own.name}` is {shapes}")
+    if not lines:
+        return []
+    listed = "\n".join(lines[:_SHOWN]) + (f"\n    and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else "")
+    message = f"{_modules(len(lines))} of the checkpoint cannot be compared with `against`:\n{listed}"
+    help = "name the checkpoint that this one was quantized or pruned from, with the same layers"
+    return [Diagnostic("R475", message, help, path=("against",))]
+
+
+def _modules(count: int) -> str:
+    return "1 module" if count == 1 else f"{count} modules"
+
+
+def estimate(params: Params, inputs: Inputs) -> Cost:
+    """A calibrated stream, the reference weights beside it, and per linear three products and an eigenvalue problem."""
+    facts = inputs.checkpoint
+    cost = layerwise.estimate(LayerMethod(_nothing, statistics="hessian"), params, inputs)
+    linears = list(chosen(params, facts))
+    adapter = sum(_BYTES * params["rank"] * (i.in_features + i.out_features) for i in linears)
+    sides = [(min(i.in_features, i.out_features), i.in_features, i.out_features) for i in linears]
+    work = sum(10.0 * small**3 + 6.0 * outs * ins**2 for small, ins, outs in sides)
+    working = max((4 * (4 * small**2 + 2 * ins**2) for small, ins, _ in sides), default=0)
+    return Cost(
+        memory=max(cost.memory + working, memory.RUNTIME + adapter),
+        disk=facts.nbytes + adapter,
+        scratch=cost.scratch - facts.nbytes + adapter,
+        seconds=cost.seconds + work / inputs.machine.flops,
+    )
+
+
+def _nothing(linear: Linear, statistics: Statistics, params: Mapping[str, Any]) -> Transformed:
+    return Transformed()
+
+
+def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
+    """The same checkpoint with an adapter beside it."""
+    facts = inputs.checkpoint
+    linears = chosen(params, facts)
+    names = adapters.targets([i.name for i in linears], [i.name for i in facts.linears])
+    return replace(facts, adapter=adapters.config(params["rank"], params["rank"], names, transposed=_conv1d(facts)))
+
+
+def _conv1d(facts: CheckpointFacts) -> bool:
+    """Whether the linears are GPT-2's, which keep a dense weight as [in, out]."""
+    return facts.config.get("model_type") in architectures.CONV1D_TYPES
+
+
+def run(ctx: Context) -> Result:
+    from runner.model import stream
+    from runner.model.headers import facts as read_facts
+    from runner.model.parts import PartWriter
+    from runner.model.shards import ShardReader
+
+    source = ctx.inputs["checkpoint"].path
+    facts = read_facts(source, str(source))
+    parts = PartWriter(ctx.scratch_dir / "parts")
+    with ShardReader(ctx.inputs["against"].path) as reference:
+        method = LayerMethod(partial(term, reference, _conv1d(facts)), statistics="hessian")
+        layers = stream.Calibrated(ctx, method, "hessian", facts)
+        names = layers.model_names()
+
+        def keep(index: int, changed: Mapping[str, Transformed]) -> dict[str, Any]:
+            pairs = {names[name]: result.added for name, result in changed.items() if result.added is not None}
+            tensors = {f"{name}.lora_{letter}.weight": tensor for name, pair in pairs.items()
+                       for letter, tensor in zip("AB", pair, strict=True)}  # fmt: skip
+            parts.add(f"layer-{index:05d}", tensors)
+            return {"layer": index, "modules": {name: dict(result.metrics) for name, result in changed.items()}}
+
+        results = stream.walk(ctx, layers, facts.layer_count, keep)
+    if not any(module["error_before"] for layer in results for module in layer["modules"].values()):
+        raise StepFailed(
+            "there is no error to make up for: the weights of the checkpoint are those of `against`",
+            "let `from` name the compressed checkpoint, and `against` the one it was made from",
+        )
+    _finish(ctx, parts.folder, sorted(names.values()), facts, results)
+    found = stream.summary(ctx, results)
+    size = (ctx.out_dir / adapters.FOLDER / adapters.WEIGHTS).stat().st_size
+    return replace(found, metrics={**found.metrics, "rank": ctx.params["rank"], "adapter_bytes": size})
+
+
+def term(
+    reference: ShardReader, conv1d: bool, linear: Linear, statistics: Statistics, params: Mapping[str, Any]
+) -> Transformed:
+    """The low-rank term of one linear, whose compressed weight `linear` holds.
+
+    `error` and `error_before` are those of the output, with the term and without: tr(E H Eᵀ) / tr(W H Wᵀ) over up to
+    SAMPLED_ROWS evenly spaced rows.
+    """
+    from runner.steps.recover.low_rank import compensate, damped, energy
+
+    name = linear.names[0]
+    stored = reference.read_module_weight(name).to(linear.weight.device).float()
+    weight = stored.T if conv1d and not reference.is_packed(name) else stored
+    error, moment = weight - linear.weight, statistics.of("hessian")
+    a, b = compensate(error, damped(moment, params["dampening_fraction"]), params["rank"])
+    rows = slice(None, None, -(-linear.out_features // SAMPLED_ROWS))
+    whole = energy(weight[rows], moment)
+    left = error[rows] - b[rows] @ a
+    shares = [energy(part, moment) / whole if whole > 0 else 0.0 for part in (error[rows], left)]
+    return Transformed(added=(a, b), metrics={"error_before": shares[0], "error": shares[1]})
+
+
+def _finish(ctx: Context, parts: Path, names: list[str], facts: CheckpointFacts, results: Results) -> None:
+    """The files of the compressed checkpoint, and the adapter beside them; what is there already is written anew."""
+    from runner.model.headers import INDEX, read_shard
+    from runner.model.output import COMPRESSION, copy_companions
+    from runner.model.shards import ShardReader
+
+    source, out = ctx.inputs["checkpoint"].path, ctx.out_dir
+    copy_companions(source, out)
+    shards = sorted({header.shard for header in facts.tensors.values()})
+    for name in (*shards, INDEX, "config.json", "quantize_config.json", COMPRESSION):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, out / name)
+    files = sorted(path.name for path in parts.glob("*.safetensors"))
+    headers = {name: header for file in files for name, header in read_shard(parts, file).items()}
+    with ShardReader(parts, headers) as reader:
+        tensors = {name: reader.read(name) for name in reader.names()}
+    chosen_names = sorted({name.rpartition(".lora_")[0] for name in tensors})
+    rank = ctx.params["rank"]
+    targets = adapters.targets(chosen_names, names)
+    adapters.write(out, adapters.config(rank, rank, targets, transposed=_conv1d(facts)), tensors)
+    (out / "README.md").write_text(_card(source, rank, results), encoding="utf-8")
+
+
+def _card(source: Path, rank: int, results: Results) -> str:
+    """The compressed checkpoint's model card with a section about the adapter."""
+    path = source / "README.md"
+    before = path.read_text(encoding="utf-8").rstrip() + "\n\n" if path.is_file() else ""
+    modules = [module for layer in results for module in layer["modules"].values()]
+    was, is_ = (sum(m[key] for m in modules) / len(modules) for key in ("error_before", "error"))
+    return before + _SECTION.format(rank=rank, was=was, is_=is_)
+
+
+_SECTION = """\
+## Adapter
+
+`adapter/` holds a low-rank adapter (EoRA, rank {rank}, no training) that makes up for part of the compression error of
+these weights: the relative squared error of a linear module's output falls from {was:.4g} to {is_:.4g} in the mean.
+peft wraps unpacked weights: load a packed checkpoint with
+`quantization_config=CompressedTensorsConfig(dequantize=True)`.
+
+```python
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(model, "path/to/this/folder", subfolder="adapter")
+```
+"""

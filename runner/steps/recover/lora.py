@@ -1,0 +1,154 @@
+"""LoRA (Hu 2021), rsLoRA (Kalajdzievski 2023) and DoRA (Liu 2024) on a dense, pruned or quantized checkpoint.
+
+A dense weight takes the trained adapter in, a pruned one under its mask; beside integers it is kept, or the merged
+weights are quantized again. The maths is in runner/training/lora_math.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from runner.errors import Diagnostic
+from runner.model import adapters, architectures
+from runner.model.facts import CheckpointFacts, LinearFacts
+from runner.model.method import matches
+from runner.steps import layerwise, learning
+from runner.steps.protocol import CHECKPOINT, QUANTIZED, SAME, Context, Cost, Inputs, Params, Result
+
+if TYPE_CHECKING:
+    import torch
+
+VERSION = 1
+CONSUMES = (CHECKPOINT, QUANTIZED)
+PRODUCES = SAME
+REQUIRES = ()
+METRICS = ("loss", "evaluation_loss", "steps", "tokens")
+DISTRIBUTED = True
+
+
+def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
+    facts = inputs.checkpoint
+    found = adapters.carried(facts.adapter, "a second one would be trained without it")
+    found += layerwise.unmatched(params, facts, ("target_modules",))
+    linears = targets(params, facts)
+    wide = [i for i in linears if params["rank"] > min(i.in_features, i.out_features)]
+    if wide:
+        lines = "".join(f"\n    `{i.name}` has {i.in_features} inputs and {i.out_features} outputs" for i in wide)
+        smallest = min(min(i.in_features, i.out_features) for i in wide)
+        noun = "1 module" if len(wide) == 1 else f"{len(wide)} modules"
+        message = f"`rank` {params['rank']} is above the width of {noun}:{lines}"
+        help = f"lower `rank` to {smallest} or less, or leave them out of `target_modules`"
+        found.append(Diagnostic("R472", message, help, path=("rank",)))
+    if params["merge"] == "requantize" and not facts.quantization:
+        message = "`merge: requantize` on a checkpoint that is not quantized"
+        found.append(Diagnostic("R473", message, "use `merge: auto`, which merges into it", path=("merge",)))
+    return found + learning.check(params, inputs)
+
+
+def targets(params: Params, facts: CheckpointFacts) -> list[LinearFacts]:
+    """The linears that get an adapter."""
+    return [i for i in facts.linears if any(matches(pattern, i.name) for pattern in params["target_modules"])]
+
+
+def merges(params: Params, facts: CheckpointFacts) -> str:
+    """What becomes of the adapter: "merge" (dense weights take it in), "keep" or "requantize"."""
+    chosen = str(params["merge"])
+    return chosen if chosen != "auto" else "keep" if facts.quantization else "merge"
+
+
+def estimate(params: Params, inputs: Inputs) -> Cost:
+    facts = inputs.checkpoint
+    linears = targets(params, facts)
+    trained = sum(params["rank"] * (i.in_features + i.out_features) for i in linears)
+    if params["variant"] == "dora":
+        trained += sum(i.out_features for i in linears)
+    how = merges(params, facts)
+    cost = learning.estimate(params, inputs, trained, facts.nbytes + (4 * trained if how == "keep" else 0))
+    if how != "requantize":
+        return cost
+    weights = sum(i.in_features * i.out_features for i in facts.linears)
+    again = 4 * weights / inputs.machine.disk_bytes_per_second + 2e3 * weights / inputs.machine.flops
+    return replace(cost, scratch=cost.scratch + 2 * weights + facts.nbytes, seconds=cost.seconds + again)
+
+
+def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
+    facts = inputs.checkpoint
+    if merges(params, facts) != "keep":
+        return facts
+    names = [i.name for i in targets(params, facts)]
+    return replace(facts, adapter=config(params, names, [i.name for i in facts.linears], conv1d(facts)))
+
+
+def conv1d(facts: CheckpointFacts) -> bool:
+    """Whether the linears are GPT-2's, which keep a dense weight as [in, out]."""
+    return facts.config.get("model_type") in architectures.CONV1D_TYPES and not facts.quantization
+
+
+def config(params: Params, chosen: list[str], linears: list[str], transposed: bool) -> dict[str, Any]:
+    """The adapter_config.json of what is trained, for modules by their names in the model."""
+    return adapters.config(
+        params["rank"],
+        params["alpha"],
+        adapters.targets(chosen, linears),
+        rslora=params["variant"] == "rslora",
+        dora=params["variant"] == "dora",
+        dropout=params["dropout"],
+        transposed=transposed,
+    )
+
+
+def run(ctx: Context) -> Result:
+    from runner.model.headers import facts as read_facts
+    from runner.model.skeleton import Skeleton
+    from runner.steps.recover import requantize
+    from runner.training import lora
+
+    source = ctx.inputs["checkpoint"].path
+    facts = read_facts(source, str(source))
+    how = merges(ctx.params, facts)
+    if how == "requantize":
+        requantize.recorded(source)
+    skeleton = Skeleton(source)
+    names = skeleton.linear_names()
+    skeleton.reader.close()
+    chosen = [names[linear.name] for linear in targets(ctx.params, facts)]
+    adapter = config(ctx.params, chosen, list(names.values()), conv1d(facts))
+    arguments = {"adapter": adapter, "hold_packed_zeros": how == "requantize"}
+    fitted = learning.learn(ctx, "runner.training.recovery:adapters", arguments)
+    tensors = lora.read(fitted.weights)
+    metrics = {**fitted.metrics, "adapter_parameters": sum(tensor.numel() for tensor in tensors.values())}
+    metrics |= _write(ctx, how, adapter, tensors)
+    return Result(metrics=metrics, details={**fitted.details, "merge": how})
+
+
+def _write(
+    ctx: Context, how: str, adapter: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
+) -> Mapping[str, float]:
+    """Write the checkpoint; what quantizing again has measured."""
+    from runner.model import card
+    from runner.model.headers import read_config
+    from runner.model.output import write_json
+    from runner.steps.recover import requantize
+    from runner.training import rewrite
+
+    source, out = ctx.inputs["checkpoint"].path, ctx.out_dir
+    if how == "keep":
+        rewrite.weights(source, out, {})
+        rewrite.beside(source, out)
+        write_json(out / "config.json", adapters.loadable(read_config(source)))
+        adapters.write(out, adapter, tensors)
+        (out / "README.md").write_text(card.render(ctx, read_config(out), []), encoding="utf-8")
+        return {}
+    names = {name.rpartition(".lora_A")[0]: t.shape[0] for name, t in tensors.items() if ".lora_A" in name}
+    scales = {name: adapters.scaling(adapter, name, rank) for name, rank in names.items()}
+    adapted = rewrite.Adapted(source, tensors, scales)
+    if how == "requantize":
+        folder = ctx.scratch_dir / "merged"
+        rewrite.dense(adapted, ctx.scratch_dir / "merged-parts", folder)
+        return requantize.run(ctx, folder).metrics
+    rewrite.weights(source, out, adapted.changes())
+    rewrite.beside(source, out)
+    (out / "README.md").write_text(card.render(ctx, read_config(out), []), encoding="utf-8")
+    return {}

@@ -1,0 +1,58 @@
+"""Tuning the scales of a packed checkpoint end to end, its integers frozen (Chen 2024, EfficientQAT, section 3.2).
+
+The result is the same checkpoint with other scales: the same files, tensors, types and sizes, and no adapter.
+"""
+
+from __future__ import annotations
+
+import math
+
+from runner.errors import Diagnostic
+from runner.model import adapters
+from runner.model.facts import CheckpointFacts, TensorHeader
+from runner.steps import learning
+from runner.steps.protocol import QUANTIZED, Context, Cost, Inputs, Params, Result
+
+VERSION = 1
+CONSUMES = (QUANTIZED,)
+PRODUCES = QUANTIZED
+REQUIRES = ()
+METRICS = ("loss", "evaluation_loss", "steps", "tokens")
+DISTRIBUTED = True
+
+
+def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
+    found = adapters.carried(inputs.checkpoint.adapter, "this step would change those")
+    return found + learning.check(params, inputs)
+
+
+def estimate(params: Params, inputs: Inputs) -> Cost:
+    tensors = inputs.checkpoint.tensors.values()
+    trained = sum(math.prod(t.shape) for t in tensors if is_scale(t) or (params["norms"] and is_norm(t)))
+    return learning.estimate(params, inputs, trained, inputs.checkpoint.nbytes)
+
+
+def is_scale(tensor: TensorHeader) -> bool:
+    return tensor.name.endswith((".weight_scale", ".scales"))
+
+
+def is_norm(tensor: TensorHeader) -> bool:
+    return len(tensor.shape) == 1 and tensor.name.endswith("weight")
+
+
+def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
+    return inputs.checkpoint
+
+
+def run(ctx: Context) -> Result:
+    from runner.model import card
+    from runner.model.headers import read_config
+    from runner.training import rewrite
+
+    source, out = ctx.inputs["checkpoint"].path, ctx.out_dir
+    fitted = learning.learn(ctx, "runner.training.recovery:scales", {"norms": ctx.params["norms"]})
+    changes = rewrite.scale_changes(source, fitted.weights)
+    rewrite.weights(source, out, changes)
+    rewrite.beside(source, out)
+    (out / "README.md").write_text(card.render(ctx, read_config(out), []), encoding="utf-8")
+    return Result(metrics={**fitted.metrics, "changed_tensors": len(changes)}, details=fitted.details)

@@ -1,0 +1,60 @@
+"""A task's settings in the words of transformers, and the precision that forward and loss compute in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from runner.model.statistics import fast_bf16
+from runner.training.task import Task
+
+
+def arguments(task: Task, evaluates: bool) -> TrainingArguments:
+    """TrainingArguments of a task; nothing is logged, saved or reported by the base class itself."""
+    settings = task.settings
+    schedule = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
+    sharded: dict[str, Any] = {}
+    if settings.fsdp:
+        config = {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "state_dict_type": "FULL_STATE_DICT"}
+        sharded = {"fsdp": True, "fsdp_config": config}
+    found = TrainingArguments(
+        output_dir=str(task.folder),
+        use_cpu=task.device == "cpu",
+        per_device_train_batch_size=settings.batch_size // (settings.accumulation * task.processes),
+        gradient_accumulation_steps=settings.accumulation,
+        max_steps=settings.steps,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=schedule,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        optim="adamw_torch_fused",
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        eval_strategy="no",
+        eval_on_start=evaluates,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        average_tokens_across_devices=False,
+        ddp_find_unused_parameters=False,
+        seed=task.seed % 2**32,
+        **sharded,
+    )
+    found._n_gpu = min(found.n_gpu, 1)  # or several visible GPUs would make it a DataParallel
+    return found
+
+
+def autocasts(task: Task) -> Callable[[], AbstractContextManager[Any]]:
+    """What forward and loss run under: bf16 where it is asked for, or where `auto` finds hardware for it."""
+    kind = task.device.partition(":")[0]
+    fast = torch.cuda.is_bf16_supported(including_emulation=False) if kind == "cuda" else fast_bf16()
+    if task.settings.precision == "bf16" or (task.settings.precision == "auto" and fast):
+        return lambda: torch.autocast(kind, torch.bfloat16)
+    return nullcontext

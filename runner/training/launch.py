@@ -1,0 +1,162 @@
+"""Several processes that train together on this machine: started, heard, stopped, and their errors told.
+
+    this process ── runner.training.ranks agent ──┬── rank 0    writes events.jsonl, looks for `stop`
+                    (torch's elastic launcher)    └── rank n    each writes error-<rank>.json when it fails
+
+All of it lies in <folder>/ranks. Every process dies with the one that started it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runner.errors import Diagnostic, Interrupted, MachineError, RecipeError, RunnerError, Span, StepFailed
+from runner.model.context import Context
+from runner.training import failures, saves
+from runner.training.task import Task
+
+EVENTS, STOP, TASK = "events.jsonl", "stop", "task.json"
+PARENT = "RUNNER_TRAINING_PARENT"  # the process id of who started it: a process that has another parent came too late
+_POLL = 0.05
+_ERRORS: dict[str, type[RunnerError]] = {"MachineError": MachineError, "StepFailed": StepFailed}
+
+
+def run(ctx: Context, task: Task, progress: Path) -> None:
+    """Train with `task.processes` processes until all have ended.
+
+    Interrupted once all have saved at the same step; otherwise the first error of any of them.
+    """
+    if task.device == "cuda" and (gpus := torch.cuda.device_count()) < task.processes:
+        raise MachineError(
+            f"{task.processes} processes are to train, each on a GPU of its own; {gpus} can be used",
+            "lower `resources: {processes: N}`, or check `nvidia-smi` and CUDA_VISIBLE_DEVICES",
+        )
+    folder = task.folder / "ranks"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    saves.write_json(folder / TASK, {**task.to_json(), "progress": str(progress)})
+    asked: Interrupted | None = None
+    agent = start(folder, task)
+    try:
+        events = forwarded(folder / EVENTS)
+        ended = False
+        while not ended:
+            ended = agent.poll() is not None
+            for fields in next(events):
+                ctx.emit("train", **fields)
+            if asked is None:
+                try:
+                    ctx.safe_point()
+                except Interrupted as error:
+                    asked = error
+                    (folder / STOP).touch()
+            if not ended:
+                time.sleep(_POLL)
+    finally:
+        if agent.poll() is None:
+            agent.kill()  # its ranks die with it
+        agent.wait()
+    failed = failure(folder, task, agent.returncode)
+    if failed is not None:
+        raise failed
+    if asked is not None and not (folder / "done").exists():
+        raise asked
+
+
+def start(folder: Path, task: Task) -> subprocess.Popen[bytes]:
+    """The agent that starts the ranks; what they say goes where this process's own errors go."""
+    environment = {
+        **os.environ,
+        PARENT: str(os.getpid()),
+        "OMP_NUM_THREADS": str(threads(task)),
+        "MKL_NUM_THREADS": str(threads(task)),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if task.device == "cpu" and sys.platform.startswith("linux"):
+        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host name that resolves to nowhere does no harm
+    command = [sys.executable, "-m", "runner.training.ranks", "agent", str(folder)]
+    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+
+
+def threads(task: Task) -> int:
+    """Threads of one process."""
+    return max(1, task.threads // task.processes)
+
+
+def forwarded(path: Path) -> Iterator[list[dict[str, Any]]]:
+    """Each `next` gives what was added to a file of JSON lines since the last; a line counts once it is whole."""
+    offset = 0
+    while True:
+        found: list[dict[str, Any]] = []
+        if path.exists():
+            with path.open("rb") as file:
+                file.seek(offset)
+                whole, newline, _ = file.read().rpartition(b"\n")
+            offset += len(whole) + len(newline)
+            found = [json.loads(line) for line in whole.splitlines()]
+        yield found
+
+
+def failure(folder: Path, task: Task, returncode: int) -> RunnerError | None:
+    """Why the processes failed: the error that came first, for the others fail because of it. None where none did."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("error-*.json"))]
+    if found:
+        return decoded(min(found, key=lambda error: (error["type"] == "other", error["time"])))
+    if returncode == 0:
+        return None
+    killed = folder / "killed.json"
+    if killed.exists():
+        length = json.loads(killed.read_text(encoding="utf-8"))["length"]
+        return failures.out_of_memory(task, length, "a training process was killed (SIGKILL), probably for its memory")
+    return StepFailed(
+        f"the training processes ended with status {returncode} and told no reason",
+        "the log of the step has what they wrote",
+    )
+
+
+def encoded(error: BaseException, rank: int) -> dict[str, Any]:
+    """An error as JSON, for the process that waits."""
+    about: dict[str, Any] = {"time": time.time(), "rank": rank}
+    if isinstance(error, RecipeError):
+        found = [
+            {
+                "code": d.code, "message": d.message, "help": d.help, "path": list(d.path), "severity": d.severity,
+                "span": None if d.span is None else vars(d.span),
+            }
+            for d in error.diagnostics
+        ]  # fmt: skip
+        return {**about, "type": "RecipeError", "diagnostics": found}
+    if isinstance(error, RunnerError):
+        kind = type(error).__name__
+        return {
+            **about, "type": kind if kind in _ERRORS else "StepFailed", "message": error.message, "help": error.help
+        }  # fmt: skip
+    return {**about, "type": "other", "name": type(error).__name__, "message": failures.first_line(error)}
+
+
+def decoded(value: dict[str, Any]) -> RunnerError:
+    """The error again."""
+    if value["type"] == "RecipeError":
+        return RecipeError(
+            Diagnostic(
+                d["code"], d["message"], d["help"], None if d["span"] is None else Span(**d["span"]),
+                tuple(d["path"]), d["severity"],
+            )
+            for d in value["diagnostics"]
+        )  # fmt: skip
+    if value["type"] in _ERRORS:
+        return _ERRORS[value["type"]](value["message"], value["help"])
+    return StepFailed(
+        f"training process {value['rank']} failed with an unexpected {value['name']}: {value['message']}",
+        "the log of the step has its traceback",
+    )

@@ -1,0 +1,39 @@
+"""Keeping a pruned checkpoint's zeros while its weights are trained."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+HELD = 0.05  # a weight with at least this part of exact zeros was pruned: no training leaves so many by chance
+
+
+class Masks:
+    """The zeros of every pruned linear weight of a model's decoder layers, as they are now. `apply` makes them so again.
+
+    One byte per weight of the pruned modules; nothing for a model that was not pruned.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._held = [
+            (weight, weight.detach() == 0)
+            for module in model.modules()
+            if not isinstance(module, nn.Embedding)
+            and isinstance(weight := getattr(module, "weight", None), nn.Parameter)
+            and weight.ndim == 2
+            and _is_pruned(weight)
+        ]
+
+    def __len__(self) -> int:
+        """How many weights are held."""
+        return len(self._held)
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Set what was zero to zero."""
+        for weight, zeros in self._held:
+            weight.masked_fill_(zeros, 0)
+
+
+def _is_pruned(weight: torch.Tensor) -> bool:
+    return weight.numel() - int(weight.detach().count_nonzero()) >= HELD * weight.numel()

@@ -1,0 +1,133 @@
+"""The processes of a training that several share: `python -m runner.training.ranks agent|rank FOLDER`.
+
+The agent starts the ranks with torch's elastic launcher. Each dies when its parent does, and ignores what a terminal
+sends to everybody: a stop is asked for by the file `stop`, which rank 0 sees and tells the others with the loss.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from runner.training.launch import EVENTS, PARENT, STOP, TASK, encoded, threads
+from runner.training.task import Task
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: list[str]) -> None:
+    role, folder = arguments[0], Path(arguments[1])
+    die_with_parent(os.environ.get(PARENT))
+    for name in ("SIGINT", "SIGHUP"):
+        signal.signal(getattr(signal, name), lambda *_: None)
+    (agent if role == "agent" else rank)(folder)
+
+
+def agent(folder: Path) -> None:
+    """Start the ranks and wait for them; exit 1 where one failed."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    described = json.loads((folder / TASK).read_text(encoding="utf-8"))
+    os.environ[PARENT] = str(os.getpid())
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=described["processes"],
+        run_id=folder.parent.name,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        max_restarts=0,
+        monitor_interval=0.05,
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs")),
+        shutdown_timeout=5,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "runner.training.ranks", "rank", str(folder))
+    except ChildFailedError as error:
+        if any(found.exitcode == -signal.SIGKILL for found in error.failures.values()):
+            _killed(folder, described)
+        sys.exit(1)
+
+
+def rank(folder: Path) -> None:
+    """Train as one of several. Errors go to a file, with the traceback on stderr."""
+    number = int(os.environ["RANK"])
+    try:
+        from runner.training import saves, session
+
+        described = json.loads((folder / TASK).read_text(encoding="utf-8"))
+        progress = Path(described.pop("progress"))
+        task = Task.of_json(described)
+        if session.train(task, hooks(folder, task, progress, number)) and number == 0:
+            saves.write_json(folder / "done", {})
+    except BaseException as error:  # noqa: BLE001  it is told to the process that waits, whatever it is
+        traceback.print_exc()
+        path = folder / f"error-{number}.json"
+        path.with_suffix(".new").write_text(json.dumps(encoded(error, number)), encoding="utf-8")
+        path.with_suffix(".new").replace(path)
+        sys.stderr.flush()
+        os._exit(1)  # what a process group waits for on the way out will not come
+    _leave()
+
+
+def hooks(folder: Path, task: Task, progress: Path, number: int) -> Any:
+    """The first process tells and asks; the others only train."""
+    import torch
+
+    from runner.training.fit import write_progress
+    from runner.training.trainer import Hooks
+
+    torch.set_num_threads(threads(task))
+    if number:
+        return Hooks(lambda fields: None, lambda: False, lambda step: None)
+    events = (folder / EVENTS).open("a", encoding="utf-8")
+
+    def emit(fields: Mapping[str, Any]) -> None:
+        events.write(json.dumps(dict(fields)) + "\n")
+        events.flush()
+
+    def saved(step: int) -> None:
+        write_progress(progress, step, task.settings.steps)
+
+    return Hooks(emit, (folder / STOP).exists, saved)
+
+
+def _leave() -> None:
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
+def _killed(folder: Path, described: Mapping[str, Any]) -> None:
+    """Leave word that a rank was killed, with the length of a window, for the message."""
+    import numpy as np
+
+    from runner.training import saves
+
+    length = int(np.load(described["ids"], mmap_mode="r").shape[1])
+    saves.write_json(folder / "killed.json", {"length": length})
+
+
+def die_with_parent(parent: str | None) -> None:
+    """Ask Linux for SIGKILL when the parent dies."""
+    if not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent and os.getppid() != int(parent):
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

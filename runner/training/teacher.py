@@ -1,0 +1,161 @@
+"""What a teacher says of a text, on disk: it runs once, a layer in memory at a time, and need not be there in training.
+
+Of each position that has a next token the cache holds the k largest logits (float16, less the largest one), the tokens
+they belong to, and log Σ exp(z / T) over the vocabulary. Differences to the largest logit are small where probability
+is large, so that float16 moves a probability by less than 2e-4 of itself per unit of temperature, about what bfloat16
+moved the logits by; log Σ exp is that of the rounded logits and the exact rest, so that the outcomes add up to 1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from runner.errors import StepFailed
+from runner.model.activations import as_bytes
+from runner.model.context import Context
+from runner.model.flow import Flow
+from runner.model.forward import final_hidden, position_chunks
+from runner.model.safetensors_file import write_all, written
+from runner.model.skeleton import Skeleton
+from runner.training.losses import TopK
+
+_MARKER = "cache.json"
+_FILES = ("logits", "indices", "logsumexp")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The shape of a cache: [windows, positions, top_k], for one temperature, over `vocabulary` tokens."""
+
+    windows: int
+    positions: int
+    top_k: int
+    temperature: float
+    vocabulary: int
+
+    def types(self) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
+        """Of the files logits, indices and logsumexp."""
+        return torch.float16, torch.uint16 if self.vocabulary <= 1 << 16 else torch.int32, torch.float32
+
+    def shape(self, file: str) -> tuple[int, ...]:
+        """Of one window in a file."""
+        return (self.positions,) if file == "logsumexp" else (self.positions, self.top_k)
+
+
+class Cached:
+    """A finished cache. Rows are read when they are asked for; nothing of it stays in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        marker = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
+        self.layout = Layout(**marker["layout"])
+        self._place = {row: place for place, row in enumerate(marker["rows"])}
+        self._open = {name: os.open(folder / name, os.O_RDONLY) for name in _FILES}
+
+    def rows(self, rows: torch.Tensor) -> TopK:
+        """What the teacher says of the windows `rows` [b]: [b, positions, k] on the CPU, in float32 and int64."""
+        places = [self._place[row] for row in rows.tolist()]
+        logits, indices, logsumexp = (
+            self._read(name, dtype, places) for name, dtype in zip(_FILES, self.layout.types(), strict=True)
+        )
+        return TopK(logits.float(), indices.long(), logsumexp, self.layout.vocabulary)
+
+    def _read(self, name: str, dtype: torch.dtype, places: list[int]) -> torch.Tensor:
+        values = torch.empty((len(places), *self.layout.shape(name)), dtype=dtype)
+        for window, place in zip(values, places, strict=True):
+            data = as_bytes(window)
+            done, start = 0, place * len(data)
+            while done < len(data):
+                count = os.preadv(self._open[name], [data[done:]], start + done)
+                if count == 0:
+                    raise StepFailed(
+                        f"{self.folder / name} is cut short: it ends in window {place + 1} of {self.layout.windows}",
+                        "remove that folder, and the teacher runs again",
+                    )
+                done += count
+        return values
+
+    def close(self) -> None:
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+
+def cache(
+    ctx: Context,
+    checkpoint: Path,
+    ids: torch.Tensor,
+    rows: torch.Tensor,
+    folder: Path,
+    *,
+    top_k: int,
+    temperature: float,
+    vocabulary: int,
+    before: int = 0,
+) -> Cached:
+    """Run the checkpoint over the windows `rows` [n] of `ids` [windows, length] and keep what it says in `folder`.
+
+    A finished cache of the same layout is opened instead. Only the first `vocabulary` logits count (a table may be
+    padded). An interrupted run goes on at the layer that it had come to, or at the logits. `before` is the number of
+    layers that the step ran earlier, for events.
+    """
+    layout = Layout(len(rows), ids.shape[1] - 1, min(top_k, vocabulary), temperature, vocabulary)
+    hidden = folder.with_name(f"{folder.name}-hidden")
+    if not _finished(folder, layout):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _MARKER).unlink(missing_ok=True)
+        hidden.mkdir(parents=True, exist_ok=True)
+        skeleton = Skeleton(checkpoint, ctx.device)
+        flow = final_hidden(ctx, skeleton, ids[rows], hidden, hidden / "progress.json", before=before)
+        _write(ctx, skeleton, flow, layout, folder)
+        flow.drop(len(skeleton))
+        skeleton.reader.close()
+        with written(folder / _MARKER) as file:
+            write_all(file, json.dumps({"layout": asdict(layout), "rows": rows.tolist()}).encode())
+    shutil.rmtree(hidden, ignore_errors=True)
+    return Cached(folder)
+
+
+def truncated(logits: torch.Tensor, layout: Layout) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Float32 logits [..., V] as the cache keeps them: (logits [..., k], indices [..., k], logsumexp [...])."""
+    logits = logits[..., : layout.vocabulary]
+    values, indices = logits.topk(layout.top_k, -1)
+    largest = values[..., :1]
+    values = (values - largest).to(torch.float16)
+    rest = (logits - largest).div_(layout.temperature).scatter_(-1, indices, -torch.inf).logsumexp(-1)
+    logsumexp = torch.logaddexp((values.float() / layout.temperature).logsumexp(-1), rest)
+    return values, indices, logsumexp
+
+
+def _finished(folder: Path, layout: Layout) -> bool:
+    """Whether the folder holds this very cache: the marker is written last."""
+    try:
+        return Layout(**json.loads((folder / _MARKER).read_text(encoding="utf-8"))["layout"]) == layout
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return False
+
+
+def _write(ctx: Context, skeleton: Skeleton, flow: Flow, layout: Layout, folder: Path) -> None:
+    """The head on the final hidden states of `flow`, a few windows and positions at a time."""
+    final = flow.file(0, len(skeleton))
+    skeleton.load_rest(embedding=False)
+    columns = skeleton.config.get_text_config().vocab_size
+    with torch.no_grad(), ExitStack() as stack:
+        files = [stack.enter_context(written(folder / name)) for name in _FILES]
+        for start, stop in flow.spans:
+            ctx.safe_point()
+            hidden = final.read(start, stop).to(skeleton.device)
+            chunks = [
+                truncated(skeleton.logits(hidden, keep), layout)
+                for keep in position_chunks(flow.length, stop - start, columns)
+            ]
+            for file, dtype, parts in zip(files, layout.types(), zip(*chunks, strict=True), strict=True):
+                write_all(file, as_bytes(torch.cat(parts, 1).to("cpu", dtype).contiguous()))
+            ctx.emit("progress", phase="teacher", done=stop, total=flow.windows, unit="windows")
+    skeleton.free_rest()

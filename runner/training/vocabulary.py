@@ -1,0 +1,52 @@
+"""Whether two checkpoints mean the same tokens by the same numbers. Imported by the planner: no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_SHOWN = 3  # tokens named of those that differ
+
+
+def tokens(folder: Path) -> dict[str, int] | None:
+    """Token → number of the tokenizer in a folder, or None where it has no tokenizer.json that lists them."""
+    try:
+        found = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    model = found.get("model") if isinstance(found, dict) else None
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, list):  # Unigram: [[token, score], …]
+        vocabulary = {str(entry[0]): number for number, entry in enumerate(vocabulary)}
+    if not isinstance(vocabulary, dict):
+        return None
+    return {**vocabulary, **{str(added["content"]): int(added["id"]) for added in found.get("added_tokens") or ()}}
+
+
+def mismatch(teacher: Mapping[str, int], student: Mapping[str, int]) -> str | None:
+    """What tells two vocabularies apart, the first few tokens by name; None where they are one."""
+    differing = [token for token in {**teacher, **student} if teacher.get(token) != student.get(token)]
+    if not differing:
+        return None
+    differing.sort(key=lambda token: (min(teacher.get(token, 1 << 62), student.get(token, 1 << 62)), token))
+    shown = [_described(token, teacher, student) for token in differing[:_SHOWN]]
+    more = len(differing) - len(shown)
+    if more:
+        shown.append(f"{more:,} more tokens differ" if more > 1 else "1 more token differs")
+    return ", ".join(shown)
+
+
+def _described(token: str, teacher: Mapping[str, int], student: Mapping[str, int]) -> str:
+    if token not in student:
+        return f"`{token}` ({teacher[token]}) is the teacher's alone"
+    if token not in teacher:
+        return f"`{token}` ({student[token]}) is the student's alone"
+    return f"`{token}` is {teacher[token]} to the teacher and {student[token]} to the student"
+
+
+def size(config: Mapping[str, Any]) -> int:
+    """The number of logits that a model of this configuration has; 0 where it does not say."""
+    found = config.get("vocab_size")
+    return found if isinstance(found, int) else 0

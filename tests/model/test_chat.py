@@ -1,0 +1,185 @@
+"""Chat messages as transformers writes them out, and what is said about those that cannot be."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runner.errors import RecipeError
+from runner.model import windows
+from runner.model.chat import Template, conversation
+from runner.recipe.types import DataSpec
+
+TINY_LLAMA = Path(__file__).parents[2] / "runner" / "demo" / "models" / "tiny-llama"
+TEMPLATE = """\
+{{- bos_token }}
+{%- for message in messages %}
+    {%- if message['role'] not in ['system', 'user', 'assistant'] %}
+        {{- raise_exception('unknown role ' + message['role']) }}
+    {%- endif %}
+    {%- if message['role'] == 'assistant' %}
+        {{- '[assistant]' }}
+        {%- generation %}
+        {{- message['content'] | trim + eos_token }}
+        {%- endgeneration %}
+    {%- else %}
+        {{- '[' + message['role'] + ']' + message['content'] + '\\n' }}
+    {%- endif %}
+    {%- if loop.index > 7 %}
+        {%- break %}
+    {%- endif %}
+{%- endfor %}
+{%- if tools %}{{ tools | tojson }}{% endif %}
+{%- if add_generation_prompt %}[assistant]{% endif %}
+"""
+MESSAGES: list[Any] = [
+    {"role": "system", "content": "Be brief & <exact>."},
+    {"role": "user", "content": "What does `len` do?", "name": None},
+    {"role": "assistant", "content": " It counts. "},
+]
+FORM = 'write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """The embedded tokenizer with a chat template."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("tokenizer.json", "config.json", "tokenizer_config.json"):
+        shutil.copyfile(TINY_LLAMA / name, folder / name)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
+
+
+def lines(tmp_path: Path, *rows: Any) -> Path:
+    path = tmp_path / "chat.jsonl"
+    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def spec(**changes: Any) -> DataSpec:
+    fields: dict[str, Any] = {"name": "chat", "source": "chat.jsonl", "split": None, "sequence_length": 8}
+    return DataSpec(**(fields | {"field": "messages"} | changes))
+
+
+def refused(path: Path, model: Path, **changes: Any) -> tuple[str, str, str | None]:
+    with pytest.raises(RecipeError) as caught:
+        windows.windows(spec(**changes), [path], model)
+    [found] = caught.value.diagnostics
+    return found.code, found.message, found.help
+
+
+def test_the_text_is_that_of_transformers(model: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    ours = Template(model).render(conversation(MESSAGES, "here"))
+    assert ours == tokenizer.apply_chat_template(MESSAGES, tokenize=False)
+    assert ours == "<s>[system]Be brief & <exact>.\n[user]What does `len` do?\n[assistant]It counts.</s>"
+
+
+def test_the_tokens_are_those_of_transformers(model: Path, tmp_path: Path) -> None:
+    """One conversation after another, each with the template's special tokens once."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    other: list[Any] = [{"role": "user", "content": "And `max`? " * 4}]
+    wanted = [id for chat in (MESSAGES, other) for id in tokenizer.apply_chat_template(chat, return_dict=False)]
+    found = windows.windows(spec(), [lines(tmp_path, MESSAGES, other)], model)
+    assert np.array_equal(found.reshape(-1), wanted[: found.size])
+    assert len(wanted) - found.size < 8
+    assert wanted.count(tokenizer.bos_token_id) == 2
+
+
+def test_the_template_in_tokenizer_config(model: Path) -> None:
+    text = Template(model).render(conversation(MESSAGES, "here"))
+    (model / "chat_template.jinja").unlink()
+    path = model / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"chat_template": TEMPLATE}))
+    assert Template(model).render(conversation(MESSAGES, "here")) == text
+    several = [{"name": "rag", "template": "no"}, {"name": "default", "template": TEMPLATE}]
+    path.write_text(json.dumps(config | {"chat_template": several}))
+    assert Template(model).render(conversation(MESSAGES, "here")) == text
+
+
+def test_the_day_never_changes_the_tokens(model: Path) -> None:
+    (model / "chat_template.jinja").write_text("{{ strftime_now('%d %b %Y') }}")
+    assert Template(model).render(conversation(MESSAGES, "here")) == "26 Jul 2024"
+
+
+def test_a_template_cannot_reach_python(model: Path, tmp_path: Path) -> None:
+    (model / "chat_template.jinja").write_text("{{ messages.__class__.__mro__ }}")
+    message = refused(lines(tmp_path, MESSAGES), model)[1]
+    assert message.endswith("refuses these messages: access to attribute '__class__' of 'list' object is unsafe.")
+
+
+def test_a_tokenizer_without_a_template(tmp_path: Path) -> None:
+    assert refused(lines(tmp_path, MESSAGES), TINY_LLAMA) == (
+        "R467",
+        (
+            f"the data holds chat messages, and the tokenizer in `{TINY_LLAMA}` has no chat template: neither "
+            "`chat_template.jinja` nor `chat_template` in tokenizer_config.json is there"
+        ),
+        "use the model's chat version, or data whose field holds plain text",
+    )
+
+
+def test_a_template_that_is_none(model: Path, tmp_path: Path) -> None:
+    (model / "chat_template.jinja").write_text("{% for %}")
+    message = f"the chat template in `{model}` cannot be compiled: "
+    assert refused(lines(tmp_path, MESSAGES), model)[1].startswith(message)
+
+
+def test_messages_that_the_template_refuses(model: Path, tmp_path: Path) -> None:
+    path = lines(tmp_path, MESSAGES, [{"role": "tool", "content": "3"}])
+    assert refused(path, model) == (
+        "R468",
+        f"`{path}` line 2: `messages`: the chat template in `{model}` refuses these messages: unknown role tool",
+        "bring them into the form that the model was trained on",
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([], "`messages` holds no messages"),
+        ([MESSAGES[0], "hello"], '`messages`[1] must be a message; it is "hello"'),
+        ([MESSAGES[0], {"role": "user"}], "`messages`[1]: `content` must be text; it is not there; it has `role`"),
+        ([{"from": "human", "value": "a"}],
+         "`messages`[0]: `role` must be text; it is not there; it has `from`, `value`"),
+        ([{"role": "user", "content": ["a"]}], "`messages`[0]: `content` must be text; it is a list"),
+    ],
+)  # fmt: skip
+def test_malformed_messages(row: Any, message: str, model: Path, tmp_path: Path) -> None:
+    path = lines(tmp_path, row)
+    assert refused(path, model) == ("R468", f"`{path}` line 1: {message}", FORM)
+
+
+def test_messages_are_not_joined(model: Path, tmp_path: Path) -> None:
+    assert refused(lines(tmp_path, MESSAGES), model, packing="joined") == (
+        "R468",
+        "data `chat` holds chat messages, which `packing: joined` would run together",
+        "leave `packing` out",
+    )
+
+
+def test_neither_torch_nor_transformers_is_needed(model: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from runner.model import windows; from runner.recipe.types import DataSpec\n"
+        "spec = DataSpec('chat', 'chat.jsonl', None, 8, field='messages')\n"
+        "before = 'jinja2' in sys.modules\n"
+        "windows.windows(spec, [Path(sys.argv[1])], Path(sys.argv[2]))\n"
+        "print(before, sorted({'torch', 'transformers', 'jinja2'} & set(sys.modules)))"
+    )
+    arguments = [sys.executable, "-c", code, str(lines(tmp_path, MESSAGES)), str(model)]
+    found = subprocess.run(arguments, check=True, capture_output=True, text=True)
+    assert found.stdout == "False ['jinja2']\n"

@@ -1,0 +1,75 @@
+"""The nightly pipelines, run as they stand in .github and docs, on recipes that compute nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.commands.conftest import KINDS, RECIPE
+
+ROOT = Path(__file__).parent.parent.parent
+Commands = list[str]
+
+
+def github() -> Commands:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "nightly.yml").read_text(encoding="utf-8"))
+    (job,) = workflow["jobs"].values()
+    steps = [step["run"] for step in job["steps"] if "run" in step]
+    assert steps[0].startswith("pip install")
+    return steps[1:]
+
+
+def gitlab() -> Commands:
+    text = (ROOT / "docs" / "nightly.md").read_text(encoding="utf-8")
+    block = re.search(r"^```yaml\n# .gitlab-ci.yml\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert block is not None
+    job: dict[str, Any] = yaml.safe_load(block.group(1))["nightly"]
+    return [*job["script"], "\n".join(job["after_script"])]
+
+
+@pytest.mark.parametrize("pipeline", [github, gitlab])
+def test_a_night(pipeline: Any, tmp_path: Path) -> None:
+    """One recipe is done, one misses its gate: reports of both, the model of one, a store that the next night uses."""
+    (tmp_path / "bin").mkdir()
+    script = tmp_path / "bin" / "runner"
+    script.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -m runner "$@"\n')
+    script.chmod(0o755)
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "good.yaml").write_text(RECIPE.replace("name: toy", "name: good"))
+    missed = RECIPE.replace("name: toy", "name: missed").replace("points: 5", "points: 9")
+    (tmp_path / "recipes" / "missed.yaml").write_text(missed)
+    environment = {
+        **os.environ, "PATH": f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RUNNER_STEPS_PATH": str(KINDS), "RECIPES": "recipes", "RUNNER_JOBS": str(tmp_path / "jobs"),
+    }  # fmt: skip
+    for night in range(2):
+        for command in pipeline():
+            done = subprocess.run(
+                ["bash", "-e", "-c", command],
+                cwd=tmp_path,
+                env=environment,
+                text=True,
+                capture_output=True,
+                check=False,
+            )
+            applies = "runner apply" in command
+            assert done.returncode == (3 if applies else 0), f"{command}\n{done.stdout}\n{done.stderr}"
+            if applies:
+                assert "\n1 of 2 jobs done in " in done.stdout
+                assert (done.stdout.count("nothing to run: all 3 steps are cached") == 2) == (night == 1)
+    (pointer,) = (tmp_path / "accepted").glob("*.json")
+    good = json.loads(pointer.read_text())["job"]
+    assert sorted(p.name for p in (tmp_path / "accepted" / good).iterdir()) == ["output", "provenance.json"]
+    assert not (tmp_path / "accepted" / good / "output" / "model.safetensors").is_symlink()
+    assert sorted(p.name for p in tmp_path.rglob("junit.xml")) == ["junit.xml"]
+    if pipeline is github:
+        reports = {p.parent.name.split("-")[0] for p in (tmp_path / "reports").glob("*/provenance.json")}
+        assert reports == {"good", "missed"}

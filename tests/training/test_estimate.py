@@ -1,0 +1,80 @@
+"""The forecast of a training, against trainings of the demo model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner.model import headers
+from runner.model.statistics import fast_bf16
+from runner.steps.protocol import Cost, DataFacts, Inputs, MachineFacts
+from runner.training.estimate import RUNTIME, estimate
+from runner.training.hardware import cpu_has_bf16
+from tests.training.measured import LENGTH
+from tests.training.plain import PARAMS
+from tests.training.test_check import CPU, DEMO, GPU
+
+FACTS = headers.facts(DEMO, "demo")
+QUERIES = 6 * 256 * 256  # weights of all q_proj
+
+
+def cost(
+    trained: int = FACTS.parameters,
+    machine: MachineFacts = CPU,
+    processes: int = 1,
+    length: int = LENGTH,
+    **params: Any,
+) -> Cost:
+    data = {"data": DataFacts("text", 64, length, 10**6, "0" * 64)}
+    frozen = 4 * (FACTS.parameters - trained)
+    inputs = Inputs(FACTS, {}, data, machine, processes)
+    return Cost(*estimate(inputs, PARAMS | params, trained=trained, disk=FACTS.nbytes, frozen_bytes=frozen))
+
+
+@pytest.mark.parametrize(("batch", "trained"), [(4, "all"), (8, "q_proj.weight")])
+def test_memory_is_within_a_quarter(tmp_path: Path, batch: int, trained: str) -> None:
+    command = [sys.executable, "-m", "tests.training.measured", str(tmp_path), str(batch), trained]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, timeout=600)
+    assert done.returncode == 0, done.stderr.decode()
+    forecast = cost(FACTS.parameters if trained == "all" else QUERIES, batch_size=batch).memory
+    assert forecast == pytest.approx(int(done.stdout), rel=0.25)
+
+
+def test_a_trained_weight_takes_sixteen_bytes_and_a_checkpoint_twelve() -> None:
+    all_, none = cost(), cost(trained=0)
+    assert all_.memory - none.memory == FACTS.parameters * (16 - 4)
+    # Two checkpoints while the older is removed, two best states, the result.
+    assert all_.scratch - none.scratch == FACTS.parameters * (2 * 12 + 2 * 4 + 4)
+    assert all_.disk == FACTS.nbytes
+
+
+def test_what_takes_less_memory() -> None:
+    whole = cost(batch_size=16)
+    assert cost(batch_size=16, gradient_accumulation=4).memory == cost(batch_size=4).memory < whole.memory
+    assert cost(batch_size=16, gradient_checkpointing=True).memory < whole.memory
+    assert cost(batch_size=16, length=LENGTH // 2).memory == cost(batch_size=8).memory
+    assert cost(batch_size=16, precision="bf16").memory < whole.memory
+
+
+def test_processes_take_memory_each_and_shards_share_it() -> None:
+    alone = cost(batch_size=4)
+    both = cost(batch_size=8, processes=2)
+    assert both.memory == 2 * alone.memory
+    sharded = cost(batch_size=8, processes=2, machine=GPU, fsdp=True)
+    assert both.memory - sharded.memory == pytest.approx(16 * FACTS.parameters, abs=4)
+
+
+def test_time_grows_with_the_steps_and_falls_with_what_is_frozen() -> None:
+    one, two = cost(steps=100), cost(steps=200)
+    assert two.seconds - one.seconds == pytest.approx(one.seconds - cost(steps=0).seconds)
+    assert cost(trained=0, steps=100).seconds < one.seconds < cost(steps=100, gradient_checkpointing=True).seconds
+
+
+def test_auto_is_bf16_where_training_finds_it() -> None:
+    assert cpu_has_bf16() == fast_bf16()
+    assert cost(precision="auto").memory == cost(precision="bf16" if fast_bf16() else "fp32").memory
+    assert cost(batch_size=1, length=1).memory > RUNTIME
