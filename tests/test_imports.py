@@ -29,7 +29,7 @@ PACKAGES = (
 )
 LEAVES = {"runner", "runner.errors"}  # anyone may import these
 # Kinds say what happens, and everything may know the words for it.
-ALSO = {("steps", "runner.progress.events"), ("training", "runner.progress.events"), ("model", "runner.progress.events")}
+ALSO = {(package, "runner.progress.events") for package in ("steps", "training", "model")}
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted((ROOT / "runner").rglob("*.py"))

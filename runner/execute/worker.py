@@ -24,10 +24,10 @@ from runner.execute import failures, messages, usage, warm
 from runner.execute.context import StepContext, seed_everything
 from runner.execute.messages import Request
 from runner.job import environment
-from runner.model import heap
 from runner.job.entries import Stage, StoreEntry
 from runner.job.records import Record
 from runner.job.store import Store
+from runner.model import heap
 from runner.progress.events import Event, encode, make
 
 _PR_SET_PDEATHSIG = 1

@@ -11,7 +11,6 @@ from runner.model.facts import CheckpointFacts
 from runner.recipe.types import DataSpec, Recipe
 from runner.steps.protocol import Cost, DataFacts, MachineFacts
 
-
 MODEL = "model"  # what the recipe's own model is called among the inputs of steps
 
 

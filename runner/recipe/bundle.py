@@ -17,6 +17,7 @@ Schema = dict[str, Any]
 
 _REFERENCE = {"$ref": "#/$defs/reference"}
 _INTERPOLATED = {"$ref": "#/$defs/interpolated"}
+_CONTAINERS = ("object", "array")
 _ANNOTATIONS = ("title", "description", "default", "examples", "deprecated")
 _CONSTRAINTS = ("enum", "const", "pattern", "minLength", "maxLength", "format", "not")
 _NEVER_A_REFERENCE = ("version", "extends", "params", "matrix")
@@ -121,12 +122,13 @@ def _bare(part: Any) -> Any:
 def _open(schema: Mapping[str, Any]) -> Schema:
     """`schema` with each typed value inside it open to references."""
     bare: Schema = _bare(schema)
-    reference = _also(bare)
+    reference = None if bare.get("type") in _CONTAINERS else _also(bare)
     if reference is None:
         return {key: _open_inside(key, part) for key, part in bare.items()}
     notes = {key: bare[key] for key in _ANNOTATIONS if key in bare}
     if set(bare) - set(notes) == {"anyOf"}:
-        return {**notes, "anyOf": [*bare["anyOf"], reference]}
+        options = [_open(option) if option.get("type") in _CONTAINERS else option for option in bare["anyOf"]]
+        return {**notes, "anyOf": [*options, reference]}
     limits = {key: part for key, part in bare.items() if key not in notes}
     return {**notes, "anyOf": [limits, reference]}
 

@@ -53,7 +53,7 @@ def inputs_of(recipe: Recipe) -> dict[str, dict[str, str]]:
 
 
 def source_of(id: str, main: str | None, inputs: Mapping[str, Mapping[str, str]]) -> str:
-    """`id`, or where it is "source" and no step's id, what the step that made `main` took; `inputs` are those before."""
+    """`id`, or where it is "source" and no step's id, what the step that made `main` took; `inputs` are earlier ones."""
     if id != SOURCE or SOURCE in inputs:
         return id
     return inputs.get(main or "", {}).get(CHECKPOINT, MODEL)

@@ -32,7 +32,8 @@ def listing(kinds: Iterable[tuple[str, Schema]], width: int) -> list[Text]:
 def describe(kind: str, schema: Schema, module: Kind, width: int) -> list[Text]:
     """What a kind does, takes and gives, every parameter, an example."""
     result = [Text(kind, "bold"), *_paragraph(schema.get("description", ""), width), Text()]
-    facts = [["takes", " or ".join(module.CONSUMES)], ["makes", "the type it takes" if module.PRODUCES == SAME else module.PRODUCES]]
+    makes = "the type it takes" if module.PRODUCES == SAME else module.PRODUCES
+    facts = [["takes", " or ".join(module.CONSUMES)], ["makes", makes]]
     if module.METRICS:
         facts.append(["metrics", ", ".join(module.METRICS)])
     if module.REQUIRES:

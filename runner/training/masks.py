@@ -9,7 +9,7 @@ HELD = 0.05  # a weight with at least this part of exact zeros was pruned: no tr
 
 
 class Masks:
-    """The zeros of every pruned linear weight of a model's decoder layers, as they are now. `apply` makes them so again.
+    """The zeros of every pruned linear weight of a model, as they are now. `apply` makes them so again.
 
     One byte per weight of the pruned modules; nothing for a model that was not pruned.
     """

@@ -157,7 +157,8 @@ def test_every_parameter_is_described_and_required_or_has_a_default(kind: str) -
     for name, part in rules["properties"].items():
         assert part["description"], name
         if name not in required and "default" not in part:
-            assert re.search(r"\b(Default|Without|None|left out|Left out)\b", part["description"]), f"{name}: what if not?"
+            said = re.search(r"\b(Default|Without|None|left out|Left out)\b", part["description"])
+            assert said, f"{name}: what happens where it is not given?"
         assert not (name in required and "default" in part), name
         if "default" in part:
             assert Draft202012Validator(part).is_valid(part["default"]), name
