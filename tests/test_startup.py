@@ -44,7 +44,8 @@ def modules(folder: Path, *arguments: str) -> set[str]:
 
 @pytest.mark.parametrize("arguments", [
     ["--help"], ["--version"], ["apply", "--help"], ["steps"], ["steps", "quantize.gptq"], ["schema"], ["jobs"],
-    ["validate", "toy.yaml"], ["plan", "toy.yaml"], ["new", "demo:tiny-llama", "-o", "-"],
+    ["validate", "toy.yaml"], ["plan", "toy.yaml"],
+    ["show", "toy.yaml"], ["lock", "toy.yaml"], ["pack", "."], ["new", "demo:tiny-llama", "-o", "-"],
 ], ids=" ".join)  # fmt: skip
 def test_heavy_packages_stay_out(folder: Path, arguments: list[str]) -> None:
     assert modules(folder, *arguments) & set(HEAVY) == set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +55,16 @@ def save(
 def tokens(windows: int = 6, length: int = 24, vocabulary: int = 96) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randint(3, vocabulary, (windows, length), generator=generator)
+
+
+def letters(folder: Path) -> Path:
+    """Give a checkpoint a tokenizer whose tokens are the letters a to z."""
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2, **{chr(97 + n): 3 + n for n in range(26)}}
+    tokenizer: dict[str, Any] = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None, "decoder": None,
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"},
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+    return folder

@@ -59,9 +59,7 @@ def _check(file: str, args: argparse.Namespace) -> tuple[tuple[Recipe, ...], lis
         store = options.jobs_root(args) / "store"
         cache = store / "digests.json" if store.is_dir() else None  # checking leaves nothing behind
         locking = options.locking_of(file, args)
-        plans = [
-            resolve.resolve(recipe, cache_file=cache, device="cpu", commits=locking.commits) for recipe in recipes
-        ]
+        plans = [resolve.resolve(recipe, cache_file=cache, device="cpu", commits=locking.commits) for recipe in recipes]
         drifted = locking.check(plans, cache)
     return recipes, [Diagnostic("R451", text, severity="warning") for text in drifted]
 

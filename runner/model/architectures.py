@@ -102,7 +102,7 @@ def refuse_config(config: Mapping[str, Any], source: str) -> Diagnostic | None:
     known = causal_models()
     if model_type not in known and not trust.may_run(config):
         near = difflib.get_close_matches(model_type, known, n=1, cutoff=0.7)
-        hint = f"; did you mean `{near[0]}`?" if near else ""
+        hint = f"; did you mean `{near[0]}`?" if near and not trust.brings_code(config) else ""
         remedy = (
             trust.remedy(config)
             if trust.brings_code(config)

@@ -92,6 +92,7 @@ def _found(
     found = None
     models: dict[str, ResolvedModel] = {}
     data: dict[str, ResolvedData] = {}
+
     def pinned(spec: ModelSpec) -> str | None:
         return commits.get(("models", lock.model_key(spec)))
 

@@ -96,8 +96,15 @@ def shown(values: Iterable[tuple[str, object]]) -> list[tuple[str, object]]:
 
 def metric(name: str, value: object) -> str:
     """`perplexity 15.523`; a number of bytes as a size."""
-    if name == "bytes" and isinstance(value, int | float):
-        return f"size {size(value)}"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if name == "bytes":
+            return f"size {size(value)}"
+        if name in ("memory", "gpu_memory") or name.endswith("_bytes"):
+            return f"{name.removesuffix('_bytes').replace('_', ' ')} {size(value)}"
+        if name.endswith("_seconds"):
+            return f"{name.removesuffix('_seconds').replace('_', ' ')} {duration(value)}"
+        if name.endswith("_per_second"):
+            return f"{name.removesuffix('_per_second').replace('_', ' ')}/s {count(value)}"
     return f"{name.replace('_', ' ')} {number(value)}"
 
 

@@ -53,7 +53,7 @@ def inputs_of(recipe: Recipe) -> dict[str, dict[str, str]]:
 
 
 def source_of(id: str, main: str | None, inputs: Mapping[str, Mapping[str, str]]) -> str:
-    """`id`, or where it is "source" and no step's id, what the step that made `main` took; `inputs` are earlier ones."""
+    """`id`; where that is "source", and no step's id, what the step that made `main` took. `inputs`: earlier ones."""
     if id != SOURCE or SOURCE in inputs:
         return id
     return inputs.get(main or "", {}).get(CHECKPOINT, MODEL)
@@ -115,9 +115,7 @@ def _named(step: Step, what: str) -> dict[str, str]:
     return {name: value for name, value in found.items() if isinstance(value, str)}
 
 
-def check(
-    recipe: Recipe, left_out: Mapping[str, str], removed: Mapping[str, Span] | None = None
-) -> list[Diagnostic]:
+def check(recipe: Recipe, left_out: Mapping[str, str], removed: Mapping[str, Span] | None = None) -> list[Diagnostic]:
     """Every complaint across steps. `left_out`: id → `when` of the steps that take no part.
 
     `removed`: id → where a recipe takes away a step of the one that it extends.
@@ -150,9 +148,7 @@ def _line(place: Span, here: Span | None) -> str:
 class _Checker:
     """The checks of one step against those before it."""
 
-    def __init__(
-        self, recipe: Recipe, index: int, left_out: Mapping[str, str], removed: Mapping[str, Span]
-    ) -> None:
+    def __init__(self, recipe: Recipe, index: int, left_out: Mapping[str, str], removed: Mapping[str, Span]) -> None:
         self.recipe = recipe
         self.removed = removed
         self.step = recipe.steps[index]

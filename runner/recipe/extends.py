@@ -17,7 +17,7 @@ DEEPEST = 16  # recipes that extend one another: a server could go on for ever
 
 @dataclass(frozen=True)
 class Gathered:
-    """The merged tree; the parents from elsewhere, in the order in which they were read; the steps that were removed."""
+    """The merged tree; the parents from elsewhere, in the order in which they were read; the steps taken away."""
 
     root: Node
     parents: tuple[Parent, ...] = ()
@@ -53,9 +53,7 @@ def gather_all(content: str, place: Place, pins: Pins = Pins()) -> Gathered:  # 
     return Gathered(root, tuple(found), removed)
 
 
-def _gather(
-    content: str, chain: tuple[_Link, ...], pins: Pins, found: list[Parent], removed: dict[str, Span]
-) -> Node:
+def _gather(content: str, chain: tuple[_Link, ...], pins: Pins, found: list[Parent], removed: dict[str, Span]) -> Node:
     at = chain[-1].place
     root = steps.identified(text.parse(content, at.name))
     named = root.entries.get("extends")

@@ -49,7 +49,17 @@ class Finding:
 def examine(jobs: Path) -> list[Finding]:
     """Every finding, the base first."""
     torch, probed = _torch()
-    return [_python(), torch, *_base(), *_processor(), _memory(), _gpu(probed), *_extras(), *_jobs(jobs)]
+    return [
+        _python(),
+        torch,
+        *_base(),
+        *_processor(),
+        _memory(),
+        _gpu(probed),
+        *_engines(probed),
+        *_extras(),
+        *_jobs(jobs),
+    ]
 
 
 def _python() -> Finding:
@@ -114,6 +124,52 @@ def _gpu(probed: dict[str, Any]) -> Finding:
         remedy = "install a CUDA build of torch: https://pytorch.org/get-started/locally"
         return Finding("gpu", "warn", "there is one, but torch cannot use it: steps run on the CPU", remedy)
     return Finding("gpu", "ok", "none: steps run on the CPU")
+
+
+def _engines(probed: dict[str, Any]) -> list[Finding]:
+    """Which engines this machine can build, and which it can run. Nothing is imported."""
+    gpu = bool(probed.get("gpus"))
+    runs = "runs it" if gpu else "runs it on a machine with a GPU"
+    graph = [name for name in ("onnx", "onnxscript") if _version(name) is None]
+    return [
+        _engine("onnx engine", "build.onnx", graph, ["onnxruntime"], "onnx", "builds and runs it"),
+        _engine("rtx engine", "build.tensorrt", graph, ["tensorrt-rtx"], "tensorrt", f"builds it, {runs}"),
+        _enterprise(gpu, graph),
+        _compiled(),
+        _engine("gguf engine", "build.gguf", [], ["gguf"], "gguf", "builds and runs it"),
+    ]
+
+
+def _engine(name: str, kind: str, graph: list[str], packages: list[str], extra: str, can: str) -> Finding:
+    missing = [*graph, *(package for package in packages if _version(package) is None)]
+    if missing:
+        text = f"`{kind}` cannot: without {', '.join(missing)}"
+        return Finding(name, "warn", text, f"pip install 'runner[{extra}]'")
+    versions = ", ".join(f"{package} {_version(package)}" for package in packages)
+    return Finding(name, "ok", f"{can}: {versions}")
+
+
+def _enterprise(gpu: bool, graph: list[str]) -> Finding:
+    """`flavour: enterprise` needs its package and the GPU; without a GPU there is nothing to mend."""
+    name, version = "trt engine", _version("tensorrt")
+    if not gpu:
+        return Finding(
+            name, "ok", "neither builds nor runs it: no GPU that torch can use; `flavour: rtx` builds without one"
+        )
+    if version is None or graph:
+        missing = [*graph, *([] if version else ["tensorrt"])]
+        return Finding(name, "warn", f"cannot: without {', '.join(missing)}", "pip install 'runner[tensorrt]' tensorrt")
+    return Finding(name, "ok", f"builds and runs it: tensorrt {version}")
+
+
+def _compiled() -> Finding:
+    """AOTInductor calls a C++ compiler to build; what it built runs without one."""
+    wanted = os.environ.get("CXX") or "g++"
+    found = next((path for program in (wanted, "clang++") if (path := shutil.which(program))), None)
+    if found is None:
+        text = "`build.compile` cannot build: there is no C++ compiler; packages built elsewhere run"
+        return Finding("aot engine", "warn", text, "install g++ (Debian: apt install g++), or set CXX")
+    return Finding("aot engine", "ok", f"builds and runs it: {found}")
 
 
 def _extras() -> list[Finding]:

@@ -18,9 +18,16 @@ from runner.errors import Diagnostic
 from runner.model import adapters, memory
 from runner.model.context import Context, Result
 from runner.model.facts import DTYPE_BYTES, CheckpointFacts, TensorHeader
-from runner.model.formats import PACK_QUANTIZED, stored_tensors, validate, validate_together
+from runner.model.formats import (
+    PACK_QUANTIZED,
+    quantization_config,
+    stored_tensors,
+    unpacked_modules,
+    validate,
+    validate_together,
+)
 from runner.model.method import LayerMethod, matches
-from runner.model.schemes import chosen, scheme
+from runner.model.schemes import chosen, planned_schemes, scheme
 from runner.steps.protocol import Cost, Inputs, Params
 
 Bound = tuple[
@@ -148,18 +155,21 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
     """The checkpoint that will be written: packed tensors in place of the weights that get a scheme."""
     facts = inputs.checkpoint
     tensors = dict(facts.tensors)
-    quantized = False
+    schemes = planned_schemes(params, facts)
     for linear, own in chosen(params, facts).items():
-        stored = scheme(own)
+        stored = schemes.get(linear.name)
         if stored is None:
             continue
-        quantized = True
         header = tensors.pop(f"{linear.name}.weight")
         shape = linear.out_features, linear.in_features
         new = stored_tensors(own["format"], linear.name, stored, *shape, header.dtype)
         for name, (dtype, extents) in new.items():
             size = DTYPE_BYTES[dtype] * math.prod(extents)
             tensors[name] = TensorHeader(name, dtype, extents, "", 0, size)
-    method = {"gptq": "gptq", "pack-quantized": "compressed-tensors"}.get(str(params.get("format")))
-    mark = {"quant_method": method} if quantized else facts.quantization
+    mark = facts.quantization
+    if schemes:
+        untouched = unpacked_modules(facts.tensors, schemes)
+        mark = quantization_config(
+            str(params["format"]), schemes, untouched, act_order=bool(params.get("act_order", False))
+        )  # fmt: skip
     return replace(facts, tensors=tensors, quantization=mark)

@@ -87,3 +87,38 @@ def test_no_hard_links(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, _ = run("doctor")
     assert code == 0
     assert "not possible here (Operation not permitted): jobs copy the files of the store" in out
+
+
+def test_which_engines_can_be_built_and_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {"onnx": "1.23", "onnxscript": "0.7", "onnxruntime": "1.32", "tensorrt-rtx": "1.7.1", "gguf": "0.19"}
+    monkeypatch.setattr(health, "_version", installed.get)
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.delenv("CXX", raising=False)
+    assert health._engines({}) == [
+        health.Finding("onnx engine", "ok", "builds and runs it: onnxruntime 1.32"),
+        health.Finding("rtx engine", "ok", "builds it, runs it on a machine with a GPU: tensorrt-rtx 1.7.1"),
+        health.Finding(
+            "trt engine",
+            "ok",
+            "neither builds nor runs it: no GPU that torch can use; `flavour: rtx` builds without one",
+        ),
+        health.Finding("aot engine", "ok", "builds and runs it: /usr/bin/g++"),
+        health.Finding("gguf engine", "ok", "builds and runs it: gguf 0.19"),
+    ]
+
+
+def test_engines_that_something_is_missing_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "_version", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert health._engines({"gpus": ["H100"]}) == [
+        health.Finding("onnx engine", "warn", "`build.onnx` cannot: without onnx, onnxscript, onnxruntime",
+                       "pip install 'runner[onnx]'"),
+        health.Finding("rtx engine", "warn", "`build.tensorrt` cannot: without onnx, onnxscript, tensorrt-rtx",
+                       "pip install 'runner[tensorrt]'"),
+        health.Finding("trt engine", "warn", "cannot: without onnx, onnxscript, tensorrt",
+                       "pip install 'runner[tensorrt]' tensorrt"),
+        health.Finding("aot engine", "warn",
+                       "`build.compile` cannot build: there is no C++ compiler; packages built elsewhere run",
+                       "install g++ (Debian: apt install g++), or set CXX"),
+        health.Finding("gguf engine", "warn", "`build.gguf` cannot: without gguf", "pip install 'runner[gguf]'"),
+    ]  # fmt: skip

@@ -50,16 +50,7 @@ class Team:
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with a tokenizer of letters."""
-    folder = tiny.save(tmp_path_factory.mktemp("model") / "model", intermediate_size=64)
-    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2, **{chr(97 + n): 3 + n for n in range(26)}}
-    tokenizer: dict[str, Any] = {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
-        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None, "decoder": None,
-        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"},
-    }  # fmt: skip
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
-    return folder
+    return tiny.letters(tiny.save(tmp_path_factory.mktemp("model") / "model"))
 
 
 @pytest.fixture
@@ -86,7 +77,8 @@ def job(folder: Path) -> Path:
 def digests(folder: Path) -> dict[str, str]:
     """Step folder → digest, of the one job."""
     return {
-        path.parent.name: json.loads(path.read_text())["digest"] for path in sorted(job(folder).glob("steps/*/record.json"))
+        path.parent.name: json.loads(path.read_text())["digest"]
+        for path in sorted(job(folder).glob("steps/*/record.json"))
     }
 
 
@@ -133,7 +125,11 @@ def drifted(team: Team, run: Run, line: str, name: str) -> None:
     path = "ours.lock"
     help = f"help: `runner lock ours.yaml --upgrade` takes what is there now, `--upgrade NAME` one of `{name}`\n"
     for command in ("plan", "apply"):
-        assert run(command, "ours.yaml", "--locked") == (2, "", f"error: 1 thing drifted from {path}:\n  {line}\n{help}")
+        assert run(command, "ours.yaml", "--locked") == (
+            2,
+            "",
+            f"error: 1 thing drifted from {path}:\n  {line}\n{help}",
+        )
     code, out, _ = run("plan", "ours.yaml")
     assert code == 0
     assert f"note: drifted from {path}: {line}" in out.splitlines()
@@ -153,9 +149,11 @@ def test_a_model_file_that_changed(team: Team, run: Run) -> None:
     code, out, _ = run("lock", "ours.yaml")
     assert (code, out) == (
         0,
-        "ours.lock is up to date\n"
-        "kept, though they drifted; `runner lock ours.yaml --upgrade NAME` takes what is there now:\n"
-        f"  model model: config.json {old} → {new}\n",
+        (
+            "ours.lock is up to date\n"
+            "kept, though they drifted; `runner lock ours.yaml --upgrade NAME` takes what is there now:\n"
+            f"  model model: config.json {old} → {new}\n"
+        ),
     )
     code, out, _ = run("lock", "ours.yaml", "--upgrade", "model")
     assert (code, out.splitlines()[1:]) == (0, [f"  model model: config.json {old} → {new}"])
@@ -249,12 +247,15 @@ def test_a_lock_that_is_none(run: Run, folder: Path) -> None:
     lock = folder / "toy.lock"
     lock.write_text(lock.read_text().replace("version: 1", "version: 2"))
     assert run("plan", "toy.yaml") == (
-        2, "",
-        "toy.lock:2:10: error[R450]: this is no lock that runner 0.1.0 reads: 1 was expected\n"
-        "    2 | version: 2\n"
-        "      |          ^\n"
-        "help: `runner lock RECIPE --upgrade` writes toy.lock anew\n",
-    )  # fmt: skip
+        2,
+        "",
+        (
+            "toy.lock:2:10: error[R450]: this is no lock that runner 0.1.0 reads: 1 was expected\n"
+            "    2 | version: 2\n"
+            "      |          ^\n"
+            "help: `runner lock RECIPE --upgrade` writes toy.lock anew\n"
+        ),
+    )
     code, out, err = run("lock", "toy.yaml", "--upgrade")
     assert (code, out.startswith("wrote toy.lock: ")) == (0, True)
     assert err == "this is no lock that runner 0.1.0 reads: 1 was expected; it is written anew\n"

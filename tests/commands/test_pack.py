@@ -11,9 +11,11 @@ def test_a_folder_becomes_a_package(run: Run, folder: Path) -> None:
     (folder / "ours" / "int4.yaml").write_text(BASE)
     assert run("pack", "ours", "--version", "1.2", "-o", "out") == (
         0,
-        "wrote out/ours_recipes-1.2-py3-none-any.whl\n"
-        "  extends: pack:ours/int4\n"
-        "`pip install out/ours_recipes-1.2-py3-none-any.whl` installs it\n",
+        (
+            "wrote out/ours_recipes-1.2-py3-none-any.whl\n"
+            "  extends: pack:ours/int4\n"
+            "`pip install out/ours_recipes-1.2-py3-none-any.whl` installs it\n"
+        ),
         "",
     )
     assert [path.name for path in (folder / "out").iterdir()] == ["ours_recipes-1.2-py3-none-any.whl"]
@@ -32,9 +34,12 @@ def test_what_is_refused(run: Run, folder: Path) -> None:
     for arguments, message in [
         (["none"], "there is no folder `none`\nhelp: name the folder that holds the recipes"),
         (["empty"], "the folder `empty` holds no recipe\nhelp: recipes are .yaml or .yml files"),
-        (["empty", "--name", "A_b"], "a pack cannot be called `A_b`\nhelp: --name takes lower case letters, digits and `-`"),
+        (
+            ["empty", "--name", "A_b"],
+            "a pack cannot be called `A_b`\nhelp: --name takes lower case letters, digits and `-`",
+        ),
         (["empty", "--version", "v1"], "`v1` is not a version\nhelp: write one such as 1.2.0 or 1.2.0rc1"),
-    ]:  # fmt: skip
+    ]:
         assert run("pack", *arguments) == (2, "", f"error: {message}\n")
     (folder / "empty" / "a.yaml").write_text(BASE.replace("bits: 4", "bits: 9"))
     code, _, err = run("pack", "empty")

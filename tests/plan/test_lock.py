@@ -49,15 +49,29 @@ def changed(section: str, name: str, value: Any) -> dict[str, Any]:
         ),
         (
             changed("models", "folder", {"digest": B, "files": {f"model-{n}.safetensors": B for n in range(9)}}),
-            "model folder: config.json is gone, model-0.safetensors is new, model-1.safetensors is new, "
-            "model-2.safetensors is new, 7 more files",
+            (
+                "model folder: config.json is gone, model-0.safetensors is new, model-1.safetensors is new, "
+                "model-2.safetensors is new, 7 more files"
+            ),
         ),
-        (changed("models", "org/name@main", {"commit": "2" * 40}), "model org/name@main: commit 111111111111 → 222222222222"),
-        (changed("models", "org/name@main", {"digest": A}), "model org/name@main: a commit of the Hub is now a local folder"),
+        (
+            changed("models", "org/name@main", {"commit": "2" * 40}),
+            "model org/name@main: commit 111111111111 → 222222222222",
+        ),
+        (
+            changed("models", "org/name@main", {"digest": A}),
+            "model org/name@main: a commit of the Hub is now a local folder",
+        ),
         (changed("models", "folder", {"commit": "2" * 40}), "model folder: now on the Hub"),
         (changed("models", "other", {"digest": A}), "model other: not in the lock"),
-        (changed("data", "demo:stdlib#train", {"digest": B}), "data demo:stdlib#train: digest aaaaaaaaaaaa → bbbbbbbbbbbb"),
-        (changed("data", "org/texts#train", {"commit": "2" * 40}), "data org/texts#train: commit 111111111111 → 222222222222"),
+        (
+            changed("data", "demo:stdlib#train", {"digest": B}),
+            "data demo:stdlib#train: digest aaaaaaaaaaaa → bbbbbbbbbbbb",
+        ),
+        (
+            changed("data", "org/texts#train", {"commit": "2" * 40}),
+            "data org/texts#train: commit 111111111111 → 222222222222",
+        ),
         (
             changed("parents", "git+https://h/r@v1#a.yaml", {"commit": "2" * 40, "digest": B}),
             "parent git+https://h/r@v1#a.yaml: commit 111111111111 → 222222222222, digest aaaaaaaaaaaa → bbbbbbbbbbbb",
@@ -69,7 +83,7 @@ def changed(section: str, name: str, value: Any) -> dict[str, Any]:
         (changed("packages", "torch", "2.14.0"), "package torch: 2.13.0 → 2.14.0"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
-)  # fmt: skip
+)
 def test_every_kind_of_drift_has_its_line(now: dict[str, Any], line: str) -> None:
     assert [found.line() for found in lock.drift(LOCK, now)] == [line]
 

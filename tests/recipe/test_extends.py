@@ -159,8 +159,8 @@ def test_a_parent_that_is_not_there() -> None:
 
 
 WHERE = (
-    "help: write a path relative to this file, `pack:NAME/RECIPE`, `git+https://HOST/REPOSITORY@COMMIT-OR-TAG#PATH`, or "
-    "a URL of https, s3, gs, hf or file"
+    "help: write a path relative to this file, `pack:NAME/RECIPE`, "
+    "`git+https://HOST/REPOSITORY@COMMIT-OR-TAG#PATH`, or a URL of https, s3, gs, hf or file"
 )
 
 

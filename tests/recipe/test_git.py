@@ -118,8 +118,8 @@ def test_the_whole_of_a_complaint() -> None:
         "help: write git+https://HOST/REPOSITORY@COMMIT-OR-TAG#path/to/recipe.yaml, or with `ssh`"
     )
     assert told(child("git+https://example.com/r@v1#a.yaml")) == (
-        "child.yaml:1:10: error[R124]: https://example.com/r at v1 is not in the cache, and the network is forbidden, by "
-        "`--offline` or HF_HUB_OFFLINE\n"
+        "child.yaml:1:10: error[R124]: https://example.com/r at v1 is not in the cache, and the network is forbidden, "
+        "by `--offline` or HF_HUB_OFFLINE\n"
         "    1 | extends: git+https://example.com/r@v1#a.yaml\n"
         "      |          ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^\n"
         "help: a commit, or a lock, needs no network once it was fetched"

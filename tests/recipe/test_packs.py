@@ -98,8 +98,8 @@ def test_a_pack_cannot_reach_out(site: Path) -> None:
         "help: a recipe from elsewhere extends only what came with it, or names it by URL"
     )
     assert told(child("pack:acme/llama/local")) == (
-        "pack:acme/llama/local:1:10: error[R126]: a recipe from elsewhere names `git+file:///srv/r@v1#a.yaml`, a file of "
-        "this machine\n"
+        "pack:acme/llama/local:1:10: error[R126]: a recipe from elsewhere names `git+file:///srv/r@v1#a.yaml`, a file "
+        "of this machine\n"
         "    1 | extends: git+file:///srv/r@v1#a.yaml\n"
         "      |          ^^^^^^^^^^^^^^^^^^^^^^^^^^^\n"
         "help: a recipe from elsewhere extends only what came with it, or a remote place"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from tests.host import Host
 from tests.tiny import save
 
 
-def host(tmp_path: Path, source: Path, **params: str) -> Host:
+def host(tmp_path: Path, source: Path, **params: Any) -> Host:
     return Host(tmp_path / "step", "prune.magnitude", source, **params)
 
 

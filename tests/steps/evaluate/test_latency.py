@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from runner.errors import Interrupted, MachineError, StepFailed
 from runner.model.headers import facts
 from runner.plan.machine import machine_facts
+from runner.runtime import find as runtimes
 from runner.runtime import timing
 from runner.steps.kinds import find
 from runner.steps.protocol import Inputs
@@ -19,7 +23,7 @@ from tests.host import Host
 from tests.runtime.test_greedy import Counting
 
 KIND = "evaluate.latency"
-SMALL = {"prompt_tokens": 8, "new_tokens": 4, "batch_size": 2, "warmup": 1, "repetitions": 3}
+SMALL: dict[str, Any] = {"prompt_tokens": 8, "new_tokens": 4, "batch_size": 2, "warmup": 1, "repetitions": 3}
 
 
 def test_a_checkpoint(tmp_path: Path) -> None:
@@ -38,7 +42,7 @@ def test_a_checkpoint(tmp_path: Path) -> None:
 
 def test_the_steps_of_a_repetition(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = Counting()
-    monkeypatch.setattr(timing.find, "open", lambda *arguments: runtime)
+    monkeypatch.setattr(runtimes, "open", lambda *arguments: runtime)
     heard: list[int] = []
     settings = timing.Settings("", "cpu", 1, 0, 5, 2, 3, 1, 2)
     found = timing.measure(settings, heard.append)
@@ -56,7 +60,7 @@ def test_the_errors_of_the_other_process_are_this_ones(
 ) -> None:
     folder = tiny.save(tmp_path / "model")
     (folder / "engine.json").write_text(text)
-    with pytest.raises(kind, match="engine.json") as caught:
+    with pytest.raises(kind, match=r"engine\.json") as caught:
         find(KIND).run(Host(tmp_path, KIND, folder, **SMALL))
     assert message in str(caught.value)
 
@@ -90,7 +94,7 @@ def inputs(folder: Path, **engine: int) -> Inputs:
 def test_check(tmp_path: Path) -> None:
     folder = tiny.save(tmp_path / "model")
 
-    def complaints(given: Inputs, **params: int) -> list[tuple[str, str, str | None, tuple[str | int, ...]]]:
+    def complaints(given: Inputs, **params: Any) -> list[tuple[str, str, str | None, tuple[str | int, ...]]]:
         host = Host(tmp_path, KIND, folder, **params)
         return [(d.code, d.message, d.help, d.path) for d in find(KIND).check(host.params, given)]
 
@@ -118,8 +122,8 @@ def test_a_missing_package_is_the_machines_fault(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(timing, "measure", refuse)
     monkeypatch.setattr(timing, "_say", lambda **message: said.append(message))
-    monkeypatch.setattr(timing.os, "_exit", lambda code: None)
+    monkeypatch.setattr(os, "_exit", lambda code: None)
     settings = {"folder": "", "device": "cpu", "threads": 1, "seed": 0, **SMALL}
-    monkeypatch.setattr("sys.stdin", __import__("io").StringIO(json.dumps(settings) + "\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(settings) + "\n"))
     timing.main()
     assert said == [{"error": {"message": "needs a GPU", "help": "use one", "exit_code": 4}}]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,12 +26,12 @@ KIND = "evaluate.parity"
 
 @pytest.fixture(autouse=True)
 def format(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(runtimes.FORMATS, "copied", runtimes.Format("tests.runtime.copied", ("torch",), "none"))  # type: ignore[arg-type]
+    monkeypatch.setitem(runtimes.FORMATS, "copied", runtimes.Format("tests.runtime.copied", ("torch",), "none"))
 
 
-def measured(folder: Path, engine: Path, source: Path, **params: object) -> tuple[Result, Host]:
+def measured(folder: Path, engine: Path, source: Path, **params: Any) -> tuple[Result, Host]:
     host = Host(folder, KIND, engine, tiny.tokens(6, 24), others={"against": source},
-                **({"prompt_tokens": 8, "new_tokens": 16} | params))  # fmt: skip
+                **({"prompt_tokens": 8, "new_tokens": 16, **params}))  # fmt: skip
     return find(KIND).run(host), host
 
 

@@ -1,0 +1,110 @@
+"""`runner generate`: text from what a job made, whatever runs it, to see what became of the model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from runner.commands import options
+from runner.errors import UsageError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "job", metavar="JOB", help="an id, the beginning of one, a job's folder, or a folder of a checkpoint or engine"
+    )
+    parser.add_argument("prompt", metavar="PROMPT", help="the beginning of the text; `-` reads it from stdin")
+    parser.add_argument("--max-new-tokens", metavar="N", type=_positive, default=128, help="default: 128")
+    parser.add_argument(
+        "--temperature", metavar="T", type=_temperature, default=0.0,
+        help="above 0, draw tokens at random; default: 0, the likeliest token",
+    )  # fmt: skip
+    parser.add_argument(
+        "--top-p",
+        metavar="P",
+        type=_share,
+        default=1.0,
+        help="draw among the likeliest tokens that reach P; default: 1",
+    )
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the drawing; default: 0")
+    parser.add_argument("--chat", action="store_true", help="the prompt is what a user says in a chat")
+    parser.add_argument("--threads", metavar="N", type=_positive, default=None, help="default: one for each core")
+    options.add_device(parser)
+    options.add_jobs(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    folder = _folder(args)
+    prompt = _stdin() if args.prompt == "-" else args.prompt
+    from runner.plan.machine import resolve_device
+    from runner.runtime import find
+    from runner.runtime.greedy import sampler, stream
+    from runner.runtime.text import Text
+
+    find.require(folder)
+    text = Text(folder)  # before the model is loaded, which takes its time
+    ids = text.chat_ids(prompt) if args.chat else text.ids(prompt)
+    if not ids.size:
+        raise UsageError("the prompt has no tokens, and the model no token that begins a text", "write a prompt")
+    runtime = find.open(folder, resolve_device(args.device), args.threads)
+    try:
+        choose = sampler(args.temperature, args.top_p, args.seed % 2**32)
+        ended = False
+        tokens = stream(runtime, ids, args.max_new_tokens, text.ends(), choose)
+        for piece in text.pieces(tokens):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+            ended = piece.endswith("\n")
+        if not ended:
+            sys.stdout.write("\n")
+    finally:
+        runtime.close()
+    return 0
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    """The folder that JOB names: its own where it holds a model, else the output of a job."""
+    given = Path(args.job)
+    if given.is_dir() and not (given / "plan.json").is_file():
+        return given
+    root, id = options.job_of(args)
+    output: Path = root / id / "output"
+    if not output.is_dir():
+        raise UsageError(
+            f"job `{id}` has no output: no step of it has made a checkpoint or an engine yet",
+            "apply its recipe to the end, or name the folder of one of its steps",
+        )
+    return output
+
+
+def _stdin() -> str:
+    if sys.stdin.isatty():
+        print("the prompt, then ctrl-d:", file=sys.stderr)
+    return sys.stdin.read()
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1; got {text!r}")
+    return int(text)
+
+
+def _temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of at least 0; got {text!r}")
+    return value
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1; got {text!r}")
+    return value

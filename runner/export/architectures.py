@@ -1,0 +1,61 @@
+"""The model types whose graphs were compared with transformers, and which mask their attention takes. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+FULL = "full"  # one causal mask
+SLIDING = "sliding"  # one mask, limited to `sliding_window` where the configuration has one
+BY_TYPE = "by_type"  # a mask for each kind of layer, as `layer_types` has them
+
+MASKS: Mapping[str, str] = {
+    "llama": FULL, "gpt2": FULL, "gpt_neox": FULL, "opt": FULL, "mistral": SLIDING, "phi3": SLIDING,
+    "qwen2": BY_TYPE, "qwen3": BY_TYPE, "gemma2": BY_TYPE, "gemma3_text": BY_TYPE, "gemma": FULL,
+}  # fmt: skip
+
+# The rotary tables of these depend on the length of the text, which a traced graph would fix.
+LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+
+
+def refuse(config: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Why a model of this configuration cannot be exported: (what is wrong, remedy). None: it can."""
+    model_type = str(config.get("model_type"))
+    if model_type not in MASKS:
+        return (
+            f"models of the type `{model_type}` cannot be exported to ONNX; the types {', '.join(sorted(MASKS))} can",
+            "deploy the checkpoint with transformers or vLLM, or choose a model of one of those types",
+        )
+    rope = _rope_types(config)
+    found = sorted(rope & set(LENGTH_DEPENDENT_ROPE))
+    if found:
+        return (
+            f"the model's rotary embedding is of the type `{found[0]}`, whose tables depend on the length of the text",
+            "choose a model with another `rope_type`",
+        )
+    if config.get("use_bidirectional_attention"):
+        return (
+            "the model attends in both directions (`use_bidirectional_attention` in config.json)",
+            "choose a causal model",
+        )
+    return None
+
+
+def _rope_types(config: Mapping[str, Any]) -> set[str]:
+    found = set()
+    for key in ("rope_parameters", "rope_scaling"):
+        value = config.get(key)
+        entries = [value, *value.values()] if isinstance(value, Mapping) else []
+        for entry in entries:
+            if isinstance(entry, Mapping):
+                found.add(str(entry.get("rope_type", entry.get("type", "default"))))
+    return found
+
+
+def context(config: Mapping[str, Any]) -> int:
+    """Positions the model has; prompt and continuation together."""
+    for key in ("max_position_embeddings", "n_positions", "n_ctx"):
+        value = config.get(key)
+        if isinstance(value, int):
+            return value
+    raise ValueError("config.json names no number of positions")

@@ -1,0 +1,67 @@
+"""How integers of a checkpoint go into a graph, exactly. Imports no torch: the planner asks it what it must refuse.
+
+onnxruntime  com.microsoft MatMulNBits: fields of 4 or 8 bits, blocks of 16 to 256 columns that are powers of two. An
+             integer of fewer bits fits the field with the same scale; a group that is a multiple of a block repeats it.
+tensorrt     DequantizeLinear (opset 21) of signed INT4 or INT8, around zero: the zero point is always 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from runner.model.formats.rules import Scheme
+
+ONNXRUNTIME = "onnxruntime"
+TENSORRT = "tensorrt"
+TARGETS = (ONNXRUNTIME, TENSORRT)
+BLOCKS = (256, 128, 64, 32, 16)  # MatMulNBits
+
+
+@dataclass(frozen=True)
+class Carried:
+    """`field` bits hold each integer; `block` columns share a stored scale (0: the whole row or matrix)."""
+
+    field: int
+    block: int
+
+    def describe(self, scheme: Scheme) -> str:
+        """ "3-bit integers in fields of 4 bits"; empty where the field has the bits of the checkpoint."""
+        if self.field == scheme.bits:
+            return ""
+        return f"{scheme.bits}-bit integers in fields of {self.field} bits"
+
+
+def carried(target: str, scheme: Scheme, in_features: int) -> Carried | tuple[str, str]:
+    """How a weight of `in_features` columns goes into a graph for `target`; or (what is wrong, remedy)."""
+    field = 4 if scheme.bits <= 4 else 8
+    if target == TENSORRT:
+        return _tensorrt(scheme, field, in_features)
+    if scheme.strategy != "group":
+        return Carried(field, 128)
+    block = next((size for size in BLOCKS if scheme.columns(in_features) % size == 0), None)
+    if block is None:
+        return (
+            f"has group_size {scheme.group_size}, which is no multiple of 16: MatMulNBits takes blocks of 16 to 256",
+            f"quantize with group_size {_near(scheme.columns(in_features))}",
+        )
+    return Carried(field, block)
+
+
+def _tensorrt(scheme: Scheme, field: int, in_features: int) -> Carried | tuple[str, str]:
+    if not scheme.symmetric:
+        return (
+            "is quantized asymmetrically; TensorRT's INT4 and INT8 have no zero points",
+            "quantize with `symmetric: true`, or use `target: onnxruntime`",
+        )
+    if scheme.strategy != "group":
+        return Carried(field, 0)
+    if in_features % scheme.columns(in_features):
+        return (
+            f"has {in_features} columns, which group_size {scheme.group_size} does not divide",
+            "quantize with a group_size that divides them, or use `target: onnxruntime`",
+        )
+    return Carried(field, scheme.columns(in_features))
+
+
+def _near(size: int) -> int:
+    return max(16, size // 16 * 16)

@@ -1,0 +1,52 @@
+"""The file beside a graph that holds its weights: written once, front to back, a tensor at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+_PAGE = 4096  # onnxruntime maps tensors that start at a page
+_SMALL = 64 << 10
+_UNIT = 16
+
+
+class DataFile:
+    """Use as a context manager: the file is whole once it is left."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("wb")
+        self._end = 0
+
+    def __enter__(self) -> DataFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def add(
+        self, name: str, tensor: torch.Tensor, dtype: ir.DataType | None = None, shape: tuple[int, ...] = ()
+    ) -> ir.Value:
+        """Write a tensor; the initializer that refers to it.
+
+        `dtype` and `shape` where the tensor is the bytes of something that torch has not: two 4-bit integers in each.
+        """
+        array = np.ascontiguousarray(tensor.numpy())
+        alignment = _UNIT if array.nbytes < _SMALL else _PAGE
+        padding = -self._end % alignment
+        self._file.write(b"\0" * padding)
+        offset = self._end + padding
+        self._file.write(array.reshape(-1).view(np.uint8).data)
+        self._end = offset + array.nbytes
+        kind = dtype or ir.DataType.from_numpy(array.dtype)
+        sizes = ir.Shape(shape or array.shape)
+        held = ir.ExternalTensor(
+            self.path.name, offset, array.nbytes, kind, shape=sizes, name=name, base_dir=str(self.path.parent)
+        )
+        return ir.Value(name=name, shape=sizes, type=ir.TensorType(kind), const_value=held)

@@ -1,0 +1,135 @@
+"""The folder of a TensorRT engine: the engine, engine.json, config.json, the tokenizer, and a page on how to run it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from runner.export import graph
+from runner.export.tensorrt import NAMES, RTX, Built, Order
+from runner.model import headers
+from runner.model.context import Context
+from runner.model.output import COMPRESSION, copy_companions, write_json
+
+ENGINE = "engine.json"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Bytes of a graph's weights: all of them, those quantized with their scales, and these at 16 bits."""
+
+    total: int
+    packed: int
+    unpacked: int
+
+
+def weights(path: Path) -> Weights:
+    """Of a graph whose quantized weights go through DequantizeLinear. Reads the graph, not its data."""
+    model = onnx.load(str(path), load_external_data=False)
+    elements = {item.name: math.prod(item.dims) for item in model.graph.initializer}
+    sizes = {item.name: _bytes(item) for item in model.graph.initializer}
+    quantized = [node.input for node in model.graph.node if node.op_type == "DequantizeLinear"]
+    packed = sum(sizes[name] for inputs in quantized for name in inputs[:2])
+    return Weights(sum(sizes.values()), packed, sum(2 * elements[inputs[0]] for inputs in quantized))
+
+
+def _bytes(item: onnx.TensorProto) -> int:
+    count = int(math.prod(item.dims))
+    if item.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):
+        return (count + 1) // 2
+    return count * int(onnx.helper.tensor_dtype_to_np_dtype(item.data_type).itemsize)
+
+
+def write(ctx: Context, order: Order, built: Built, exported: graph.Exported, work: Path) -> dict[str, Any]:
+    """Move the engine from `work` into `ctx.out_dir` and write what belongs to it; what engine.json says."""
+    source, out = ctx.inputs["checkpoint"], ctx.out_dir
+    config = headers.read_config(source.path)
+    described = graph.describe(exported)
+    prefill, decode = order.profiles["prefill"], order.profiles["decode"]
+    engine = {
+        "format": "tensorrt",
+        "flavour": order.flavour,
+        "version": built.version,
+        "file": order.engine,
+        "compute_capabilities": built.capabilities,
+        "precision": ctx.params["precision"],
+        "inputs": built.inputs,
+        "outputs": built.outputs,
+        "profiles": [
+            {"name": name, "shapes": {tensor: _range(shapes) for tensor, shapes in ranges.items()}}
+            for name, ranges in (("prefill", prefill), ("decode", decode))
+        ],
+        "source": {"digest": source.digest},
+        "graph": {"digest": _digest(work), "weights": exported.nbytes},
+        "engine_bytes": built.engine_bytes,
+        "weights_bytes": built.weights_bytes,
+        "context": prefill["input_ids"][2][1],
+        "max_batch": prefill["input_ids"][2][0],
+        "vocabulary": int(config["vocab_size"]),
+        **{key: described[key] for key in ("layers", "kv_heads", "head_dim", "stored", "carried")},
+    }
+    copy_companions(source.path, out)
+    (out / COMPRESSION).unlink(missing_ok=True)  # of a checkpoint that can be quantized again
+    shutil.copyfile(source.path / "config.json", out / "config.json")
+    (out / "README.md").write_text(_card(engine, config), encoding="utf-8")
+    os.replace(work / order.engine, out / order.engine)
+    write_json(out / ENGINE, engine)
+    return engine
+
+
+def _range(shapes: tuple[list[int], list[int], list[int]]) -> dict[str, list[int]]:
+    return dict(zip(("min", "usual", "max"), shapes, strict=True))
+
+
+def _digest(work: Path) -> str:
+    """Of graph and weights: it tells that a graph which was compared elsewhere is the one built here."""
+    found = hashlib.sha256()
+    for name in (graph.FILE, graph.DATA):
+        with (work / name).open("rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()
+
+
+def _card(engine: dict[str, Any], config: dict[str, Any]) -> str:
+    """README.md: what the folder holds, and what it needs to run."""
+    name = NAMES[engine["flavour"]]
+    package = "tensorrt-rtx" if engine["flavour"] == RTX else "tensorrt"
+    gpus = ", ".join(engine["compute_capabilities"][:-1])
+    last = engine["compute_capabilities"][-1].replace("+", " or later")
+    lines = [f"- {count} linear module{'' if count == 1 else 's'}: {text}." for text, count in engine["stored"].items()]
+    count = engine["max_batch"]
+    sequences = "one sequence" if count == 1 else f"up to {count:,} sequences"
+    return _TEXT.format(
+        model=config.get("model_type"), name=name, package=package, engine=engine, file=ENGINE,
+        gpus=f"{gpus} or {last}" if gpus else last, length=f"{engine['context']:,}", sequences=sequences,
+        weights="\n".join(lines),
+    )  # fmt: skip
+
+
+_TEXT = """# {model} as a {name} engine
+
+`{engine[file]}` runs in {name} {engine[version]} alone (`pip install {package}=={engine[version]}`), on an NVIDIA GPU
+of compute capability {gpus}. It takes up to {length} tokens of prompt and continuation, in {sequences} at once.
+
+{weights}
+
+## Run it
+
+```sh
+runner generate path/to/this/folder "prompt"
+```
+
+It has two optimization profiles: 0, `prefill`, for a prompt with an empty cache, and 1, `decode`, for one token after a
+cache. `input_ids`, `attention_mask`, `position_ids` and `past_key_values.N.key` and `.value` of {engine[layers]} layers
+go in; `logits`, and the cache with the new tokens as `present.N.key` and `.value`, come out. `{file}` lists types and
+shapes, and the checkpoint that this was made from.
+
+Two builds of one checkpoint may differ in some bytes: TensorRT orders parts of an engine by addresses in memory.
+"""

@@ -1,0 +1,165 @@
+"""A checkpoint folder → `model.onnx`, and `model.onnx.data` with its weights. Equal checkpoints, equal bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+
+from runner.export.data import DataFile
+from runner.export.decoder import Shape, shape_of
+from runner.export.trace import DOMAIN, trace
+from runner.export.weights import MICROSOFT, Filler, Options
+from runner.model.skeleton import Skeleton
+
+FILE = "model.onnx"
+DATA = "model.onnx.data"
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
+_FLOATS = {torch.float32: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT16}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written. `inputs` and `outputs`: (name, numpy's dtype, sizes: numbers, or names of what may vary).
+
+    `stored` counts the linear modules of the decoder layers by their scheme, `carried` those whose integers lie in
+    wider fields, by which.
+    """
+
+    shape: Shape
+    inputs: tuple[tuple[str, str, tuple[int | str, ...]], ...]
+    outputs: tuple[tuple[str, str, tuple[int | str, ...]], ...]
+    stored: dict[str, int]
+    carried: dict[str, int]
+    nbytes: int
+
+
+def export(
+    checkpoint: Path,
+    out: Path,
+    *,
+    target: str,
+    precision: str = "fp32",
+    opset: int = 21,
+    accuracy_level: int = 1,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Exported:
+    """Write the graph of a checkpoint, packed or dense, with the adapter it may carry, into the folder `out`.
+
+    `target` is one of `runner.export.carry.TARGETS`, `precision` of PRECISIONS: what it computes in. `progress` is told
+    how many of all modules with weights are written. RecipeError and
+    StepFailed as the checkpoint's readers have them; StepFailed too where integers cannot be carried as they are.
+    """
+    dtype = PRECISIONS[precision]
+    skeleton = Skeleton(checkpoint, "cpu", dtype)
+    model = trace(skeleton, opset)
+    graph = model.graph
+    with DataFile(out / DATA) as data:
+        filler = Filler(graph, skeleton, data, Options(target, dtype, accuracy_level))
+        filler.fill(progress)
+    skeleton.reader.close()
+    shape = shape_of(skeleton.config)
+    vocabulary = int(skeleton.config.vocab_size)
+    inputs, outputs = _interface(shape, vocabulary, dtype)
+    _clean(model)
+    _name(graph, inputs, outputs)
+    model.opset_imports.pop(DOMAIN, None)
+    if any(node.domain == MICROSOFT for node in graph):
+        model.opset_imports[MICROSOFT] = 1
+    ir.save(model, str(out / FILE))
+    onnx.checker.check_model(str(out / FILE))
+    return Exported(
+        shape=shape,
+        inputs=tuple(_described(value) for value in inputs),
+        outputs=tuple(_described(value) for value in outputs),
+        stored=dict(sorted(filler.stored.items())),
+        carried=dict(sorted(filler.carried.items())),
+        nbytes=(out / FILE).stat().st_size + (out / DATA).stat().st_size,
+    )
+
+
+_Port = tuple[str, ir.DataType, tuple[int | str, ...]]
+
+
+def _interface(shape: Shape, vocabulary: int, dtype: torch.dtype) -> tuple[list[_Port], list[_Port]]:
+    cache = _FLOATS[dtype]
+    inputs: list[_Port] = [
+        ("input_ids", ir.DataType.INT64, ("batch", "sequence")),
+        ("attention_mask", ir.DataType.INT64, ("batch", "total")),
+        ("position_ids", ir.DataType.INT64, ("batch", "sequence")),
+        *((name, cache, ("batch", shape.kv_heads, "past", shape.head_dim)) for name in shape.past),
+    ]
+    outputs: list[_Port] = [
+        ("logits", ir.DataType.FLOAT, ("batch", "sequence", vocabulary)),
+        *((name, cache, ("batch", shape.kv_heads, "total", shape.head_dim)) for name in shape.present),
+    ]
+    return inputs, outputs
+
+
+def _described(port: _Port) -> tuple[str, str, tuple[int | str, ...]]:
+    name, kind, sizes = port
+    return name, str(kind.numpy()), sizes
+
+
+def _clean(model: ir.Model) -> None:
+    """Leave out what the exporter notes of its own run: stack traces, module paths, shapes of values inside."""
+    model.producer_name, model.producer_version, model.domain, model.doc_string = "runner", None, None, None
+    model.metadata_props.clear()
+    graph = model.graph
+    graph.name, graph.doc_string = "decoder", None
+    graph.metadata_props.clear()
+    for node in graph:
+        node.doc_string = None
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.shape, value.type, value.doc_string = None, None, None
+            value.metadata_props.clear()
+    for value in [*graph.inputs, *graph.initializers.values()]:
+        value.doc_string = None
+        value.metadata_props.clear()
+
+
+def _name(graph: ir.Graph, inputs: list[_Port], outputs: list[_Port]) -> None:
+    """Names by place: those of the interface, and for everything that the exporter numbered in its own way."""
+    own = {id(value) for value in (*graph.inputs, *graph.outputs)}
+    for number, node in enumerate(graph):
+        if "/" not in (node.name or ""):
+            node.name = f"{number}.{node.op_type}"
+        for place, value in enumerate(node.outputs):
+            if id(value) not in own:
+                value.name = f"{node.name}:{place}" if place else node.name
+    for number, value in enumerate(list(graph.initializers.values())):
+        assert value.name is not None
+        if value.name.startswith("model."):  # the wrapper's attribute
+            continue
+        if not isinstance(value.const_value, ir.ExternalTensor):
+            _rename(graph, value, f"constant.{number}")
+    for value, (name, kind, sizes) in zip((*graph.inputs, *graph.outputs), (*inputs, *outputs), strict=True):
+        value.name, value.type, value.shape = name, ir.TensorType(kind), ir.Shape(sizes)
+
+
+def _rename(graph: ir.Graph, value: ir.Value, name: str) -> None:
+    assert value.name is not None
+    graph.initializers.pop(value.name)
+    value.name = name
+    if value.const_value is not None:
+        value.const_value.name = name
+    graph.initializers[name] = value
+
+
+def describe(exported: Exported) -> dict[str, Any]:
+    """The part of engine.json that a graph knows of itself."""
+    return {
+        "inputs": [{"name": n, "dtype": d, "shape": list(s)} for n, d, s in exported.inputs],
+        "outputs": [{"name": n, "dtype": d, "shape": list(s)} for n, d, s in exported.outputs],
+        "layers": exported.shape.layers,
+        "kv_heads": exported.shape.kv_heads,
+        "head_dim": exported.shape.head_dim,
+        "stored": exported.stored,
+        "carried": exported.carried,
+    }

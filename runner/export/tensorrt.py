@@ -1,0 +1,183 @@
+"""From an ONNX graph to a TensorRT engine, built in a process of its own. Imports neither torch nor TensorRT.
+
+The builder takes four times the weights in memory and keeps most of it (measured), and a graph that it stumbles over
+can end its process: both stay out of the worker. That process is `runner.export.tensorrt_build`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import runner
+from runner.errors import MachineError, RunnerError, StepFailed
+from runner.model.context import Context
+from runner.recipe import cache
+
+RTX, ENTERPRISE = "rtx", "enterprise"
+MODULES = {RTX: "tensorrt_rtx", ENTERPRISE: "tensorrt"}  # as Python imports them
+NAMES = {RTX: "TensorRT-RTX", ENTERPRISE: "TensorRT"}
+
+# The compute capabilities that tensorrt-rtx 1.7 knows, and those of an engine that was built for none in particular.
+CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+PORTABLE = ("8.0", "8.6", "8.9", "12.0+")
+
+# Peak memory of the builder's process (measured with tensorrt-rtx 1.7.1): 40 products of 346 MB in all 1.53 GB, a
+# decoder of 12 layers and 107 MB 0.80 GB, one of 6 layers and 4.5 MB 0.33 GB.
+BUILDER_BYTES = 200 << 20
+BUILDER_LAYER = 20 << 20
+BUILDER_FACTOR = 4
+
+Range = tuple[list[int], list[int], list[int]]  # the smallest, the usual and the largest shape of an input
+ORDER, ANSWER = "order.json", "built.json"
+_POLL = 0.05
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the inputs of a graph depend on: its layers, heads of keys and values, and the width of a head."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be built: `graph` and `engine` are names of files in one folder.
+
+    `capabilities` None: the portable engine of `rtx`, or this machine's GPU for `enterprise`."""
+
+    graph: str
+    engine: str
+    flavour: str
+    capabilities: list[str] | None
+    workspace: int
+    profiles: dict[str, dict[str, Range]]
+    timing_cache: str | None
+
+
+@dataclass(frozen=True)
+class Built:
+    """What was built. `weights_bytes` is what the engine holds of weights, by the builder's own account.
+
+    `inputs` and `outputs` have `name`, `type` and `shape`, −1 for what a profile leaves open; `memory` is the peak of
+    the builder's process in bytes.
+    """
+
+    version: str
+    seconds: float
+    memory: int
+    engine_bytes: int
+    weights_bytes: int | None
+    capabilities: list[str]
+    inputs: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]
+
+
+def profiles(shape: Shape, max_batch: int, max_length: int) -> dict[str, dict[str, Range]]:
+    """The shapes for which an engine is optimized: a prompt with nothing cached, and one token after a cache.
+
+    `max_length` counts prompt and continuation, at least 2.
+    """
+    batch = (1, max_batch, max_batch)
+    prompt = (1, max(1, max_length // 2), max_length)
+    return {
+        "prefill": _inputs(shape, batch, prompt, (0, 0, 0)),
+        "decode": _inputs(shape, batch, (1, 1, 1), (1, max(1, max_length // 2), max_length - 1)),
+    }
+
+
+def _inputs(
+    shape: Shape, batch: tuple[int, int, int], new: tuple[int, int, int], past: tuple[int, int, int]
+) -> dict[str, Range]:
+    tokens: Range = ([batch[0], new[0]], [batch[1], new[1]], [batch[2], new[2]])
+    mask: Range = ([batch[0], new[0] + past[0]], [batch[1], new[1] + past[1]], [batch[2], new[2] + past[2]])
+    cached: Range = (
+        [batch[0], shape.kv_heads, past[0], shape.head_dim],
+        [batch[1], shape.kv_heads, past[1], shape.head_dim],
+        [batch[2], shape.kv_heads, past[2], shape.head_dim],
+    )
+    found = {"input_ids": tokens, "attention_mask": mask, "position_ids": tokens}
+    for layer in range(shape.layers):
+        found |= {f"past_key_values.{layer}.{part}": cached for part in ("key", "value")}
+    return found
+
+
+def timing_cache(flavour: str, gpu: str) -> str | None:
+    """Where the measured times of kernels are kept between builds: they make builds quicker and alike.
+
+    None for `rtx`, which measures nothing while it builds: its documentation says that its cache has no effect.
+    """
+    if flavour == RTX:
+        return None
+    name = "".join(c if c.isalnum() else "-" for c in gpu).lower()
+    return str(cache.folder("tensorrt") / f"{name}.timing")
+
+
+def build(ctx: Context, order: Order, folder: Path) -> Built:
+    """Build in `folder`, which holds the graph of an order; the engine appears there, whole or not at all.
+
+    StepFailed where TensorRT refuses the graph or its process ends, MachineError where memory, the disk, a GPU or the
+    package is missing, Interrupted when the job is to stop.
+    """
+    answer = folder / ANSWER
+    answer.unlink(missing_ok=True)
+    (folder / ORDER).write_text(json.dumps(asdict(order)), encoding="utf-8")
+    with _process(folder, ctx.threads) as process:
+        while process.poll() is None:
+            ctx.safe_point()
+            time.sleep(_POLL)
+    if not answer.is_file():
+        raise _death(order, process.returncode)
+    said = json.loads(answer.read_text(encoding="utf-8"))
+    if "error" in said:
+        raise _error(said["error"])
+    return Built(**said)
+
+
+@contextmanager
+def _process(folder: Path, threads: int) -> Iterator[subprocess.Popen[bytes]]:
+    """The builder's process. It ends with this one: its input is a pipe that nothing is ever written to."""
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(Path(runner.__file__).parent.parent)
+    }  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "runner.export.tensorrt_build"], stdin=subprocess.PIPE, cwd=folder,
+        env=environment, start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def _error(said: Mapping[str, Any]) -> RunnerError:
+    kind = MachineError if said["type"] == "MachineError" else StepFailed
+    return kind(said["message"], said["help"])
+
+
+def _death(order: Order, returncode: int) -> RunnerError:
+    name = NAMES[order.flavour]
+    if returncode == -signal.SIGKILL:
+        return MachineError(
+            f"the builder of {name} was killed (SIGKILL), probably because memory ran out",
+            f"it takes {BUILDER_FACTOR} times the weights; close other programs, or use a machine with more memory",
+        )
+    how = signal.Signals(-returncode).name if returncode < 0 else f"status {returncode}"
+    return StepFailed(
+        f"the builder of {name} ended with {how} and told no reason", "the log of the step has what it wrote"
+    )

@@ -1,0 +1,96 @@
+"""The structure of a model as an ONNX graph, without its weights.
+
+torch.export runs the model of transformers on a few made-up tokens. Linear modules and embeddings, which hold nearly
+all bytes of a checkpoint, stand in it as nodes of the domain `runner` that only name their module; norms, rotary tables
+and other small tensors are real.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from runner.export.decoder import Decoder, own_attention, shape_of
+from runner.model.skeleton import Skeleton
+
+DOMAIN = "runner"  # of the placeholders
+LINEAR, EMBEDDING = "Linear", "Embedding"
+
+
+def trace(skeleton: Skeleton, opset: int) -> ir.Model:
+    """The graph of a model; its weights are nodes `Linear` and `Embedding` of DOMAIN, with the attribute `module`."""
+    shape = shape_of(skeleton.config)
+    own_attention(skeleton.model)
+    _prepare(skeleton)
+    batch, new, past = 2, 3, 5  # any, but no two alike, and neither 0 nor 1
+    keys = torch.zeros(batch, shape.kv_heads, past, shape.head_dim, dtype=skeleton.dtype)
+    ids, positions = (torch.ones(batch, new, dtype=torch.int64) for _ in range(2))  # one tensor would be one input
+    example = (ids, torch.ones(batch, past + new, dtype=torch.int64), positions, [keys.clone() for _ in shape.past])
+    any_ = torch.export.Dim.DYNAMIC
+    sizes = ({0: any_, 1: any_}, {0: any_, 1: any_}, {0: any_, 1: any_}, [{0: any_, 2: any_} for _ in shape.past])
+    with torch.no_grad(), _placeholders(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own deprecations
+        program = torch.export.export(Decoder(skeleton.model), example, dynamic_shapes=sizes, strict=False)
+        exported = torch.onnx.export(
+            program,
+            input_names=["input_ids", "attention_mask", "position_ids", *shape.past],
+            output_names=["logits", *shape.present],
+            opset_version=opset,
+            dynamo=True,
+            verbose=False,
+        )
+    assert exported is not None
+    return exported.model
+
+
+def _prepare(skeleton: Skeleton) -> None:
+    """Make everything real but the weights of linears and embeddings, which become empty."""
+    for name, module in skeleton.model.named_modules():
+        if isinstance(module, nn.Linear | Conv1D | nn.Embedding):
+            _empty(skeleton, name, module)
+        else:
+            skeleton.load_module(name)
+
+
+def _empty(skeleton: Skeleton, name: str, module: Any) -> None:
+    module.placeholder = name
+    if not isinstance(module, nn.Embedding):
+        module.width = int(module.weight.shape[1 if isinstance(module, Conv1D) else 0])
+    for key in list(module._parameters):
+        if module._parameters[key] is not None:
+            module._parameters[key] = nn.Parameter(torch.empty(0, dtype=skeleton.dtype), requires_grad=False)
+    if module._buffers:  # Gemma scales its embeddings
+        module.padding_idx = None  # or the model's own initializer would clear that row of the empty weight
+        skeleton.load_module(name)
+
+
+@contextlib.contextmanager
+def _placeholders() -> Iterator[None]:
+    """Linear modules and embeddings stand for themselves while a model is traced."""
+    classes: tuple[Any, ...] = (nn.Linear, Conv1D, nn.Embedding)
+    kept = [cls.forward for cls in classes]
+
+    def linear(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return _node(LINEAR, x, self.placeholder, x.dtype, (*x.shape[:-1], self.width))
+
+    def embedding(self: Any, ids: torch.Tensor) -> torch.Tensor:
+        return _node(EMBEDDING, ids, self.placeholder, self.weight.dtype, (*ids.shape, self.embedding_dim))
+
+    try:
+        for cls, stand_in in zip(classes, (linear, linear, embedding), strict=True):
+            cls.forward = stand_in
+        yield
+    finally:
+        for cls, forward in zip(classes, kept, strict=True):
+            cls.forward = forward
+
+
+def _node(kind: str, x: torch.Tensor, module: str, dtype: torch.dtype, shape: tuple[Any, ...]) -> torch.Tensor:
+    return torch.onnx.ops.symbolic(f"{DOMAIN}::{kind}", [x], {"module": module}, dtype=dtype, shape=shape, version=1)

@@ -1,0 +1,195 @@
+"""Puts the weights of a checkpoint into a traced graph: each placeholder becomes the operators of its module.
+
+A weight is read, laid out, written and forgotten before the next one is read.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import torch
+
+from runner.errors import StepFailed
+from runner.export import carry, integers
+from runner.export.data import DataFile
+from runner.export.trace import DOMAIN, EMBEDDING
+from runner.model import adapters
+from runner.model.formats.rules import Scheme
+from runner.model.quantized import Quantized
+from runner.model.skeleton import Skeleton, is_conv1d
+
+MICROSOFT = "com.microsoft"
+
+
+@dataclass(frozen=True)
+class Options:
+    """`target` is one of carry.TARGETS; `accuracy_level` that of MatMulNBits."""
+
+    target: str
+    dtype: torch.dtype
+    accuracy_level: int
+
+
+class Filler:
+    """Replaces the placeholders of `graph`. `stored` counts the linear modules of the decoder layers by how the
+
+    checkpoint stores them, `carried` those whose integers lie in wider fields.
+    """
+
+    def __init__(self, graph: ir.Graph, skeleton: Skeleton, data: DataFile, options: Options) -> None:
+        self.graph, self.skeleton, self.data, self.options = graph, skeleton, data, options
+        self.stored: Counter[str] = Counter()
+        self.carried: Counter[str] = Counter()
+        self._modules = dict(skeleton.model.named_modules())
+        self._tables: dict[str, ir.Value] = {}  # embedding matrices, by module
+        embeddings = [name for name, m in self._modules.items() if isinstance(m, torch.nn.Embedding)]
+        self._tied = {tied: name for name in embeddings for tied in skeleton.tied_to(f"{name}.weight")}
+        self._adapted = set(skeleton.adapter.modules()) if skeleton.adapter is not None else set()
+
+    def fill(self, progress: Callable[[int, int], None]) -> None:
+        nodes = [node for node in self.graph if node.domain == DOMAIN]
+        for done, node in enumerate(nodes, 1):
+            module = node.attributes["module"].as_string()
+            x = node.inputs[0]
+            assert x is not None
+            made = _Made(module)
+            out = self._embedding(made, module, x) if node.op_type == EMBEDDING else self._linear(made, module, x)
+            self.graph.insert_before(node, made.nodes)
+            for value in made.constants:
+                self.graph.register_initializer(value)
+            ir.convenience.replace_all_uses_with(node.outputs[0], out, replace_graph_outputs=True)
+            self.graph.remove(node, safe=True)
+            progress(done, len(nodes))
+
+    def _embedding(self, made: _Made, module: str, ids: ir.Value) -> ir.Value:
+        return made.node("Gather", [self._table(made, module), ids])
+
+    def _table(self, made: _Made, module: str) -> ir.Value:
+        """The matrix [vocabulary, hidden] of an embedding, written once."""
+        if module not in self._tables:
+            weight = self.skeleton.reader.read_weight(self._stored(f"{module}.weight"))
+            self._tables[module] = made.constant(self.data.add(f"{module}.weight", self._convert(weight, module)))
+        return self._tables[module]
+
+    def _linear(self, made: _Made, module: str, x: ir.Value) -> ir.Value:
+        tied = self._tied.get(f"{module}.weight")
+        if tied is not None:
+            out = self._product_with_table(made, self._table(made, tied), x)
+        elif self.skeleton.is_packed(module):
+            out = self._quantized(made, module, x)
+        else:
+            weight = self.skeleton.reader.read_weight(self._stored(f"{module}.weight"))
+            weight = self._convert(weight, module)
+            weight = weight if is_conv1d(self._modules[module]) else weight.t().contiguous()
+            out = made.node("MatMul", [x, made.constant(self.data.add(f"{module}.weight", weight))])
+            self._note(module, "dense")
+        bias = f"{module}.bias"
+        if self._modules[module]._parameters.get("bias") is not None:
+            tensor = self._convert(self.skeleton.reader.read(self._stored(bias)), module)
+            out = made.node("Add", [out, made.constant(self.data.add(bias, tensor))])
+        return self._branch(made, module, x, out) if module in self._adapted else out
+
+    def _product_with_table(self, made: _Made, table: ir.Value, x: ir.Value) -> ir.Value:
+        """x·Wᵀ by Gemm, which takes W as the embedding has it."""
+        assert table.shape is not None
+        rows, width = (int(size) for size in table.shape.numpy())
+        flat = made.node("Reshape", [x, made.integers("flat", [-1, width])])
+        product = made.node("Gemm", [flat, table], {"transB": 1})
+        leading = made.node("Shape", [x], {"start": 0, "end": -1})
+        shape = made.node("Concat", [leading, made.integers("width", [rows])], {"axis": 0})
+        return made.node("Reshape", [product, shape])
+
+    def _quantized(self, made: _Made, module: str, x: ir.Value) -> ir.Value:
+        q = self.skeleton.reader.read_quantized(self.skeleton.stored_module(module))
+        scheme = Scheme(q.bits, q.group_size if q.strategy == "group" else q.strategy, q.symmetric)
+        how = carry.carried(self.options.target, scheme, q.in_features)
+        if not isinstance(how, carry.Carried):
+            raise StepFailed(f"`{module}` {how[0]}", how[1])
+        self._note(module, scheme.describe(), how.describe(scheme))
+        if self.options.target == carry.TENSORRT:
+            return self._dequantized(made, module, x, q, how)
+        block = integers.blocks(q, how.field, how.block, self.options.dtype)
+        inputs = [x, self._add(made, f"{module}.weight", block.weight)]
+        inputs.append(self._add(made, f"{module}.scales", self._checked(block.scales, module)))
+        if block.zero_points is not None:
+            inputs.append(self._add(made, f"{module}.zero_points", block.zero_points))
+        attributes = {
+            "K": q.in_features, "N": q.out_features, "bits": block.bits, "block_size": block.size,
+            "accuracy_level": self.options.accuracy_level,
+        }  # fmt: skip
+        return made.node("MatMulNBits", inputs, attributes, MICROSOFT)
+
+    def _dequantized(self, made: _Made, module: str, x: ir.Value, q: Quantized, how: carry.Carried) -> ir.Value:
+        parts = integers.signed(q, how.field, self.options.dtype)
+        shape = (q.in_features, q.out_features)
+        kind = ir.DataType.INT4 if how.field == 4 else ir.DataType.INT8
+        weight = made.constant(self.data.add(f"{module}.weight", parts.weight, kind, shape))
+        scales = self._add(made, f"{module}.scales", self._checked(parts.scales, module))
+        attributes = {"axis": 0, "block_size": how.block} if how.block else {"axis": 1}
+        return made.node("MatMul", [x, made.node("DequantizeLinear", [weight, scales], attributes)])
+
+    def _branch(self, made: _Made, module: str, x: ir.Value, out: ir.Value) -> ir.Value:
+        """out + s·B(A(x)) of a low-rank adapter."""
+        adapter = self.skeleton.adapter
+        assert adapter is not None
+        a, b = (adapter.reader.read(f"{adapters.PREFIX}{module}.lora_{part}.weight") for part in "AB")
+        scale = torch.tensor(adapters.scaling(adapter.config, module, a.shape[0]), dtype=self.options.dtype)
+        inner = made.node("MatMul", [x, self._add(made, f"{module}.lora_A", self._convert(a, module).t())])
+        inner = made.node("Mul", [inner, self._add(made, f"{module}.lora_scale", scale)])
+        branch = made.node("MatMul", [inner, self._add(made, f"{module}.lora_B", self._convert(b, module).t())])
+        return made.node("Add", [out, branch])
+
+    def _note(self, module: str, stored: str, carried: str = "") -> None:
+        if module.startswith(self.skeleton.layers_name + "."):
+            self.stored[stored] += 1
+            self.carried.update([carried] if carried else [])
+
+    def _add(self, made: _Made, name: str, tensor: torch.Tensor) -> ir.Value:
+        return made.constant(self.data.add(name, tensor))
+
+    def _stored(self, parameter: str) -> str:
+        return self.skeleton.stored_name(parameter) or parameter
+
+    def _convert(self, tensor: torch.Tensor, module: str) -> torch.Tensor:
+        return self._checked(tensor.to(self.options.dtype), module)
+
+    def _checked(self, tensor: torch.Tensor, module: str) -> torch.Tensor:
+        """StepFailed where float16 cannot hold a value; the reader has found all of them finite."""
+        if tensor.dtype == torch.float16 and tensor.numel() and not bool(tensor.isfinite().all()):
+            raise StepFailed(
+                f"`{module}` holds values above 65,504, which float16 has not", "build it with `precision: fp32`"
+            )
+        return tensor
+
+
+class _Made:
+    """The nodes and initializers that take the place of one placeholder, named after its module."""
+
+    def __init__(self, module: str) -> None:
+        self.module = module
+        self.nodes: list[ir.Node] = []
+        self.constants: list[ir.Value] = []
+
+    def node(
+        self, kind: str, inputs: Sequence[ir.Value], attributes: dict[str, int] | None = None, domain: str = ""
+    ) -> ir.Value:
+        name = f"{self.module}/{len(self.nodes)}.{kind}"
+        made = ir.node(kind, inputs, attributes=attributes or {}, domain=domain, name=name)
+        self.nodes.append(made)
+        return made.outputs[0]
+
+    def constant(self, value: ir.Value) -> ir.Value:
+        self.constants.append(value)
+        return value
+
+    def integers(self, name: str, values: list[int]) -> ir.Value:
+        """A constant in the graph itself."""
+        tensor = ir.tensor(values, dtype=ir.DataType.INT64, name=f"{self.module}.{name}")
+        return self.constant(
+            ir.Value(
+                name=tensor.name, shape=ir.Shape([len(values)]), type=ir.TensorType(tensor.dtype), const_value=tensor
+            )
+        )

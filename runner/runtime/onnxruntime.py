@@ -1,0 +1,118 @@
+"""An ONNX graph of `build.onnx`, run by onnxruntime. The cache stays in its own values from step to step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runner.errors import MachineError, StepFailed
+from runner.runtime import limits
+from runner.runtime.protocol import Ids, Logits
+
+_BUILD_AGAIN = "build it again"
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+def open(folder: Path, device: str = "cpu", threads: int | None = None) -> OnnxRuntime:
+    """The runtime of the engine in `folder`; `threads` by default the processors that this process may use."""
+    return OnnxRuntime(folder, device, threads)
+
+
+class OnnxRuntime:
+    """Runtime over one inference session."""
+
+    name = "onnxruntime"
+    max_batch: int | None = None
+
+    def __init__(self, folder: Path, device: str = "cpu", threads: int | None = None) -> None:
+        import onnxruntime as ort  # type: ignore[import-untyped]
+
+        from runner.runtime import find
+
+        engine = find.engine(folder) or {}
+        try:
+            self.vocabulary, self.context = int(engine["vocabulary"]), int(engine["context"])
+            self._layers, heads, width = int(engine["layers"]), int(engine["kv_heads"]), int(engine["head_dim"])
+            path = folder / str(engine["file"])
+            dtype = np.dtype(str(engine["inputs"][-1]["dtype"]))
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise StepFailed(
+                f"`{folder / find.ENGINE_FILE}` does not describe an ONNX graph: {error!r}", _BUILD_AGAIN
+            ) from None
+        self._session = _session(ort, path, device, threads or len(os.sched_getaffinity(0)))
+        self._device, self._ort = device, ort
+        self._empty = (heads, width, dtype)
+        self._cached = 0
+        self._past: list[Any] = []
+
+    def prefill(self, ids: Ids, *, last: bool = False) -> Logits:
+        limits.check(ids, 0, self.context, self.max_batch, self.vocabulary)
+        heads, width, dtype = self._empty
+        nothing = np.zeros((len(ids), heads, 0, width), dtype)
+        self._past = [self._value(nothing) for _ in range(2 * self._layers)]
+        self._cached = 0
+        logits = self._run(ids)
+        return logits[:, -1:] if last else logits
+
+    def decode(self, ids: Ids) -> Logits:
+        limits.check(ids, self._cached, self.context, self.max_batch, self.vocabulary)
+        return self._run(ids)
+
+    def close(self) -> None:
+        self._session = None
+        self._past = []
+
+    def _value(self, array: Any) -> Any:
+        return self._ort.OrtValue.ortvalue_from_numpy(array, self._device, 0)
+
+    def _run(self, ids: Ids) -> Logits:
+        batch, new = ids.shape
+        total = self._cached + new
+        positions = np.broadcast_to(np.arange(self._cached, total, dtype=np.int64), (batch, new))
+        given: Mapping[str, Any] = {
+            "input_ids": np.ascontiguousarray(ids),
+            "attention_mask": np.ones((batch, total), np.int64),
+            "position_ids": np.ascontiguousarray(positions),
+        }
+        binding = self._session.io_binding()
+        for name, array in given.items():
+            binding.bind_ortvalue_input(name, self._value(array))
+        for layer in range(self._layers):
+            for place, part in enumerate(("key", "value")):
+                binding.bind_ortvalue_input(f"past_key_values.{layer}.{part}", self._past[2 * layer + place])
+        binding.bind_output("logits", "cpu")
+        for layer in range(self._layers):
+            for part in ("key", "value"):
+                binding.bind_output(f"present.{layer}.{part}", self._device)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # onnxruntime raises classes of its own for every failure
+            raise StepFailed(f"onnxruntime could not run the graph: {error}") from error
+        logits, *self._past = binding.get_outputs()
+        self._cached = total
+        found: Logits = logits.numpy()
+        return found
+
+
+def _session(ort: Any, path: Path, device: str, threads: int) -> Any:
+    provider = _PROVIDERS.get(device, device)
+    if provider not in ort.get_available_providers():
+        raise MachineError(
+            f"onnxruntime has no {provider} here, which the device `{device}` needs",
+            "`pip install onnxruntime-gpu` where there is a GPU, or choose the device `cpu`",
+        )
+    if not path.is_file():
+        raise StepFailed(f"`{path}` is missing", _BUILD_AGAIN)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 4  # what goes wrong is raised
+    # By default onnxruntime rounds activations to 8 bits where DequantizeLinear feeds a product.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    try:
+        return ort.InferenceSession(str(path), options, providers=[provider])
+    except Exception as error:  # onnxruntime raises classes of its own for every failure
+        raise StepFailed(f"onnxruntime cannot load `{path}`: {error}", _BUILD_AGAIN) from error

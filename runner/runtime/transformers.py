@@ -1,0 +1,105 @@
+"""A checkpoint folder, dense or packed, with the adapter it may carry, run by transformers' own model code."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from runner.model.shards import ShardReader
+from runner.model.skeleton import Skeleton
+from runner.runtime import limits
+from runner.runtime.protocol import Ids, Logits
+
+_SCALES = (".scales", ".weight_scale")
+_UNLIMITED = 1 << 20  # tokens, where config.json names no end
+
+
+class Exact(ShardReader):
+    """Reads packed weights as scale · (integers − zero point) in float32, where `ShardReader` rounds that product
+
+    to the type of the scales, as the readers of those formats do. An engine that keeps the integers does not round.
+    """
+
+    def read(self, name: str, *, finite: bool = True) -> torch.Tensor:
+        tensor = super().read(name, finite=finite)
+        return tensor.float() if name.endswith(_SCALES) else tensor
+
+
+def load(folder: Path, device: str, dtype: torch.dtype | None, *, exact: bool = False) -> Skeleton:
+    """A checkpoint with all its weights in memory, dense, the adapter acting; its files are closed."""
+    skeleton = Skeleton(folder, device, dtype)
+    if exact:
+        skeleton.reader.close()
+        skeleton.reader = Exact(folder)
+    skeleton.load_rest()
+    for index in range(len(skeleton)):
+        skeleton.load(index)
+    skeleton.reader.close()
+    if skeleton.adapter is not None:
+        skeleton.adapter.reader.close()
+    skeleton.model.tie_weights()
+    return skeleton
+
+
+class Transformers:
+    """Runtime of a checkpoint. All weights are in memory, unpacked, in `dtype` (default: what runs fastest here)."""
+
+    name = "transformers"
+    max_batch: int | None = None
+
+    def __init__(
+        self, folder: Path, device: str = "cpu", dtype: torch.dtype | None = None, *, exact: bool = False
+    ) -> None:
+        skeleton = load(folder, device, dtype, exact=exact)
+        self._start(skeleton.model, skeleton.device)
+
+    def _start(self, model: Any, device: torch.device) -> None:
+        text = model.config.get_text_config()
+        self.vocabulary = int(text.vocab_size)
+        self.context = int(getattr(text, "max_position_embeddings", None) or _UNLIMITED)
+        self._model, self._device = model, device
+        self._cache: Any = None
+        self._cached = 0
+
+    def prefill(self, ids: Ids, *, last: bool = False) -> Logits:
+        from transformers import DynamicCache
+
+        limits.check(ids, 0, self.context, self.max_batch, self.vocabulary)
+        self._cache = DynamicCache(config=self._model.config)
+        self._cached = 0
+        return self._run(ids, 1 if last else 0)
+
+    def decode(self, ids: Ids) -> Logits:
+        limits.check(ids, self._cached, self.context, self.max_batch, self.vocabulary)
+        return self._run(ids, 1)
+
+    def close(self) -> None:
+        self._model = self._cache = None
+
+    def _run(self, ids: Ids, keep: int) -> Logits:
+        given = torch.from_numpy(np.ascontiguousarray(ids)).to(self._device)
+        with torch.inference_mode():
+            out = self._model(input_ids=given, past_key_values=self._cache, use_cache=True, logits_to_keep=keep)
+        self._cache = out.past_key_values
+        self._cached += ids.shape[1]
+        logits: Logits = out.logits.float().cpu().numpy()
+        return logits
+
+
+class Gguf(Transformers):
+    """Runtime of a GGUF file, by transformers' own reader of that format, which unpacks it to float32."""
+
+    name = "gguf"
+
+    def __init__(self, folder: Path, file: str, device: str = "cpu") -> None:
+        from transformers import AutoModelForCausalLM
+
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars would stand among what is generated
+            model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+        place = torch.device(device)
+        self._start(model.eval().to(place), place)

@@ -1,0 +1,80 @@
+"""A package compiled by AOTInductor: torch.export's graph of the model, fused and compiled, which torch alone runs."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from dataclasses import replace
+from typing import Any
+
+from runner.errors import Diagnostic
+from runner.export import architectures
+from runner.model import memory
+from runner.model.facts import CheckpointFacts
+from runner.steps.protocol import CHECKPOINT, ENGINE, QUANTIZED, Context, Cost, Inputs, Params, Result
+
+VERSION = 1
+CONSUMES = (CHECKPOINT, QUANTIZED)
+PRODUCES = ENGINE
+REQUIRES = ()
+METRICS = ()
+
+_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+_COMPILER = 900 << 20  # torch's compiler imported, and the C++ compiler on a graph of some layers (measured)
+_LAYER_SECONDS = 8.0  # most of it in the C++ compiler (measured)
+
+
+def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
+    """There is a C++ compiler, and the architecture is one whose exported graph was compared."""
+    found = []
+    refused = architectures.refuse(inputs.checkpoint.config)
+    if refused is not None:
+        found.append(Diagnostic("R477", *refused))
+    if compiler() is None:
+        named = os.environ.get("CXX")
+        what = f"`{named}`, which CXX names, is not there" if named else "there is none: no g++, no clang++"
+        found.append(
+            Diagnostic("R486", f"`build.compile` needs a C++ compiler, and {what}", "install one: `apt install g++`")
+        )
+    return found
+
+
+def compiler() -> str | None:
+    """The C++ compiler that torch will use: that of CXX, else g++ or clang++; None where there is none."""
+    named = shlex.split(os.environ.get("CXX", ""))
+    names = named[:1] or ["g++", "clang++"]
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+def estimate(params: Params, inputs: Inputs) -> Cost:
+    """All weights dense, once in the model, once in the graph's constants, once in the package that is written."""
+    facts = inputs.checkpoint
+    value = _BYTES[params["precision"]]
+    weights = dense_bytes(facts, value)
+    seconds = 15 + _LAYER_SECONDS * facts.layer_count + 3 * weights / inputs.machine.disk_bytes_per_second
+    return Cost(memory.RUNTIME + _COMPILER + 3 * weights, weights, 2 * weights, seconds)
+
+
+def dense_bytes(facts: CheckpointFacts, value: int) -> int:
+    """Bytes of all weights unpacked, `value` bytes each."""
+    linears = sum(i.in_features * i.out_features for i in facts.linears)
+    return linears * value + memory.rest_bytes(facts, value)
+
+
+def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
+    return replace(inputs.checkpoint, engine=described(inputs.checkpoint.config, params["precision"]))
+
+
+def described(config: Any, precision: str) -> dict[str, Any]:
+    """What engine.json says that the plan knows already."""
+    return {
+        "format": "aotinductor", "precision": precision, "context": architectures.context(config),
+        "vocabulary": int(config["vocab_size"]), "max_batch": None,
+    }  # fmt: skip
+
+
+def run(ctx: Context) -> Result:
+    from runner.steps.build.compile_package import write
+
+    return write(ctx)

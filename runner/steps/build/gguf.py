@@ -1,0 +1,110 @@
+"""A GGUF file for llama.cpp: integers of the checkpoint as they are where a block can hold them, the rest as asked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from runner.errors import Diagnostic
+from runner.model import adapters, memory
+from runner.model.facts import CheckpointFacts
+from runner.steps.protocol import (
+    CHECKPOINT,
+    ENGINE,
+    QUANTIZED,
+    Context,
+    Cost,
+    Inputs,
+    Params,
+    Requirement,
+    Result,
+)
+
+VERSION = 1
+CONSUMES = (CHECKPOINT, QUANTIZED)
+PRODUCES = ENGINE
+REQUIRES = (Requirement("gguf", "gguf"),)
+METRICS = ()
+
+FILE = "model.gguf"
+TYPES = ("llama", "mistral")  # what was compared with transformers; both are llama.cpp's "llama"
+_ANOTHER = "use build.onnx, or deploy the checkpoint itself"
+
+
+def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
+    """The architecture is one whose result was compared, and blocks can hold every packed module."""
+    from runner.export import plan
+    from runner.export.gguf_blocks import BLOCK, carried
+
+    facts = inputs.checkpoint
+    found = adapters.carried(facts.adapter, "GGUF has no place for it")
+    refusal = _architecture(facts.config)
+    if refusal is not None:
+        return [*found, Diagnostic("R479", refusal[0], refusal[1])]
+    packed = {name: scheme for name, (_, scheme) in plan.schemes(facts).items()}
+    wrong: dict[tuple[str, str], list[str]] = {}
+    for linear in facts.linears:
+        scheme = packed.get(linear.name)
+        if linear.in_features % BLOCK and (scheme is not None or params["dense"].startswith("q")):
+            key = f"has {linear.in_features} columns, which blocks of {BLOCK} do not divide", "use `dense: f16`"
+            if scheme is not None:
+                key = key[0], f"leave it out of the quantization, or {_ANOTHER}"
+            wrong.setdefault(key, []).append(linear.name)
+        elif scheme is not None and not isinstance(fit := carried(scheme), str):
+            wrong.setdefault(fit, []).append(linear.name)
+    for (what, remedy), names in wrong.items():
+        more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+        found.append(Diagnostic("R479", f"`{names[0]}`{more} {what}", remedy))
+    return found
+
+
+def _architecture(config: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Why a model cannot be written: (what is wrong, remedy)."""
+    model_type = config.get("model_type")
+    if model_type not in TYPES:
+        return f"models of the type `{model_type}` cannot be written as GGUF; {' and '.join(TYPES)} can", _ANOTHER
+    for key in ("attention_bias", "mlp_bias", "sliding_window"):
+        if config.get(key):
+            return f"config.json has `{key}` = {config[key]}, which GGUF's llama models do not have", _ANOTHER
+    if (act := config.get("hidden_act", "silu")) != "silu":
+        return f"config.json has `hidden_act` = {act}; GGUF's llama models have silu", _ANOTHER
+    for key in ("rope_parameters", "rope_scaling"):
+        rope = config.get(key) or {}
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind != "default":
+            return f"the rotary embedding is of the type `{kind}`; only `default` is written as GGUF", _ANOTHER
+    return None
+
+
+def estimate(params: Params, inputs: Inputs) -> Cost:
+    """One tensor at a time, as float32 twice; what is written is no larger than 4 bytes a weight."""
+    facts = inputs.checkpoint
+    largest = max((math.prod(tensor.shape) for tensor in facts.tensors.values()), default=0)
+    linears = sum(i.in_features * i.out_features for i in facts.linears)
+    widest = max((i.in_features * i.out_features for i in facts.linears), default=0)
+    width = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 1.0625, "q4_0": 0.5625, "q4_1": 0.625}
+    disk = facts.nbytes * 1.2 if facts.quantization else linears * width[params["dense"]]
+    disk += memory.rest_bytes(facts, 2) * (width[params["embedding"]] / 2)
+    return Cost(
+        memory.WEIGHTS_RUNTIME + 12 * max(largest, widest), int(disk), 0, 5 + facts.nbytes / 1e8
+    )  # fmt: skip
+
+
+def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
+    return replace(inputs.checkpoint, engine={"format": "gguf", **described(inputs.checkpoint.config)})
+
+
+def described(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What engine.json says that config.json knows already."""
+    return {
+        "file": FILE, "architecture": "llama", "vocabulary": config["vocab_size"],
+        "context": config.get("max_position_embeddings"),
+    }  # fmt: skip
+
+
+def run(ctx: Context) -> Result:
+    from runner.steps.build.gguf_write import write
+
+    return write(ctx)

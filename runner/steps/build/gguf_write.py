@@ -1,0 +1,234 @@
+"""Writing the file of `build.gguf`, a tensor at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gguf
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from runner.errors import StepFailed
+from runner.export import gguf_vocabulary
+from runner.export.gguf_blocks import BLOCK, PACKERS, Integers, carried, permutation
+from runner.model import headers
+from runner.model.context import Context, Result
+from runner.model.output import COMPRESSION, copy_companions, write_json
+from runner.model.shards import ShardReader
+from runner.steps.build.gguf import FILE, described
+from runner.training import packed
+
+# Module of transformers after "model.layers.N." → tensor of llama.cpp after "blk.N.".
+_LAYER = {
+    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+}  # fmt: skip
+_REST = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+_ROTATED = {"self_attn.q_proj": "num_attention_heads", "self_attn.k_proj": "num_key_value_heads"}
+_FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0",
+               "q4_0": "MOSTLY_Q4_0", "q4_1": "MOSTLY_Q4_1"}  # fmt: skip
+_QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION: what Q4_0, Q4_1 and Q8_0 have now
+_CARD = """\
+---
+library_name: llama.cpp
+pipeline_tag: text-generation
+tags: [gguf, runner]
+---
+
+# {file}
+
+A model in the GGUF format, made by runner from the recipe below. Types of its tensors: {types}.
+
+```sh
+llama-cli -m {file} -p "..."          # llama.cpp
+runner generate path/to/this/folder "..."
+```
+
+transformers reads it too, unpacked to float32:
+`AutoModelForCausalLM.from_pretrained("path/to/this/folder", gguf_file="{file}")`.
+
+## Recipe
+
+```yaml
+{recipe}
+```
+"""
+
+
+class Entry(NamedTuple):
+    """A tensor of the file: its name there, its module in the checkpoint, its type, and the heads of its rows where
+
+    llama.cpp keeps those in another order (0: nowhere).
+    """
+
+    name: str
+    module: str
+    type: str
+    heads: int
+
+
+def write(ctx: Context) -> Result:
+    source = ctx.inputs["checkpoint"]
+    config = headers.read_config(source.path)
+    vocabulary = gguf_vocabulary.read(source.path, int(config["vocab_size"]))
+    linears = {i.name: (i.out_features, i.in_features) for i in headers.facts(source.path, "the checkpoint").linears}
+    rounding = 0.0
+    with ShardReader(source.path) as reader:
+        entries = [_typed(reader, entry) for entry in _entries(ctx, config)]
+        counts = {type: sum(e.type == type for e in entries) for type in sorted({e.type for e in entries})}
+        writer = gguf.GGUFWriter(None, "llama")
+        _metadata(writer, config, max((t for t in counts if t != "f32"), key=counts.__getitem__, default="f32"))
+        _tokens(writer, vocabulary)
+        for entry in entries:
+            dense = not reader.is_packed(entry.module)
+            shape = reader.header(f"{entry.module}.weight").shape if dense else linears[entry.module]
+            stored = gguf.quant_shape_to_byte_shape(shape, _type(entry))
+            writer.add_tensor_info(entry.name, stored, np.dtype(np.uint8), math.prod(stored), raw_dtype=_type(entry))
+        writer.write_header_to_file(ctx.out_dir / FILE)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        try:
+            for done, entry in enumerate(entries, 1):
+                ctx.safe_point()
+                data, moved = _data(reader, entry)
+                writer.write_tensor_data(data)
+                rounding = max(rounding, moved)
+                ctx.emit("progress", phase="writing", done=done, total=len(entries), unit="tensors")
+        finally:
+            writer.close()
+    engine = {
+        "format": "gguf", **described(config), "types": counts, "packages": {"gguf": version("gguf")},
+        "source": {"digest": source.digest},
+    }  # fmt: skip
+    _folder(ctx, source.path, config, engine)
+    metrics = {"bytes": (ctx.out_dir / FILE).stat().st_size, "scale_rounding": rounding}
+    return Result(metrics=metrics, details={"types": counts})
+
+
+def _folder(ctx: Context, source: Path, config: Mapping[str, Any], engine: Mapping[str, Any]) -> None:
+    """Everything beside the file."""
+    write_json(ctx.out_dir / "engine.json", engine)
+    write_json(ctx.out_dir / "config.json", {k: v for k, v in config.items() if k != "quantization_config"})
+    copy_companions(source, ctx.out_dir)
+    (ctx.out_dir / COMPRESSION).unlink(missing_ok=True)  # of a checkpoint that can be quantized again
+    types = ", ".join(f"{count} {type.upper()}" for type, count in engine["types"].items())
+    text = _CARD.format(file=FILE, types=types, recipe=ctx.recipe_text.rstrip())
+    (ctx.out_dir / "README.md").write_text(text, encoding="utf-8")
+
+
+def _entries(ctx: Context, config: Mapping[str, Any]) -> Iterator[Entry]:
+    """Every tensor in the order of the file, dense ones in the type that is asked for; vectors are float32."""
+    embedding, dense = ctx.params["embedding"], ctx.params["dense"]
+    for module, name in _REST.items():
+        if module == "lm_head" and config.get("tie_word_embeddings"):
+            continue
+        yield Entry(f"{name}.weight", module, "f32" if module == "model.norm" else embedding, 0)
+    heads = int(config["num_attention_heads"])
+    for layer in range(int(config["num_hidden_layers"])):
+        for part, name in _LAYER.items():
+            rows = int(config.get(_ROTATED[part]) or heads) if part in _ROTATED else 0
+            type = "f32" if part.endswith("norm") else dense
+            yield Entry(f"blk.{layer}.{name}.weight", f"model.layers.{layer}.{part}", type, rows)
+
+
+def _typed(reader: ShardReader, entry: Entry) -> Entry:
+    """The entry with the type that holds its integers, if it has some."""
+    scheme = reader.packing.scheme(entry.module) if reader.packing and reader.is_packed(entry.module) else None
+    if scheme is None:
+        return entry
+    fit = carried(scheme)
+    if not isinstance(fit, str):
+        raise StepFailed(f"`{entry.module}` {fit[0]}", fit[1])
+    return entry._replace(type=fit)
+
+
+def _type(entry: Entry) -> Any:
+    return gguf.GGMLQuantizationType[entry.type.upper()]
+
+
+def _data(reader: ShardReader, entry: Entry) -> tuple[NDArray[np.uint8], float]:
+    """The bytes of a tensor [rows, bytes], and how far fp16 moved its scales."""
+    if reader.is_packed(entry.module):
+        weight = _integers(reader, entry.module)
+        if entry.heads:
+            order = permutation(len(weight.values), entry.heads)
+            weight = Integers(weight.values[order], weight.zeros[order], weight.scales[order])
+        try:
+            blocks = PACKERS[entry.type](weight)
+        except OverflowError as error:
+            raise StepFailed(f"`{entry.module}`: {error}", "build.onnx keeps scales as they are") from None
+        return blocks.data, blocks.rounding
+    tensor = reader.read(f"{entry.module}.weight").float().numpy()
+    if entry.heads:
+        tensor = tensor[permutation(len(tensor), entry.heads)]
+    with np.errstate(over="ignore"):
+        data = gguf.quantize(tensor, _type(entry))
+    if entry.type == "f16" and not np.isfinite(data).all():
+        parameter = "dense" if entry.name.startswith("blk.") else "embedding"
+        message = f"`{entry.module}.weight` has values that float16 cannot hold"
+        raise StepFailed(message, f"use `{parameter}: bf16`")
+    return np.ascontiguousarray(data).view(np.uint8), 0.0
+
+
+def _integers(reader: ShardReader, module: str) -> Integers:
+    """The integers of a packed module with a scale for each block."""
+    found = packed.read(reader, module)
+    if found.groups is not None:
+        raise StepFailed(
+            f"the groups of `{module}` are not runs of columns (g_idx of GPTQ's act-order), which blocks need",
+            "quantize with static groups, as this project does, or use build.onnx",
+        )
+    rows, count = found.words.shape[0], found.in_features // BLOCK
+    columns = found.columns()[::BLOCK]
+    scales = found.scale.float().expand(rows, -1)[:, columns]
+    middle = torch.full_like(found.scale, 2 ** (found.bits - 1)) if found.zero_point is None else found.zero_point
+    zeros = middle.expand(rows, -1)[:, columns].to(torch.int16)
+    return Integers(
+        found.integers().to(torch.int16).numpy(), zeros.numpy().reshape(rows, count),
+        np.ascontiguousarray(scales.numpy()),
+    )  # fmt: skip
+
+
+def _metadata(writer: Any, config: Mapping[str, Any], type: str) -> None:
+    """The keys of llama.cpp's `llama` architecture; `type` is that of most weights."""
+    heads = int(config["num_attention_heads"])
+    width = int(config.get("head_dim") or config["hidden_size"] // heads)
+    rope = config.get("rope_parameters") or {}
+    writer.add_context_length(int(config["max_position_embeddings"]))
+    writer.add_embedding_length(int(config["hidden_size"]))
+    writer.add_block_count(int(config["num_hidden_layers"]))
+    writer.add_feed_forward_length(int(config["intermediate_size"]))
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(int(config.get("num_key_value_heads") or heads))
+    writer.add_key_length(width)
+    writer.add_value_length(width)
+    writer.add_rope_dimension_count(width)
+    writer.add_rope_freq_base(float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0))
+    writer.add_layer_norm_rms_eps(float(config["rms_norm_eps"]))
+    writer.add_vocab_size(int(config["vocab_size"]))
+    writer.add_quantization_version(_QUANTIZATION_VERSION)
+    writer.add_file_type(int(gguf.LlamaFileType[_FILE_TYPES[type]]))
+
+
+def _tokens(writer: Any, vocabulary: gguf_vocabulary.Vocabulary) -> None:
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types(vocabulary.types)
+    writer.add_token_merges(vocabulary.merges)
+    special = {
+        "bos": vocabulary.bos, "eos": vocabulary.eos, "pad": vocabulary.pad, "unk": vocabulary.unknown,
+    }  # fmt: skip
+    for name, id in special.items():
+        if id is not None:
+            getattr(writer, f"add_{name}_token_id")(id)
+    writer.add_add_bos_token(vocabulary.adds_bos)
+    writer.add_add_eos_token(vocabulary.adds_eos)
+    if vocabulary.template is not None:
+        writer.add_chat_template(vocabulary.template)

@@ -1,0 +1,62 @@
+"""An ONNX graph of a checkpoint: `model.onnx`, its weights beside it, and all that is needed to run it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runner.errors import Diagnostic
+from runner.export import plan
+from runner.model import memory
+from runner.model.facts import CheckpointFacts
+from runner.steps.protocol import (
+    CHECKPOINT,
+    ENGINE,
+    QUANTIZED,
+    Context,
+    Cost,
+    Inputs,
+    Params,
+    Requirement,
+    Result,
+)
+
+VERSION = 1
+CONSUMES = (CHECKPOINT, QUANTIZED)
+PRODUCES = ENGINE
+REQUIRES = (Requirement("onnx", "onnx"), Requirement("onnxscript", "onnx"), Requirement("onnxruntime", "onnx"))
+METRICS = ()
+
+_EXPORTER = 360 << 20  # torch's exporter and onnx imported, one layer traced (measured)
+_LAYER = 6 << 20  # of a traced graph
+_SECONDS = 12.0
+_LAYER_SECONDS = 1.5
+
+
+def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
+    return plan.refusals(inputs.checkpoint, str(params["target"]))
+
+
+def estimate(params: Params, inputs: Inputs) -> Cost:
+    """The largest weight as it is stored, in the graph's type, and turned over; nothing else of the model is held."""
+    facts = inputs.checkpoint
+    written = plan.nbytes(facts, str(params["target"]), str(params["precision"]))
+    value = plan.FLOAT_BYTES[str(params["precision"])]
+    tensors = plan.largest(facts) * (4 + 2 * value)
+    peak = memory.RUNTIME + _EXPORTER + _LAYER * facts.layer_count + tensors
+    seconds = _SECONDS + _LAYER_SECONDS * facts.layer_count
+    seconds += (facts.nbytes + written) / max(1.0, inputs.machine.disk_bytes_per_second)
+    return Cost(peak, written, 0, seconds)
+
+
+def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
+    from dataclasses import replace
+
+    engine = plan.engine(inputs.checkpoint, str(params["target"]), str(params["precision"]))
+    return replace(inputs.checkpoint, engine=engine)
+
+
+def run(ctx: Context) -> Result:
+    from runner.export import folder
+
+    engine: dict[str, Any] = folder.write(ctx)
+    return Result(details={key: engine[key] for key in ("target", "precision", "stored", "carried", "bytes")})

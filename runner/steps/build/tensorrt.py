@@ -1,0 +1,223 @@
+"""A TensorRT engine of a checkpoint: `model.engine`, and all that is needed to run it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from runner.errors import Diagnostic, StepFailed
+from runner.export import architectures, carry, plan, tensorrt
+from runner.export.tensorrt import CAPABILITIES, ENTERPRISE, PORTABLE, RTX
+from runner.model import memory
+from runner.model.facts import CheckpointFacts
+from runner.model.parts import parse_size
+from runner.steps.protocol import (
+    CHECKPOINT,
+    ENGINE,
+    QUANTIZED,
+    Context,
+    Cost,
+    Inputs,
+    Params,
+    Requirement,
+    Result,
+)
+
+VERSION = 1
+CONSUMES = (CHECKPOINT, QUANTIZED)
+PRODUCES = ENGINE
+REQUIRES = (Requirement("tensorrt-rtx", "tensorrt"), Requirement("onnx", "tensorrt"),
+            Requirement("onnxscript", "tensorrt"))  # fmt: skip
+METRICS = ()
+
+FILE = "model.engine"
+_USUAL_LENGTH = 2048
+_EXPORTER = 360 << 20  # torch's exporter and onnx imported, one layer traced (measured)
+_LAYER = 6 << 20  # of a traced graph
+_CODE = 2 << 20  # of an engine for each layer: kernels of two profiles (measured)
+_SECONDS, _LAYER_SECONDS = 15.0, 2.0
+_BUILD_RATE = 3e7  # bytes of weights a second (measured)
+
+
+def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
+    """The architecture and every weight can go into the graph, the GPUs and lengths asked for are possible."""
+    facts = inputs.checkpoint
+    found = [replace(d, help=_remedy(d.help)) for d in plan.refusals(facts, carry.TENSORRT)]
+    if any(d.code == "R477" for d in found):
+        return found
+    found += _lengths(params, facts)
+    found += _rtx(params, facts) if params["flavour"] == RTX else _enterprise(params, inputs)
+    return found if any(d.code == "R478" for d in found) else [*found, *_wide(facts)]
+
+
+def _remedy(help: str | None) -> str | None:
+    return help and help.replace("use `target: onnxruntime`", "use build.onnx, which keeps it for onnxruntime")
+
+
+def _lengths(params: Params, facts: CheckpointFacts) -> list[Diagnostic]:
+    positions, asked = architectures.context(facts.config), params.get("max_sequence_length")
+    if asked is None or asked <= positions:
+        return []
+    message = f"`max_sequence_length` is {asked:,}; the model has {positions:,} positions"
+    return [Diagnostic("R495", message, f"lower it to {positions}, or leave it out", path=("max_sequence_length",))]
+
+
+def _rtx(params: Params, facts: CheckpointFacts) -> list[Diagnostic]:
+    found = []
+    for index, asked in enumerate(params.get("compute_capabilities") or ()):
+        place = ("compute_capabilities", index)
+        if asked not in CAPABILITIES:
+            message = (
+                f"TensorRT-RTX builds no engines for compute capability {asked}; it knows {', '.join(CAPABILITIES)}"
+            )
+            help = "leave it out"
+            if asked in ("9.0", "10.0", "10.3"):
+                help = "build on that GPU with `flavour: enterprise`"
+            found.append(Diagnostic("R495", message, help, path=place))
+        elif asked == "7.5" and plan.schemes(facts):
+            message = "GPUs of compute capability 7.5 have no way to multiply by quantized weights"
+            found.append(Diagnostic("R495", message, "leave it out, or build it of a dense checkpoint", path=place))
+    return found
+
+
+def _enterprise(params: Params, inputs: Inputs) -> list[Diagnostic]:
+    found = []
+    if inputs.machine.device != "cuda":
+        message = "`flavour: enterprise` builds on the GPU that is to run the engine; this step runs on the CPU"
+        help = "use `flavour: rtx`, which builds without one, or a machine with a GPU"
+        found.append(Diagnostic("R504", message, help, path=("flavour",)))
+    if importlib.util.find_spec(tensorrt.MODULES[ENTERPRISE]) is None:
+        message = "`flavour: enterprise` needs the package tensorrt, which is not installed"
+        found.append(Diagnostic("R503", message, "`pip install tensorrt`", path=("flavour",)))
+    if params.get("compute_capabilities"):
+        message = "`flavour: enterprise` builds for the GPU of this machine alone"
+        found.append(Diagnostic("R495", message, "leave it out, or use `flavour: rtx`", path=("compute_capabilities",)))
+    return found
+
+
+def _wide(facts: CheckpointFacts) -> list[Diagnostic]:
+    """TensorRT's blocks are of 4 bits: wider integers in groups it unpacks, or fails on (measured)."""
+    names = [
+        name for name, (_, scheme) in plan.schemes(facts).items() if scheme.bits > 4 and scheme.strategy == "group"
+    ]
+    if not names:
+        return []
+    first = plan.schemes(facts)[names[0]][1]
+    more = f" (as {len(names) - 1:,} more)" if len(names) > 1 else ""
+    message = (
+        f"`{names[0]}`{more} has {first.bits} bits in groups of {first.group_size}; TensorRT has groups at 4 bits only"
+    )
+    return [Diagnostic("R478", message, 'quantize with `group_size: "channel"`, or to 4 bits')]
+
+
+def length(params: Params, config: Mapping[str, Any]) -> int:
+    """Tokens of prompt and continuation that the engine takes."""
+    asked = params.get("max_sequence_length")
+    return int(asked) if asked is not None else min(_USUAL_LENGTH, architectures.context(config))
+
+
+def estimate(params: Params, inputs: Inputs) -> Cost:
+    """The exporter holds a weight at a time; then the builder, beside it, takes four times all of them."""
+    facts = inputs.checkpoint
+    graph = plan.nbytes(facts, carry.TENSORRT, str(params["precision"]))
+    tensors = plan.largest(facts) * (4 + 2 * plan.FLOAT_BYTES[str(params["precision"])])
+    exporter = memory.RUNTIME + _EXPORTER + _LAYER * facts.layer_count
+    builder = tensorrt.BUILDER_BYTES + tensorrt.BUILDER_LAYER * facts.layer_count + tensorrt.BUILDER_FACTOR * graph
+    seconds = _SECONDS + _LAYER_SECONDS * facts.layer_count + graph / _BUILD_RATE
+    seconds += (facts.nbytes + 2 * graph) / max(1.0, inputs.machine.disk_bytes_per_second)
+    return Cost(exporter + max(tensors, builder), 2 * graph + _CODE * facts.layer_count, graph, seconds)
+
+
+def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
+    facts = inputs.checkpoint
+    known = plan.engine(facts, carry.TENSORRT, str(params["precision"]))
+    rtx = params["flavour"] == RTX
+    engine = {
+        **{key: known[key] for key in ("precision", "vocabulary", "layers", "stored")},
+        "format": "tensorrt",
+        "flavour": params["flavour"],
+        "context": length(params, facts.config),
+        "max_batch": params["max_batch_size"],
+        "compute_capabilities": _capabilities(params) or list(PORTABLE) if rtx else None,
+    }
+    return replace(facts, engine=engine)
+
+
+def _capabilities(params: Params) -> list[str] | None:
+    """In the order of versions, so that their order in the recipe changes no byte."""
+    asked: Sequence[str] | None = params.get("compute_capabilities")
+    return sorted(asked, key=lambda text: [int(part) for part in text.split(".")]) if asked else None
+
+
+def run(ctx: Context) -> Result:
+    from runner.export import engine_folder, graph
+    from runner.model import headers
+
+    params, source = ctx.params, ctx.inputs["checkpoint"]
+    config = headers.read_config(source.path)
+    work = ctx.scratch_dir / "graph"
+    work.mkdir(parents=True, exist_ok=True)
+    ctx.safe_point()
+    exported = graph.export(
+        source.path,
+        work,
+        target=carry.TENSORRT,
+        precision=str(params["precision"]),
+        progress=lambda done, total: ctx.emit("progress", phase="weights", done=done, total=total, unit="modules"),
+    )
+    ctx.safe_point()
+    shape = tensorrt.Shape(exported.shape.layers, exported.shape.kv_heads, exported.shape.head_dim)
+    order = tensorrt.Order(
+        graph=graph.FILE,
+        engine=FILE,
+        flavour=str(params["flavour"]),
+        capabilities=_capabilities(params),
+        workspace=parse_size(str(params["workspace"])),
+        profiles=tensorrt.profiles(shape, params["max_batch_size"], length(params, config)),
+        timing_cache=tensorrt.timing_cache(str(params["flavour"]), _gpu_name(ctx)),
+    )
+    ctx.emit("progress", phase="TensorRT", done=0, total=1, unit="engine")
+    built = tensorrt.build(ctx, order, work)
+    ctx.emit("progress", phase="TensorRT", done=1, total=1, unit="engine")
+    weights = engine_folder.weights(work / graph.FILE)
+    _kept_small(built, weights, len(order.profiles))
+    described = engine_folder.write(ctx, order, built, exported, work)
+    metrics: dict[str, float] = {
+        "engine_bytes": built.engine_bytes,
+        "weights_bytes": built.weights_bytes or 0,
+        "graph_bytes": weights.total,
+        "packed_bytes": weights.packed,
+        "unpacked_bytes": weights.unpacked,
+    }
+    details = {
+        "builder_seconds": built.seconds,
+        "builder_memory": built.memory,
+        **{key: described[key] for key in ("flavour", "version", "compute_capabilities", "stored", "carried")},
+    }
+    return Result(metrics=metrics, details=details)
+
+
+def _gpu_name(ctx: Context) -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if ctx.device == "cuda" else "none"
+
+
+def _kept_small(built: tensorrt.Built, weights: Any, profiles: int) -> None:
+    """StepFailed where the engine holds more than every weight once for each profile, whose kernels may want it in
+
+    another order. Unpacked to 16 bits, 4-bit weights would take more than that.
+    """
+    held = built.weights_bytes if built.weights_bytes is not None else built.engine_bytes
+    if (
+        weights.packed
+        and held > profiles * weights.total + (1 << 20)
+        and held >= weights.total - weights.packed + weights.unpacked
+    ):
+        raise StepFailed(
+            f"TensorRT unpacked quantized weights: the engine holds {held:,} bytes of weights, the "
+            f"graph {weights.total:,}, of which {weights.packed:,} are quantized: {weights.unpacked:,} at 16 bits",
+            'quantize symmetrically to 4 bits with `group_size: 128`, or to 8 bits with `group_size: "channel"`',
+        )

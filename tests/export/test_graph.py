@@ -1,0 +1,168 @@
+"""Graphs that onnxruntime runs against transformers in float32: every architecture, every way of storing weights."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from runner.model import adapters
+from runner.model.formats import GPTQ, Scheme
+from runner.model.shards import ShardReader
+from runner.runtime.greedy import greedy
+from tests.export.exported import LONG, build, packed, pair, prompts
+from tests.tiny import save
+
+TOLERANCE = 1e-4  # of logits around 3; the promise is 1e-3
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": LONG, "llama_tied": LONG, "qwen2": LONG, "qwen3": LONG, "mistral": LONG, "gemma2": LONG,
+    "gemma3_text": LONG, "gemma": LONG | {"model_type": "gemma", "head_dim": 8}, "phi3": LONG, "opt": LONG,
+    "gpt_neox": LONG, "gpt2": {"n_positions": 128},
+}  # fmt: skip
+
+
+def checkpoint(folder: Path, name: str) -> Path:
+    return save(folder, "llama_tied" if name == "gemma" else name, **MODELS[name])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_architecture(name: str, tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "model", name)
+    ours, theirs = pair(build(tmp_path, source), source)
+    for batch, length in ((1, 1), (2, 7), (3, 33), (4, 128)):
+        ids = prompts(batch, length)
+        whole = theirs.prefill(ids)
+        assert np.abs(ours.prefill(ids) - whole).max() < TOLERANCE
+        if length == 33:  # the same, the last tokens one by one
+            ours.prefill(ids[:, :20])
+            steps = [ours.decode(ids[:, i : i + 1]) for i in range(20, 33)]
+            assert np.abs(np.concatenate(steps, 1) - whole[:, 20:]).max() < TOLERANCE
+    for seed in range(3):
+        ids = prompts(2, 5 + 10 * seed, seed)
+        assert greedy(ours, ids, 64) == greedy(theirs, ids, 64)
+
+
+@pytest.mark.parametrize(("scheme", "target"), [
+    (Scheme(4, 32, True), "onnxruntime"), (Scheme(4, 32, False), "onnxruntime"), (Scheme(3, 32, True), "onnxruntime"),
+    (Scheme(8, "channel", True), "onnxruntime"), (Scheme(8, 32, False), "onnxruntime"),
+    (Scheme(4, 32, True), "tensorrt"), (Scheme(8, "channel", True), "tensorrt"),
+], ids=str)  # fmt: skip
+def test_packed_weights(scheme: Scheme, target: str, tmp_path: Path) -> None:
+    source = packed(tmp_path / "model", scheme, **LONG)
+    engine = build(tmp_path, source, target=target)
+    ours, theirs = pair(engine, source)
+    ids = prompts(3, 40)
+    assert np.abs(ours.prefill(ids) - theirs.prefill(ids)).max() < TOLERANCE
+    assert greedy(ours, ids, 64) == greedy(theirs, ids, 64)
+    kinds = {node.op_type for node in onnx.load(engine / "model.onnx", load_external_data=False).graph.node}
+    assert ("MatMulNBits" in kinds, "DequantizeLinear" in kinds) == (target == "onnxruntime", target == "tensorrt")
+
+
+def test_packed_modules_of_gpt2(tmp_path: Path) -> None:
+    source = packed(tmp_path / "model", Scheme(4, 32, True), "gpt2", GPTQ)
+    ours, theirs = pair(build(tmp_path, source), source)
+    ids = prompts(2, 30)
+    assert np.abs(ours.prefill(ids) - theirs.prefill(ids)).max() < TOLERANCE
+
+
+def test_the_integers_are_those_of_the_checkpoint(tmp_path: Path) -> None:
+    source = packed(tmp_path / "model", Scheme(4, 32, False))
+    model = onnx.load(build(tmp_path, source) / "model.onnx")
+    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    with ShardReader(source) as reader:
+        for name in ("model.layers.0.self_attn.k_proj", "model.layers.1.mlp.down_proj"):
+            q = reader.read_quantized(name)
+            data = torch.from_numpy(held[f"{name}.weight"].copy())
+            assert torch.equal(torch.stack([data & 15, data >> 4], -1).reshape(q.integers.shape), q.integers)
+            assert torch.equal(torch.from_numpy(held[f"{name}.scales"].copy()).view(q.scale.shape), q.scale.float())
+
+
+@pytest.mark.parametrize("scheme", [None, Scheme(4, 32, True)], ids=["dense", "packed"])
+def test_an_adapter_stays_a_branch(scheme: Scheme | None, tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    source = tmp_path / "model"
+    if scheme is None:
+        save(source, **sizes)
+    else:
+        packed(source, scheme)
+    generator = torch.Generator().manual_seed(3)
+    module = "model.layers.1.mlp.down_proj"
+    tensors = {
+        f"{module}.lora_A.weight": torch.randn(2, 96, generator=generator),
+        f"{module}.lora_B.weight": torch.randn(64, 2, generator=generator),
+    }
+    adapters.write(source, adapters.config(2, 4, [module], rslora=True), tensors)
+    engine = build(tmp_path, source)
+    ours, theirs = pair(engine, source)
+    ids = prompts(2, 12)
+    wanted = theirs.prefill(ids)
+    assert np.abs(ours.prefill(ids) - wanted).max() < TOLERANCE
+    names = {tensor.name for tensor in onnx.load(engine / "model.onnx", load_external_data=False).graph.initializer}
+    assert {f"{module}.lora_A", f"{module}.lora_B", f"{module}.weight"} <= names
+
+
+def test_padding_on_the_left_changes_nothing(tmp_path: Path) -> None:
+    import onnxruntime  # type: ignore[import-untyped]
+
+    source = save(tmp_path / "model", "mistral")
+    engine = build(tmp_path, source)
+    session = onnxruntime.InferenceSession(str(engine / "model.onnx"))
+    ids = prompts(1, 10)
+    past = {value.name: np.zeros((1, 2, 0, 8), np.float32) for value in session.get_inputs()[3:]}
+
+    def run(ids: Any, mask: Any, positions: Any) -> Any:
+        return session.run(["logits"], {"input_ids": ids, "attention_mask": mask, "position_ids": positions, **past})[0]
+
+    plain = run(ids, np.ones_like(ids), np.arange(10)[None])
+    padded = np.concatenate([np.zeros((1, 4), np.int64), ids], 1)
+    mask = (np.arange(14) >= 4).astype(np.int64)[None]
+    found = run(padded, mask, np.maximum(np.arange(14) - 4, 0)[None])
+    assert np.isfinite(found).all()
+    assert np.abs(found[:, 4:] - plain).max() < TOLERANCE
+
+
+def test_half_precision(tmp_path: Path) -> None:
+    source = packed(tmp_path / "model", Scheme(4, 32, True))
+    engine = build(tmp_path, source, precision="fp16")
+    ours, theirs = pair(engine, source)
+    ids = prompts(2, 12)
+    found = ours.prefill(ids)
+    assert found.dtype == np.float32
+    assert np.abs(found - theirs.prefill(ids)).max() < 0.05
+
+
+def test_a_tied_embedding_is_written_once_and_equal_checkpoints_give_equal_bytes(tmp_path: Path) -> None:
+    source = save(tmp_path / "model", "llama_tied", vocab_size=4096)
+    one, two = (build(tmp_path / name, source) for name in "ab")
+    for name in ("model.onnx", "model.onnx.data", "engine.json", "README.md"):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    text = (one / "model.onnx").read_bytes()
+    assert b"stack" not in text
+    assert b".py" not in text
+    weights = (source / "model.safetensors").stat().st_size  # float32
+    assert (one / "model.onnx.data").stat().st_size < 1.1 * weights
+
+
+def test_one_weight_is_held_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However large the checkpoint: when a weight is read, those before it are gone."""
+    source = save(tmp_path / "model")
+    read = ShardReader.read_weight
+    given: list[weakref.ref[torch.Tensor]] = []
+
+    def watched(self: ShardReader, name: str) -> torch.Tensor:
+        gc.collect()
+        assert not [reference for reference in given if reference() is not None], name
+        weight = read(self, name)
+        given.append(weakref.ref(weight))
+        return weight
+
+    monkeypatch.setattr(ShardReader, "read_weight", watched)
+    build(tmp_path, source)
+    assert len(given) == 3 * 7 + 2

@@ -1,0 +1,182 @@
+"""`build.onnx`: what it refuses before anything runs, what it forecasts, and the folder it leaves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner.export.architectures import MASKS
+from runner.model.formats import GPTQ, Scheme
+from runner.model.headers import facts
+from runner.plan.machine import machine_facts
+from runner.steps.kinds import find
+from runner.steps.protocol import Inputs
+from tests.export.exported import packed
+from tests.host import Host
+from tests.tiny import save
+
+KIND = "build.onnx"
+MODULES = "`model.layers.0.mlp.down_proj` (as 13 more)"
+MODEL = Path(__file__).parents[3] / "runner" / "demo" / "models" / "tiny-llama"
+
+
+def inputs(folder: Path, **changes: Any) -> Inputs:
+    found = facts(folder, "model")
+    found = replace(found, config={**found.config, **changes})
+    return Inputs(found, {}, {}, machine_facts())
+
+
+def said(given: Inputs, tmp_path: Path, **params: Any) -> list[tuple[str, str, str | None]]:
+    host = Host(tmp_path / "host", KIND, tmp_path, **params)
+    return [(d.code, d.message, d.help) for d in find(KIND).check(host.params, given)]
+
+
+def test_what_can_be_exported_is_not_refused(tmp_path: Path) -> None:
+    for name in ("llama", "gpt2", "gemma3_text"):
+        assert said(inputs(save(tmp_path / name, name)), tmp_path) == []
+    for scheme in (Scheme(4, 32, False), Scheme(3, 32, True), Scheme(8, "channel", True)):
+        assert said(inputs(packed(tmp_path / str(scheme), scheme)), tmp_path) == []
+
+
+def test_an_architecture_that_was_not_compared(tmp_path: Path) -> None:
+    given = inputs(save(tmp_path / "model"), model_type="falcon")
+    assert said(given, tmp_path) == [(
+        "R477",
+        f"models of the type `falcon` cannot be exported to ONNX; the types {', '.join(sorted(MASKS))} can",
+        "deploy the checkpoint with transformers or vLLM, or choose a model of one of those types",
+    )]  # fmt: skip
+
+
+@pytest.mark.parametrize("written", [
+    {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+    {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0}},
+    {"rope_parameters": {"full_attention": {"rope_type": "dynamic"}}},
+], ids=["scaling", "parameters", "by kind of layer"])  # fmt: skip
+def test_rotary_tables_that_depend_on_the_length(written: dict[str, Any], tmp_path: Path) -> None:
+    assert said(inputs(save(tmp_path / "model"), **written), tmp_path) == [(
+        "R477",
+        "the model's rotary embedding is of the type `dynamic`, whose tables depend on the length of the text",
+        "choose a model with another `rope_type`",
+    )]  # fmt: skip
+
+
+def test_attention_in_both_directions(tmp_path: Path) -> None:
+    given = inputs(save(tmp_path / "model", "gemma3_text"), use_bidirectional_attention=True)
+    assert said(given, tmp_path) == [(
+        "R477",
+        "the model attends in both directions (`use_bidirectional_attention` in config.json)",
+        "choose a causal model",
+    )]  # fmt: skip
+
+
+def test_a_dora_adapter(tmp_path: Path) -> None:
+    given = inputs(save(tmp_path / "model"))
+    given = replace(given, checkpoint=replace(given.checkpoint, adapter={"use_dora": True, "r": 4}))
+    assert said(given, tmp_path) == [(
+        "R477",
+        "the checkpoint carries a DoRA adapter, whose branch depends on the weights beside it",
+        "train it with `dora: false`, or merge it first (`merge: requantize`, on a dense checkpoint `merge: auto`)",
+    )]  # fmt: skip
+
+
+def test_asymmetric_weights_for_tensorrt(tmp_path: Path) -> None:
+    given = inputs(packed(tmp_path / "model", Scheme(4, 32, False)))
+    assert said(given, tmp_path, target="tensorrt") == [(
+        "R478",
+        f"{MODULES} is quantized asymmetrically; TensorRT's INT4 and INT8 have no zero points",
+        "quantize with `symmetric: true`, or use `target: onnxruntime`",
+    )]  # fmt: skip
+
+
+def test_groups_that_are_no_blocks(tmp_path: Path) -> None:
+    given = inputs(packed(tmp_path / "model", Scheme(4, 24, True), hidden_size=48, num_attention_heads=4))
+    assert said(given, tmp_path) == [(
+        "R478",
+        f"{MODULES} has group_size 24, which is no multiple of 16: MatMulNBits takes blocks of 16 to 256",
+        "quantize with group_size 16",
+    )]  # fmt: skip
+
+
+def test_groups_out_of_order(tmp_path: Path) -> None:
+    given = inputs(packed(tmp_path / "model", Scheme(4, 32, True), format=GPTQ))
+    quantization = {**(given.checkpoint.quantization or {}), "desc_act": True}
+    given = replace(given, checkpoint=replace(given.checkpoint, quantization=quantization))
+    assert said(given, tmp_path) == [(
+        "R478",
+        "`model` is quantized with `desc_act`: its groups are not in the order of its columns",
+        "quantize the dense model with `quantize.gptq`, whose `act_order` keeps groups in order",
+    )]  # fmt: skip
+
+
+def test_the_folder_and_the_forecast(tmp_path: Path) -> None:
+    source = packed(tmp_path / "model", Scheme(3, 32, True))
+    (source / "compression.json").write_text("{}")
+    (source / "tokenizer.json").write_text("{}")
+    host = Host(tmp_path, KIND, source)
+    given = inputs(source)
+    result = find(KIND).run(host)
+    out = host.out_dir
+    assert sorted(path.name for path in out.iterdir()) == [
+        "README.md", "config.json", "engine.json", "model.onnx", "model.onnx.data",
+        "tokenizer.json",
+    ]  # fmt: skip
+    engine = json.loads((out / "engine.json").read_text())
+    cache = ["batch", 2, "past", 16]
+    assert engine.pop("inputs") == [
+        {"name": "input_ids", "dtype": "int64", "shape": ["batch", "sequence"]},
+        {"name": "attention_mask", "dtype": "int64", "shape": ["batch", "total"]},
+        {"name": "position_ids", "dtype": "int64", "shape": ["batch", "sequence"]},
+        *(
+            {"name": f"past_key_values.{layer}.{part}", "dtype": "float32", "shape": cache}
+            for layer in range(2)
+            for part in ("key", "value")
+        ),
+    ]
+    assert engine.pop("outputs")[0] == {"name": "logits", "dtype": "float32", "shape": ["batch", "sequence", 96]}
+    assert engine == {
+        "format": "onnx", "target": "onnxruntime", "precision": "fp32", "file": "model.onnx", "opset": 21,
+        "versions": {name: version(name) for name in ("onnx", "onnxscript", "torch", "transformers")},
+        "source": {"digest": "0" * 64}, "context": 64, "vocabulary": 96, "max_batch": None, "layers": 2, "kv_heads": 2,
+        "head_dim": 16, "stored": {"3-bit, symmetric, groups of 32": 14},
+        "carried": {"3-bit integers in fields of 4 bits": 14},
+    }  # fmt: skip
+    forecast = find(KIND).outcome(host.params, given).engine
+    assert forecast is not None
+    assert {key: engine[key] for key in forecast} == forecast
+    written = sum((out / name).stat().st_size for name in ("model.onnx", "model.onnx.data"))
+    assert result.details["bytes"] == written
+    assert find(KIND).estimate(host.params, given).disk == pytest.approx(
+        (out / "model.onnx.data").stat().st_size, rel=0.05
+    )
+    page = (out / "README.md").read_text()
+    assert (
+        "- 14 linear modules: 3-bit, symmetric, groups of 32.\n- Of these, 14: 3-bit integers in fields of 4 bits"
+        in page
+    )
+
+
+def test_the_page_runs(tmp_path: Path) -> None:
+    """The Python of README.md, in the folder it is of."""
+    source = save(tmp_path / "model")
+    host = Host(tmp_path, KIND, source)
+    find(KIND).run(host)
+    text = (host.out_dir / "README.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0].replace('"model.onnx"', f'"{host.out_dir / "model.onnx"}"')
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["logits"].shape == (1, 3, 96)
+
+
+def test_the_embedded_model(tmp_path: Path) -> None:
+    source = tmp_path / "model"
+    shutil.copytree(MODEL, source)
+    given = Inputs(facts(source, "model"), {}, {}, machine_facts())
+    assert said(given, tmp_path, target="tensorrt") == []
+    host = Host(tmp_path, KIND, source)
+    assert find(KIND).estimate(host.params, given).disk == pytest.approx(23_070_000, rel=0.01)

@@ -1,0 +1,247 @@
+"""Engines of tiny models, built by tensorrt-rtx without a GPU; run where there is one."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from runner.errors import MachineError, StepFailed
+from runner.model import headers
+from runner.recipe.schema import defaults
+from runner.runtime import find
+from runner.steps import kinds
+from runner.steps.protocol import Inputs, MachineFacts
+from tests import tiny
+from tests.execute.test_disks import mounted
+from tests.host import Host
+
+needs_rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+# What the packages that export and build say of themselves.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+SIZES = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "max_position_embeddings": 128}
+
+
+def quantized(folder: Path, name: str = "llama", sizes: dict[str, Any] | None = None, **params: Any) -> Path:
+    source = tiny.save(folder / "source", name, **(SIZES if sizes is None else sizes))
+    host = Host(folder / "quantized", "quantize.rtn", source, **{"bits": 4, "group_size": 64, **params})
+    kinds.find("quantize.rtn").run(host)
+    return host.out_dir
+
+
+def complaints(checkpoint: Path, device: str = "cpu", **params: Any) -> list[tuple[str, str, str | None, Any]]:
+    machine = MachineFacts(2, 8 << 30, 8 << 30, device, 0, None, 1e11, 1e9)
+    inputs = Inputs(headers.facts(checkpoint, "model"), {}, {}, machine)
+    found = kinds.find("build.tensorrt").check(defaults("build.tensorrt", params), inputs)
+    return [(d.code, d.message, d.help, d.path) for d in found]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Host, Any]:
+    folder = tmp_path_factory.mktemp("engine")
+    host = Host(folder, "build.tensorrt", quantized(folder), max_sequence_length=64, max_batch_size=2)
+    return host, kinds.find("build.tensorrt").run(host)
+
+
+@needs_rtx
+def test_an_engine_holds_its_weights_at_four_bits(built: tuple[Host, Any]) -> None:
+    host, result = built
+    metrics = result.metrics
+    linears = 2 * (2 * 256 * 256 + 2 * 256 * 128 + 3 * 256 * 512)
+    scales = 2 * linears // 64
+    assert metrics["packed_bytes"] == linears // 2 + scales
+    assert metrics["unpacked_bytes"] == 2 * linears
+    assert (host.out_dir / "model.engine").stat().st_size == metrics["engine_bytes"]
+    assert (
+        metrics["graph_bytes"] <= metrics["weights_bytes"] < metrics["graph_bytes"] + metrics["packed_bytes"] + 20_000
+    )
+    assert metrics["weights_bytes"] < metrics["graph_bytes"] - metrics["packed_bytes"] + metrics["unpacked_bytes"] / 1.5
+
+
+@needs_rtx
+def test_the_folder_tells_what_it_is(built: tuple[Host, Any]) -> None:
+    host, _ = built
+    assert sorted(path.name for path in host.out_dir.iterdir()) == [
+        "README.md", "config.json", "engine.json", "generation_config.json", "model.engine",
+    ]  # fmt: skip
+    engine = json.loads((host.out_dir / "engine.json").read_text())
+    assert engine["format"] == "tensorrt"
+    assert engine["flavour"] == "rtx"
+    assert engine["compute_capabilities"] == ["8.0", "8.6", "8.9", "12.0+"]
+    assert engine["source"] == {"digest": "0" * 64}
+    assert (engine["context"], engine["vocabulary"], engine["max_batch"]) == (64, 96, 2)
+    assert engine["stored"] == {"4-bit, symmetric, groups of 64": 14}
+    assert [tensor["name"] for tensor in engine["inputs"]][:4] == [
+        "input_ids", "attention_mask", "position_ids", "past_key_values.0.key",
+    ]  # fmt: skip
+    assert engine["outputs"][0] == {"name": "logits", "type": "float", "shape": [-1, -1, 96]}
+    prefill, decode = engine["profiles"]
+    assert prefill["shapes"]["input_ids"] == {"min": [1, 1], "usual": [2, 32], "max": [2, 64]}
+    assert prefill["shapes"]["past_key_values.1.value"]["max"] == [2, 2, 0, 64]
+    assert decode["shapes"]["past_key_values.0.key"] == {
+        "min": [1, 2, 1, 64], "usual": [2, 2, 32, 64], "max": [2, 2, 63, 64],
+    }  # fmt: skip
+    assert decode["shapes"]["attention_mask"] == {"min": [1, 2], "usual": [2, 33], "max": [2, 64]}
+
+
+@needs_rtx
+def test_the_planner_foresees_engine_json(built: tuple[Host, Any]) -> None:
+    host, _ = built
+    machine = MachineFacts(2, 8 << 30, 8 << 30, "cpu", 0, None, 1e11, 1e9)
+    inputs = Inputs(headers.facts(host.inputs["checkpoint"].path, "model"), {}, {}, machine)
+    kind = kinds.find("build.tensorrt")
+    foreseen = kind.outcome(host.params, inputs).engine
+    engine = json.loads((host.out_dir / "engine.json").read_text())
+    assert foreseen is not None
+    assert {key: engine[key] for key in foreseen} == dict(foreseen)
+    cost = kind.estimate(host.params, inputs)
+    assert cost.disk >= sum(path.stat().st_size for path in host.out_dir.iterdir()) - (8 << 20)
+
+
+@needs_rtx
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_an_engine_without_a_gpu_is_refused(built: tuple[Host, Any]) -> None:
+    with pytest.raises(MachineError) as caught:
+        find.open(built[0].out_dir)
+    assert caught.value.render() == (
+        "error: a TensorRT engine needs an NVIDIA GPU, and torch finds none here\n"
+        "help: run it on a machine with a GPU; `build.onnx` and `build.compile` make what runs on a CPU"
+    )
+
+
+@needs_rtx
+def test_too_little_workspace(tmp_path: Path) -> None:
+    host = Host(tmp_path, "build.tensorrt", quantized(tmp_path), max_sequence_length=64, workspace="1KB")
+    with pytest.raises(StepFailed) as caught:
+        kinds.find("build.tensorrt").run(host)
+    assert "finds no way to compute the graph within `workspace`: " in caught.value.message
+    assert caught.value.help == "raise `workspace`"
+    assert list(host.out_dir.iterdir()) == []
+
+
+def test_what_cannot_be_built_is_told_before_anything_runs(tmp_path: Path) -> None:
+    checkpoint = quantized(tmp_path)
+    assert complaints(checkpoint, compute_capabilities=["12.0", "8.6"], max_sequence_length=128) == []
+    assert complaints(checkpoint, compute_capabilities=["8.6", "9.0", "7.5", "6.1"], max_sequence_length=129) == [
+        ("R495", "`max_sequence_length` is 129; the model has 128 positions", "lower it to 128, or leave it out",
+         ("max_sequence_length",)),
+        ("R495", "TensorRT-RTX builds no engines for compute capability 9.0; it knows 7.5, 8.0, 8.6, 8.9, 12.0, 12.1",
+         "build on that GPU with `flavour: enterprise`", ("compute_capabilities", 1)),
+        ("R495", "GPUs of compute capability 7.5 have no way to multiply by quantized weights",
+         "leave it out, or build it of a dense checkpoint", ("compute_capabilities", 2)),
+        ("R495", "TensorRT-RTX builds no engines for compute capability 6.1; it knows 7.5, 8.0, 8.6, 8.9, 12.0, 12.1",
+         "leave it out", ("compute_capabilities", 3)),
+    ]  # fmt: skip
+
+
+def test_enterprise_needs_a_gpu_and_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = quantized(tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    found = complaints(checkpoint, flavour="enterprise", compute_capabilities=["9.0"])
+    monkeypatch.undo()
+    assert found == [
+        ("R504", "`flavour: enterprise` builds on the GPU that is to run the engine; this step runs on the CPU",
+         "use `flavour: rtx`, which builds without one, or a machine with a GPU", ("flavour",)),
+        ("R503", "`flavour: enterprise` needs the package tensorrt, which is not installed", "`pip install tensorrt`",
+         ("flavour",)),
+        ("R495", "`flavour: enterprise` builds for the GPU of this machine alone",
+         "leave it out, or use `flavour: rtx`", ("compute_capabilities",)),
+    ]  # fmt: skip
+
+
+def test_integers_that_tensorrt_cannot_keep(tmp_path: Path) -> None:
+    asymmetric = complaints(quantized(tmp_path / "a", symmetric=False))
+    assert [(code, help) for code, _, help, _ in asymmetric] == [
+        ("R478", "quantize with `symmetric: true`, or use build.onnx, which keeps it for onnxruntime")
+    ]
+    assert "is quantized asymmetrically; TensorRT's INT4 and INT8 have no zero points" in asymmetric[0][1]
+    ((code, message, help, _),) = complaints(quantized(tmp_path / "b", bits=8))
+    assert (code, help) == ("R478", 'quantize with `group_size: "channel"`, or to 4 bits')
+    assert message.endswith(" (as 13 more) has 8 bits in groups of 64; TensorRT has groups at 4 bits only")
+    assert complaints(quantized(tmp_path / "c", bits=8, group_size="channel")) == []
+    assert complaints(quantized(tmp_path / "d", bits=3)) == []
+
+
+def test_a_dora_adapter_is_refused(tmp_path: Path) -> None:
+    facts = replace(headers.facts(quantized(tmp_path), "model"), adapter={"r": 4, "use_dora": True})
+    inputs = Inputs(facts, {}, {}, MachineFacts(2, 8 << 30, 8 << 30, "cpu", 0, None, 1e11, 1e9))
+    (found,) = kinds.find("build.tensorrt").check(defaults("build.tensorrt", {}), inputs)
+    assert found.message == "the checkpoint carries a DoRA adapter, whose branch depends on the weights beside it"
+
+
+@pytest.mark.gpu
+@needs_rtx
+@needs_gpu
+def test_an_engine_computes_what_the_checkpoint_computes(tmp_path: Path) -> None:
+    """On the GPU of this machine, by tensorrt-rtx where that knows it and by tensorrt elsewhere."""
+    from runner.runtime.greedy import greedy
+    from runner.runtime.transformers import Transformers
+
+    major, minor = torch.cuda.get_device_capability()
+    known = f"{major}.{minor}" in ("8.0", "8.6", "8.9", "12.0", "12.1")
+    if not known and importlib.util.find_spec("tensorrt") is None:
+        pytest.skip(
+            f"tensorrt-rtx has no engines for compute capability {major}.{minor}, and tensorrt is not installed"
+        )
+    checkpoint = quantized(tmp_path)
+    host = Host(tmp_path, "build.tensorrt", checkpoint, max_sequence_length=96, max_batch_size=2,
+                flavour="rtx" if known else "enterprise")  # fmt: skip
+    host.device = "cuda"
+    kinds.find("build.tensorrt").run(host)
+    engine, base = find.open(host.out_dir, "cuda"), Transformers(checkpoint, "cuda", torch.float32, exact=True)
+    try:
+        prompts = tiny.tokens(2, 16).numpy()
+        ours, theirs = engine.prefill(prompts), base.prefill(prompts)
+        assert np.abs(ours - theirs).max() < 0.02 * np.abs(theirs).max()
+        for prompt in prompts:
+            assert np.array_equal(greedy(engine, prompt[None], 32), greedy(base, prompt[None], 32))
+        with pytest.raises(StepFailed, match="prompt and continuation may have 96 together"):
+            engine.prefill(tiny.tokens(1, 97).numpy())
+        with pytest.raises(StepFailed, match="3 sequences at once; it runs at most 2"):
+            engine.prefill(tiny.tokens(3, 4).numpy())
+    finally:
+        engine.close()
+        base.close()
+    measured = {}
+    for name, folder in (("engine", host.out_dir), ("checkpoint", checkpoint)):
+        timed = Host(tmp_path / name, "evaluate.latency", folder, prompt_tokens=32, new_tokens=32)
+        timed.device = "cuda"
+        measured[name] = kinds.find("evaluate.latency").run(timed).metrics
+    for metrics in measured.values():
+        assert metrics["prefill_tokens_per_second"] > 0
+        assert metrics["gpu_memory"] > 0
+    print({name: metrics["decode_tokens_per_second"] for name, metrics in measured.items()})
+
+
+@pytest.mark.gpu
+@needs_rtx
+@needs_gpu
+def test_a_corrupt_engine_is_refused_on_a_gpu(built: tuple[Host, Any]) -> None:
+    path = built[0].out_dir / "model.engine"
+    content = path.read_bytes()
+    path.write_bytes(bytes(len(content)))
+    try:
+        with pytest.raises((StepFailed, MachineError)):
+            find.open(built[0].out_dir)
+    finally:
+        path.write_bytes(content)
+
+
+@needs_rtx
+def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
+    checkpoint = quantized(tmp_path)
+    with mounted(tmp_path / "disk", "size=3m") as disk:
+        host = Host(disk, "build.tensorrt", checkpoint, max_sequence_length=64)
+        with pytest.raises(MachineError) as caught:
+            kinds.find("build.tensorrt").run(host)
+        assert caught.value.message.startswith("the disk is full: model.engine could not be written, ")
+        assert list(host.out_dir.iterdir()) == []
+        assert not list(host.scratch_dir.rglob("*.engine*"))
