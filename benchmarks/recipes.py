@@ -35,7 +35,7 @@ class Figures:
 
 
 def weights(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
 
 
 def apply(recipe: Path, folder: Path, cores: list[int]) -> Figures:
@@ -47,9 +47,10 @@ def apply(recipe: Path, folder: Path, cores: list[int]) -> Figures:
     records: list[dict[str, Any]] = [
         json.loads(path.read_text(encoding="utf-8")) for path in sorted((job / "steps").glob("*/record.json"))
     ]
+    checkpoints = [path for path in sorted((job / "steps").iterdir()) if weights(path / "out")]
     scores = {record["id"]: record["metrics"]["perplexity"] for record in records if "perplexity" in record["metrics"]}
     return Figures(
-        weights(RECIPES.parent / "runner" / "demo" / "models" / "tiny-llama"), weights(job / "output"),
+        weights(RECIPES.parent / "runner" / "demo" / "models" / "tiny-llama"), weights(checkpoints[-1] / "out"),
         scores["baseline"], scores["quality"], measure.seconds, measure.cpu, measure.memory,
     )  # fmt: skip
 

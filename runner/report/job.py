@@ -188,9 +188,13 @@ def _text(path: Path) -> str:
         return ""
 
 
+# What holds weights: of a checkpoint, an ONNX graph, an engine, a compiled package, llama.cpp.
+_WEIGHTS = (".safetensors", ".onnx", ".data", ".engine", ".pt2", ".gguf")
+
+
 def weights(folder: Path) -> int:
-    """Bytes of the safetensors files of a checkpoint."""
-    return sum(path.stat().st_size for path in files.walk(folder) if path.suffix == ".safetensors")
+    """Bytes of the files of a checkpoint or an engine that hold weights."""
+    return sum(path.stat().st_size for path in files.walk(folder) if path.suffix in _WEIGHTS)
 
 
 def _model_weights(model: Mapping[str, Any]) -> int | None:
@@ -215,7 +219,7 @@ def _step(job: Path, root: Path, entry: Mapping[str, Any], last: board.StepBoard
         state = board.PENDING
     if record is not None and state in (board.PENDING, board.STOPPED):
         state = board.CACHED
-    sizes = [fact.size for fact in record.files if fact.path.endswith(".safetensors")] if record else []
+    sizes = [fact.size for fact in record.files if fact.path.endswith(_WEIGHTS)] if record else []
     return StepReport(
         id=entry["id"],
         kind=entry["kind"],
