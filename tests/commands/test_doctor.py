@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def _no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_line_for_everything(run: Run) -> None:
     code, out, err = run("doctor")
     assert (code, err) == (0, "")
-    assert "ok    torch        2.13.0, no CUDA, 2 threads\n" in out.replace("ok  torch  ", "ok    torch  ")
+    assert re.search(r"^ok +torch +2\.13\.0, no CUDA, \d+ threads$", out, re.MULTILINE)
     for name in ("python", "packages", "processor", "memory", "gpu", "jobs folder", "hard links"):
         assert f"  {name} " in out
 
