@@ -34,7 +34,8 @@ def test_versions_agree() -> None:
 def test_constraints_pin_every_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    ours = (entry for extra in sorted(set(extras) - {"gptq"}) for entry in extras[extra])  # gptqmodel brings its own torch
+    # gptqmodel, which brings its own torch, aside
+    ours = (entry for extra in sorted(set(extras) - {"gptq"}) for entry in extras[extra])
     wanted = {name(entry) for entry in [*project["dependencies"], *ours]} - {"runner"}
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {name(line) for line in lines if "==" in line and not line.startswith("#")}
