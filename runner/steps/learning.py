@@ -21,14 +21,17 @@ _WORKING_BYTES = 16  # of a weight that is dense for a moment: integers, float32
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 
 
-def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
-    """What is wrong with the teacher; nothing where the loss has none."""
+def check(params: Params, inputs: Inputs, *, damages: bool = False) -> list[Diagnostic]:
+    """What is wrong with the teacher; nothing where the loss has none.
+
+    A step that `damages` the checkpoint while it trains may learn from the checkpoint as it was.
+    """
     from runner.training import check as training
 
     found: list[Diagnostic] = []
     if params["loss"] == "distill":
         teacher, own = inputs.others["teacher"], inputs.checkpoint
-        if teacher is own:
+        if teacher is own and not damages:
             message = "`teacher` is the checkpoint itself, from which it can learn nothing"
             help = "let it name the model before it was compressed, or use `loss: next_token`"
             return [Diagnostic("R474", message, help, path=("teacher",))]

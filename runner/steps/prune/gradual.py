@@ -37,7 +37,7 @@ def schedule(params: Params, steps: int) -> Schedule:
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     found = adapters.carried(inputs.checkpoint.adapter, "this step would change those")
-    found += unmatched(params, inputs.checkpoint) + learning.check(params, inputs)
+    found += unmatched(params, inputs.checkpoint) + learning.check(params, inputs, damages=True)
     data = inputs.data["data"]
     steps = settings(params, max(1, data.tokens // data.sequence_length), data.sequence_length).steps
     own = schedule(params, steps)

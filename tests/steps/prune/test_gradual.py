@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +83,7 @@ def test_only_states_of_full_sparsity_are_kept_as_the_best(tmp_path: Path) -> No
 
 def told(model: Path, **params: Any) -> list[str]:
     found = facts(model, str(model))
-    inputs = Inputs(
-        found, {"teacher": replace(found)}, {"data": DataFacts("text", 16, 24, 0, "")}, machine_facts("cpu")
-    )
+    inputs = Inputs(found, {"teacher": found}, {"data": DataFacts("text", 16, 24, 0, "")}, machine_facts("cpu"))
     complaints = gradual.check(defaults("prune.gradual", {"data": "text"} | SETTINGS | params), inputs)
     return [f"{complaint.code} {complaint.path}: {complaint.message}; {complaint.help}" for complaint in complaints]
 
