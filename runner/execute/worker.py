@@ -6,7 +6,6 @@ with its parent, and ignores the signals that a terminal or a scheduler sends to
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import gc
 import os
@@ -27,10 +26,8 @@ from runner.job import environment
 from runner.job.entries import Stage, StoreEntry
 from runner.job.records import Record
 from runner.job.store import Store
-from runner.model import heap
+from runner.model import heap, lifetime
 from runner.progress.events import Event, encode, make
-
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
@@ -40,7 +37,8 @@ def main() -> None:
     os.dup2(silence, 0)
     os.dup2(2, 1)
     faulthandler.enable()
-    _die_with_parent()
+    # The end of stdin tells too, but not while the GIL is held in C.
+    lifetime.die_with_parent(os.environ.get(messages.PARENT))
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             # A handler instead of SIG_IGN, which the processes that a step starts would inherit.
@@ -207,16 +205,6 @@ def _finished(about: dict[str, Any], entry: StoreEntry) -> Event:
         "step_finished", **about, key=record.key, digest=record.digest, seconds=record.seconds, memory=record.memory,
         metrics=dict(record.metrics),
     )  # fmt: skip
-
-
-def _die_with_parent() -> None:
-    """Ask Linux for SIGKILL when the parent dies: the end of stdin tells too, but not while the GIL is held in C."""
-    if not sys.platform.startswith("linux"):
-        return
-    parent = os.environ.get(messages.PARENT)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if parent and os.getppid() != int(parent):
-        os._exit(0)
 
 
 if __name__ == "__main__":

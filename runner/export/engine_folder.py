@@ -16,7 +16,7 @@ from runner.export import graph
 from runner.export.tensorrt import NAMES, RTX, Built, Order
 from runner.model import headers
 from runner.model.context import Context
-from runner.model.output import COMPRESSION, copy_companions, write_json
+from runner.model.output import copy_companions, write_json
 
 ENGINE = "engine.json"
 
@@ -76,7 +76,6 @@ def write(ctx: Context, order: Order, built: Built, exported: graph.Exported, wo
         **{key: described[key] for key in ("layers", "kv_heads", "head_dim", "stored", "carried")},
     }
     copy_companions(source.path, out)
-    (out / COMPRESSION).unlink(missing_ok=True)  # of a checkpoint that can be quantized again
     shutil.copyfile(source.path / "config.json", out / "config.json")
     (out / "README.md").write_text(_card(engine, config), encoding="utf-8")
     os.replace(work / order.engine, out / order.engine)

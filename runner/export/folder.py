@@ -9,7 +9,7 @@ from typing import Any
 from runner.export import architectures, carry, graph
 from runner.model import headers
 from runner.model.context import Context
-from runner.model.output import COMPRESSION, copy_companions, write_json
+from runner.model.output import copy_companions, write_json
 
 ENGINE = "engine.json"
 OPSET = 21
@@ -43,7 +43,6 @@ def write(ctx: Context) -> dict[str, Any]:
         **graph.describe(exported),
     }
     copy_companions(source.path, out)
-    (out / COMPRESSION).unlink(missing_ok=True)  # of a checkpoint that can be quantized again
     shutil.copyfile(source.path / "config.json", out / "config.json")
     write_json(out / ENGINE, engine)
     (out / "README.md").write_text(_card(engine, config, exported), encoding="utf-8")

@@ -31,6 +31,8 @@ LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 EMBEDDING_NAMES = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 EMBEDDING_SIZE_KEYS = ("word_embed_proj_dim", "hidden_size", "n_embd", "d_model")
 
+_POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+
 
 @lru_cache(maxsize=1)
 def causal_models() -> Mapping[str, str]:
@@ -57,6 +59,12 @@ def layer_count(config: Mapping[str, Any]) -> tuple[str, int] | None:
         if isinstance(config.get(key), int):
             return key, int(config[key])
     return None
+
+
+def positions(config: Mapping[str, Any]) -> tuple[str, int]:
+    """The key of config.json that says how many tokens a context has, and its value; ("", 0) where none does."""
+    values = ((key, config[key]) for key in _POSITIONS if isinstance(config.get(key), int))
+    return next(values, ("", 0))
 
 
 def _experts(config: Mapping[str, Any], tensors: tuple[str, ...]) -> str | None:

@@ -94,10 +94,14 @@ def describe(result: Transformed) -> dict[str, Any]:
 
 
 def copy_companions(source: Path, target: Path) -> None:
-    """Tokenizer, generation config, chat template, licence: every file beside the weights but those written anew."""
+    """Tokenizer, generation config, chat template, licence: every file beside the weights but those written anew.
+
+    How a checkpoint was quantized is said only by those that hold its integers, so COMPRESSION is not copied.
+    """
+    written = {"config.json", "README.md", "quantize_config.json", COMPRESSION}
     for path in sorted(source.iterdir()):
         weights = path.suffix in {".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx"}
-        own = path.name in {"config.json", "README.md", "quantize_config.json"} or path.name.endswith(".index.json")
+        own = path.name in written or path.name.endswith(".index.json")
         if path.is_file() and not weights and not own and not path.name.startswith("."):
             shutil.copyfile(path, target / path.name)
 

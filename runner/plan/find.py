@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runner.errors import Diagnostic, RecipeError, Span
-from runner.model import headers, hub, source, trust
+from runner.model import architectures, headers, hub, source, trust
 from runner.model.facts import CheckpointFacts
 from runner.model.windows import too_short
 from runner.plan.counts import count_tokens
@@ -18,7 +18,6 @@ from runner.recipe.types import DataSpec, ModelSpec, Recipe
 from runner.steps.protocol import DataFacts
 
 _DIGESTED = ("*.json", "*.model", "*.txt", "*.jinja")  # beside the shards: config, tokenizer, generation config
-_LENGTH_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 
 
 @dataclass(frozen=True)
@@ -96,9 +95,7 @@ def _locate(location: source.DataLocation, cache_file: Path | None) -> ResolvedD
 def check_lengths(recipe: Recipe, found: Found, data: Mapping[str, ResolvedData], cache_file: Path | None) -> None:
     """RecipeError for windows longer than the model's context, and for text shorter than asked."""
     complaints: list[Diagnostic] = []
-    config = found.model.facts.config
-    limits = ((key, config[key]) for key in _LENGTH_KEYS if isinstance(config.get(key), int))
-    context_key, context = next(limits, ("", 0))
+    context_key, context = architectures.positions(found.model.facts.config)
     for name, entry in data.items():
         length = entry.spec.sequence_length
         if 0 < context < length:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.errors import Diagnostic
-from runner.model import memory, source
+from runner.model import memory
 from runner.model.facts import CheckpointFacts
-from runner.steps import streamed
+from runner.steps import streamed, teaching
 from runner.steps.protocol import Context, Cost, Inputs, Params
 from runner.training import vocabulary
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from runner.training.task import Fitted
 
 _WORKING_BYTES = 16  # of a weight that is dense for a moment: integers, float32 values, gradient and its product
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 
 
 def check(params: Params, inputs: Inputs, *, damages: bool = False) -> list[Diagnostic]:
@@ -35,13 +33,15 @@ def check(params: Params, inputs: Inputs, *, damages: bool = False) -> list[Diag
             message = "`teacher` is the checkpoint itself, from which it can learn nothing"
             help = "let it name the model before it was compressed, or use `loss: next_token`"
             return [Diagnostic("R474", message, help, path=("teacher",))]
-        found += _tokens(teacher, own) + _context(teacher, inputs)
+        found += _tokens(teacher, own) + teaching.context_complaints("teacher", teacher, inputs)
     return found + training.check(params, inputs)
 
 
 def _tokens(teacher: CheckpointFacts, own: CheckpointFacts) -> list[Diagnostic]:
     """By the tokenizers where both are at hand, else by the number of logits."""
-    theirs, ours = (folder and vocabulary.tokens(folder) for folder in (_located(teacher), _located(own)))
+    theirs, ours = (
+        folder and vocabulary.tokens(folder) for folder in (teaching.located(teacher), teaching.located(own))
+    )
     help = "name a teacher of the same tokenizer, or use `loss: next_token`"
     if theirs and ours:
         why = vocabulary.mismatch(theirs, ours)
@@ -53,26 +53,6 @@ def _tokens(teacher: CheckpointFacts, own: CheckpointFacts) -> list[Diagnostic]:
         return []
     message = f"the teacher has a vocabulary of {sizes[0]:,} tokens, the checkpoint one of {sizes[1]:,}"
     return [Diagnostic("R490", message, help, path=("teacher",))]
-
-
-def _located(facts: CheckpointFacts) -> Path | None:
-    if facts.source.startswith(source.DEMO):
-        return source.demo_path("models", facts.source.removeprefix(source.DEMO))
-    folder = Path(facts.source).expanduser()
-    return folder if folder.is_dir() else None
-
-
-def _context(teacher: CheckpointFacts, inputs: Inputs) -> list[Diagnostic]:
-    data = inputs.data["data"]
-    limits = ((key, teacher.config[key]) for key in _CONTEXT_KEYS if isinstance(teacher.config.get(key), int))
-    key, limit = next(limits, ("", 0))
-    if not 0 < limit < data.sequence_length:
-        return []
-    message = (
-        f"data `{data.name}` has `sequence_length` {data.sequence_length}; the teacher's context is {limit} tokens "
-        f"(`{key}` in config.json)"
-    )
-    return [Diagnostic("R465", message, f"lower `sequence_length` to {limit} or less", path=("teacher",))]
 
 
 def estimate(params: Params, inputs: Inputs, trained: int, disk: int) -> Cost:
@@ -114,11 +94,7 @@ def learn(ctx: Context, build: str, arguments: Mapping[str, Any], *, evaluate_fr
 
     States before the step `evaluate_from` are not measured, and so never kept as the best.
     """
-    import torch
-
-    from runner.model.headers import read_config
-    from runner.training import fit, teacher
-    from runner.training.order import order
+    from runner.training import fit
 
     folder = ctx.inputs["checkpoint"].path
     distils = ctx.params["loss"] == "distill"
@@ -131,17 +107,5 @@ def learn(ctx: Context, build: str, arguments: Mapping[str, Any], *, evaluate_fr
         **arguments,
     }, params={**ctx.params, "evaluate_from": evaluate_from})  # fmt: skip
     if distils:
-        ids = ctx.data("data")
-        seen = task.settings.steps * task.settings.batch_size
-        theirs = ctx.inputs["teacher"].path
-        teacher.cache(
-            ctx,
-            theirs,
-            ids,
-            torch.unique(order(len(ids), seen, task.seed)),
-            cache,
-            top_k=ctx.params["top_k"],
-            temperature=ctx.params["temperature"],
-            vocabulary=min(vocabulary.size(read_config(model)) for model in (theirs, folder)),
-        ).close()
+        teaching.listen(ctx, task, folder, cache)
     return fit.fit(ctx, task)

@@ -6,7 +6,6 @@ sends to everybody: a stop is asked for by the file `stop`, which rank 0 sees an
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -16,15 +15,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from runner.model import lifetime
 from runner.training.launch import EVENTS, PARENT, STOP, TASK, encoded, threads
 from runner.training.task import Task
-
-_PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> None:
     role, folder = arguments[0], Path(arguments[1])
-    die_with_parent(os.environ.get(PARENT))
+    lifetime.die_with_parent(os.environ.get(PARENT))
     for name in ("SIGINT", "SIGHUP"):
         signal.signal(getattr(signal, name), lambda *_: None)
     (agent if role == "agent" else rank)(folder)
@@ -118,15 +116,6 @@ def _killed(folder: Path, described: Mapping[str, Any]) -> None:
 
     length = int(np.load(described["ids"], mmap_mode="r").shape[1])
     saves.write_json(folder / "killed.json", {"length": length})
-
-
-def die_with_parent(parent: str | None) -> None:
-    """Ask Linux for SIGKILL when the parent dies."""
-    if not sys.platform.startswith("linux"):
-        return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if parent and os.getppid() != int(parent):
-        os._exit(0)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def _put(target: int, header: TensorHeader, value: torch.Tensor) -> None:
 def beside(source: Path, out: Path) -> None:
     """Copy what stands beside the weights, but for the model card."""
     copy_companions(source, out)
-    for name in ("config.json", "quantize_config.json"):
+    for name in ("config.json", "quantize_config.json", COMPRESSION):
         if (source / name).is_file():
             shutil.copyfile(source / name, out / name)
 
@@ -123,7 +123,6 @@ def dense(adapted: Adapted, scratch: Path, out: Path) -> None:
     parts.copy("rest", reader, [name for name in reader.headers if name not in inside])
     parts.finish(out, _DENSE_SHARD)
     copy_companions(reader.folder, out)
-    (out / COMPRESSION).unlink(missing_ok=True)
     config = json.loads((reader.folder / "config.json").read_text(encoding="utf-8"))
     del config["quantization_config"]
     write_json(out / "config.json", config)

@@ -12,7 +12,7 @@ from runner.errors import StepFailed
 from runner.export.decoder import Decoder, Shape, own_attention, shape_of
 from runner.model import headers
 from runner.model.context import Context, Result
-from runner.model.output import COMPRESSION, copy_companions, write_json
+from runner.model.output import copy_companions, write_json
 from runner.runtime.aotinductor import FILE, PRECISIONS, target
 from runner.runtime.transformers import load
 from runner.steps.build.compile import described
@@ -66,7 +66,6 @@ def write(ctx: Context) -> Result:
     write_json(out / "engine.json", engine)
     write_json(out / "config.json", {k: v for k, v in config.items() if k != "quantization_config"})
     copy_companions(source.path, out)
-    (out / COMPRESSION).unlink(missing_ok=True)  # of a checkpoint that can be quantized again
     card = _CARD.format(
         model=config.get("model_type"), file=FILE, precision=precision, device=engine["device"],
         capability=engine["capability"], torch=engine["torch"], layers=shape.layers, heads=shape.kv_heads,

@@ -18,7 +18,7 @@ from runner.export import gguf_vocabulary
 from runner.export.gguf_blocks import BLOCK, PACKERS, Integers, carried, permutation
 from runner.model import headers
 from runner.model.context import Context, Result
-from runner.model.output import COMPRESSION, copy_companions, write_json
+from runner.model.output import copy_companions, write_json
 from runner.model.shards import ShardReader
 from runner.steps.build.gguf import FILE, described
 from runner.training import packed
@@ -116,7 +116,6 @@ def _folder(ctx: Context, source: Path, config: Mapping[str, Any], engine: Mappi
     write_json(ctx.out_dir / "engine.json", engine)
     write_json(ctx.out_dir / "config.json", {k: v for k, v in config.items() if k != "quantization_config"})
     copy_companions(source, ctx.out_dir)
-    (ctx.out_dir / COMPRESSION).unlink(missing_ok=True)  # of a checkpoint that can be quantized again
     types = ", ".join(f"{count} {type.upper()}" for type, count in engine["types"].items())
     text = _CARD.format(file=FILE, types=types, recipe=ctx.recipe_text.rstrip())
     (ctx.out_dir / "README.md").write_text(text, encoding="utf-8")

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from runner.errors import Diagnostic
 from runner.model.facts import CheckpointFacts
-from runner.steps import streamed
+from runner.steps import streamed, teaching
 from runner.steps.distill import pair
 from runner.steps.protocol import CHECKPOINT, Context, Cost, Inputs, Params, Result
 from runner.training import vocabulary
@@ -48,34 +48,18 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
 
 
 def run(ctx: Context) -> Result:
-    import torch
+    from runner.model.headers import facts
+    from runner.training import fit, write
 
-    from runner.model.headers import facts, read_config
-    from runner.training import fit, teacher, write
-    from runner.training.order import order
-
-    ids, teacher_folder = ctx.data("data"), ctx.inputs["teacher"].path
-    teacher_facts = facts(teacher_folder, str(teacher_folder))
-    student = pair.make(ctx, after=teacher_facts.layer_count)
+    teacher, cache = ctx.inputs["teacher"].path, ctx.scratch_dir / "teacher"
+    student = pair.make(ctx, after=facts(teacher, str(teacher)).layer_count)
     arguments = {
         "student": str(student.folder),
-        "cache": str(ctx.scratch_dir / "teacher"),
+        "cache": str(cache),
         **{name: ctx.params[name] for name in ("alpha", "temperature", "divergence")},
     }
     task = fit.prepare(ctx, "runner.training.distillation:build", arguments)
-    seen = task.settings.steps * task.settings.batch_size
-    cached = teacher.cache(
-        ctx,
-        teacher_folder,
-        ids,
-        torch.unique(order(len(ids), seen, task.seed)),
-        ctx.scratch_dir / "teacher",
-        top_k=ctx.params["top_k"],
-        temperature=ctx.params["temperature"],
-        vocabulary=min(vocabulary.size(config) for config in (teacher_facts.config, read_config(student.folder))),
-        before=len(student.influence or ()),
-    )
-    cached.close()
+    teaching.listen(ctx, task, student.folder, cache, before=len(student.influence or ()))
     fitted = fit.fit(ctx, task)
     write.checkpoint(ctx, student.folder, fitted.weights)
     return Result(metrics=fitted.metrics, details={**pair.details(student), **fitted.details})

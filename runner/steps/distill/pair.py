@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import Diagnostic, RecipeError
-from runner.model import adapters, memory, source
+from runner.model import adapters, memory
 from runner.model.context import Context
 from runner.model.facts import CheckpointFacts
-from runner.steps import streamed
+from runner.steps import streamed, teaching
 from runner.steps.protocol import Cost, Inputs, Params
 from runner.training import check as training
 from runner.training import depth, vocabulary
@@ -20,7 +20,6 @@ from runner.training.task import settings
 
 TOP_K_COPIES = 4  # of a chunk of logits while its loss and gradient are computed (measured)
 WHOLE_COPIES = 8  # the same against the teacher's whole logits, with Jensen-Shannon, which takes the most (measured)
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 
 
 @dataclass(frozen=True)
@@ -68,10 +67,10 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
         message = "`student` names a quantized checkpoint, whose integers take no gradient"
         found.append(Diagnostic("R449", message, "name it as it was before it was quantized", path=("student",)))
     teacher, own = inputs.others["teacher"], source_facts(inputs)
-    found += token_complaints(teacher, own, located(teacher), located(own))
+    found += token_complaints(teacher, own, teaching.located(teacher), teaching.located(own))
     for name, facts in (("teacher", teacher), ("student", own)):
         if name == "teacher" or "student" in inputs.others:
-            found += context_complaints(name, facts, inputs)
+            found += teaching.context_complaints(name, facts, inputs)
     return found + training.check(params, replace(inputs, checkpoint=student))
 
 
@@ -126,28 +125,6 @@ def token_complaints(
         return []
     message = f"the teacher has a vocabulary of {sizes[0]:,} tokens, the student one of {sizes[1]:,}"
     return [Diagnostic("R490", message, help, path=("teacher",))]
-
-
-def context_complaints(name: str, facts: CheckpointFacts, inputs: Inputs) -> list[Diagnostic]:
-    """Whether the windows of the data are longer than a model's context."""
-    data = inputs.data["data"]
-    limits = ((key, facts.config[key]) for key in _CONTEXT_KEYS if isinstance(facts.config.get(key), int))
-    key, limit = next(limits, ("", 0))
-    if not 0 < limit < data.sequence_length:
-        return []
-    message = (
-        f"data `{data.name}` has `sequence_length` {data.sequence_length}; the {name}'s context is {limit} tokens "
-        f"(`{key}` in config.json)"
-    )
-    return [Diagnostic("R465", message, f"lower `sequence_length` to {limit} or less", path=(name,))]
-
-
-def located(facts: CheckpointFacts) -> Path | None:
-    """The folder of a checkpoint's tokenizer, where it is on this machine: steps hand their source's on unchanged."""
-    if facts.source.startswith(source.DEMO):
-        return source.demo_path("models", facts.source.removeprefix(source.DEMO))
-    folder = Path(facts.source).expanduser()
-    return folder if folder.is_dir() else None
 
 
 def trained(params: Params, inputs: Inputs, copies: int = TOP_K_COPIES, beside: int = 0) -> Cost:

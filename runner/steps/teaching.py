@@ -1,0 +1,59 @@
+"""What every step that learns from a teacher shares. Imported by the planner: no torch at the top."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from runner.errors import Diagnostic
+from runner.model import architectures, source
+from runner.model.facts import CheckpointFacts
+from runner.steps.protocol import Context, Inputs
+from runner.training import vocabulary
+from runner.training.task import Task
+
+
+def located(facts: CheckpointFacts) -> Path | None:
+    """The folder of a checkpoint's tokenizer, where it is on this machine: steps hand their source's on unchanged."""
+    if facts.source.startswith(source.DEMO):
+        return source.demo_path("models", facts.source.removeprefix(source.DEMO))
+    folder = Path(facts.source).expanduser()
+    return folder if folder.is_dir() else None
+
+
+def context_complaints(name: str, facts: CheckpointFacts, inputs: Inputs) -> list[Diagnostic]:
+    """Whether the windows of the data are longer than the context of the model that the parameter `name` gives."""
+    data = inputs.data["data"]
+    key, limit = architectures.positions(facts.config)
+    if not 0 < limit < data.sequence_length:
+        return []
+    message = (
+        f"data `{data.name}` has `sequence_length` {data.sequence_length}; the {name}'s context is {limit} tokens "
+        f"(`{key}` in config.json)"
+    )
+    return [Diagnostic("R465", message, f"lower `sequence_length` to {limit} or less", path=(name,))]
+
+
+def listen(ctx: Context, task: Task, student: Path, cache: Path, *, before: int = 0) -> None:
+    """Let the teacher run over the windows that `task` will see, and keep what it says in `cache`. Repeatable.
+
+    `student` is the checkpoint that learns; `before` counts the layers that the step ran already, for events.
+    """
+    import torch
+
+    from runner.model.headers import read_config
+    from runner.training import teacher
+    from runner.training.order import order
+
+    ids, theirs = ctx.data("data"), ctx.inputs["teacher"].path
+    seen = task.settings.steps * task.settings.batch_size
+    teacher.cache(
+        ctx,
+        theirs,
+        ids,
+        torch.unique(order(len(ids), seen, task.seed)),
+        cache,
+        top_k=ctx.params["top_k"],
+        temperature=ctx.params["temperature"],
+        vocabulary=min(vocabulary.size(read_config(model)) for model in (theirs, student)),
+        before=before,
+    ).close()
