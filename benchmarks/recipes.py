@@ -19,14 +19,19 @@ from benchmarks.measure import environment, run
 RECIPES = Path(__file__).parent.parent / "recipes"
 BEGIN = "<!-- figures: made by python -m benchmarks.recipes -->"
 END = "<!-- end of figures -->"
+ENGINES = ("*.onnx", "*.onnx.data", "*.onnx_data", "*.gguf", "*.engine", "*.pt2")
 
 
 @dataclass(frozen=True)
 class Figures:
-    """`before` and `after` are bytes of weights and perplexities of the model and of the output."""
+    """Bytes of weights and perplexities of the model and of the last checkpoint; `engine` is the size of the engine
+
+    that the recipe ends with, 0 for none.
+    """
 
     size_before: int
     size_after: int
+    engine: int
     perplexity_before: float
     perplexity_after: float
     seconds: float
@@ -36,6 +41,12 @@ class Figures:
 
 def weights(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+
+
+def engine(output: Path) -> int:
+    return (
+        sum(f.stat().st_size for glob in ENGINES for f in output.glob(glob)) if (output / "engine.json").exists() else 0
+    )
 
 
 def apply(recipe: Path, folder: Path, cores: list[int]) -> Figures:
@@ -51,7 +62,7 @@ def apply(recipe: Path, folder: Path, cores: list[int]) -> Figures:
     scores = {record["id"]: record["metrics"]["perplexity"] for record in records if "perplexity" in record["metrics"]}
     return Figures(
         weights(RECIPES.parent / "runner" / "demo" / "models" / "tiny-llama"), weights(checkpoints[-1] / "out"),
-        scores["baseline"], scores["quality"], measure.seconds, measure.cpu, measure.memory,
+        engine(job / "output"), scores["baseline"], scores["quality"], measure.seconds, measure.cpu, measure.memory,
     )  # fmt: skip
 
 
@@ -59,12 +70,13 @@ def table(rows: dict[str, Figures]) -> str:
     lines = [
         "On the embedded model, two cores of an x86 server without a GPU; perplexity on 64 windows of 512 tokens:",
         "",
-        "| recipe | size | perplexity | seconds | peak memory |",
-        "|---|---|---|---|---|",
+        "| recipe | checkpoint | engine | perplexity | seconds | peak memory |",
+        "|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
+        built = f"{row.engine / 1e6:.1f} MB" if row.engine else ""
         lines.append(
-            f"| [{name}]({name}) | {row.size_before / 1e6:.1f} → {row.size_after / 1e6:.1f} MB "
+            f"| [{name}]({name}) | {row.size_before / 1e6:.1f} → {row.size_after / 1e6:.1f} MB | {built} "
             f"| {row.perplexity_before:.2f} → {row.perplexity_after:.2f} | {row.seconds:.0f} "
             f"| {row.memory / 1e6:.0f} MB |"
         )
