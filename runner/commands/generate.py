@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from runner.commands import options
-from runner.errors import UsageError
+from runner.errors import MachineError, UsageError
+
+if TYPE_CHECKING:
+    from runner.runtime.protocol import Runtime
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -30,24 +34,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the drawing; default: 0")
     parser.add_argument("--chat", action="store_true", help="the prompt is what a user says in a chat")
     parser.add_argument("--threads", metavar="N", type=_positive, default=None, help="default: one for each core")
+    parser.add_argument(
+        "--step", metavar="ID", help="what this step of the job made; default: the job's output, or, where that cannot "
+        "run on this machine, the last thing the job made that can"
+    )  # fmt: skip
     options.add_device(parser)
     options.add_jobs(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    folder = _folder(args)
+    folders = _folders(args)
     prompt = _stdin() if args.prompt == "-" else args.prompt
     from runner.plan.machine import resolve_device
     from runner.runtime import find
     from runner.runtime.greedy import sampler, stream
     from runner.runtime.text import Text
 
-    find.require(folder)
-    text = Text(folder)  # before the model is loaded, which takes its time
+    find.require(folders[0])
+    text = Text(folders[0])  # before the model is loaded, which takes its time
     ids = text.chat_ids(prompt) if args.chat else text.ids(prompt)
     if not ids.size:
         raise UsageError("the prompt has no tokens, and the model no token that begins a text", "write a prompt")
-    runtime = find.open(folder, resolve_device(args.device), args.threads)
+    runtime = _opened(folders, resolve_device(args.device), args.threads)
     try:
         choose = sampler(args.temperature, args.top_p, args.seed % 2**32)
         ended = False
@@ -63,19 +71,58 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _folder(args: argparse.Namespace) -> Path:
-    """The folder that JOB names: its own where it holds a model, else the output of a job."""
+def _opened(folders: list[Path], device: str, threads: int | None) -> Runtime:
+    """The first of the folders that this machine can run; what the first one lacks is raised where none can."""
+    from runner.runtime import find
+
+    lacking: MachineError | None = None
+    for folder in folders:
+        try:
+            runtime = find.open(folder, device, threads)
+        except MachineError as error:
+            lacking = lacking or error
+            continue
+        if lacking is not None:
+            step = folder.parent.name.partition("-")[2]
+            print(f"note: {lacking.message}; this is what step `{step}` made", file=sys.stderr, flush=True)
+        return runtime
+    assert lacking is not None
+    raise lacking
+
+
+def _folders(args: argparse.Namespace) -> list[Path]:
+    """What JOB names, best first: a folder that holds a model, else the output of a job and what its steps made,
+
+    the last of them first; or what the step of `--step` made, alone.
+    """
     given = Path(args.job)
+    if given.name == "output" and (given.parent / "plan.json").is_file():
+        given = given.parent
+        args.job = str(given)
     if given.is_dir() and not (given / "plan.json").is_file():
-        return given
+        if args.step:
+            raise UsageError(f"`--step` needs a job; `{given}` is a folder", "name the step's folder, or the job")
+        return [given]
     root, id = options.job_of(args)
+    made = [folder for folder in sorted((root / id / "steps").glob("*-*/out"), reverse=True) if _holds_model(folder)]
+    if args.step:
+        found = [folder for folder in made if folder.parent.name.partition("-")[2] == args.step]
+        if not found:
+            names = ", ".join(f"`{folder.parent.name.partition('-')[2]}`" for folder in reversed(made)) or "none"
+            message = f"no step `{args.step}` of job `{id}` has made a checkpoint or an engine"
+            raise UsageError(message, f"steps that have: {names}")
+        return found
     output: Path = root / id / "output"
     if not output.is_dir():
         raise UsageError(
             f"job `{id}` has no output: no step of it has made a checkpoint or an engine yet",
             "apply its recipe to the end, or name the folder of one of its steps",
         )
-    return output
+    return [output, *made]
+
+
+def _holds_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("engine.json", "config.json"))
 
 
 def _stdin() -> str:

@@ -22,3 +22,11 @@ def line(output: Path) -> str:
     if (output / "adapter" / "adapter_config.json").exists():
         return f"{load}; model.load_adapter({os.path.join(path, 'adapter')!r})"
     return load
+
+
+def checkpoint(output: Path) -> Path | None:
+    """Where the output of a job is an engine: the folder of the last checkpoint that the job made, if it made one."""
+    if not (output / "engine.json").exists():
+        return None
+    made = sorted(output.parent.glob("steps/*-*/out"), reverse=True)
+    return next((f for f in made if (f / "config.json").exists() and not (f / "engine.json").exists()), None)

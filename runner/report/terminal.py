@@ -31,7 +31,12 @@ def ending(output: Path | None, before: int | None = None, after: int | None = N
         size = f"size    {units.size(before)} → {units.size(after)}" if before else f"size    {units.size(after)}"
         ratio = f", {before / after:.1f} times smaller" if before and before / after >= 1.05 else ""
         result.append(Text(size + ratio))
-    return [*result, Text(f"output  {_short(output)}"), Text(f"load    {loading.line(output)}")]
+    result += [Text(f"output  {_short(output)}"), Text(f"load    {loading.line(output)}")]
+    checkpoint = loading.checkpoint(output)
+    if checkpoint is not None:
+        result.append(Text(f"before  {_short(checkpoint)}, the last checkpoint"))
+        result.append(Text(f"load    {loading.line(checkpoint)}"))
+    return result
 
 
 def _heading(job: JobReport) -> list[Text]:

@@ -60,6 +60,60 @@ def test_a_job_without_output(run: Run, job: str) -> None:
     )
 
 
+@pytest.fixture
+def chain(job: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A job whose output is an engine that cannot run here, made of a checkpoint that can."""
+    from runner.runtime import find
+
+    formats = {**find.FORMATS, "tensorrt": find.Format("runner.runtime.tensorrt", ("no_such_package",), "tensorrt")}
+    monkeypatch.setattr(find, "FORMATS", formats)
+    here = Path("jobs") / job
+    for folder in (here / "output", *here.glob("steps/*")):
+        shutil.rmtree(folder)
+    for folder in (here / "output", here / "steps" / "03-engine" / "out"):
+        folder.mkdir(parents=True)
+        (folder / "engine.json").write_text('{"format": "tensorrt"}')
+        for file in MODEL.glob("token*"):
+            shutil.copy(file, folder)
+    shutil.copytree(MODEL, here / "steps" / "02-small" / "out")
+    return job
+
+
+@pytest.mark.parametrize("named", ["the job", "its output"])
+def test_an_engine_that_cannot_run_here_gives_way_to_what_it_was_made_of(run: Run, chain: str, named: str) -> None:
+    job = chain if named == "the job" else str(Path("jobs") / chain / "output")
+    code, out, err = run("generate", job, PROMPT, "--max-new-tokens", "8")
+    assert (code, err) == (0, (
+        "note: an engine of the format tensorrt needs the package no_such_package, which is not installed; "
+        "this is what step `small` made\n"
+    ))  # fmt: skip
+    assert out == run("generate", str(MODEL), PROMPT, "--max-new-tokens", "8")[1]
+
+
+def test_a_step_of_a_job(run: Run, chain: str) -> None:
+    code, out, err = run("generate", chain, PROMPT, "--step", "small", "--max-new-tokens", "8")
+    assert (code, err) == (0, "")
+    assert out == run("generate", str(MODEL), PROMPT, "--max-new-tokens", "8")[1]
+    code, out, err = run("generate", chain, PROMPT, "--step", "engine")
+    assert (code, out) == (4, "")
+    assert err == (
+        "error: an engine of the format tensorrt needs the package no_such_package, which is not installed\n"
+        "help: `pip install 'runner[tensorrt]'`\n"
+    )
+
+
+def test_a_step_that_made_nothing_to_run(run: Run, chain: str) -> None:
+    code, _, err = run("generate", chain, PROMPT, "--step", "quality")
+    assert (code, err) == (2, (
+        f"error: no step `quality` of job `{chain}` has made a checkpoint or an engine\n"
+        "help: steps that have: `small`, `engine`\n"
+    ))  # fmt: skip
+    code, _, err = run("generate", str(MODEL), PROMPT, "--step", "small")
+    assert (code, err) == (2, (
+        f"error: `--step` needs a job; `{MODEL}` is a folder\nhelp: name the step's folder, or the job\n"
+    ))  # fmt: skip
+
+
 def test_no_job_and_no_model(run: Run, folder: Path) -> None:
     code, _, err = run("generate", "nosuch", PROMPT)
     assert (code, err) == (

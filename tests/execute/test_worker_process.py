@@ -1,0 +1,30 @@
+"""What the worker's process is started with."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from runner.execute.process import WorkerProcess
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+
+
+def environment(log: Path) -> dict[str, str]:
+    worker = WorkerProcess(log, 3)
+    try:
+        entries = Path(f"/proc/{worker.pid}/environ").read_text().split("\0")
+    finally:
+        worker.close()
+    return dict(entry.split("=", 1) for entry in entries if entry)
+
+
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spinning, they take the core from the thread that they wait for as soon as anything else runs."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    found = environment(tmp_path / "log")
+    assert (found["OMP_WAIT_POLICY"], found["OMP_NUM_THREADS"]) == ("passive", "3")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert environment(tmp_path / "log")["OMP_WAIT_POLICY"] == "active"
