@@ -34,6 +34,9 @@ class Branch:
 DAMAGE = (
     Branch("cut", "distill.logits", {**BATCH, "student": {"drop": 2}, "steps": 1, "learning_rate": 1e-9}),
     Branch("w3", "quantize.gptq", {"data": "calibration", "bits": 3, "asymmetric_calibration": 0}),
+    Branch(
+        "w3-minmax", "quantize.gptq", {"data": "calibration", "bits": 3, "asymmetric_calibration": 0, "grid": "minmax"}
+    ),
     Branch("w3-default", "quantize.gptq", {"data": "calibration", "bits": 3}),
     Branch("half", "prune.wanda", {"data": "calibration", "sparsity": 0.5}),
     Branch("2of4", "prune.wanda", {"data": "calibration", "pattern": "2:4"}),
@@ -48,6 +51,8 @@ def branches(steps: int) -> tuple[tuple[str, Branch], ...]:
         ("cut", Branch("fine-tuned", "distill.logits", {**cut, "alpha": 1})),
         ("w3", Branch("w3-lora", "recover.lora", {**BATCH, "steps": steps}, "w3")),
         ("w3", Branch("w3-scales", "recover.scales", {**BATCH, "steps": 2 * steps}, "w3")),
+        ("w3-minmax", Branch("w3-minmax-lora", "recover.lora", {**BATCH, "steps": steps}, "w3-minmax")),
+        ("w3-minmax", Branch("w3-minmax-scales", "recover.scales", {**BATCH, "steps": 2 * steps}, "w3-minmax")),
         ("w3", Branch("w3-eora", "recover.eora", {"data": "calibration"}, "w3")),
         ("w3-default", Branch("w3-default-lora", "recover.lora", {**BATCH, "steps": steps}, "w3-default")),
         ("half", Branch("half-lora", "recover.lora", {**BATCH, "steps": steps}, "half")),
