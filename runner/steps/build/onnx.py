@@ -26,7 +26,7 @@ PRODUCES = ENGINE
 REQUIRES = (Requirement("onnx", "onnx"), Requirement("onnxscript", "onnx"), Requirement("onnxruntime", "onnx"))
 METRICS = ()
 
-_EXPORTER = 360 << 20  # torch's exporter and onnx imported, one layer traced (measured)
+_EXPORTER = 120 << 20  # torch's exporter and onnx imported, one layer traced (measured)
 _LAYER = 6 << 20  # of a traced graph
 _SECONDS = 12.0
 _LAYER_SECONDS = 1.5

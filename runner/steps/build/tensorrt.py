@@ -34,7 +34,7 @@ METRICS = ()
 
 FILE = "model.engine"
 _USUAL_LENGTH = 2048
-_EXPORTER = 360 << 20  # torch's exporter and onnx imported, one layer traced (measured)
+_EXPORTER = 120 << 20  # torch's exporter and onnx imported, one layer traced (measured)
 _LAYER = 6 << 20  # of a traced graph
 _CODE = 2 << 20  # of an engine for each layer: kernels of two profiles (measured)
 _SECONDS, _LAYER_SECONDS = 15.0, 2.0
