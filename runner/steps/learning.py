@@ -55,11 +55,11 @@ def _tokens(teacher: CheckpointFacts, own: CheckpointFacts) -> list[Diagnostic]:
     return [Diagnostic("R490", message, help, path=("teacher",))]
 
 
-def estimate(params: Params, inputs: Inputs, trained: int, disk: int) -> Cost:
+def estimate(params: Params, inputs: Inputs, trained: int, disk: int, beside: int = 0) -> Cost:
     """The teacher's pass, if there is one, and the training of `trained` parameters, one after the other.
 
     Frozen weights take what they take packed, or what they compute in; besides those one dense weight at a time, with
-    its gradient, and the adapters' float32 copies of their inputs.
+    its gradient, and `beside` further bytes of every process.
     """
     from runner.training import estimate as training
 
@@ -67,10 +67,14 @@ def estimate(params: Params, inputs: Inputs, trained: int, disk: int) -> Cost:
     value = memory.compute_bytes(facts, inputs.machine.device) if params["precision"] != "fp32" else 4
     frozen = facts.nbytes if facts.quantization else facts.parameters * value
     biggest = max((i.in_features * i.out_features for i in facts.linears), default=0)
+    distils = params["loss"] == "distill"
+    losses = teaching.TOP_K_COPIES * teaching.chunk_bytes(params, inputs, facts) if distils else 0
     cost = Cost(*training.estimate(
-        inputs, params, trained=trained, disk=disk, frozen_bytes=frozen, extra=_WORKING_BYTES * biggest
+        inputs, params, trained=trained, disk=disk, frozen_bytes=frozen,
+        logit_bytes=teaching.LOGIT_BYTES if distils else training.LOGIT_BYTES,
+        extra=_WORKING_BYTES * biggest + losses + beside,
     ))  # fmt: skip
-    if params["loss"] != "distill":
+    if not distils:
         return cost
     from runner.training.task import settings
 

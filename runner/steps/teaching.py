@@ -5,11 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 
 from runner.errors import Diagnostic
-from runner.model import architectures, source
+from runner.model import architectures, memory, source
 from runner.model.facts import CheckpointFacts
-from runner.steps.protocol import Context, Inputs
+from runner.steps.protocol import Context, Inputs, Params
 from runner.training import vocabulary
 from runner.training.task import Task
+
+LOGIT_BYTES = 12  # of each logit while a student learns: the value, its gradient, and that scaled
+TOP_K_COPIES = (
+    4  # of a chunk of logits while the loss against the teacher's likeliest and its gradient are computed (measured)
+)
+
+
+def forward_tokens(params: Params, inputs: Inputs) -> int:
+    """Tokens of one forward of one process."""
+    forwards = int(params["gradient_accumulation"]) * inputs.processes
+    return max(1, int(params["batch_size"]) // forwards) * inputs.data["data"].sequence_length
+
+
+def chunk_bytes(params: Params, inputs: Inputs, student: CheckpointFacts) -> int:
+    """Bytes of the float32 logits that a loss against a teacher works on at once."""
+    return min(memory.LOGIT_BYTES, 4 * forward_tokens(params, inputs) * vocabulary.size(student.config))
 
 
 def located(facts: CheckpointFacts) -> Path | None:

@@ -22,7 +22,7 @@ _STATE_BYTES = 16  # of a trained parameter: float32 itself, its gradient, two m
 _SAVED_BYTES = 12  # of it in a training checkpoint: itself and the moments
 _START = 8.0  # seconds until the first step: imports, loading
 _STREAMS = 4  # times that an activation is read or written, forward and backward
-_BANDWIDTH = 6e9  # bytes a second that one core streams
+_BANDWIDTH = 1.2e9  # bytes a second that one core streams, of operations that touch a value once or twice (measured)
 
 
 class Need(NamedTuple):

@@ -10,6 +10,7 @@ from dataclasses import replace
 from runner.errors import Diagnostic
 from runner.model import memory
 from runner.model.facts import CheckpointFacts
+from runner.steps import teaching
 from runner.steps.distill import pair
 from runner.steps.protocol import CHECKPOINT, Context, Cost, Inputs, Params, Result
 from runner.training import vocabulary
@@ -53,7 +54,7 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     """A training, with the teacher's weights and forward beside it in every process."""
     teacher, machine = inputs.others["teacher"], inputs.machine
     value = memory.compute_bytes(teacher, machine.device)
-    tokens = pair.forward_tokens(params, inputs)
+    tokens = teaching.forward_tokens(params, inputs)
     length = inputs.data["data"].sequence_length
     heads = int(teacher.config.get("num_attention_heads") or teacher.config.get("n_head") or 0)
     maps = 4 * heads * length * teacher.layer_count if params["attention_weight"] else 0

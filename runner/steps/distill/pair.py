@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import Diagnostic, RecipeError
-from runner.model import adapters, memory
+from runner.model import adapters
 from runner.model.context import Context
 from runner.model.facts import CheckpointFacts
 from runner.steps import streamed, teaching
@@ -18,8 +18,9 @@ from runner.training import depth, vocabulary
 from runner.training import estimate as forecast
 from runner.training.task import settings
 
-TOP_K_COPIES = 4  # of a chunk of logits while its loss and gradient are computed (measured)
-WHOLE_COPIES = 8  # the same against the teacher's whole logits, with Jensen-Shannon, which takes the most (measured)
+# Of a chunk of logits while the loss against the teacher's whole logits and its gradient are computed, with
+# Jensen-Shannon, which takes the most (measured).
+WHOLE_COPIES = 8
 
 
 @dataclass(frozen=True)
@@ -127,15 +128,16 @@ def token_complaints(
     return [Diagnostic("R490", message, help, path=("teacher",))]
 
 
-def trained(params: Params, inputs: Inputs, copies: int = TOP_K_COPIES, beside: int = 0) -> Cost:
+def trained(params: Params, inputs: Inputs, copies: int = teaching.TOP_K_COPIES, beside: int = 0) -> Cost:
     """What making and training the student takes, with `beside` further bytes in memory of every process.
 
-    Of each logit there are the value, its gradient, and that scaled; the losses hold `copies` of a chunk beyond them.
+    The losses hold `copies` of a chunk of logits beyond `teaching.LOGIT_BYTES` of each.
     """
     student = student_facts(params, inputs)
-    chunk = min(memory.LOGIT_BYTES, 4 * forward_tokens(params, inputs) * vocabulary.size(student.config))
+    chunk = teaching.chunk_bytes(params, inputs, student)
     cost = Cost(*forecast.estimate(
-        inputs, params, trained=student.parameters, disk=student.nbytes, facts=student, logit_bytes=12,
+        inputs, params, trained=student.parameters, disk=student.nbytes, facts=student,
+        logit_bytes=teaching.LOGIT_BYTES,
         extra=copies * chunk + beside,
     ))  # fmt: skip
     layers = wanted_layers(params, source_facts(inputs).layer_count)
@@ -162,12 +164,6 @@ def seen_windows(params: Params, inputs: Inputs) -> int:
 def distinct_windows(params: Params, inputs: Inputs) -> int:
     """How many different windows of the data the training will look at."""
     return min(_windows(inputs), seen_windows(params, inputs))
-
-
-def forward_tokens(params: Params, inputs: Inputs) -> int:
-    """Tokens of one forward of one process."""
-    forwards = int(params["gradient_accumulation"]) * inputs.processes
-    return max(1, int(params["batch_size"]) // forwards) * inputs.data["data"].sequence_length
 
 
 def _windows(inputs: Inputs) -> int:

@@ -14,7 +14,7 @@ from runner.errors import Diagnostic
 from runner.model import adapters, architectures
 from runner.model.facts import CheckpointFacts, LinearFacts
 from runner.model.method import matches
-from runner.steps import layerwise, learning
+from runner.steps import layerwise, learning, teaching
 from runner.steps.protocol import CHECKPOINT, QUANTIZED, SAME, Context, Cost, Inputs, Params, Result
 
 if TYPE_CHECKING:
@@ -65,12 +65,24 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     if params["variant"] == "dora":
         trained += sum(i.out_features for i in linears)
     how = merges(params, facts)
-    cost = learning.estimate(params, inputs, trained, facts.nbytes + (4 * trained if how == "keep" else 0))
+    disk = facts.nbytes + (4 * trained if how == "keep" else 0)
+    cost = learning.estimate(params, inputs, trained, disk, _input_bytes(params, inputs, linears))
     if how != "requantize":
         return cost
     weights = sum(i.in_features * i.out_features for i in facts.linears)
     again = 4 * weights / inputs.machine.disk_bytes_per_second + 2e3 * weights / inputs.machine.flops
     return replace(cost, scratch=cost.scratch + 2 * weights + facts.nbytes, seconds=cost.seconds + again)
+
+
+def _input_bytes(params: Params, inputs: Inputs, linears: list[LinearFacts]) -> int:
+    """Of the float32 copies of its input that every adapter keeps for the way back: of one layer, or of all."""
+    if params["precision"] == "fp32":
+        return 0  # the input itself
+    layers: dict[int, int] = {}
+    for linear in linears:
+        layers[linear.layer] = layers.get(linear.layer, 0) + 4 * linear.in_features
+    held = max(layers.values(), default=0) if params["gradient_checkpointing"] else sum(layers.values())
+    return teaching.forward_tokens(params, inputs) * held
 
 
 def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
