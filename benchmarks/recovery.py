@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks.measure import environment, run
 
 BATCH = {"data": "train", "batch_size": 4}
+SCALES = {**BATCH, "norms": True, "learning_rate": 0.003}
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,9 @@ def branches(steps: int) -> tuple[tuple[str, Branch], ...]:
         ("cut", Branch("distilled", "distill.logits", {**cut, "alpha": 0})),
         ("cut", Branch("fine-tuned", "distill.logits", {**cut, "alpha": 1})),
         ("w3", Branch("w3-lora", "recover.lora", {**BATCH, "steps": steps}, "w3")),
-        ("w3", Branch("w3-scales", "recover.scales", {**BATCH, "steps": 2 * steps}, "w3")),
+        ("w3", Branch("w3-scales", "recover.scales", {**SCALES, "steps": 4 * steps}, "w3")),
         ("w3-minmax", Branch("w3-minmax-lora", "recover.lora", {**BATCH, "steps": steps}, "w3-minmax")),
-        ("w3-minmax", Branch("w3-minmax-scales", "recover.scales", {**BATCH, "steps": 2 * steps}, "w3-minmax")),
+        ("w3-minmax", Branch("w3-minmax-scales", "recover.scales", {**SCALES, "steps": 4 * steps}, "w3-minmax")),
         ("w3", Branch("w3-eora", "recover.eora", {"data": "calibration"}, "w3")),
         ("w3-default", Branch("w3-default-lora", "recover.lora", {**BATCH, "steps": steps}, "w3-default")),
         ("half", Branch("half-lora", "recover.lora", {**BATCH, "steps": steps}, "half")),
@@ -73,7 +74,7 @@ def recipe(steps: int, only: list[str]) -> dict[str, Any]:
     return {
         "version": 1, "name": "recovery", "model": {"source": "demo:tiny-llama"}, "steps": entries,
         "data": {
-            "train": {**text, "split": "train", "samples": 1000},
+            "train": {**text, "split": "train"},
             "calibration": {**text, "split": "calibration", "samples": 128},
             "evaluation": {**text, "split": "evaluation"},
         },
@@ -107,7 +108,9 @@ def table(records: dict[str, dict[str, Any]], steps: int) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=160, help="optimizer steps of a training; twice as many of scales")
+    parser.add_argument(
+        "--steps", type=int, default=160, help="optimizer steps of a training; four times as many of scales"
+    )
     parser.add_argument("--only", nargs="*", default=[], help="names of branches")
     parser.add_argument("--cores", type=int, nargs="+", default=[0, 1])
     args = parser.parse_args(argv)

@@ -49,7 +49,7 @@ def of_exception(error: BaseException, store: Path, log: Path) -> Failure:
 def of_death(returncode: int, log: Path) -> Failure:
     """Explain a worker that ended without an answer. `returncode` as of subprocess: negative for a signal."""
     tail = log_tail(log)
-    last = f"; the log ends with:\n{tail}" if tail else ""
+    last = f"\nthe log ends with:\n{tail}" if tail else ""
     if returncode >= 0:
         return Failure(
             f"the worker process ended with status {returncode} in the middle of the step{last}",

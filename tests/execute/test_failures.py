@@ -17,7 +17,7 @@ from tests.job.plans import plan
 TORCH = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 99 bytes"
 KILLED = "the worker process was killed (SIGKILL), probably because memory ran out"
 ENDED = "the worker process ended with status 7 in the middle of the step"
-TAIL = "; the log ends with:\n    about to {}\n    on standard error"
+TAIL = "\nthe log ends with:\n    about to {}\n    on standard error"
 MEMORY_HELP = (
     "close other programs, lower `samples` or `sequence_length`, or use a machine with more memory; "
     "`runner plan` shows what each step needs. The same command goes on where it stopped"
@@ -74,7 +74,7 @@ def test_a_crash_names_its_signal_and_shows_where(tmp_path: Path) -> None:
     code, kept, log = fail(tmp_path, "crash")
     failed = kept.one("step_failed")
     assert code == 1
-    assert failed["error"].startswith("the worker process crashed (SIGSEGV); the log ends with:\n")
+    assert failed["error"].startswith("the worker process crashed (SIGSEGV)\nthe log ends with:\n")
     assert "layers.py" in failed["error"], "the Python frames of the crash"
     assert failed["help"] == f"the log is {log}"
     assert applied(tmp_path / "jobs", chain(tmp_path))[0] == 1, "it is not restarted in silence"
