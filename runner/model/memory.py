@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from runner.model.facts import CheckpointFacts
+from runner.model.processor import fast_bf16
 
 RUNTIME = 440 << 20  # a process with torch and one model class imported, with its thread pools (measured)
 WEIGHTS_RUNTIME = 265 << 20  # the same without transformers
@@ -31,9 +32,9 @@ def widest(facts: CheckpointFacts) -> int:
 
 
 def compute_bytes(facts: CheckpointFacts, device: str) -> int:
-    """Bytes of a value in the forward: bf16 where the checkpoint has it, float32 for the rest on a CPU."""
-    stored = stored_type(facts)
-    return 2 if stored == "bfloat16" or (stored == "float16" and device != "cpu") else 4
+    """Bytes of a value in the forward: the stored type, but on a CPU float32 unless it multiplies bf16 faster."""
+    half = is_half(facts) if device != "cpu" else stored_type(facts) == "bfloat16" and fast_bf16()
+    return 2 if half else 4
 
 
 def suspended_bytes(tokens: int, hidden: int, widest: int, value: int, lanes: int) -> int:

@@ -18,8 +18,8 @@ from torch import nn
 
 from runner.errors import Diagnostic, RecipeError
 from runner.model import adapters, trust
+from runner.model.processor import fast_bf16
 from runner.model.shards import ShardReader
-from runner.model.statistics import fast_bf16
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 

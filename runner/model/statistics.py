@@ -5,7 +5,7 @@
     square sums   s += Σ_t X_tj²                 [K]    float64 where the device has it   (Wanda's ‖X_j‖₂²)
 
 X is [tokens, K]. Only the upper block triangle of a Gram is computed, which takes little more than half of the whole
-product; `finish_gram` mirrors it. Where the CPU multiplies bf16 natively, bf16 inputs are multiplied as such: each
+product; `finish_gram` mirrors it. Where the CPU multiplies bf16 faster, bf16 inputs are multiplied as such: each
 chunk's product is accumulated in float32 inside the product, rounded to bf16 once, and chunks are summed in float32.
 That perturbs an entry by at most 2⁻⁹ of itself, randomly, hence by 2⁻⁹/√chunks after many chunks; the diagonal, which
 the dampening and the order of columns are taken from, is summed in float32 and exact to its last digits.
@@ -15,18 +15,11 @@ With a fixed number of threads the same inputs in the same batches give the same
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 
+from runner.model.processor import fast_bf16
+
 CHUNK = 2048  # tokens of one product: the float32 sum over chunks costs a tenth of the product
-
-
-@cache
-def fast_bf16() -> bool:
-    """Whether this CPU multiplies bf16 matrices in hardware (AMX tiles or AVX-512 BF16)."""
-    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(bool(getattr(torch.cpu, name, bool)()) for name in names)
 
 
 def new_gram(columns: int, device: torch.device | str = "cpu") -> torch.Tensor:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from runner.errors import Diagnostic, MachineError
+from runner.model.processor import fast_bf16, flags
 from runner.steps.protocol import MachineFacts
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -193,8 +194,7 @@ def cpu_flops() -> float:
     while (start := time.perf_counter()) < deadline or best == math.inf:
         _ = left @ left
         best = min(best, time.perf_counter() - start)
-    flags = next((line for line in _read(Path("/proc/cpuinfo")).splitlines() if line.startswith("flags")), "")
-    gain = 6.0 if "amx_bf16" in flags else 1.5 if "avx512_bf16" in flags else 1.0
+    gain = 1.0 if not fast_bf16() else 6.0 if "amx_bf16" in flags() else 1.5
     return 2 * size**3 * count / best * cpu_count() * gain
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.job.environment import cpu_model
+from runner.model.processor import fast_bf16, flags
 from runner.plan.machine import machine_facts
 from runner.progress import units
 
@@ -98,13 +99,13 @@ def _base() -> list[Finding]:
 
 
 def _processor() -> list[Finding]:
-    flags = _cpu_flags()
+    found = flags()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     known = {"amx_bf16": "AMX", "avx512_bf16": "AVX512_BF16", "avx512f": "AVX512", "avx2": "AVX2", "asimd": "NEON"}
-    has = [name for flag, name in known.items() if flag in flags]
+    has = [name for flag, name in known.items() if flag in found]
     text = f"{cpu_model()}, {units.plural(cores, 'core')}, {', '.join(has) or 'no vector units known'}"
-    fast = flags & {"amx_bf16", "avx512_bf16", "bf16"}
-    speed = "bf16 products run on its bf16 units" if fast else "without bf16 units: products run in float32, slower"
+    fast = "bf16" if fast_bf16() else "float32"
+    speed = f"models stored in bf16 are computed in {fast}, which it multiplies faster"
     return [Finding("processor", "ok", f"{text}; {speed}")]
 
 
@@ -241,14 +242,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _cpu_flags() -> set[str]:
-    """The features the kernel lists; empty where it does not."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith(("flags", "Features")):
-                return set(line.split(":", 1)[1].split())
-    except OSError:
-        pass
-    return {"asimd"} if platform.machine() in ("arm64", "aarch64") else set()

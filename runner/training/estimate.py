@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from runner.model import memory
 from runner.model.context import Params
 from runner.model.facts import CheckpointFacts
+from runner.model.processor import fast_bf16
 from runner.training.task import settings
 
 if TYPE_CHECKING:
@@ -120,9 +121,7 @@ def _has_bf16(inputs: Inputs) -> bool:
     """Whether `precision: auto` will be bf16 here."""
     if inputs.machine.device == "cuda":
         return "T4" not in (inputs.machine.gpu_name or "") and "V100" not in (inputs.machine.gpu_name or "")
-    from runner.training.hardware import cpu_has_bf16
-
-    return cpu_has_bf16()
+    return fast_bf16()
 
 
 def _traffic_seconds(bytes_: float, inputs: Inputs) -> float:

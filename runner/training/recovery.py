@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from runner.model.processor import fast_bf16
 from runner.model.shards import ShardReader
 from runner.model.skeleton import stored_dtype
-from runner.model.statistics import fast_bf16
 from runner.training import lora, losses
 from runner.training.load import load
 from runner.training.losses import Mix

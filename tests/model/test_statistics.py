@@ -92,7 +92,3 @@ def test_bad_activations_show_in_the_statistics(narrow: bool) -> None:
     h = gram(x, 1)
     assert torch.isnan(h).any(0).tolist() == [True] * 4  # the column meets every other one
     assert torch.isnan(h.diagonal()).tolist() == [False, False, True, False]
-
-
-def test_whether_products_of_bf16_are_fast_is_known_without_a_measurement() -> None:
-    assert statistics.fast_bf16() in (True, False)

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from runner.model import headers
-from runner.model.statistics import fast_bf16
+from runner.model.processor import fast_bf16
 from runner.steps.protocol import Cost, DataFacts, Inputs, MachineFacts
 from runner.training.estimate import RUNTIME, estimate
-from runner.training.hardware import cpu_has_bf16
 from tests.training.measured import LENGTH
 from tests.training.plain import PARAMS
 from tests.training.test_check import CPU, DEMO, GPU
@@ -75,6 +74,5 @@ def test_time_grows_with_the_steps_and_falls_with_what_is_frozen() -> None:
 
 
 def test_auto_is_bf16_where_training_finds_it() -> None:
-    assert cpu_has_bf16() == fast_bf16()
     assert cost(precision="auto").memory == cost(precision="bf16" if fast_bf16() else "fp32").memory
     assert cost(batch_size=1, length=1).memory > RUNTIME
