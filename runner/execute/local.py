@@ -192,9 +192,9 @@ class _Job:
             self.plan, step, self.entries, store=self.store.root, device=device, threads=threads, command=self.command
         )
         if self.worker is None:
-            self.directory.write_environment(self.plan, environment.facts(device, threads))
             self.worker = WorkerProcess(self.directory.worker_log, threads)
             self.stopping.on_ask, self.stopping.on_force = self.worker.stop, self.worker.kill
+            self.directory.write_environment(self.plan, environment.facts(device, threads))  # while it starts
         if self.stopping.forced:
             self.worker.kill()
         elif self.stopping.asked:  # before there was somebody to tell

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from runner.model.activations import Activations, batches
-from runner.model.memory import BATCH_TOKENS
+from runner.model.memory import batch_tokens
 from runner.model.passes import Lane, Span
 from runner.model.skeleton import Call, Skeleton
 
@@ -25,7 +25,7 @@ class Flow:
         self.folder = folder
         self.lanes = lanes
         self.windows, self.length = ids.shape
-        self.spans: list[Span] = list(batches(self.windows, self.length, BATCH_TOKENS))
+        self.spans: list[Span] = list(batches(self.windows, self.length, batch_tokens(skeleton.device.type)))
         self._calls: dict[int, list[Call]] = {}
         self._open: dict[tuple[int, int], Activations] = {}
 

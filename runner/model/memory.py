@@ -11,8 +11,16 @@ from runner.model.processor import fast_bf16
 RUNTIME = 440 << 20  # a process with torch and one model class imported, with its thread pools (measured)
 WEIGHTS_RUNTIME = 265 << 20  # the same without transformers
 SUSPEND_LIMIT = 1 << 30  # bytes of suspended forwards that are held rather than computed again
-BATCH_TOKENS = 4096  # of one forward; fixed, because how tokens are batched moves the last bit of a product
 LOGIT_BYTES = 64 << 20  # float32 logits held at once
+
+
+def batch_tokens(device: str) -> int:
+    """Tokens of one forward; fixed, because how they are batched moves the last bit of a product.
+
+    On a CPU so few that what an operation makes is still in the caches, and in pages that the heap has, when the next
+    one reads it (measured on models of 256 to 1024 columns: a tenth less time than with 4096).
+    """
+    return 1024 if device == "cpu" else 4096
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -42,9 +50,9 @@ def suspended_bytes(tokens: int, hidden: int, widest: int, value: int, lanes: in
     return tokens * (2 * hidden + widest) * value * lanes
 
 
-def batch_bytes(facts: CheckpointFacts, length: int, value: int) -> int:
+def batch_bytes(facts: CheckpointFacts, length: int, value: int, device: str) -> int:
     """Bytes of the intermediates of one running batch: a few rows as wide as the widest linear, and attention."""
-    tokens = max(BATCH_TOKENS, length)
+    tokens = max(batch_tokens(device), length)
     outs = max((linear.out_features for linear in facts.linears), default=0)
     return tokens * (3 * max(outs, widest(facts)) + 6 * hidden_size(facts.config)) * value
 

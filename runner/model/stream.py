@@ -154,7 +154,6 @@ class Calibrated:
             for name, result in done.items():
                 branches.extend(install(members[name], result, skeleton.stored_dtype))
             changed.update(done)
-            heap.trim()
 
         last = index == len(skeleton) - 1
         heads = [names[0] for names in groups]

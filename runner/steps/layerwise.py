@@ -116,7 +116,7 @@ def estimate(method: LayerMethod, params: Params, inputs: Inputs) -> Cost:
         memory.RUNTIME
         + max(memory.layer_bytes(facts, value) * lanes, memory.rest_bytes(facts, value))
         + (held if suspends else 0)
-        + max(memory.batch_bytes(facts, data.sequence_length, value), solving)
+        + max(memory.batch_bytes(facts, data.sequence_length, value, machine.device), solving)
     )
     forward = 2 * tokens * weights * lanes * (1 if suspends else 2.6)
     square = 0.0 if want == "input_norms" else sum(tokens * k**2 for k in distinct_inputs(facts)) * (2 * lanes - 1)

@@ -21,7 +21,7 @@ def estimate_forward(models: Sequence[CheckpointFacts], data: DataFacts, machine
     heads = 0
     for facts in models:
         value = memory.compute_bytes(facts, machine.device)
-        batch = memory.batch_bytes(facts, data.sequence_length, value)
+        batch = memory.batch_bytes(facts, data.sequence_length, value, machine.device)
         rest = memory.rest_bytes(facts, value)
         heads += rest
         peak = max(peak, max(memory.layer_bytes(facts, value), rest) + batch)

@@ -52,7 +52,8 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     questions = limit if limit > 1 else limit * QUESTIONS
     tokens = len(params["tasks"]) * questions * CHOICES * LENGTH / 2
     head = memory.hidden_size(facts.config) * vocabulary
-    resident = weights * value + memory.rest_bytes(facts, value) + memory.batch_bytes(facts, LENGTH, value) + logits
+    batch = memory.batch_bytes(facts, LENGTH, value, machine.device)
+    resident = weights * value + memory.rest_bytes(facts, value) + batch + logits
     return Cost(memory.RUNTIME + HARNESS + resident, 0, 1 << 20, 15 + 2 * tokens * (weights + head) / machine.flops)
 
 

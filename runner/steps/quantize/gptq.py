@@ -9,7 +9,7 @@ from runner.model.method import LayerMethod, Linear, Statistics, Transformed
 from runner.steps.layerwise import bind
 from runner.steps.protocol import CHECKPOINT, QUANTIZED, Params
 
-VERSION = 2
+VERSION = 3
 CONSUMES = (CHECKPOINT,)
 PRODUCES = QUANTIZED
 REQUIRES = ()
