@@ -23,8 +23,14 @@ def environment(log: Path) -> dict[str, str]:
 
 def test_waiting_threads_sleep_unless_the_user_says_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Spinning, they take the core from the thread that they wait for as soon as anything else runs."""
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
     found = environment(tmp_path / "log")
-    assert (found["OMP_WAIT_POLICY"], found["OMP_NUM_THREADS"]) == ("passive", "3")
+    assert (found["OMP_WAIT_POLICY"], found["GOMP_SPINCOUNT"], found["OMP_NUM_THREADS"]) == ("passive", "10000", "3")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert environment(tmp_path / "log")["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    assert environment(tmp_path / "log")["OMP_WAIT_POLICY"] == "active"
+    found = environment(tmp_path / "log")
+    assert found["OMP_WAIT_POLICY"] == "active"
+    assert "GOMP_SPINCOUNT" not in found

@@ -109,7 +109,8 @@ def _measured(ctx: Context, settings: dict[str, Any], total: int) -> dict[str, A
     """Run runner.runtime.timing in a fresh process, which ends when this one does; its errors are raised here."""
     threads = str(ctx.threads)
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    environment.pop("OMP_WAIT_POLICY", None)  # measured as it would be served: threads spin while they wait
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        environment.pop(name, None)  # measured as it would be served: threads spin while they wait
     process = subprocess.Popen(
         [sys.executable, "-m", "runner.runtime.timing"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         encoding="utf-8", env=environment,
