@@ -34,11 +34,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from runner.job.files import write_atomic
     from runner.plan import lock, lock_file
+    from runner.recipe import packs
 
     if args.recipe is None and args.upgrade:  # `--upgrade RECIPE`, where RECIPE was taken for the name
         args.recipe, args.upgrade = args.upgrade, EVERYTHING
     if args.recipe is None:
         raise UsageError("`runner lock` needs a RECIPE", "`runner lock --help` shows how to use it")
+    if args.recipe.startswith(packs.SCHEME):
+        message = f"the lock of a recipe lies beside it, and `{args.recipe}` is in an installed package"
+        raise UsageError(message, f"lock a file of your own that says `extends: {args.recipe}`")
     options.go_offline(args)
     path = lock_file.find_beside(args.recipe) or lock_file.path_of(args.recipe)
     old = _old(path, args.upgrade)

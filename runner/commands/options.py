@@ -20,16 +20,17 @@ if TYPE_CHECKING:
 
 # Of huggingface_hub, datasets and transformers; the last one is read by remote recipes and stores of runner itself.
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "RUNNER_OFFLINE")
+_PACKED = "or pack:NAME/RECIPE, such as pack:runner/llama_int4, which comes with runner"
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="a recipe file")
+    parser.add_argument("recipe", metavar="RECIPE", help=f"a recipe file, {_PACKED}")
     add_set(parser)
 
 
 def add_recipes(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipes", metavar="RECIPE", nargs="+", help="recipe files, or folders of them")
+    parser.add_argument("recipes", metavar="RECIPE", nargs="+", help=f"recipe files, folders of them, {_PACKED}")
     add_set(parser)
 
 

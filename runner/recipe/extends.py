@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from runner.errors import Diagnostic, RecipeError, Span
-from runner.recipe import merge, parents, steps, text
+from runner.recipe import merge, packs, parents, steps, text
 from runner.recipe.nodes import Node
 from runner.recipe.parents import Pins
 from runner.recipe.places import FilePlace, Place, PlaceError
@@ -32,12 +33,21 @@ class _Link:
     span: Span | None
 
 
-def read_file(file: str) -> str:
-    """The text of a recipe file. Raises RecipeError where it cannot be read."""
+def read(named: str) -> tuple[Place, str]:
+    """The place that the command line names, a file or a recipe of a pack, and its text. Raises RecipeError."""
     try:
-        return FilePlace(file, "R101").read()
+        place: Place = packs.place(named) if named.startswith(packs.SCHEME) else FilePlace(named, "R101")
+        return place, place.read()
     except PlaceError as error:
-        raise _complaint(error, None) from None
+        raise _complaint(_with_own(error, named), None) from None
+
+
+def _with_own(error: PlaceError, named: str) -> PlaceError:
+    """Where a file that is not there is called like a recipe that comes with runner, that is the remedy."""
+    name = os.path.splitext(os.path.basename(named))[0]
+    if error.code != "R101" or os.path.exists(named) or name not in packs.own().recipes():
+        return error
+    return PlaceError(error.code, error.message, f"the one that comes with runner is `{packs.own().address(name)}`")
 
 
 def gather(content: str, file: str) -> Node:

@@ -16,8 +16,9 @@ from runner.recipe.types import DataSpec, ModelSpec, Path, Recipe, Step
 
 
 def load(path: str | os.PathLike[str], sets: Sequence[str] = (), pins: Pins | None = None) -> Recipe:
-    """The recipe in a file. `sets` are "name=value" of params. Raises RecipeError with all complaints of a stage.
+    """The recipe in a file, or of a pack (`pack:NAME/RECIPE`). `sets` are "name=value" of params.
 
+    Raises RecipeError with all complaints of a stage;
     UsageError for a recipe whose `matrix` has several combinations; `load_all` gives them all.
     """
     recipes = load_all(path, sets, pins)
@@ -34,7 +35,10 @@ def load_all(path: str | os.PathLike[str], sets: Sequence[str] = (), pins: Pins 
     `pins` are what a lock says of the recipes that it extends.
     """
     file = os.fspath(path)
-    return loads_all(extends.read_file(file), file, sets, pins)
+    place, content = extends.read(file)
+    recipes = loads_all(content, file, sets, pins, place)
+    pin = place.pin(content)
+    return tuple(replace(recipe, parents=(pin, *recipe.parents)) for recipe in recipes) if pin else recipes
 
 
 def loads(text: str, file: str, sets: Sequence[str] = ()) -> Recipe:

@@ -4,6 +4,7 @@
     acme = "acme_recipes"               pack:acme/llama/int4 is llama/int4.yaml in the folder of that package
 
 Nothing of a package is imported, or its code would run: its folder is found along sys.path, name by name.
+The recipes that come with runner itself are the pack `runner`.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner.recipe import words
+import runner
+from runner.recipe import discovery, words
 from runner.recipe.places import SUFFIXES, PlaceError, decode, inside
 from runner.recipe.types import Parent
 
 SCHEME = "pack:"
 GROUP = "runner.recipes"
+OWN = "runner"
 _ADDRESS = re.compile(r"pack:([A-Za-z0-9][\w.-]*)/([^#?]+)")
 _PART = re.compile(r"[A-Za-z0-9_][\w.-]*")
 
@@ -37,6 +40,9 @@ class Pack:
     folder: Path
     package: str
     open: bool = False
+
+    def address(self, recipe: str) -> str:
+        return f"{SCHEME}{self.name}/{recipe}"
 
     def recipes(self) -> list[str]:
         """The names under which its recipes can be extended."""
@@ -56,7 +62,7 @@ class PackPlace:
 
     @property
     def address(self) -> str:
-        return f"{SCHEME}{self.pack.name}/{_stem(self.path)}"
+        return self.pack.address(_stem(self.path))
 
     @property
     def identity(self) -> str:
@@ -97,15 +103,17 @@ def place(written: str) -> PackPlace:
 
 def find(name: str) -> Pack:
     """The installed pack of that name. Raises PlaceError where there is none, or where two packages bring it."""
+    if name == OWN:
+        return own()
     from importlib.metadata import entry_points
 
     entries = sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value))
-    known = list(dict.fromkeys(entry.name for entry in entries))
+    known = list(dict.fromkeys([*(entry.name for entry in entries), OWN]))
     found = {(entry.value, _package(entry.dist)): entry for entry in entries if entry.name == name}
     if not found:
         message = f"no installed package brings the recipe pack `{name}`{words.did_you_mean(name, known)}"
-        have = f"installed are {words.ticked(known)}" if known else "none is installed"
-        raise PlaceError("R123", message, f"`pip install` the package that brings it; {have}")
+        help = f"`pip install` the package that brings it; installed are {words.ticked(known)}"
+        raise PlaceError("R123", message, help)
     if len(found) > 1:
         both = words.ticked(sorted(package for _, package in found))
         raise PlaceError("R123", f"the recipe pack `{name}` is brought by {both}", "`pip uninstall` one of them")
@@ -115,6 +123,11 @@ def find(name: str) -> Pack:
         message = f"the pack `{name}` of {package} is said to be in `{value}`, and there is no such folder"
         raise PlaceError("R123", message, "install the package again")
     return Pack(name, folder, package)
+
+
+def own() -> Pack:
+    """The recipes that come with runner: in the wheel, or in the checkout."""
+    return Pack(OWN, discovery.schemas_folder().with_name("recipes"), f"runner {runner.__version__}")
 
 
 def recipes_in(folder: Path) -> list[str]:

@@ -84,9 +84,8 @@ def test_installed_wheel_applies_a_recipe(installed: Path, tmp_path: Path) -> No
     python = str(installed / "bin" / "python")
     where = run(python, "-c", "import runner; print(runner.__file__)", cwd=tmp_path).strip()
     assert Path(where).is_relative_to(installed.resolve())
-    recipe = Path(where).parent / "_data" / "recipes" / "llama_int8_rtn.yaml"
     command = [
-        str(installed / "bin" / "runner"), "apply", str(recipe),
+        str(installed / "bin" / "runner"), "apply", "pack:runner/llama_int8_rtn",
         "--set", "evaluation_samples=2", "--set", "sequence_length=64",
     ]  # fmt: skip
     run(*command, cwd=tmp_path)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import runner
 from runner.errors import RecipeError
 from runner.recipe import packs, wheel
 from runner.recipe.load import load
@@ -70,9 +71,39 @@ def test_what_no_pack_has() -> None:
     message = "the pack `acme` (acme-recipes 1.0) holds no recipe `int5`; did you mean `int4`?"
     refused("pack:acme/int5", "R123", message, known)
     message = "no installed package brings the recipe pack `acne`; did you mean `acme`?"
-    refused("pack:acne/int4", "R123", message, "`pip install` the package that brings it; installed are `acme`")
+    refused(
+        "pack:acne/int4", "R123", message, "`pip install` the package that brings it; installed are `acme` and `runner`"
+    )
     for address in ("pack:acme", "pack:acme/", "pack:acme/../int4", "pack:acme/.hidden", "pack:/int4"):
         refused(address, "R122", f"`{address}` is not the address of a pack's recipe", "write `pack:NAME/RECIPE`")
+
+
+def test_the_recipes_that_come_with_runner() -> None:
+    recipe = load("pack:runner/llama_int8_rtn", ["bits=7"])
+    assert (recipe.file, recipe.name, recipe.params["bits"]) == ("pack:runner/llama_int8_rtn", "llama-int8-rtn", 7)
+    assert [(parent.name, parent.package) for parent in recipe.parents] == [
+        ("pack:runner/llama_int8_rtn", f"runner {runner.__version__}")
+    ]
+    assert load(child("pack:runner/llama_int8_rtn\nname: mine")).parents == recipe.parents
+    assert {"llama_int4", "llama_distill"} < set(packs.own().recipes())
+
+
+def test_the_command_line_names_recipes_of_packs() -> None:
+    recipe = load("pack:acme/llama/int3")
+    assert [parent.name for parent in recipe.parents] == ["pack:acme/llama/int3", "pack:acme/int4"]
+    message = "the pack `acme` (acme-recipes 1.0) holds no recipe `int5`; did you mean `int4`?"
+    known = "it holds `int4`, `llama/int3`, `llama/local` and `llama/out`"
+    assert told("pack:acme/int5") == f"error[R123]: {message}\nhelp: {known}"
+
+
+def test_a_file_that_is_not_there_and_is_called_like_a_recipe_of_runner() -> None:
+    for named in ("llama_int4", "recipes/llama_int4.yaml"):
+        assert told(named) == (
+            f"error[R101]: cannot read `{named}`: No such file or directory\n"
+            "help: the one that comes with runner is `pack:runner/llama_int4`"
+        )
+    Path("llama_int4").mkdir()
+    assert told("llama_int4") == "error[R101]: cannot read `llama_int4`: Is a directory"
 
 
 def test_two_packages_that_bring_one_pack(site: Path) -> None:
