@@ -34,7 +34,7 @@ class Record:
     """The evidence of one step.
 
     `recipe` is the name of the recipe that made it, `inputs` the digests of what it was made from; `seconds` are those
-    of the run that finished it, `resumed_at` the layer at which that run began (None: at the first); `memory` is in
+    of the run that finished it, `resumed_at` how many layers were finished when it began (None: none); `memory` is in
     bytes, `finished` ISO 8601 UTC.
     """
 

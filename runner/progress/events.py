@@ -5,7 +5,7 @@ below. Steps emit `layer`, `train`, `progress`, `metric` and `message`; the work
 
     job_started     job, name, directory, steps: [{index, id, kind, state, forecast: {memory, seconds}}]; no forecast
                     for a step that is cached
-    step_started    step (index), id, kind, key, resumed_at (a layer number or null), layers (or null),
+    step_started    step (index), id, kind, key, resumed_at (layers finished before, or null), layers (or null),
                     unit (what is counted: "layer", or "step" of a training)
     step_cached     step, id, kind, key, metrics
     waiting         step, holder (who holds the lock, as text)

@@ -64,7 +64,7 @@ class Plain:
         if name == "step_started":
             self._last_line, self._last_layer = event["time"], _done(step)
             unit, total = event.get("unit", "layer"), event.get("layers")
-            resumed = f", resumed at {unit} {step.resumed_at}/{total}" if step.resumed_at else ""
+            resumed = f", resumed after {unit} {step.resumed_at}/{total}" if step.resumed_at else ""
             return [f"{label} {step.kind} started{resumed}"]
         if name == "step_cached":
             known = units.metrics(step.metrics.items())

@@ -159,7 +159,7 @@ def _chain(job: JobReport, all_series: Sequence[Series]) -> Markup:
 
 
 def _state_word(step: StepReport) -> str:
-    resumed = f", resumed at layer {step.resumed_at}" if step.resumed_at and step.state == "done" else ""
+    resumed = f", resumed after layer {step.resumed_at}" if step.resumed_at and step.state == "done" else ""
     return step.state + resumed
 
 

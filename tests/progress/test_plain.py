@@ -28,7 +28,7 @@ def test_a_whole_job() -> None:
 [ 0:04] 1/4 baseline: perplexity 15.374
 [ 0:05] 1/4 baseline: finished in 4.9 s, peak memory 1.50 GB
 [ 0:05] 2/4 prune: prune.wanda cached: sparsity 0.5
-[ 0:05] 3/4 gptq: quantize.gptq started, resumed at layer 1/4
+[ 0:05] 3/4 gptq: quantize.gptq started, resumed after layer 1/4
 [ 0:05] 3/4 gptq: warning: Cholesky failed at damping 0.01, raised to 0.02
 [ 0:07] 3/4 gptq: layer 2/4, 2.0 s/layer, 4.0 s left, error 0.01, 1.50 GB
 [ 0:18] 3/4 gptq: layer 4/4, forward 96/128 windows
@@ -51,7 +51,7 @@ def test_a_training() -> None:
         shown(recorded.TRAINED)
         == """\
 [ 0:00] tiny-0123456789ab: 1 step in jobs/tiny-0123456789ab
-[ 0:00] 1/1 distil: distill.logits started, resumed at step 120/400
+[ 0:00] 1/1 distil: distill.logits started, resumed after step 120/400
 [ 0:03] 1/1 distil: step 180/400, loss 2.5, evaluation 2.75, learning rate 0.001, 3.20 k tokens/s, 28.0 s left, 1.90 GB
 [ 0:15] 1/1 distil: step 210/400, loss 2.31, evaluation 2.62, learning rate 0.001, 3.20 k tokens/s, 28.0 s left, 1.90 GB
 [ 0:16] 1/1 distil: loss 2.3, evaluation loss 2.5, steps 400
