@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 
+import hypothesis
 import pytest
 
+# A machine that is busy elsewhere for a moment is no failure.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 # Before torch is imported here or in a worker: the matrices are tiny, and threads would only wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -66,9 +66,12 @@ def test_help_imports_next_to_nothing(folder: Path, arguments: list[str]) -> Non
 
 
 def test_help_answers_within_250_ms(folder: Path) -> None:
+    """Of the processor's time: the clock's depends on what else the machine does."""
+
     def once() -> float:
-        begin = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "runner", "--help"], cwd=folder, capture_output=True, check=True)
-        return time.perf_counter() - begin
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
     assert min(once() for _ in range(7)) < 0.25

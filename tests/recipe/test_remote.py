@@ -98,7 +98,10 @@ def test_what_is_not_there(server: str, folder: Path) -> None:
 def test_a_backend_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
+    from fsspec.registry import _registry
+
     monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(_registry, "s3", raising=False)  # where an earlier test has imported it
     refused("s3://b/a.yaml", "R125", "`s3://b/a.yaml` needs a package that is not installed", "`pip install s3fs`")
     help = "write a path, `pack:NAME/RECIPE`, `git+https://...@REF#PATH`, or a URL of https, s3, gs, hf or file"
     refused("nowhere://b/a.yaml", "R122", "`nowhere://` is no place that fsspec knows", help)
