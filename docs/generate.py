@@ -24,6 +24,23 @@ HEAD = """\
 
 `runner steps` lists the kinds of this installation, those of installed packages too; `runner steps KIND` describes one
 as this page does.
+
+## Which when
+
+| you want | take |
+|---|---|
+| half the size at next to no loss, with no data | `quantize.rtn` at 8 bits |
+| a quarter of the size | `quantize.gptq` at 4 bits; at 3 for a fifth of it, at more loss |
+| the zeros that GPUs skip | `prune.wanda` with `pattern: "2:4"`, and `recover.lora` after it |
+| fewer layers | `distill.logits` with `student: {drop: N}` |
+| back what was lost | see [Getting quality back](training.md) |
+| one figure for what was lost | `evaluate.perplexity` before and after, with a gate |
+| a finer one, that sees what perplexity averages away | `evaluate.divergence` |
+| what users would notice | `evaluate.tasks` |
+| to run it on a CPU, on NVIDIA, in llama.cpp | `build.onnx`, `build.tensorrt`, `build.gguf` ([Engines](engines.md)) |
+
+Each takes the result of the one before it. The usual order is distil, prune, quantize, recover, evaluate, build; what
+each costs and loses on the embedded model stands in [recipes/](../recipes/README.md).
 """
 
 

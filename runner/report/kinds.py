@@ -75,7 +75,8 @@ def first_sentence(text: str) -> str:
 
 def _sample(name: str, schema: Schema) -> Any:
     if schema.get("x-runner-ref") == "data":
-        return "calibration" if "alibration" in schema.get("description", "") else "evaluation"
+        text = schema.get("description", "").lower()
+        return next((name for name in ("calibration", "train") if name in text), "evaluation")
     if schema.get("x-runner-ref") == "checkpoint":
         return "model"
     if "enum" in schema:

@@ -9,7 +9,9 @@ import pytest
 
 from docs import generate
 from runner import errors
-from runner.recipe import load
+from runner.recipe import discovery, load, schema
+from runner.report.kinds import example
+from runner.steps import kinds
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/*.md"), *ROOT.glob("benchmarks/*.md")])
@@ -35,10 +37,31 @@ def test_every_exit_code_is_explained() -> None:
     assert explained == {error.exit_code for error in kinds} | {0, 130}
 
 
-@pytest.mark.parametrize("page", ["docs/recipe.md", "README.md"])
-def test_the_recipe_of_the_page_is_one(page: str) -> None:
+@pytest.mark.parametrize("kind", discovery.builtin())
+def test_the_example_of_a_kind_is_a_step(kind: str) -> None:
+    texts = [
+        f"  {name}: {{source: demo:stdlib, split: {name}, sequence_length: 64}}"
+        for name in ("calibration", "train", "evaluation")
+    ]
+    head = ["version: 1", "name: a", "model: {source: demo:tiny-llama}", "data:", *texts, "steps:"]
+    build = ["  - build.onnx: {}"] if "engine" in kinds.find(kind).CONSUMES else []
+    step = [f"  {line}" for line in example(kind, schema.kind_schema(kind))]
+    recipe = load.loads("\n".join([*head, *build, *step]), "a.yaml")
+    assert recipe.steps[-1].kind == kind
+    trains = kind.startswith(("distill.", "recover.lora", "recover.scales", "prune.gradual"))
+    assert (recipe.steps[-1].params.get("data") == "train") == trains
+
+
+RECIPES = {
+    "docs/recipe.md": ["quality"],
+    "README.md": ["quality"],
+    "docs/coming-from.md": ["gptq", "gptq", "tasks", "onnx"],
+}
+
+
+@pytest.mark.parametrize("page", RECIPES)
+def test_the_recipes_of_the_page_are_some(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    block = re.search(r"^```yaml\n(version: 1.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    assert block is not None
-    recipe = load.loads(block.group(1), page)
-    assert recipe.steps[-1].id == "quality"
+    blocks = re.findall(r"^```yaml\n(version: 1.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    recipes = [load.loads(block, page) for block in blocks if "\nextends:" not in block]
+    assert [recipe.steps[-1].id for recipe in recipes] == RECIPES[page]
