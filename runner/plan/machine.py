@@ -17,7 +17,6 @@ from runner.errors import Diagnostic, MachineError
 from runner.model.processor import fast_bf16, flags
 from runner.steps.protocol import MachineFacts
 
-DEVICES = ("auto", "cpu", "cuda")
 _DISK_BYTES_PER_SECOND = 5e8  # written and synced; a slow SSD, a fast hard disk
 _MEASURED_SECONDS = 0.01
 _CGROUP = Path("/sys/fs/cgroup")

@@ -42,16 +42,6 @@ def measures(kind: str, metric: str) -> bool:
     return any(re.fullmatch(re.sub(r"<[^<>]*>", ".+", re.escape(name)), metric) for name in metrics(kind))
 
 
-def inputs_of(recipe: Recipe) -> dict[str, dict[str, str]]:
-    """Step id → parameter → "model" or the id of the earlier step that it takes; "checkpoint" is the main input."""
-    inputs: dict[str, dict[str, str]] = {}
-    for index, step in enumerate(recipe.steps):
-        taken = {CHECKPOINT: step.source or nearest(step.kind, recipe.steps[:index])} if consumes(step.kind) else {}
-        named = {name: source_of(id, taken.get(CHECKPOINT), inputs) for name, id in _named(step, "checkpoint").items()}
-        inputs[step.id] = taken | named
-    return inputs
-
-
 def source_of(id: str, main: str | None, inputs: Mapping[str, Mapping[str, str]]) -> str:
     """`id`; where that is "source", and no step's id, what the step that made `main` took. `inputs`: earlier ones."""
     if id != SOURCE or SOURCE in inputs:
@@ -88,22 +78,6 @@ def models_of(step: Step) -> dict[str, ModelSpec]:
         for name, value in found.items()
         if isinstance(value, Mapping) and "source" in value
     }
-
-
-def data_of(recipe: Recipe) -> dict[str, dict[str, str]]:
-    """Step id → parameter → the name of the data entry that it reads."""
-    return {step.id: _named(step, "data") for step in recipe.steps}
-
-
-def gates_of(step: Step) -> dict[str, dict[str, Any]]:
-    """Metric → rule, of the parameter that holds a step's gates."""
-    return {metric: rule for name in _gate_parameters(step) for metric, rule in step.params.get(name, {}).items()}
-
-
-def params_of(step: Step) -> dict[str, Any]:
-    """The parameters of a step without its gates."""
-    gates = _gate_parameters(step)
-    return {name: value for name, value in step.params.items() if name not in gates}
 
 
 def _gate_parameters(step: Step) -> list[str]:

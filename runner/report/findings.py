@@ -108,7 +108,7 @@ def changes(all_series: Sequence[Series], step: StepReport) -> tuple[Change, ...
     return tuple(found)
 
 
-def headline(job: JobReport, all_series: Sequence[Series]) -> Change | None:
+def headline(all_series: Sequence[Series]) -> Change | None:
     """The metric to speak of first: perplexity, else the first with a before and an after, else the first."""
     ranked = sorted(all_series, key=lambda one: (one.metric != "perplexity", len(one.points) < 2))
     if not ranked:
@@ -167,7 +167,7 @@ def verdict(job: JobReport) -> Verdict:
         return Verdict("idle", job.status, "The job has not ended." if job.status == "running" else "Nothing ran yet.")
     passed = f"{'Its one gate' if len(judged) == 1 else f'All {len(judged)} gates'} passed." if judged else "No gates."
     smaller = times_smaller(job.size_before, job.size_after)
-    main = headline(job, series(job))
+    main = headline(series(job))
     parts = [f"The weights are {smaller}"] if smaller else []
     if main is not None and main.before is not None and main.after is not None:
         went = f"{main.label} went from {units.number(main.before)} to {units.number(main.after)}"

@@ -86,7 +86,7 @@ def _figures_of_merit(job: JobReport, all_series: Sequence[Series]) -> Markup | 
         before = f"from {units.size(job.size_before)}" if job.size_before else ""
         times = findings.times_smaller(job.size_before, job.size_after)
         boxes.append(("size", units.size(job.size_after), ", ".join(filter(None, (before, times)))))
-    main = findings.headline(job, all_series)
+    main = findings.headline(all_series)
     if main is not None and (value := main.after if main.after is not None else main.before) is not None:
         change = ""
         if main.before is not None and main.after is not None:

@@ -53,6 +53,38 @@ def test_the_plan_of_a_recipe() -> None:
     assert plan.job_id == f"small-{plan.key[:12]}"
 
 
+def test_what_steps_take() -> None:
+    """The nearest earlier checkpoint, or what `from` and other parameters name."""
+    plan = resolved(
+        """\
+        steps:
+          - evaluate.perplexity: {data: evaluation}
+            id: baseline
+          - prune.wanda: {data: calibration}
+          - quantize.gptq: {data: calibration}
+          - evaluate.perplexity: {data: evaluation, gates: {perplexity: {max: 20}, loss: {max: 3}}}
+          - evaluate.divergence: {data: evaluation, against: wanda}
+          - quantize.rtn: {}
+            from: wanda
+          - evaluate.divergence: {data: evaluation}
+        """
+    )
+    assert {step.id: dict(step.inputs) for step in plan.steps} == {
+        "baseline": {"checkpoint": "model"},
+        "wanda": {"checkpoint": "model"},
+        "gptq": {"checkpoint": "wanda"},
+        "perplexity": {"checkpoint": "gptq"},
+        "divergence": {"checkpoint": "gptq", "against": "wanda"},
+        "rtn": {"checkpoint": "wanda"},
+        "divergence-2": {"checkpoint": "rtn", "against": "model"},
+    }
+    assert (plan.step("gptq").data, plan.step("rtn").data) == ({"data": "calibration"}, {})
+    perplexity = plan.step("perplexity")
+    assert perplexity.gates == {"perplexity": {"max": 20.0}, "loss": {"max": 3.0}}
+    assert perplexity.params == {"data": "evaluation"}
+    assert plan.step("rtn").gates == {}
+
+
 def test_plans_are_equal_byte_for_byte(tmp_path: Path) -> None:
     """In another process, with another hash seed, with and without a cache."""
     code = (
