@@ -7,12 +7,23 @@ import os
 import hypothesis
 import pytest
 
+from runner.plan import machine
+
 # A machine that is busy elsewhere for a moment is no failure.
 hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
 # Before torch is imported here or in a worker: the matrices are tiny, and threads would only wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Of `-n auto`: a process for each core that this one may use, where it would count those of the whole machine.
+
+    Each takes up to 2 GB with the workers of steps that it starts.
+    """
+    return max(1, min(len(os.sched_getaffinity(0)), machine.memory()[1] // 2**31))
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ def test_ci_runs_every_command_of_readme() -> None:
 def test_two_commands_do_everything() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "pip install -c constraints.txt '.[onnx,tensorrt]' && runner apply recipes/llama_int4.yaml\n" in text
-    assert "pip install -c constraints.txt -e '.[dev]' && pytest\n" in text
+    assert "pip install -c constraints.txt -e '.[dev]' && pytest -n auto --dist loadfile\n" in text
 
 
 def test_versions_agree() -> None:
