@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -107,11 +108,20 @@ class WeightsOnly:
 
 
 class Calibrated:
-    """Layers for a method that looks at calibration inputs."""
+    """Layers for a method that looks at calibration inputs.
 
-    def __init__(self, ctx: Context, method: LayerMethod, want: str, facts: CheckpointFacts) -> None:
+    The unchanged model that "cross" compares with is the checkpoint itself, or that in the folder `unchanged`, which
+    has the same layers.
+    """
+
+    def __init__(
+        self, ctx: Context, method: LayerMethod, want: str, facts: CheckpointFacts, unchanged: Path | None = None
+    ) -> None:
         self.ctx, self.method, self.want, self.facts = ctx, method, want, facts
         self.skeleton = Skeleton(ctx.inputs["checkpoint"].path, ctx.device)
+        self.other: Skeleton | None = None
+        if want == "cross" and unchanged is not None:
+            self.other = Skeleton(unchanged, ctx.device, self.skeleton.dtype)
         self.ids = ctx.data("data")
         self.flow = Flow(self.skeleton, self.ids, ctx.scratch_dir, lanes=2 if want == "cross" else 1)
         self.pass_ = self._choose_pass()
@@ -137,7 +147,7 @@ class Calibrated:
         skeleton.load(index)
         lanes = [flow.lane(0, index, layer)]
         if flow.lanes == 2:
-            lanes.append(flow.lane(1, index, dense_copy(layer)))
+            lanes.append(flow.lane(1, index, dense_copy(layer) if self.other is None else self.other.load(index)))
         changed: dict[str, Transformed] = {}
         gatherers: dict[int, Gatherer] = {}
         branches: list[Any] = []
@@ -161,6 +171,8 @@ class Calibrated:
         for branch in branches:
             branch.remove()
         skeleton.free(index)
+        if self.other is not None:
+            self.other.free(index)
         return changed
 
     def model_names(self) -> dict[str, str]:
@@ -193,6 +205,8 @@ class Calibrated:
 
     def close(self) -> None:
         self.flow.drop(len(self.skeleton))
+        if self.other is not None:
+            self.other.reader.close()
 
 
 def install(module: nn.Module, result: Transformed, stored: torch.dtype) -> list[Any]:

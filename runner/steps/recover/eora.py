@@ -86,7 +86,7 @@ def _modules(count: int) -> str:
 def estimate(params: Params, inputs: Inputs) -> Cost:
     """A calibrated stream, the reference weights beside it, and per linear three products and an eigenvalue problem."""
     facts = inputs.checkpoint
-    cost = layerwise.estimate(LayerMethod(_nothing, statistics="hessian"), params, inputs)
+    cost = layerwise.estimate(LayerMethod(_nothing, statistics=wanted(params)), params, inputs)
     linears = list(chosen(params, facts))
     adapter = sum(_BYTES * params["rank"] * (i.in_features + i.out_features) for i in linears)
     sides = [(min(i.in_features, i.out_features), i.in_features, i.out_features) for i in linears]
@@ -98,6 +98,11 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
         scratch=cost.scratch - facts.nbytes + adapter,
         seconds=cost.seconds + work / inputs.machine.flops,
     )
+
+
+def wanted(params: Params) -> str:
+    """The statistic to collect: with the inputs of the original model beside those of the compressed one, or not."""
+    return "cross" if params["asymmetric_calibration"] else "hessian"
 
 
 def _nothing(linear: Linear, statistics: Statistics, params: Mapping[str, Any]) -> Transformed:
@@ -123,12 +128,13 @@ def run(ctx: Context) -> Result:
     from runner.model.parts import PartWriter
     from runner.model.shards import ShardReader
 
-    source = ctx.inputs["checkpoint"].path
+    source, against = ctx.inputs["checkpoint"].path, ctx.inputs["against"].path
     facts = read_facts(source, str(source))
     parts = PartWriter(ctx.scratch_dir / "parts")
-    with ShardReader(ctx.inputs["against"].path) as reference:
-        method = LayerMethod(partial(term, reference, _conv1d(facts)), statistics="hessian")
-        layers = stream.Calibrated(ctx, method, "hessian", facts)
+    want = wanted(ctx.params)
+    with ShardReader(against) as reference:
+        method = LayerMethod(partial(term, reference, _conv1d(facts)), statistics=want)
+        layers = stream.Calibrated(ctx, method, want, facts, unchanged=against)
         names = layers.model_names()
 
         def keep(index: int, changed: Mapping[str, Transformed]) -> dict[str, Any]:
@@ -155,16 +161,19 @@ def term(
 ) -> Transformed:
     """The low-rank term of one linear, whose compressed weight `linear` holds.
 
-    `error` and `error_before` are those of the output, with the term and without: tr(E H Eᵀ) / tr(W H Wᵀ) over up to
-    SAMPLED_ROWS evenly spaced rows.
+    E is W − Ŵ and, as far as `asymmetric_calibration` says, the shift of low_rank.py. `error` and `error_before` are
+    those of the output, with the term and without: tr(E H Eᵀ) / tr(W H Wᵀ) over up to SAMPLED_ROWS evenly spaced rows.
     """
-    from runner.steps.recover.low_rank import compensate, damped, energy
+    from runner.steps.recover.low_rank import compensate, damped, energy, shift
 
     name = linear.names[0]
     stored = reference.read_module_weight(name).to(linear.weight.device).float()
     weight = stored.T if conv1d and not reference.is_packed(name) else stored
     error, moment = weight - linear.weight, statistics.of("hessian")
-    a, b = compensate(error, damped(moment, params["dampening_fraction"]), params["rank"])
+    steady = damped(moment, params["dampening_fraction"])
+    if params["asymmetric_calibration"]:
+        error += params["asymmetric_calibration"] * shift(weight, statistics.of("cross"), steady)
+    a, b = compensate(error, steady, params["rank"])
     rows = slice(None, None, -(-linear.out_features // SAMPLED_ROWS))
     whole = energy(weight[rows], moment)
     left = error[rows] - b[rows] @ a

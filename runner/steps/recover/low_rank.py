@@ -6,6 +6,11 @@ has B A S = U Σ Vᵀ, the leading r triples of the singular value decomposition
 B = U Σ, A = Vᵀ S⁻¹. Since Σ Vᵀ = Uᵀ E S, that product is U Uᵀ E: no inverse is taken here, and no root of H but where
 it makes the eigenvalue problem smaller.
 
+In a compressed model the inputs X of a linear are no longer those X° of the original one. What is asked for is W X°, so
+that the error to make up for is that of the W* with the least ‖W X° − W* X‖_F, as GPTAQ has it (Li 2025,
+arXiv:2504.02692): W* = W (H + C) H⁻¹ with C = (X° − X) Xᵀ, hence E = W − Ŵ + W C H⁻¹. With C = 0 it is the paper's; for
+weights that GPTAQ has shifted on purpose, the paper's E would undo that.
+
 All functions are pure; tensors are float32.
 """
 
@@ -34,6 +39,15 @@ def compensate(error: torch.Tensor, moment: torch.Tensor, rank: int) -> tuple[to
     nonzero = norms > 0
     safe = torch.where(nonzero, norms, torch.ones_like(norms))
     return a / safe[:, None], left * norms
+
+
+def shift(weight: torch.Tensor, cross: torch.Tensor, moment: torch.Tensor) -> torch.Tensor:
+    """W C H⁻¹ [out, in]: what W [out, in] lacks on the inputs X to give what it gives on the inputs X°.
+
+    `cross` is C [in, in], `moment` H [in, in], symmetric and positive definite (`damped`), on one scale.
+    """
+    factor = torch.linalg.cholesky(moment)
+    return torch.cholesky_solve((weight @ cross).T, factor).T
 
 
 def damped(moment: torch.Tensor, fraction: float) -> torch.Tensor:

@@ -99,6 +99,37 @@ def test_earlier_terms_act_while_later_layers_are_calibrated(tmp_path: Path, mon
     assert after[0] < after[1]
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_what_gptaq_has_shifted_is_not_undone(name: str, tmp_path: Path) -> None:
+    """Against the inputs of the original model the result is nearer to it than against those of the compressed one."""
+    dense = save(tmp_path / "model", name)
+    params = {"bits": 2, "group_size": 16, "asymmetric_calibration": 1}
+    if name == "gpt2":
+        params["format"] = "gptq"
+    compressed = made(tmp_path / "compressed", "quantize.gptq", dense, **params)
+    after = []
+    for share in (1.0, 0.0):
+        host = recovered(tmp_path / str(share), compressed, dense, asymmetric_calibration=share)
+        result = find(KIND).run(host)
+        assert result.metrics["error"] < result.metrics["error_before"]
+        after.append(divergence(tmp_path / f"after-{share}", host.out_dir, dense))
+    assert after[0] < 0.97 * after[1]
+    assert after[0] < divergence(tmp_path / "before", compressed, dense)
+
+
+def test_the_unchanged_model_is_that_of_against(tmp_path: Path) -> None:
+    """Layer by layer: with the rank of the module, what comes out computes what `against` does, not what came in."""
+    dense = save(tmp_path / "model", "llama")
+    compressed = made(tmp_path / "compressed", "quantize.rtn", dense, bits=2, group_size=16)
+    host = recovered(tmp_path / "eora", compressed, dense, rank=32, ignore=["k_proj", "v_proj"])
+    find(KIND).run(host)
+    alone = recovered(tmp_path / "alone", compressed, dense, rank=32, ignore=["k_proj", "v_proj"],
+                      asymmetric_calibration=0)  # fmt: skip
+    find(KIND).run(alone)
+    after = [divergence(tmp_path / str(i), h.out_dir, dense) for i, h in enumerate((host, alone))]
+    assert after[0] < after[1]
+
+
 @pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.21
 def test_peft_reads_it_on_the_packed_base(tmp_path: Path) -> None:

@@ -96,3 +96,21 @@ def test_fewer_tokens_than_columns() -> None:
 def test_energy() -> None:
     error, moment = problem(8, 12)
     assert low_rank.energy(error.float(), moment.float()) == pytest.approx(size(error, moment), rel=1e-5)
+
+
+@WIDTHS
+def test_what_is_asked_for_is_what_the_original_inputs_give(out_features: int, in_features: int) -> None:
+    """W + W C H⁻¹ is the least-squares fit of W X° by a weight on X, as a solver finds it from the inputs."""
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randn(out_features, in_features, generator=generator, dtype=torch.float64)
+    original = torch.randn(400, in_features, generator=generator, dtype=torch.float64)
+    mixed = torch.randn(in_features, in_features, generator=generator, dtype=torch.float64) / in_features**0.5
+    x = original + 0.3 * original @ mixed + 0.1 * torch.randn(400, in_features, generator=generator).double()
+    fitted = torch.linalg.lstsq(x, original @ weight.T).solution.T
+    cross, moment = (2 / 400 * m for m in ((original - x).T @ x, x.T @ x))
+    shifted = low_rank.shift(weight.float(), cross.float(), moment.float()).double()
+    assert (fitted - weight).norm() > 0.1 * weight.norm()
+    torch.testing.assert_close(weight + shifted, fitted, atol=1e-4, rtol=1e-3)
+    error = fitted - weight
+    a, b = low_rank.compensate(shifted.float(), moment.float(), 5)
+    assert size(error - (b @ a).double(), moment) < size(error, moment)
