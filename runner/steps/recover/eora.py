@@ -34,7 +34,7 @@ METRICS = ()
 
 SAMPLED_ROWS = 512
 _BYTES = 4  # of an adapter's value: peft computes with adapters in float32
-_SHOWN = 5  # differing modules that a complaint lists
+_SHOWN = 5  # modules that a complaint lists
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
@@ -50,9 +50,10 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     found += _differing(linears, reference)
     narrow = [i for i in linears if params["rank"] > min(i.in_features, i.out_features)]
     if narrow:
-        lines = "".join(f"\n    `{i.name}` is [{i.out_features}, {i.in_features}]" for i in narrow)
-        smallest = min(min(i.in_features, i.out_features) for i in narrow)
-        message = f"`rank` {params['rank']} is above the size of {_modules(len(narrow))}:{lines}"
+        narrow.sort(key=lambda i: min(i.in_features, i.out_features))
+        lines = _listed([f"    `{i.name}` is [{i.out_features}, {i.in_features}]" for i in narrow])
+        smallest = min(narrow[0].in_features, narrow[0].out_features)
+        message = f"`rank` {params['rank']} is above the size of {_modules(len(narrow))}:\n{lines}"
         help = f"lower `rank` to {smallest}, or name those modules in `ignore`"
         found.append(Diagnostic("R472", message, help, path=("rank",)))
     return found
@@ -73,10 +74,13 @@ def _differing(linears: list[LinearFacts], reference: CheckpointFacts) -> list[D
             lines.append(f"    `{own.name}` is {shapes}")
     if not lines:
         return []
-    listed = "\n".join(lines[:_SHOWN]) + (f"\n    and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else "")
-    message = f"{_modules(len(lines))} of the checkpoint cannot be compared with `against`:\n{listed}"
+    message = f"{_modules(len(lines))} of the checkpoint cannot be compared with `against`:\n{_listed(lines)}"
     help = "name the checkpoint that this one was quantized or pruned from, with the same layers"
     return [Diagnostic("R475", message, help, path=("against",))]
+
+
+def _listed(lines: list[str]) -> str:
+    return "\n".join(lines[:_SHOWN]) + (f"\n    and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else "")
 
 
 def _modules(count: int) -> str:

@@ -27,6 +27,8 @@ REQUIRES = ()
 METRICS = ("loss", "evaluation_loss", "steps", "tokens")
 DISTRIBUTED = True
 
+SHOWN = 5  # modules that a complaint lists, the narrowest first
+
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     facts = inputs.checkpoint
@@ -35,10 +37,12 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     linears = targets(params, facts)
     wide = [i for i in linears if params["rank"] > min(i.in_features, i.out_features)]
     if wide:
-        lines = "".join(f"\n    `{i.name}` has {i.in_features} inputs and {i.out_features} outputs" for i in wide)
-        smallest = min(min(i.in_features, i.out_features) for i in wide)
+        wide.sort(key=lambda i: min(i.in_features, i.out_features))
+        listed = [f"\n    `{i.name}` has {i.in_features} inputs and {i.out_features} outputs" for i in wide[:SHOWN]]
+        more = f"\n    and {len(wide) - SHOWN} more" if len(wide) > SHOWN else ""
+        smallest = min(wide[0].in_features, wide[0].out_features)
         noun = "1 module" if len(wide) == 1 else f"{len(wide)} modules"
-        message = f"`rank` {params['rank']} is above the width of {noun}:{lines}"
+        message = f"`rank` {params['rank']} is above the width of {noun}:{''.join(listed)}{more}"
         help = f"lower `rank` to {smallest} or less, or leave them out of `target_modules`"
         found.append(Diagnostic("R472", message, help, path=("rank",)))
     if params["merge"] == "requantize" and not facts.quantization:

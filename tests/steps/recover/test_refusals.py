@@ -47,6 +47,21 @@ def test_a_rank_above_the_width(model: CheckpointFacts) -> None:
     )
 
 
+def test_a_rank_above_the_width_of_many_modules(tmp_path: Path) -> None:
+    """The narrowest first, and not all of a deep model."""
+    deep = facts(save(tmp_path / "deep", num_hidden_layers=3), "deep")
+    assert refused("recover.lora", inputs(deep, replace(deep)), rank=20, target_modules=["k_proj", "v_proj"]) == (
+        "error[R472]: `rank` 20 is above the width of 6 modules:\n"
+        "    `model.layers.0.self_attn.k_proj` has 32 inputs and 16 outputs\n"
+        "    `model.layers.0.self_attn.v_proj` has 32 inputs and 16 outputs\n"
+        "    `model.layers.1.self_attn.k_proj` has 32 inputs and 16 outputs\n"
+        "    `model.layers.1.self_attn.v_proj` has 32 inputs and 16 outputs\n"
+        "    `model.layers.2.self_attn.k_proj` has 32 inputs and 16 outputs\n"
+        "    and 1 more\n"
+        "help: lower `rank` to 16 or less, or leave them out of `target_modules`"
+    )
+
+
 def test_patterns_that_match_nothing(model: CheckpointFacts) -> None:
     assert refused("recover.lora", inputs(model, replace(model)), target_modules=["q_prj", "o_proj"]) == (
         "error[R412]: `target_modules` names `q_prj`, which matches no linear module of this model\n"
