@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from runner.model import trust
 from runner.model.processor import fast_bf16
 from runner.model.shards import ShardReader
 from runner.model.skeleton import stored_dtype
@@ -112,5 +113,5 @@ def frozen_dtype(folder: Path, device: str, precision: str) -> torch.dtype:
     kind = device.partition(":")[0]
     fast = torch.cuda.is_bf16_supported(including_emulation=False) if kind == "cuda" else fast_bf16()
     computes = precision == "bf16" or (precision == "auto" and fast)
-    stored = stored_dtype(AutoConfig.from_pretrained(folder))
+    stored = stored_dtype(AutoConfig.from_pretrained(folder, trust_remote_code=trust.needed(folder)))
     return torch.bfloat16 if computes and stored == torch.bfloat16 else torch.float32

@@ -93,6 +93,18 @@ def test_with_the_flag_it_runs_and_its_code_is_part_of_the_key(run: Run, folder:
     assert [step["reason"] for step in steps] == ["model changed", "input step `rtn` runs again"]
 
 
+def test_with_the_flag_it_is_trained(run: Run, folder: Path, model: Path) -> None:
+    training = {"data": "text", "steps": 2, "batch_size": 2}
+    lora = {"loss": "next_token", "rank": 2, "target_modules": ["q_proj"]}
+    steps = [
+        {"distill.logits": training}, {"recover.lora": training | lora},
+        {"quantize.rtn": {"bits": 8, "group_size": "channel"}}, {"recover.scales": training},
+    ]  # fmt: skip
+    text = RECIPE[: RECIPE.index("steps:")] + f"steps: {json.dumps(steps)}\n"
+    (folder / "own.yaml").write_text(text)
+    assert run("apply", "own.yaml", "--trust-remote-code", "--progress", "none")[0] == 0
+
+
 def test_a_known_type_is_run_by_transformers_alone(run: Run, folder: Path, model: Path) -> None:
     describe(model, model_type="llama", architectures=["LlamaForCausalLM"])
     for flag in ((), ("--trust-remote-code",)):
