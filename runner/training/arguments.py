@@ -44,6 +44,7 @@ def arguments(task: Task, evaluates: bool) -> TrainingArguments:
         dataloader_pin_memory=False,
         average_tokens_across_devices=False,
         ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,  # packed integers are buffers, equal everywhere: they would be sent every forward
         seed=task.seed % 2**32,
         **sharded,
     )

@@ -17,11 +17,15 @@ import torch
 from safetensors.torch import load_file
 
 from runner.errors import Diagnostic, Interrupted, MachineError, RecipeError, RunnerError, Span, StepFailed
+from runner.steps.kinds import find
 from runner.training import launch
+from runner.training.arguments import arguments
 from runner.training.fit import fit
 from runner.training.task import Fitted
 from tests import tiny
+from tests.host import Host
 from tests.training import plain
+from tests.training.recovering import quantized
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +55,39 @@ def test_two_processes_train_what_one_does(tmp_path: Path, model: Path, two: tup
     for event, single in zip(two[0].events, ctx.events, strict=True):
         assert event["loss"] == pytest.approx(single["loss"], rel=1e-4)
         assert event["memory"] > 2 * 10**8, "of both processes"
+
+
+@pytest.mark.parametrize(
+    ("kind", "params"),
+    [("recover.lora", {"rank": 4, "target_modules": ["q_proj", "up_proj"]}), ("recover.scales", {"norms": True})],
+)
+def test_two_processes_recover_packed_weights_as_one_does(tmp_path: Path, kind: str, params: dict[str, Any]) -> None:
+    """Each in two forwards a step, against one process with the whole batch in one."""
+    dense, packed = quantized(tmp_path, "quantize.rtn")
+    settings = {"steps": 6, "batch_size": 4, "learning_rate": 0.01, "precision": "fp32", **params}
+    made = []
+    for processes in (1, 2):
+        host = Host(
+            tmp_path / str(processes), kind, packed, tiny.tokens(16, 16), others={"teacher": dense},
+            **settings, gradient_accumulation=processes,
+        )  # fmt: skip
+        host.processes = processes
+        result = find(kind).run(host)
+        made.append((result, load_file(host.scratch_dir / "training" / "weights.safetensors"), host.events))
+    (one, expected, events), (both, weights, shared) = made
+    assert weights.keys() == expected.keys()
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, expected[name], atol=2e-4, rtol=1e-3)
+        assert not torch.equal(tensor, torch.zeros_like(tensor))
+    assert both.metrics["loss"] == pytest.approx(one.metrics["loss"], rel=1e-4)
+    single, several = ([e["loss"] for e in told if e["event"] == "train"] for told in (events, shared))
+    assert several == pytest.approx(single, rel=1e-4)
+
+
+def test_packed_integers_are_not_sent_between_processes(tmp_path: Path, model: Path) -> None:
+    """They are buffers, which torch would broadcast before every forward."""
+    task = plain.task(plain.Caller(tmp_path, processes=2), model)
+    assert arguments(task, False).ddp_broadcast_buffers is False
 
 
 class StopsAtEvent(plain.Caller):
