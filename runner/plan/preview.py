@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from runner.errors import Diagnostic
 from runner.plan import find, machine
 from runner.plan.flow import Flow
 from runner.plan.reasons import Previous, reason
-from runner.plan.types import Forecast, Plan, Preview
+from runner.plan.types import Forecast, Plan, PlannedStep, Preview
 from runner.recipe.types import Recipe
 from runner.steps.protocol import Cost
 
@@ -97,7 +97,7 @@ def refusals(preview: Preview, free: int, folder: Path) -> list[Diagnostic]:
         if need > has:
             message = f"step `{step.id}` needs {gigabytes(need)} of memory; this machine has {gigabytes(has)}"
             source = recipe.steps[step.index]
-            found.append(Diagnostic("R501", message, _lower(recipe, step.data), recipe.step_span(source)))
+            found.append(Diagnostic("R501", message, _lower(recipe, step), recipe.step_span(source)))
     kept = sum(forecast.cost.disk for forecast in preview.forecasts)
     scratch = max((forecast.cost.scratch for forecast in preview.forecasts), default=0)
     if kept + scratch > free:
@@ -110,17 +110,27 @@ def refusals(preview: Preview, free: int, folder: Path) -> list[Diagnostic]:
     return found
 
 
-def _lower(recipe: Recipe, data: Mapping[str, str]) -> str:
-    """Which parameters a step's memory grows with."""
-    names = sorted(set(data.values()))
-    if not names:
-        return "use a machine with more memory; what one layer needs cannot be lowered"
-    parts = []
-    for name in names:
-        spec = recipe.data[name]
+def _lower(recipe: Recipe, step: PlannedStep) -> str:
+    """Which parameters a step's memory grows with. That of a training grows with what is in one forward."""
+    data = {name: recipe.data[name] for name in sorted(set(step.data.values()))}
+    if "gradient_accumulation" in step.params:
+        return _lower_training(step.params, {name: spec.sequence_length for name, spec in data.items()})
+    parts = [f"`batch_size` (now {step.params['batch_size']})"] if "batch_size" in step.params else []
+    for name, spec in data.items():
         samples = "all of the text" if spec.samples is None else str(spec.samples)
         parts.append(f"`samples` (now {samples}) or `sequence_length` (now {spec.sequence_length}) of data `{name}`")
+    if not parts:
+        return "use a machine with more memory; what one layer needs cannot be lowered"
     return "lower " + ", ".join(parts)
+
+
+def _lower_training(params: Mapping[str, Any], lengths: Mapping[str, int]) -> str:
+    accumulation, batch = params["gradient_accumulation"], params["batch_size"]
+    ways = [f"raise `gradient_accumulation` (now {accumulation})", f"lower `batch_size` (now {batch})"]
+    if not params["gradient_checkpointing"]:
+        ways.append("set `gradient_checkpointing: true`")
+    ways += [f"lower `sequence_length` (now {length}) of data `{name}`" for name, length in lengths.items()]
+    return "; ".join(ways)
 
 
 def gigabytes(count: int) -> str:

@@ -97,6 +97,30 @@ def test_more_memory_than_the_machine_has(plan: Plan, tmp_path: Path, monkeypatc
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "help"),
+    [
+        (
+            "recover.lora: {data: calibration, loss: next_token}",
+            (
+                "raise `gradient_accumulation` (now 1); lower `batch_size` (now 8); "
+                "set `gradient_checkpointing: true`; lower `sequence_length` (now 64) of data `calibration`"
+            ),
+        ),
+        ("evaluate.tasks: {tasks: [arc_easy]}", "lower `batch_size` (now 8)"),
+    ],
+)
+def test_what_memory_grows_with_depends_on_the_step(
+    kind: str, help: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "machine_facts", lambda device: replace(MACHINE, memory=10**8))
+    monkeypatch.setattr(Flow, "cost", lambda self, step: Cost(3 * 10**9, 0, 0, 1.0))
+    made = resolve.resolve(recipe(f"steps:\n  - {kind}\n"), device="cpu")
+    with pytest.raises(MachineError) as caught:
+        preview.preview(made, FakeStore(tmp_path))
+    assert caught.value.render().splitlines()[-1] == f"help: {help}"
+
+
 def test_cached_steps_need_nothing(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "machine_facts", lambda device: replace(MACHINE, memory=10**6))
     monkeypatch.setattr(machine, "free_disk", lambda folder: 0)
