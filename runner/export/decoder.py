@@ -93,7 +93,11 @@ class Decoder(nn.Module):
 
 
 def _additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return torch.where(allowed, torch.zeros((), dtype=dtype, device=allowed.device), torch.finfo(dtype).min)
+    """Half of the lowest number: a score beside the lowest itself is −∞ in float16, and a row of padding, which sees
+
+    nothing, would become NaN, which every later row reads as 0 · NaN.
+    """
+    return torch.where(allowed, torch.zeros((), dtype=dtype, device=allowed.device), torch.finfo(dtype).min / 2)
 
 
 def _attention(

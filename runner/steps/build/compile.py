@@ -14,7 +14,7 @@ from runner.model import memory
 from runner.model.facts import CheckpointFacts
 from runner.steps.protocol import CHECKPOINT, ENGINE, QUANTIZED, Context, Cost, Inputs, Params, Result
 
-VERSION = 1
+VERSION = 2
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = ENGINE
 REQUIRES = ()

@@ -20,7 +20,7 @@ from runner.steps.protocol import (
     Result,
 )
 
-VERSION = 1
+VERSION = 2
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = ENGINE
 REQUIRES = (Requirement("onnx", "onnx"), Requirement("onnxscript", "onnx"), Requirement("onnxruntime", "onnx"))
