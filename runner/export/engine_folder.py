@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
 
+from runner.errors import StepFailed
 from runner.export import graph
 from runner.export.tensorrt import NAMES, RTX, Built, Order
 from runner.model import headers
@@ -47,11 +50,27 @@ def _bytes(item: onnx.TensorProto) -> int:
     return count * int(onnx.helper.tensor_dtype_to_np_dtype(item.data_type).itemsize)
 
 
-def write(ctx: Context, order: Order, built: Built, exported: graph.Exported, work: Path) -> dict[str, Any]:
-    """Move the engine from `work` into `ctx.out_dir` and write what belongs to it; what engine.json says."""
+def graph_facts(folder: Path, checkpoint: str) -> Mapping[str, Any]:
+    """What the ONNX graph in `folder` says of itself. StepFailed unless it is of the checkpoint of this digest."""
+    path = folder / ENGINE
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        made_of = str(found["source"]["digest"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StepFailed(f"`{path}` does not describe an ONNX graph: {error!r}", "build it again") from None
+    if made_of != checkpoint:
+        message = f"the graph in `{folder}` was made of the checkpoint {made_of[:12]}, not of {checkpoint[:12]}"
+        raise StepFailed(message, "let `graph` and `from` name steps of one checkpoint")
+    return found
+
+
+def write(ctx: Context, order: Order, built: Built, described: Mapping[str, Any], work: Path) -> dict[str, Any]:
+    """Move the engine from `work` into `ctx.out_dir` and write what belongs to it; what engine.json says.
+
+    `described` is what the graph says of itself.
+    """
     source, out = ctx.inputs["checkpoint"], ctx.out_dir
     config = headers.read_config(source.path)
-    described = graph.describe(exported)
     prefill, decode = order.profiles["prefill"], order.profiles["decode"]
     engine = {
         "format": "tensorrt",
@@ -67,7 +86,7 @@ def write(ctx: Context, order: Order, built: Built, exported: graph.Exported, wo
             for name, ranges in (("prefill", prefill), ("decode", decode))
         ],
         "source": {"digest": source.digest},
-        "graph": {"digest": _digest(work), "weights": exported.nbytes},
+        "graph": _files(Path(order.graph).parent),
         "engine_bytes": built.engine_bytes,
         "weights_bytes": built.weights_bytes,
         "context": prefill["input_ids"][2][1],
@@ -87,13 +106,13 @@ def _range(shapes: tuple[list[int], list[int], list[int]]) -> dict[str, list[int
     return dict(zip(("min", "usual", "max"), shapes, strict=True))
 
 
-def _digest(work: Path) -> str:
-    """Of graph and weights: it tells that a graph which was compared elsewhere is the one built here."""
-    found = hashlib.sha256()
+def _files(folder: Path) -> dict[str, str]:
+    """sha256 of graph and weights: they tell that a graph which was compared elsewhere is the one built here."""
+    found = {}
     for name in (graph.FILE, graph.DATA):
-        with (work / name).open("rb") as file:
-            found.update(hashlib.file_digest(file, "sha256").digest())
-    return found.hexdigest()
+        with (folder / name).open("rb") as file:
+            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def _card(engine: dict[str, Any], config: dict[str, Any]) -> str:

@@ -53,7 +53,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be built: `graph` and `engine` are names of files in one folder.
+    """What is to be built: `engine` is the name of a file in the builder's folder, `graph` one there or a path.
 
     `capabilities` None: the portable engine of `rtx`, or this machine's GPU for `enterprise`."""
 

@@ -49,7 +49,8 @@ class Artifact:
 class Context(Protocol):
     """What the worker hands to `run`.
 
-    `inputs["checkpoint"]` is the main input; every `x-runner-ref: checkpoint` parameter is there under its own name.
+    `inputs["checkpoint"]` is the main input; every `x-runner-ref: checkpoint` or `engine` parameter is there under its
+    own name.
     `out_dir` is empty or holds what an interrupted run left; `scratch_dir` outlives an interruption and is removed
     on success. All randomness derives from `seed`.
     """

@@ -134,10 +134,10 @@ class _Planner:
         data: dict[str, str] = {}
         for parameter, target in sorted(references.items()):
             value = step.params.get(parameter)
-            if isinstance(value, str) and target in ("checkpoint", "data"):
+            if isinstance(value, str) and target in ("checkpoint", "engine", "data"):
                 if target == "checkpoint":
                     value = chain.source_of(value, inputs["checkpoint"], {e.id: e.inputs for e in earlier})
-                (inputs if target == "checkpoint" else data)[parameter] = value
+                (data if target == "data" else inputs)[parameter] = value
         gates = {name for name, target in references.items() if target == "gates"}
         seed = keys.step_seed(self.recipe.seed, step.id)
         known = {e.id: e.key for e in earlier} | {id: model.digest for id, model in self.models.items()}

@@ -139,6 +139,8 @@ class _Checker:
             self._tell("R311", message, "leave `processes` out: only training uses several", ("resources", "processes"))
         for name, value in _named(self.step, "checkpoint").items():
             self._checkpoint(name, value, (self.step.kind, name))
+        for name, value in _named(self.step, ENGINE).items():
+            self._engine(name, value, (self.step.kind, name))
         for name, value in _named(self.step, "data").items():
             self._data(name, value)
         for name in _gate_parameters(self.step):
@@ -211,6 +213,13 @@ class _Checker:
             return True
         self._tell("R307", f"`{label}` names `{name}`, and `{kind}` makes no checkpoint", help, path)
         return False
+
+    def _engine(self, label: str, name: str, path: Path) -> None:
+        known = [id for id, step in self.before.items() if produces(step.kind) == ENGINE]
+        help = f"it may name {words.ticked(known, 'or')}" if known else "put a `build.` step before it"
+        if self._earlier(label, name, path, known, help) and name not in known:
+            message = f"`{label}` names `{name}`, and `{self.before[name].kind}` makes no engine"
+            self._tell("R307", message, help, path)
 
     def _earlier(self, label: str, name: str, path: Path, known: Sequence[str], help: str | None) -> bool:
         if name in self.before:

@@ -58,7 +58,7 @@ CODES: dict[str, str] = {
     "R304": "a step is named before it has run",
     "R305": "a step that `when` leaves out is named",
     "R306": "a data entry is not defined",
-    "R307": "a step that makes no checkpoint is named as one",
+    "R307": "a step that makes no checkpoint, or no engine, is named as one",
     "R308": "a step cannot take what the step before it makes",
     "R309": "a gate names a metric that the step does not measure",
     "R310": "`when` leaves out every step",

@@ -17,6 +17,7 @@ Schema = Mapping[str, Any]
 REFERENCES = {
     "data": "an entry of `data`",
     "checkpoint": "`model` or the id of an earlier step",
+    "engine": "the id of an earlier step that makes an engine",
     "gates": "metric → {max: x}, {min: x}, {max_ratio_to: step, value: x} or {min_ratio_to: step, value: x}",
 }
 

@@ -17,13 +17,14 @@ what it calls import what they need. It holds these names:
                                                     checkpoint it is made from with `engine` set (not for metrics)
     run(ctx) -> Result
 
-Parameters have their names, types, ranges, defaults and descriptions in the schema alone. Four annotations there
+Parameters have their names, types, ranges, defaults and descriptions in the schema alone. Five annotations there
 tell the planner what a parameter refers to:
 
     "x-runner-ref": "data"          the name of an entry of the recipe's `data`
     "x-runner-ref": "checkpoint"    "model" or the id of an earlier step that produces a checkpoint; where the schema
                                     allows a mapping with `source` and `revision`, another model; "source" is the
                                     checkpoint that the step's engine was made from
+    "x-runner-ref": "engine"        the id of an earlier step that makes an engine
     "x-runner-ref": "tasks"         names of tasks, or task files (runner.model.task_files); `ctx.files` has the paths
     "x-runner-ref": "gates"         quality gates; never part of a step's key
 """

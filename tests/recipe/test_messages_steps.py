@@ -68,6 +68,26 @@ help: it may name `model`
 """,
     ),
     Case(
+        "a graph of a step that makes no engine",
+        recipe("- quantize.rtn: {}", "- build.onnx: {target: tensorrt}", "- build.tensorrt: {graph: rtn}"),
+        """
+r.yaml:8:29: error[R307]: `graph` names `rtn`, and `quantize.rtn` makes no engine
+    8 |   - build.tensorrt: {graph: rtn}
+      |                             ^^^
+help: it may name `onnx`
+""",
+    ),
+    Case(
+        "a graph of no step",
+        recipe("- quantize.rtn: {}", "- build.tensorrt: {graph: onnx}"),
+        """
+r.yaml:7:29: error[R303]: `graph` names `onnx`, which is no step
+    7 |   - build.tensorrt: {graph: onnx}
+      |                             ^^^^
+help: put a `build.` step before it
+""",
+    ),
+    Case(
         "from a step left out",
         recipe(
             "- prune.magnitude: {}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from runner.errors import Diagnostic, StepFailed
@@ -25,7 +26,7 @@ from runner.steps.protocol import (
     Result,
 )
 
-VERSION = 1
+VERSION = 2
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = ENGINE
 REQUIRES = (Requirement("tensorrt-rtx", "tensorrt"), Requirement("onnx", "tensorrt"),
@@ -37,7 +38,7 @@ _USUAL_LENGTH = 2048
 _EXPORTER = 120 << 20  # torch's exporter and onnx imported, one layer traced (measured)
 _LAYER = 6 << 20  # of a traced graph
 _CODE = 2 << 20  # of an engine for each layer: kernels of two profiles (measured)
-_SECONDS, _LAYER_SECONDS = 15.0, 2.0
+_SECONDS, _LAYER_SECONDS, _BUILDER_SECONDS = 15.0, 2.0, 3.0
 _BUILD_RATE = 3e7  # bytes of weights a second (measured)
 
 
@@ -47,7 +48,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     found = [replace(d, help=_remedy(d.help)) for d in plan.refusals(facts, carry.TENSORRT)]
     if any(d.code == "R477" for d in found):
         return found
-    found += _lengths(params, facts)
+    found += _lengths(params, facts) + _graph(params, inputs)
     found += _rtx(params, facts) if params["flavour"] == RTX else _enterprise(params, inputs)
     return found if any(d.code == "R478" for d in found) else [*found, *_wide(facts)]
 
@@ -62,6 +63,25 @@ def _lengths(params: Params, facts: CheckpointFacts) -> list[Diagnostic]:
         return []
     message = f"`max_sequence_length` is {asked:,}; the model has {positions:,} positions"
     return [Diagnostic("R495", message, f"lower it to {positions}, or leave it out", path=("max_sequence_length",))]
+
+
+def _graph(params: Params, inputs: Inputs) -> list[Diagnostic]:
+    """The graph that is to be taken is one for TensorRT, of this checkpoint and in this precision."""
+    graph = inputs.others.get("graph")
+    if graph is None:
+        return []
+    engine, path, named = graph.engine or {}, ("graph",), f"`graph` names `{params['graph']}`"
+    if engine.get("format") != "onnx" or engine.get("target") != carry.TENSORRT:
+        what = f"an ONNX graph for {engine['target']}" if "target" in engine else f"a {engine.get('format')} engine"
+        help = "let it name a step of `build.onnx` with `target: tensorrt`"
+        return [Diagnostic("R495", f"{named}, which makes {what}", help, path=path)]
+    if replace(graph, engine=None) != inputs.checkpoint:
+        message = f"{named}, whose graph is of another checkpoint than this step's"
+        return [Diagnostic("R495", message, "give both steps the same `from`", path=path)]
+    if engine["precision"] != params["precision"]:
+        message = f"{named}, whose graph computes in {engine['precision']}; `precision` is {params['precision']}"
+        return [Diagnostic("R495", message, "give both steps the same `precision`", path=path)]
+    return []
 
 
 def _rtx(params: Params, facts: CheckpointFacts) -> list[Diagnostic]:
@@ -119,15 +139,23 @@ def length(params: Params, config: Mapping[str, Any]) -> int:
 
 
 def estimate(params: Params, inputs: Inputs) -> Cost:
-    """The exporter holds a weight at a time; then the builder, beside it, takes four times all of them."""
+    """The exporter, where no graph is given, holds a weight at a time; then the builder, beside it, takes four times
+
+    all of them.
+    """
     facts = inputs.checkpoint
     graph = plan.nbytes(facts, carry.TENSORRT, str(params["precision"]))
     tensors = plan.largest(facts) * (4 + 2 * plan.FLOAT_BYTES[str(params["precision"])])
+    given = "graph" in inputs.others
     exporter = memory.RUNTIME + _EXPORTER + _LAYER * facts.layer_count
     builder = tensorrt.BUILDER_BYTES + tensorrt.BUILDER_LAYER * facts.layer_count + tensorrt.BUILDER_FACTOR * graph
-    seconds = _SECONDS + _LAYER_SECONDS * facts.layer_count + graph / _BUILD_RATE
-    seconds += (facts.nbytes + 2 * graph) / max(1.0, inputs.machine.disk_bytes_per_second)
-    return Cost(exporter + max(tensors, builder), 2 * graph + _CODE * facts.layer_count, graph, seconds)
+    seconds = graph / _BUILD_RATE + graph / max(1.0, inputs.machine.disk_bytes_per_second)
+    written = 2 * graph + _CODE * facts.layer_count
+    if given:
+        return Cost(memory.RUNTIME + builder, written, 0, _BUILDER_SECONDS + seconds)
+    seconds += _SECONDS + _LAYER_SECONDS * facts.layer_count
+    seconds += (facts.nbytes + graph) / max(1.0, inputs.machine.disk_bytes_per_second)
+    return Cost(exporter + max(tensors, builder), written, graph, seconds)
 
 
 def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
@@ -160,17 +188,15 @@ def run(ctx: Context) -> Result:
     work = ctx.scratch_dir / "graph"
     work.mkdir(parents=True, exist_ok=True)
     ctx.safe_point()
-    exported = graph.export(
-        source.path,
-        work,
-        target=carry.TENSORRT,
-        precision=str(params["precision"]),
-        progress=lambda done, total: ctx.emit("progress", phase="weights", done=done, total=total, unit="modules"),
-    )
+    if "graph" in ctx.inputs:
+        folder = ctx.inputs["graph"].path.absolute()
+        facts = engine_folder.graph_facts(folder, source.digest)
+    else:
+        folder, facts = work, _exported(ctx, work)
     ctx.safe_point()
-    shape = tensorrt.Shape(exported.shape.layers, exported.shape.kv_heads, exported.shape.head_dim)
+    shape = tensorrt.Shape(facts["layers"], facts["kv_heads"], facts["head_dim"])
     order = tensorrt.Order(
-        graph=graph.FILE,
+        graph=str(folder / graph.FILE),
         engine=FILE,
         flavour=str(params["flavour"]),
         capabilities=_capabilities(params),
@@ -181,9 +207,9 @@ def run(ctx: Context) -> Result:
     ctx.emit("progress", phase="TensorRT", done=0, total=1, unit="engine")
     built = tensorrt.build(ctx, order, work)
     ctx.emit("progress", phase="TensorRT", done=1, total=1, unit="engine")
-    weights = engine_folder.weights(work / graph.FILE)
+    weights = engine_folder.weights(folder / graph.FILE)
     _kept_small(built, weights, len(order.profiles))
-    described = engine_folder.write(ctx, order, built, exported, work)
+    described = engine_folder.write(ctx, order, built, facts, work)
     metrics: dict[str, float] = {
         "engine_bytes": built.engine_bytes,
         "weights_bytes": built.weights_bytes or 0,
@@ -194,9 +220,23 @@ def run(ctx: Context) -> Result:
     details = {
         "builder_seconds": built.seconds,
         "builder_memory": built.memory,
-        **{key: described[key] for key in ("flavour", "version", "compute_capabilities", "stored", "carried")},
+        **{key: described[key] for key in ("flavour", "version", "compute_capabilities", "stored", "carried", "graph")},
     }
     return Result(metrics=metrics, details=details)
+
+
+def _exported(ctx: Context, folder: Path) -> Mapping[str, Any]:
+    """Write the graph of the step's checkpoint into `folder`; what it says of itself."""
+    from runner.export import graph
+
+    exported = graph.export(
+        ctx.inputs["checkpoint"].path,
+        folder,
+        target=carry.TENSORRT,
+        precision=str(ctx.params["precision"]),
+        progress=lambda done, total: ctx.emit("progress", phase="weights", done=done, total=total, unit="modules"),
+    )
+    return graph.describe(exported)
 
 
 def _gpu_name(ctx: Context) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 from dataclasses import replace
@@ -14,6 +15,7 @@ import torch
 
 from runner.errors import MachineError, StepFailed
 from runner.model import headers
+from runner.model.facts import CheckpointFacts
 from runner.recipe.schema import defaults
 from runner.runtime import find
 from runner.steps import kinds
@@ -104,6 +106,84 @@ def test_the_planner_foresees_engine_json(built: tuple[Host, Any]) -> None:
     assert {key: engine[key] for key in foreseen} == dict(foreseen)
     cost = kind.estimate(host.params, inputs)
     assert cost.disk >= sum(path.stat().st_size for path in host.out_dir.iterdir()) - (8 << 20)
+
+
+@needs_rtx
+def test_the_graph_that_was_compared_is_the_one_that_is_built(tmp_path: Path) -> None:
+    """`graph` names a step of build.onnx: its files are what TensorRT reads, and nothing is exported again."""
+    checkpoint = quantized(tmp_path)
+    exported = Host(tmp_path / "onnx", "build.onnx", checkpoint, target="tensorrt", precision="fp16")
+    kinds.find("build.onnx").run(exported)
+    host = Host(tmp_path / "engine", "build.tensorrt", checkpoint, others={"graph": exported.out_dir}, graph="onnx",
+                max_sequence_length=64)  # fmt: skip
+    result = kinds.find("build.tensorrt").run(host)
+    files = {name: hashlib.sha256((exported.out_dir / name).read_bytes()).hexdigest()
+             for name in ("model.onnx", "model.onnx.data")}  # fmt: skip
+    assert json.loads((host.out_dir / "engine.json").read_text())["graph"] == files
+    assert result.details["graph"] == files
+    assert result.metrics["weights_bytes"] >= result.metrics["graph_bytes"]
+    assert [event["phase"] for event in host.events] == ["TensorRT", "TensorRT"]
+    assert not list(host.scratch_dir.rglob("*.onnx*"))
+
+
+@needs_rtx
+def test_a_graph_of_another_checkpoint_is_refused(tmp_path: Path) -> None:
+    checkpoint = quantized(tmp_path)
+    host = Host(tmp_path / "engine", "build.tensorrt", checkpoint, others={"graph": tmp_path}, graph="onnx")
+    (tmp_path / "engine.json").write_text(json.dumps({"source": {"digest": "1" * 64}}))
+    with pytest.raises(StepFailed) as caught:
+        kinds.find("build.tensorrt").run(host)
+    assert caught.value.render() == (
+        f"error: the graph in `{tmp_path}` was made of the checkpoint 111111111111, not of 000000000000\n"
+        "help: let `graph` and `from` name steps of one checkpoint"
+    )
+    (tmp_path / "engine.json").write_text("{}")
+    with pytest.raises(StepFailed) as caught:
+        kinds.find("build.tensorrt").run(host)
+    assert caught.value.message == f"`{tmp_path}/engine.json` does not describe an ONNX graph: KeyError('source')"
+    assert list(host.out_dir.iterdir()) == []
+
+
+def test_graphs_that_do_not_fit(tmp_path: Path) -> None:
+    facts = headers.facts(quantized(tmp_path), "model")
+    machine = MachineFacts(2, 8 << 30, 8 << 30, "cpu", 0, None, 1e11, 1e9)
+    kind = kinds.find("build.tensorrt")
+
+    def said(graph: CheckpointFacts) -> list[tuple[str, str, str | None, Any]]:
+        inputs = Inputs(facts, {"graph": graph}, {}, machine)
+        params = defaults("build.tensorrt", {"graph": "onnx"})
+        return [(d.code, d.message, d.help, d.path) for d in kind.check(params, inputs)]
+
+    def made(checkpoint: CheckpointFacts = facts, **params: Any) -> CheckpointFacts:
+        return kinds.find("build.onnx").outcome(
+            defaults("build.onnx", params), Inputs(checkpoint, {}, {}, machine)
+        )  # fmt: skip
+
+    assert said(made(target="tensorrt", precision="fp16")) == []
+    path = ("graph",)
+    help = "let it name a step of `build.onnx` with `target: tensorrt`"
+    assert said(made()) == [
+        ("R495", "`graph` names `onnx`, which makes an ONNX graph for onnxruntime", help, path)
+    ]  # fmt: skip
+    assert said(replace(facts, engine={"format": "gguf"})) == [
+        ("R495", "`graph` names `onnx`, which makes a gguf engine", help, path)
+    ]
+    assert said(made(target="tensorrt")) == [
+        ("R495", "`graph` names `onnx`, whose graph computes in fp32; `precision` is fp16",
+         "give both steps the same `precision`", path),
+    ]  # fmt: skip
+    other = replace(facts, adapter={"r": 4})
+    assert said(made(other, target="tensorrt", precision="fp16")) == [
+        ("R495", "`graph` names `onnx`, whose graph is of another checkpoint than this step's",
+         "give both steps the same `from`", path),
+    ]  # fmt: skip
+    alone = kind.estimate(defaults("build.tensorrt", {}), Inputs(facts, {}, {}, machine))
+    given = kind.estimate(
+        defaults("build.tensorrt", {"graph": "onnx"}), Inputs(facts, {"graph": facts}, {}, machine)
+    )  # fmt: skip
+    assert given.seconds < alone.seconds
+    assert given.memory < alone.memory
+    assert given.scratch == 0
 
 
 @needs_rtx
