@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,6 +41,8 @@ BUILDER_FACTOR = 4
 Range = tuple[list[int], list[int], list[int]]  # the smallest, the usual and the largest shape of an input
 ORDER, ANSWER = "order.json", "built.json"
 _POLL = 0.05
+_WEIGHTS = re.compile(r"Total Weights Memory: (\d+) bytes")
+_SHOWN = 3  # messages of TensorRT that an error quotes
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,40 @@ def _process(folder: Path, threads: int) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
         assert process.stdin is not None
         process.stdin.close()
+
+
+def complaints(trt: Any) -> Any:
+    """A logger of the module `trt` that keeps TensorRT's errors in `errors`; warnings and errors go to stderr too.
+
+    `weights` is what a builder says that the engine holds of weights, in bytes; None where it says nothing.
+    """
+
+    class Log(trt.ILogger):  # type: ignore[misc]  # a class of a module known only now
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+            self.weights: int | None = None
+
+        def log(self, severity: Any, message: str) -> None:
+            found = _WEIGHTS.search(message)
+            if found:
+                self.weights = int(found.group(1))
+            if severity <= trt.ILogger.ERROR:
+                self.errors.append(message)
+            if severity <= trt.ILogger.WARNING:
+                sys.stderr.write(f"{message}\n")
+
+    return Log()
+
+
+def quoted(messages: Sequence[str]) -> str:
+    """The first complaints, which later ones follow from, each on one line."""
+    lines = [" ".join(message.split()) for message in messages]
+    return "; ".join(dict.fromkeys(lines[:_SHOWN])) or "it told no reason"
+
+
+def is_memory(text: str) -> bool:
+    return any(word in text for word in ("cudaError 2:", "OutOfMemory", "bad_alloc", "out of memory"))
 
 
 def _error(said: Mapping[str, Any]) -> RunnerError:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import re
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -20,18 +18,27 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import MachineError, RunnerError, StepFailed
-from runner.export.tensorrt import ANSWER, ENTERPRISE, MODULES, NAMES, ORDER, PORTABLE, Built, Order
+from runner.export.tensorrt import (
+    ANSWER,
+    ENTERPRISE,
+    MODULES,
+    NAMES,
+    ORDER,
+    PORTABLE,
+    Built,
+    Order,
+    complaints,
+    is_memory,
+    quoted,
+)  # fmt: skip
 from runner.model.safetensors_file import write_all, written
-
-_WEIGHTS = re.compile(r"Total Weights Memory: (\d+) bytes")
-_SHOWN = 3  # messages of TensorRT that an error quotes
 
 
 def build(order: Order) -> Built:
     """Parse the graph, build the engine, write it whole or not at all."""
     trt = _module(order.flavour)
     name = f"{NAMES[order.flavour]} {trt.__version__}"
-    log = _logger(trt)
+    log = complaints(trt)
     capabilities = _gpu(name) if order.flavour == ENTERPRISE else (order.capabilities or list(PORTABLE))
     builder = trt.Builder(log)
     # From version 11 on every network is strongly typed, and the flag may go.
@@ -40,9 +47,10 @@ def build(order: Order) -> Built:
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(order.graph):
         told = [parser.get_error(index).desc() for index in range(parser.num_errors)]
-        raise StepFailed(f"{name} cannot read the graph {order.graph}: {_quoted(told)}", _REBUILD)
+        raise StepFailed(f"{name} cannot read the graph {order.graph}: {quoted(told)}", _REBUILD)
     config = _configured(trt, builder, network, order)
     timings = _timings(config, order.timing_cache)
+    log.errors.clear()  # what it said of a timing cache that is of no use
     start = time.perf_counter()
     plan = builder.build_serialized_network(network, config)
     seconds = time.perf_counter() - start
@@ -76,27 +84,6 @@ def _module(flavour: str) -> Any:
     except ImportError as error:
         remedy = "`pip install tensorrt`" if flavour == ENTERPRISE else "`pip install 'runner[tensorrt]'`"
         raise MachineError(f"{NAMES[flavour]} cannot be imported: {error}", remedy) from error
-
-
-def _logger(trt: Any) -> Any:
-    class Log(trt.ILogger):  # type: ignore[misc]  # a class of a module known only now
-        """Keeps what TensorRT complains of; warnings and errors go to the step's log too."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.weights: int | None = None
-
-        def log(self, severity: Any, message: str) -> None:
-            found = _WEIGHTS.search(message)
-            if found:
-                self.weights = int(found.group(1))
-            if severity <= trt.ILogger.ERROR:
-                self.errors.append(message)
-            if severity <= trt.ILogger.WARNING:
-                sys.stderr.write(f"{message}\n")
-
-    return Log()
 
 
 def _configured(trt: Any, builder: Any, network: Any, order: Order) -> Any:
@@ -146,18 +133,12 @@ _NO_GPU = "use `flavour: rtx`, which builds without one, or a machine with a GPU
 
 
 def _refused(name: str, errors: Sequence[str]) -> RunnerError:
-    text = _quoted(errors)
+    text = quoted(errors)
     if "workspace limit" in text:
         return StepFailed(f"{name} finds no way to compute the graph within `workspace`: {text}", "raise `workspace`")
-    if any(word in text for word in ("cudaError 2:", "OutOfMemory", "bad_alloc")):
+    if is_memory(text):
         return MachineError(f"{name} ran out of memory: {text}", "use a machine with more memory, or lower `workspace`")
     return StepFailed(f"{name} cannot build an engine of the graph: {text}", "the log of the step has all it said")
-
-
-def _quoted(messages: Sequence[str]) -> str:
-    """The first complaints, which later ones follow from, each on one line."""
-    lines = [" ".join(message.split()) for message in messages]
-    return "; ".join(dict.fromkeys(lines[:_SHOWN])) or "it told no reason"
 
 
 def _tensor(tensor: Any) -> dict[str, Any]:

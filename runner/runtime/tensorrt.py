@@ -6,13 +6,15 @@ import importlib
 import importlib.metadata
 import importlib.util
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from runner.errors import MachineError, StepFailed
-from runner.export.tensorrt import MODULES, NAMES, RTX
+from runner.errors import MachineError, RunnerError, StepFailed
+from runner.export.tensorrt import CAPABILITIES, MODULES, NAMES, RTX, complaints, is_memory, quoted
+from runner.model.safetensors_file import write_all, written
 from runner.recipe import cache
 from runner.runtime import find, limits
 from runner.runtime.protocol import Ids, Logits
@@ -56,10 +58,13 @@ def refuse_capability(described: Mapping[str, Any], found: tuple[int, int]) -> N
             return
     wanted = ", ".join(target.replace("+", " and later") for target in targets)
     have = f"{found[0]}.{found[1]}"
-    raise MachineError(
-        f"the engine is for GPUs of compute capability {wanted}; this one has {have}",
-        f'build it for this GPU: `compute_capabilities: ["{have}"]`, or `flavour: enterprise` where rtx has not got it',
-    )
+    if described["flavour"] != RTX:
+        help = "build it again on this GPU"
+    elif have in CAPABILITIES:
+        help = f'build it for this GPU: `compute_capabilities: ["{have}"]`'
+    else:
+        help = "build it on this GPU with `flavour: enterprise`, which rtx has no engines for"
+    raise MachineError(f"the engine is for GPUs of compute capability {wanted}; this one has {have}", help)
 
 
 def _refuse(described: Mapping[str, Any], folder: Path) -> None:
@@ -71,6 +76,7 @@ def _refuse(described: Mapping[str, Any], folder: Path) -> None:
             int(described[key]) for key in ("context", "max_batch", "vocabulary", "layers", "kv_heads", "head_dim")
         ]
         path = folder / str(described["file"])
+        str(described["source"]["digest"])
         sound = flavour in MODULES and bool(targets) and min(numbers) > 0 and bool(described["version"])
     except (KeyError, TypeError, ValueError) as error:
         message = f"`{folder / find.ENGINE_FILE}` does not describe a TensorRT engine: {error!r}"
@@ -93,13 +99,13 @@ def _refuse(described: Mapping[str, Any], folder: Path) -> None:
 
 
 def _installed(flavour: str) -> str | None:
-    """The version of the package, without loading it."""
+    """The version of the package, without loading it where its metadata tell."""
     if importlib.util.find_spec(MODULES[flavour]) is None:
         return None
     try:
         return importlib.metadata.version(MODULES[flavour])
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    except importlib.metadata.PackageNotFoundError:  # installed under the name of a CUDA version: tensorrt-cu13
+        return str(importlib.import_module(MODULES[flavour]).__version__)
 
 
 class TensorRT:
@@ -120,18 +126,20 @@ class TensorRT:
         self._past: list[torch.Tensor] = []
         self._cached = 0
         path = folder / str(described["file"])
-        self._log = self._trt.Logger(self._trt.Logger.ERROR)
+        self._label = f"{NAMES[str(described['flavour'])]} {self._trt.__version__}"
+        self._log = complaints(self._trt)
         self._runtime = self._trt.Runtime(self._log)
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
-            name = NAMES[str(described["flavour"])]
-            raise StepFailed(f"{name} {self._trt.__version__} cannot read `{path}`: it is damaged", _BUILD_AGAIN)
+            raise self._failed(f"{self._label} cannot read `{path}`", _BUILD_AGAIN)
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         self._types = {name: _TYPES[self._engine.get_tensor_dtype(name).name.lower()] for name in names}
         self._kernels = (
             cache.folder("tensorrt") / f"{described['source']['digest'][:16]}-{described['version']}.kernels"
         )
         self._context = self._execution_context()
+        if self._context is None:
+            raise self._failed(f"{self._label} cannot prepare the engine `{path}`", _BUILD_AGAIN)
         self._stream = torch.cuda.Stream()
         self._profile: int | None = None
 
@@ -146,6 +154,13 @@ class TensorRT:
             self._kept.deserialize(self._kernels.read_bytes())
         config.set_runtime_cache(self._kept)
         return self._engine.create_execution_context(config)
+
+    def _failed(self, what: str, help: str) -> RunnerError:
+        """The error that says what TensorRT complained of."""
+        told = quoted(self._log.errors)
+        if is_memory(told):
+            return MachineError(f"{what}: memory of the GPU ran out: {told}", "free some, or use a larger GPU")
+        return StepFailed(f"{what}: {told}", help)
 
     def prefill(self, ids: Ids, *, last: bool = False) -> Logits:
         limits.check(ids, 0, self.context, self.max_batch, self.vocabulary)
@@ -169,11 +184,10 @@ class TensorRT:
         if self._context is None:
             return
         if self._kept is not None:
-            content = bytes(self._kept.serialize())
-            self._kernels.parent.mkdir(parents=True, exist_ok=True)
-            staged = self._kernels.with_suffix(".new")
-            staged.write_bytes(content)
-            staged.replace(self._kernels)
+            with suppress(OSError, RunnerError):  # without them the next start takes longer, and no more
+                self._kernels.parent.mkdir(parents=True, exist_ok=True)
+                with written(self._kernels) as file:
+                    write_all(file, memoryview(self._kept.serialize()))
         self._past = []
         self._kept = self._context = self._engine = self._runtime = None
 
@@ -194,16 +208,18 @@ class TensorRT:
         self._stream.wait_stream(torch.cuda.current_stream())
         handle = self._stream.cuda_stream
         if self._profile != profile:
-            self._context.set_optimization_profile_async(profile, handle)
+            if not self._context.set_optimization_profile_async(profile, handle):
+                raise self._failed(f"{self._label} has no optimization profile {profile} in the engine", _BUILD_AGAIN)
             self._profile = profile
         for name, tensor in given.items():
             if not self._context.set_input_shape(name, tuple(tensor.shape)):
-                raise StepFailed(f"the engine does not take `{name}` of the shape {list(tensor.shape)}", _BUILD_AGAIN)
+                shape = list(tensor.shape)
+                raise self._failed(f"the engine does not take `{name}` of the shape {shape}", _BUILD_AGAIN)
         nowhere = torch.empty(16, dtype=torch.uint8, device="cuda")  # an empty tensor has no address
         for name, tensor in {**given, **made}.items():
             self._context.set_tensor_address(name, tensor.data_ptr() or nowhere.data_ptr())
         if not self._context.execute_async_v3(handle):
-            raise StepFailed("TensorRT could not run the engine", "the log has what it said")
+            raise self._failed(f"{self._label} could not run the engine", _BUILD_AGAIN)
         self._stream.synchronize()
         self._past = [made[name] for name in self._names("present")]
         self._cached = total

@@ -82,6 +82,21 @@ def test_unsigned_integers_are_refused_by_the_parser(tmp_path: Path) -> None:
     assert "Failed to import initializer: w" in refused(tmp_path, order()).message
 
 
+def test_what_tensorrt_complains_of_is_kept(capfd: pytest.CaptureFixture[str]) -> None:
+    import tensorrt_rtx  # type: ignore[import-not-found,unused-ignore]
+
+    log = tensorrt.complaints(tensorrt_rtx)
+    assert (tensorrt.quoted(log.errors), log.weights) == ("it told no reason", None)
+    severity = tensorrt_rtx.ILogger.Severity
+    log.log(severity.VERBOSE, "Total Weights Memory: 4096 bytes")
+    for text in ("one\n  error", "one error", "two", "three", "four"):
+        log.log(severity.ERROR, text)
+    assert (tensorrt.quoted(log.errors), log.weights) == ("one error; two", 4096)
+    assert tensorrt.is_memory("Cuda Runtime (out of memory)")
+    assert not tensorrt.is_memory("a workspace limit")
+    assert capfd.readouterr().err == "one\n  error\none error\ntwo\nthree\nfour\n"
+
+
 def test_a_stop_ends_the_builder(tmp_path: Path) -> None:
     product(tmp_path / "model.onnx")
     with pytest.raises(Interrupted):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -47,13 +49,29 @@ def test_gpus_that_an_engine_is_for(found: tuple[int, int]) -> None:
 
 
 def test_another_gpu_is_named_beside_those_it_is_for() -> None:
-    with pytest.raises(MachineError) as caught:
-        tensorrt.refuse_capability(DESCRIBED, (9, 0))
-    assert caught.value.render() == (
+    def refused(found: tuple[int, int], **changes: Any) -> str:
+        with pytest.raises(MachineError) as caught:
+            tensorrt.refuse_capability({**DESCRIBED, **changes}, found)
+        return caught.value.render()
+
+    assert refused((9, 0)) == (
         "error: the engine is for GPUs of compute capability 8.6, 12.0 and later; this one has 9.0\n"
-        'help: build it for this GPU: `compute_capabilities: ["9.0"]`, or '
-        "`flavour: enterprise` where rtx has not got it"
+        "help: build it on this GPU with `flavour: enterprise`, which rtx has no engines for"
     )
+    assert refused((8, 9)) == (
+        "error: the engine is for GPUs of compute capability 8.6, 12.0 and later; this one has 8.9\n"
+        'help: build it for this GPU: `compute_capabilities: ["8.9"]`'
+    )
+    assert refused((9, 0), flavour="enterprise", compute_capabilities=["8.0"]) == (
+        "error: the engine is for GPUs of compute capability 8.0; this one has 9.0\nhelp: build it again on this GPU"
+    )
+
+
+def test_a_package_of_another_name_tells_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tensorrt-cu13 installs the module `tensorrt` and no package of that name."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="11.4.0.1"))
+    assert tensorrt._installed("enterprise") == "11.4.0.1"
 
 
 def test_a_broken_folder(tmp_path: Path) -> None:
@@ -67,6 +85,9 @@ def test_a_broken_folder(tmp_path: Path) -> None:
         "help: copy it again, or build it again"
     )
     assert refused(tmp_path, context=None).message.startswith(
+        f"`{tmp_path}/engine.json` does not describe a TensorRT engine: TypeError("
+    )
+    assert refused(tmp_path, source=None).message.startswith(
         f"`{tmp_path}/engine.json` does not describe a TensorRT engine: TypeError("
     )
     assert refused(tmp_path, compute_capabilities=[]).message == (

@@ -7,6 +7,7 @@ import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from runner.errors import MachineError, StepFailed
+from runner.export.tensorrt import Built
 from runner.model import headers
 from runner.model.facts import CheckpointFacts
 from runner.recipe.schema import defaults
@@ -205,6 +207,22 @@ def test_too_little_workspace(tmp_path: Path) -> None:
     assert "finds no way to compute the graph within `workspace`: " in caught.value.message
     assert caught.value.help == "raise `workspace`"
     assert list(host.out_dir.iterdir()) == []
+
+
+def test_a_builder_that_tells_no_weights_is_judged_by_the_engine_without_its_code() -> None:
+    from runner.steps.build import tensorrt as kind
+
+    weights = SimpleNamespace(total=1_300_000, packed=1_000_000, unpacked=4_000_000)
+
+    def judged(weights_bytes: int | None, engine_bytes: int) -> None:
+        built = Built("11.4", 1.0, 0, engine_bytes, weights_bytes, ["9.0"], [], [])
+        kind._kept_small(built, weights, 2, 4_000_000)
+
+    judged(None, 7_000_000)
+    judged(2_300_000, 99_000_000)
+    for arguments in ((None, 8_400_000), (4_300_000, 5_000_000)):
+        with pytest.raises(StepFailed, match="TensorRT unpacked quantized weights: the engine holds 4,"):
+            judged(*arguments)
 
 
 def test_what_cannot_be_built_is_told_before_anything_runs(tmp_path: Path) -> None:
