@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import platform
+import re
 from functools import cache
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
+# Of the kernel's names, those of instructions that a compiler told to use them all (`-march=native`) may emit.
+_EMITTED = re.compile(
+    r"(s?sse\d|avx|amx|fma|f16c|bmi|abm|popcnt|movbe|adx|v?aes|sha|gfni|v?pclmul|asimd|sve|sme(?!p)|fphp|bf16|i8mm)"
+)
 
 
 def fast_bf16() -> bool:
@@ -19,8 +25,16 @@ def fast_bf16() -> bool:
 
 
 def flags() -> frozenset[str]:
-    """The instruction sets that the kernel names, in its words. Empty where it names none."""
-    return frozenset((_fields().get("flags") or _fields().get("Features") or "").split())
+    """The features the kernel lists, in its words; where it lists none, what every processor of the kind has."""
+    listed = _fields().get("flags") or _fields().get("Features")
+    if listed:
+        return frozenset(listed.split())
+    return frozenset({"asimd"} if platform.machine() in ("arm64", "aarch64") else ())
+
+
+def instructions() -> list[str]:
+    """The instruction sets that compiled code may need, sorted."""
+    return sorted(flag for flag in flags() if _EMITTED.match(flag))
 
 
 @cache

@@ -87,7 +87,7 @@ def packages(plans: Sequence[Plan]) -> dict[str, str]:
         for step in plan.steps:
             source = discovery.find(step.kind)
             if source is not None:
-                names |= {need.package for need in kinds.find(step.kind).REQUIRES}
+                names |= {need.package for need in kinds.requirements(kinds.find(step.kind), step.params)}
                 names |= {source.origin} - {"runner"}
         for entry in plan.data.values():
             names |= {"datasets"} if entry.commit is not None else set()

@@ -16,7 +16,7 @@ from runner.plan.types import MODEL, Plan, PlannedStep, ResolvedData, ResolvedMo
 from runner.recipe import chain, schema
 from runner.recipe.types import ModelSpec, Recipe, Step
 from runner.steps import kinds
-from runner.steps.protocol import CHECKPOINT, QUANTIZED, SAME, Kind
+from runner.steps.protocol import CHECKPOINT, QUANTIZED, SAME, Kind, MachineFacts
 
 
 def resolve(
@@ -44,9 +44,10 @@ def resolve(
     find.check_lengths(recipe, found, data, cache_file)
     tasks = find_tasks(recipe, cache_file)
     given = {MODEL: found.model, **models}
-    planner = _Planner(recipe, given, data, tasks, environment(resolved_device))
+    machine = machine_facts(resolved_device)
+    planner = _Planner(recipe, given, data, tasks, environment(resolved_device), machine)
     facts = {id: model.facts for id, model in given.items()}
-    flow = Flow(facts, find.data_facts(found, data, cache_file), machine_facts(resolved_device))
+    flow = Flow(facts, find.data_facts(found, data, cache_file), machine)
     complaints: list[Diagnostic] = []
     planned: list[PlannedStep] = []
     for step in recipe.steps:
@@ -125,6 +126,7 @@ class _Planner:
     data: Mapping[str, ResolvedData]
     tasks: Mapping[str, Mapping[str, ResolvedTasks]]
     environment: Mapping[str, str]
+    machine: MachineFacts
 
     def plan(self, step: Step, earlier: list[PlannedStep], references: Mapping[str, str]) -> PlannedStep:
         kind = kinds.find(step.kind)
@@ -143,7 +145,9 @@ class _Planner:
         known = {e.id: e.key for e in earlier} | {id: model.digest for id, model in self.models.items()}
         processes = int(step.resources.get("processes", 1))
         tasks = self.tasks.get(step.id, {})
-        needed = {need.package: str(package_version(need.package)) for need in kind.REQUIRES}
+        packages = [need.package for need in kinds.requirements(kind, step.params)]
+        needed = {package: str(package_version(package)) for package in packages}
+        needed |= kinds.environment(kind, step.params, self.machine)
         key_inputs = keys.key_inputs(
             step,
             version=kind.VERSION,
@@ -201,7 +205,7 @@ def _check_packages(recipe: Recipe) -> None:
     missing: list[Diagnostic] = []
     for step in recipe.steps:
         kind: Kind = kinds.find(step.kind)
-        for need in kind.REQUIRES:
+        for need in kinds.requirements(kind, step.params):
             if package_version(need.package) is None:
                 message = f"`{step.kind}` needs the package {need.package}, which is not installed"
                 help = f"`pip install 'runner[{need.extra}]'`"

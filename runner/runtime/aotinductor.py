@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from runner.errors import StepFailed
+from runner.model import processor
 from runner.runtime import find, limits
 from runner.runtime.protocol import Ids, Logits
 
@@ -45,6 +46,7 @@ class Package:
             self._layers, self._heads, self._width = (int(engine[key]) for key in ("layers", "kv_heads", "head_dim"))
             self._dtype = PRECISIONS[engine["precision"]]
             wanted = {key: str(engine[key]) for key in ("device", "capability", "torch")}
+            instructions = {str(name) for name in engine["instructions"]}
         except (KeyError, TypeError, ValueError) as error:
             message = f"`{folder / find.ENGINE_FILE}` does not describe a compiled package: {error!r}"
             raise StepFailed(message, _BUILD_AGAIN) from None
@@ -57,6 +59,11 @@ class Package:
                 what = "torch " if key == "torch" else ""
                 message = f"`{path}` is compiled for {what}{wanted[key]}; here is {what}{here}"
                 raise StepFailed(message, _BUILD_AGAIN)
+        missing = sorted(instructions.difference(processor.instructions())) if self._device.type == "cpu" else []
+        if missing:
+            raise StepFailed(
+                f"`{path}` is compiled for a processor that has {', '.join(missing)}; this one has not", _BUILD_AGAIN
+            )
         if not path.is_file():
             raise StepFailed(f"`{folder}` has no `{FILE}`, which its engine.json describes", "build it again")
         if threads is not None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 from runner.errors import MachineError
 from runner.recipe import discovery
-from runner.steps.protocol import Kind
+from runner.steps.protocol import Kind, MachineFacts, Params, Requirement
 
 _NAMES = ("VERSION", "CONSUMES", "PRODUCES", "REQUIRES", "METRICS", "check", "estimate", "run")
 
@@ -26,6 +27,18 @@ def find(kind: str) -> Kind:
             "runner/steps/protocol.py says what a kind holds",
         )
     return cast(Kind, module)
+
+
+def requirements(kind: Kind, params: Params) -> tuple[Requirement, ...]:
+    """The packages that a step of this kind needs with these parameters."""
+    chosen: Any = getattr(kind, "requires", None)
+    return kind.REQUIRES if chosen is None else tuple(chosen(params))
+
+
+def environment(kind: Kind, params: Params, machine: MachineFacts) -> Mapping[str, str]:
+    """What of the machine decides the result of a step of this kind, by name."""
+    told: Any = getattr(kind, "environment", None)
+    return {} if told is None else dict(told(params, machine))
 
 
 def names() -> tuple[str, ...]:

@@ -10,6 +10,9 @@ what it calls import what they need. It holds these names:
     REQUIRES: tuple[Requirement, ...]   packages beyond the base installation, with the extra that installs them
     METRICS: tuple[str, ...]         the metrics that a gate may name (evaluate kinds; else empty); "<task>/<metric>"
                                      stands for any text in place of <...>
+    requires(params) -> tuple[Requirement, ...]   optional: what stands in place of REQUIRES for these parameters
+    environment(params, machine) -> Mapping[str, str]   optional: what of the machine, beyond packages that it requires,
+                                     the result is for or depends on; part of its key
     DISTRIBUTED: bool                optional: whether `resources: {processes: N}` means something to it
     check(params, inputs) -> list[Diagnostic]      model-aware complaints; Diagnostic.path addresses params
     estimate(params, inputs) -> Cost

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from pathlib import Path
 
@@ -83,8 +84,7 @@ def test_unsigned_integers_are_refused_by_the_parser(tmp_path: Path) -> None:
 
 
 def test_what_tensorrt_complains_of_is_kept(capfd: pytest.CaptureFixture[str]) -> None:
-    import tensorrt_rtx  # type: ignore[import-not-found,unused-ignore]
-
+    tensorrt_rtx = importlib.import_module("tensorrt_rtx")
     log = tensorrt.complaints(tensorrt_rtx)
     assert (tensorrt.quoted(log.errors), log.weights) == ("it told no reason", None)
     severity = tensorrt_rtx.ILogger.Severity

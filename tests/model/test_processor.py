@@ -1,4 +1,4 @@
-"""What /proc/cpuinfo says of bf16, by the processors that say it."""
+"""What /proc/cpuinfo says, by the processors that say it."""
 
 from __future__ import annotations
 
@@ -48,5 +48,14 @@ def test_the_first_processor_speaks_for_all(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_machine_that_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processor, "CPUINFO", tmp_path / "none")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     assert processor.flags() == frozenset()
     assert not processor.fast_bf16()
+
+
+def test_instructions_are_those_that_a_compiler_emits(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = "fpu msr sse2 ssse3 avx512_fp16 amx_tile fma bmi2 vaes sha_ni hypervisor ibrs_enhanced tsc smep sme"
+    monkeypatch.setattr(processor, "flags", lambda: frozenset(listed.split()))
+    assert processor.instructions() == [
+        "amx_tile", "avx512_fp16", "bmi2", "fma", "sha_ni", "sme", "sse2", "ssse3", "vaes",
+    ]  # fmt: skip

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from runner.errors import Diagnostic
 from runner.export import architectures
-from runner.model import memory
+from runner.model import memory, processor
 from runner.model.facts import CheckpointFacts
-from runner.steps.protocol import CHECKPOINT, ENGINE, QUANTIZED, Context, Cost, Inputs, Params, Result
+from runner.steps.protocol import (
+    CHECKPOINT,
+    ENGINE,
+    QUANTIZED,
+    Context,
+    Cost,
+    Inputs,
+    MachineFacts,
+    Params,
+    Result,
+)  # fmt: skip
 
 VERSION = 2
 CONSUMES = (CHECKPOINT, QUANTIZED)
@@ -23,6 +35,13 @@ METRICS = ()
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _COMPILER = 900 << 20  # torch's compiler imported, and the C++ compiler on a graph of some layers (measured)
 _LAYER_SECONDS = 8.0  # most of it in the C++ compiler (measured)
+
+
+def environment(params: Params, machine: MachineFacts) -> Mapping[str, str]:
+    """The code is for the kind of processor or GPU that is there when it is compiled."""
+    if machine.device != "cpu":
+        return {"gpu": str(machine.gpu_name)}
+    return {"instruction sets": hashlib.sha256(" ".join(processor.instructions()).encode()).hexdigest()[:12]}
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:

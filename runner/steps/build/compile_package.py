@@ -10,7 +10,7 @@ import torch
 
 from runner.errors import StepFailed
 from runner.export.decoder import Decoder, Shape, own_attention, shape_of
-from runner.model import headers
+from runner.model import headers, processor
 from runner.model.context import Context, Result
 from runner.model.output import copy_companions, write_json
 from runner.runtime.aotinductor import FILE, PRECISIONS, target
@@ -61,7 +61,8 @@ def write(ctx: Context) -> Result:
     ctx.emit("progress", phase="compiling", done=3, total=3, unit="stages")
     engine = {
         **described(config, precision), **target(skeleton.device), "file": FILE, "layers": shape.layers,
-        "kv_heads": shape.kv_heads, "head_dim": shape.head_dim, "source": {"digest": source.digest},
+        "instructions": processor.instructions() if ctx.device == "cpu" else [], "kv_heads": shape.kv_heads,
+        "head_dim": shape.head_dim, "source": {"digest": source.digest},
     }  # fmt: skip
     write_json(out / "engine.json", engine)
     write_json(out / "config.json", {k: v for k, v in config.items() if k != "quantization_config"})

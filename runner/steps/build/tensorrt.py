@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from runner.steps.protocol import (
     Context,
     Cost,
     Inputs,
+    MachineFacts,
     Params,
     Requirement,
     Result,
@@ -40,6 +42,22 @@ _LAYER = 6 << 20  # of a traced graph
 _CODE = 2 << 20  # of an engine for each layer: kernels of two profiles (measured)
 _SECONDS, _LAYER_SECONDS, _BUILDER_SECONDS = 15.0, 2.0, 3.0
 _BUILD_RATE = 3e7  # bytes of weights a second (measured)
+
+
+def requires(params: Params) -> tuple[Requirement, ...]:
+    """`enterprise` needs another package, which no extra of this project installs: `check` asks for it."""
+    return REQUIRES if params["flavour"] == RTX else REQUIRES[1:]
+
+
+def environment(params: Params, machine: MachineFacts) -> Mapping[str, str]:
+    """An engine of `enterprise` runs on the kind of GPU, and in the version of TensorRT, that built it."""
+    if params["flavour"] == RTX:
+        return {}
+    try:
+        version = importlib.metadata.version("tensorrt")
+    except importlib.metadata.PackageNotFoundError:
+        version = "unknown"
+    return {"tensorrt": version, "gpu": str(machine.gpu_name)}
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:

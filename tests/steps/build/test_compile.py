@@ -7,18 +7,20 @@ import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from runner.errors import StepFailed
-from runner.model import adapters
+from runner.model import adapters, processor
 from runner.model.headers import facts
 from runner.plan.machine import machine_facts
 from runner.runtime import find as runtimes
 from runner.runtime.greedy import greedy
 from runner.runtime.transformers import Transformers
+from runner.steps import kinds
 from runner.steps.build import compile as kind
 from runner.steps.kinds import find
 from runner.steps.protocol import Inputs
@@ -75,7 +77,8 @@ def test_the_folder(package: tuple[Path, Path]) -> None:
     assert engine == {
         "format": "aotinductor", "precision": "fp32", "context": 64, "vocabulary": 96, "max_batch": None,
         "device": "cpu", "capability": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__,
-        "file": "model.pt2", "layers": 2, "kv_heads": 2, "head_dim": 16, "source": {"digest": "0" * 64},
+        "file": "model.pt2", "layers": 2, "instructions": processor.instructions(), "kv_heads": 2, "head_dim": 16,
+        "source": {"digest": "0" * 64},
     }  # fmt: skip
     assert "quantization_config" not in json.loads((package[0] / "config.json").read_text())
     assert "torch.zeros(1, 2, 0, 16, dtype=torch.float32) for _ in range(4)" in (package[0] / "README.md").read_text()
@@ -86,9 +89,11 @@ def test_the_folder(package: tuple[Path, Path]) -> None:
     ({"torch": "2.0.0"}, f"is compiled for torch 2.0.0; here is torch {torch.__version__}"),
     ({"capability": "AVX1"}, f"is compiled for AVX1; here is {torch.backends.cpu.get_cpu_capability()}"),
     ({"device": "cuda"}, "is compiled for the device cuda, not cpu"),
-], ids=["torch", "processor", "device"])  # fmt: skip
+    ({"instructions": ["avx1024", "amx_zeta", *processor.instructions()]},
+     "is compiled for a processor that has amx_zeta, avx1024; this one has not"),
+], ids=["torch", "processor", "device", "instructions"])  # fmt: skip
 def test_a_package_for_elsewhere(
-    package: tuple[Path, Path], tmp_path: Path, changes: dict[str, str], message: str
+    package: tuple[Path, Path], tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     folder = Path(shutil.copytree(package[0], tmp_path / "copy"))
     engine = json.loads((folder / "engine.json").read_text())
@@ -125,6 +130,16 @@ def complaints(folder: Path, **changes: str) -> list[tuple[str, str, str | None]
     assert find(KIND).estimate(params, given).memory > 1 << 30
     assert (find(KIND).outcome(params, given).engine or {})["vocabulary"] == 96
     return [(d.code, d.message, d.help) for d in find(KIND).check(params, given)]
+
+
+def test_a_package_is_compiled_again_for_another_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key of a step holds what its code is for, so that a shared store gives no package to the wrong machine."""
+    here = kinds.environment(find(KIND), {}, machine_facts("cpu"))
+    assert here == kinds.environment(find(KIND), {}, machine_facts("cpu"))
+    monkeypatch.setattr(processor, "flags", lambda: frozenset({"avx", "fpu"}))
+    assert kinds.environment(find(KIND), {}, machine_facts("cpu")) != here
+    gpu = replace(machine_facts("cpu"), device="cuda", gpu_name="NVIDIA H100")
+    assert kinds.environment(find(KIND), {}, gpu) == {"gpu": "NVIDIA H100"}
 
 
 def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -255,6 +255,17 @@ def test_enterprise_needs_a_gpu_and_its_package(tmp_path: Path, monkeypatch: pyt
     ]  # fmt: skip
 
 
+def test_what_an_engine_is_for_is_part_of_its_key() -> None:
+    kind = kinds.find("build.tensorrt")
+    machine = MachineFacts(2, 8 << 30, 8 << 30, "cuda", 80 << 30, "NVIDIA H100", 1e11, 1e9)
+    rtx, enterprise = ({"flavour": flavour} for flavour in ("rtx", "enterprise"))
+    assert kinds.environment(kind, rtx, machine) == {}
+    found = kinds.environment(kind, enterprise, machine)
+    assert found == {"gpu": "NVIDIA H100", "tensorrt": found["tensorrt"]}
+    assert [need.package for need in kinds.requirements(kind, rtx)] == ["tensorrt-rtx", "onnx", "onnxscript"]
+    assert [need.package for need in kinds.requirements(kind, enterprise)] == ["onnx", "onnxscript"]
+
+
 def test_integers_that_tensorrt_cannot_keep(tmp_path: Path) -> None:
     asymmetric = complaints(quantized(tmp_path / "a", symmetric=False))
     assert [(code, help) for code, _, help, _ in asymmetric] == [
