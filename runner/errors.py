@@ -14,8 +14,18 @@ Codes of Diagnostics are stable: R1xx syntax, R2xx schema, R3xx cross-step, R4xx
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+
+# Control characters but for tab and line feed, those that reorder the text around them, and halves of a character: what
+# is written with them can make a terminal show what is not so.
+DECEPTIVE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """`text` as it may be shown: each deceptive character is a U+FFFD."""
+    return DECEPTIVE.sub("\ufffd", text)
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,7 @@ class Diagnostic:
                 lines.append(f"{' ' * len(number)} | {' ' * (span.column - 1)}{carets}")
         if self.help:
             lines.append(f"help: {self.help}")
-        return "\n".join(lines)
+        return visible("\n".join(lines))
 
 
 class RunnerError(Exception):
@@ -78,7 +88,7 @@ class RunnerError(Exception):
         self.help = help
 
     def render(self) -> str:
-        return f"error: {self.message}" + (f"\nhelp: {self.help}" if self.help else "")
+        return visible(f"error: {self.message}" + (f"\nhelp: {self.help}" if self.help else ""))
 
 
 class RecipeError(RunnerError):

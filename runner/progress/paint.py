@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
+from runner.errors import visible
+
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 
 
@@ -52,6 +54,7 @@ class Painter:
         rows = sum(max(1, -(-cells // width)) for cells in self._drawn)
         with self._console.capture() as captured:
             for line in lines:
+                line.plain = visible(line.plain)
                 self._console.print(line, soft_wrap=True)
         text = "".join(f"\x1b[2K{line}\n" for line in captured.get().split("\n")[:-1])
         return (f"\x1b[{rows}A" if rows else "") + "\r" + text + ("\x1b[J" if text else "\x1b[2K")

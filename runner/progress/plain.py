@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TextIO
 
+from runner.errors import visible
 from runner.progress import board, units
 from runner.progress.events import Event
 
@@ -38,7 +39,7 @@ class Plain:
             return
         elapsed = max(0.0, time - (self._board.started or time))
         try:
-            self._stream.write(f"[{units.clock(elapsed):>5}] {line}\n")
+            self._stream.write(f"[{units.clock(elapsed):>5}] {visible(line)}\n")
             self._stream.flush()
         except (OSError, ValueError):
             self._stream = None

@@ -47,6 +47,7 @@ CODES: dict[str, str] = {
     "R224": "the value of `--set` has the wrong type",
     "R225": "`--set` is not of the form name=value",
     "R226": "a `when` expression is not understood",
+    "R227": "references make texts longer than a recipe can hold",
     "R230": "`matrix` names no param of the recipe",
     "R231": "a value of `matrix` does not fit its param",
     "R232": "`matrix` leaves no combination, or has too many",

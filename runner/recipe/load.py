@@ -76,6 +76,7 @@ def _loaded(
     root = gathered.root
     values, complaints = params.resolve(root, sets, combination)
     root = params.substitute(root, values, _not_substituted, complaints.append)
+    params.check_size(root, complaints.append)
     left_out = _left_out(root, values, complaints)
     complaints += shape.check(root, left_out)
     _raise(complaints)

@@ -11,12 +11,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from runner.errors import Diagnostic, Span
+from runner.errors import DECEPTIVE, Diagnostic, Span
 from runner.recipe import scalars, words
-from runner.recipe.nodes import Node, Scalar
+from runner.recipe.nodes import Node, Scalar, walk
 from runner.recipe.types import Path
 
 Value = bool | int | float | str
+LONGEST = 10_000  # characters of a text with references filled in
+LARGEST = 2**20  # characters of all such texts of a recipe
 Tell = Callable[[Diagnostic], None]
 
 TOKEN = re.compile(r"\$\$\{|\$\{([^{}]*)\}|\$\{")
@@ -123,6 +125,9 @@ def _given(
                 default = words.show(defaults[name])
                 message = f"`{name}` must be {wanted}, as its default {default} is; got `--set {name}={text}`"
                 tell(Diagnostic("R224", message, span=nodes[name].span))
+            elif isinstance(value, str) and (odd := DECEPTIVE.search(value)) is not None:
+                message = f"`--set {name}=…` holds the character U+{ord(odd[0]):04X}, which no recipe may"
+                tell(Diagnostic("R224", message, "remove it", nodes[name].span))
             else:
                 given[name] = value
     return given
@@ -184,8 +189,22 @@ def fill(
         value = _referred(match[0], match[1], span, names, value_of, tell)
         broken = broken or value is None
         parts.append(as_text(value))
+        if sum(map(len, parts)) > LONGEST:
+            message = f"with its references filled in this text has more than {LONGEST} characters"
+            tell(Diagnostic("R227", message, "write the text out, or refer to less", span))
+            return None
     parts.append(text[end:])
     return None if broken else "".join(parts)
+
+
+def check_size(root: Node, tell: Tell) -> None:
+    """Complain where all texts with references come to more than a recipe can hold."""
+    filled = [node for _, node in walk(root) if node.reference is not None and isinstance(node.value, str)]
+    if (size := sum(len(str(node.value)) for node in filled)) > LARGEST:
+        message = (
+            f"with their references filled in the texts of the recipe have {size} characters; {LARGEST} are the most"
+        )
+        tell(Diagnostic("R227", message, "refer to params that are shorter", filled[0].span))
 
 
 def as_text(value: Scalar) -> str:

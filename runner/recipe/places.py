@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import posixpath
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +17,7 @@ from typing import Protocol
 from runner.recipe import text
 from runner.recipe.types import Parent
 
-LARGEST = 2**20  # bytes of a recipe that comes from elsewhere
+LARGEST = 2**20  # bytes of a recipe
 SUFFIXES = (".yaml", ".yml")
 
 
@@ -53,10 +54,11 @@ class Place(Protocol):
 
 @dataclass(frozen=True)
 class FilePlace:
-    """A recipe in a file of this machine."""
+    """A recipe in a file of this machine; `parent`: another recipe names it, and may not make us wait for a pipe."""
 
     file: str
     code: str = "R120"
+    parent: bool = False
 
     @property
     def name(self) -> str:
@@ -72,7 +74,10 @@ class FilePlace:
 
     def read(self) -> str:
         try:
-            return text.decode(Path(self.file).read_bytes(), self.file)
+            if self.parent and not stat.S_ISREG(mode := os.stat(self.file).st_mode) and not stat.S_ISDIR(mode):
+                raise PlaceError(self.code, f"cannot read `{self.file}`: it is no regular file")
+            with open(self.file, "rb") as file:
+                return decode(file.read(LARGEST + 1), self.file, self.code)
         except OSError as error:
             problem = error.strerror or str(error)
             raise PlaceError(self.code, f"cannot read `{self.file}`: {problem}", _similar(self.file)) from None
@@ -80,7 +85,7 @@ class FilePlace:
             raise PlaceError(self.code, f"cannot read `{self.file!r}`: {error}") from None
 
     def beside(self, path: str) -> FilePlace:
-        return FilePlace(os.path.normpath(os.path.join(os.path.dirname(self.file), path)))
+        return FilePlace(os.path.normpath(os.path.join(os.path.dirname(self.file), path)), parent=True)
 
     def pin(self, content: str) -> None:
         return None
@@ -96,7 +101,7 @@ def inside(folder: str, path: str, whole: str) -> str:
 
 
 def decode(data: bytes, name: str, code: str) -> str:
-    """The text of a recipe that came from elsewhere. PlaceError where there is more of it than a recipe has."""
+    """The text of a recipe. PlaceError where there is more of it than a recipe has."""
     if len(data) > LARGEST:
         raise PlaceError(code, f"`{name}` is larger than {LARGEST // 2**20} MiB, which no recipe is")
     return text.decode(data, name)

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from runner.errors import Diagnostic, RecipeError, Span
+from runner.errors import DECEPTIVE, Diagnostic, RecipeError, Span
 from runner.recipe import scalars
 from runner.recipe.nodes import Node, Scalar
 
@@ -131,7 +131,7 @@ class _Reader:
             before = _BREAK.split(self.content[: error.position])
             place = self._at(len(before) - 1, len(before[-1]))
             message = f"the character U+{ord(self.content[error.position]):04X} is not allowed in YAML"
-            raise self._error("R104", message, place, "remove it, or write it as an escape in double quotes") from None
+            raise self._error("R104", message, place, "remove it") from None
         except yaml.MarkedYAMLError as error:
             raise self._syntax(error) from None
 
@@ -200,6 +200,7 @@ class _Reader:
                 continue
             if key.tag not in (_PLAIN, _CORE + "str"):
                 self._tag(key)
+            self._plain_characters(key)
             if key.value in entries:
                 first = keys[key.value]
                 message = f"`{key.value}` is written twice; first at line {first.line}"
@@ -211,6 +212,7 @@ class _Reader:
 
     def _scalar(self, node: yaml.ScalarNode) -> Scalar:
         text = str(node.value)
+        self._plain_characters(node)
         if node.tag == _CORE + "str":
             return text
         if node.tag != _PLAIN and node.tag not in _SCALARS:
@@ -225,6 +227,13 @@ class _Reader:
             name = node.tag.removeprefix(_CORE)
             self._complain("R109", f"`{text}` is not what its tag `!!{name}` says", node, "leave the tag out")
         return value
+
+    def _plain_characters(self, node: yaml.ScalarNode) -> None:
+        """Escapes write what YAML itself does not take: a shared recipe would speak to the reader's terminal."""
+        found = DECEPTIVE.search(str(node.value))
+        if found is not None:
+            message = f"the character U+{ord(found[0]):04X} is not allowed in a recipe, also not as an escape"
+            self._complain("R104", message, node, "remove it: it steers a terminal, or reorders what a reader sees")
 
     def _tag(self, node: yaml.Node) -> None:
         tag = "!!" + node.tag.removeprefix(_CORE) if node.tag.startswith(_CORE) else node.tag

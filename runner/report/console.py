@@ -10,6 +10,8 @@ from typing import TextIO
 from rich.console import Console
 from rich.text import Text
 
+from runner.errors import visible
+
 WIDTH_OF_FILES = 100  # of what goes to a file or a pipe, unless COLUMNS says otherwise
 
 
@@ -23,7 +25,9 @@ def console(stream: TextIO | None = None) -> Console:
 def show(lines: Iterable[Text | str], to: Console) -> None:
     """Print lines; long ones are left to the terminal to wrap, so that paths can be copied."""
     for line in lines:
-        to.print(line, soft_wrap=True)
+        if isinstance(line, Text):
+            line.plain = visible(line.plain)
+        to.print(visible(line) if isinstance(line, str) else line, soft_wrap=True)
 
 
 def is_terminal(stream: TextIO) -> bool:

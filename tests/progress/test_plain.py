@@ -123,3 +123,8 @@ def test_a_reader_that_left_silences_the_sink_and_not_the_job() -> None:
     sink = Plain(Broken())
     for event in recorded.JOB:
         sink.send(event)
+
+
+def test_what_steers_a_terminal_is_written_as_text() -> None:
+    told = {"event": "message", "time": 0, "step": None, "level": "warning", "text": "\x1b[2Jdone\r\u202e"}
+    assert shown([told]) == "[ 0:00] warning: \ufffd[2Jdone\ufffd\ufffd\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,23 @@ def test_a_recipe_that_is_not_there() -> None:
 def test_a_folder_is_no_recipe(folder: Path) -> None:
     (folder / "sub").mkdir()
     assert told("sub") == "error[R101]: cannot read `sub`: Is a directory"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes in folders")
+def test_a_parent_cannot_make_us_wait(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.yaml")
+    write("a.yaml", "extends: pipe.yaml\n")
+    assert told("a.yaml") == (
+        "a.yaml:1:10: error[R120]: cannot read `pipe.yaml`: it is no regular file\n"
+        "    1 | extends: pipe.yaml\n"
+        "      |          ^^^^^^^^^"
+    )
+
+
+def test_a_file_that_is_too_large(folder: Path) -> None:
+    with open(folder / "a.yaml", "wb") as file:
+        file.truncate(2**40)  # takes no room; reading all of it would
+    assert told("a.yaml") == "error[R101]: `a.yaml` is larger than 1 MiB, which no recipe is"
 
 
 def test_a_recipe_in_another_encoding(folder: Path) -> None:

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from tests.recipe.cases import Case, recipe, told
@@ -57,6 +59,16 @@ r.yaml:3:13: error[R222]: params refer to one another in a circle: `x` → `y` �
     3 | params: {x: "${y}", y: "${z}", z: "1${x}"}
       |             ^^^^^^
 help: give one of them a value
+""",
+    ),
+    Case(
+        "param that is too long beside text",
+        recipe('- quantize.rtn: {ignore: ["x${a}"]}', also=f"params: {{a: {'y' * 10_000}}}\n# lines"),
+        """
+r.yaml:8:29: error[R227]: with its references filled in this text has more than 10000 characters
+    8 |   - quantize.rtn: {ignore: ["x${a}"]}
+      |                             ^^^^^^^
+help: write the text out, or refer to less
 """,
     ),
     Case(
@@ -180,3 +192,33 @@ r.yaml:7:11: error[R201]: `when` must be true, false or an expression over param
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_whole_message(case: Case) -> None:
     assert told(case.text, case.sets) == case.message.strip("\n")
+
+
+def test_texts_that_are_long_too_many_times() -> None:
+    many = ", ".join(['"x${a}"'] * 200)
+    lines = told(recipe(f"- quantize.rtn: {{ignore: [{many}]}}", also=f"params: {{a: {'y' * 9_999}}}")).splitlines()
+    assert lines[0] == (
+        "r.yaml:7:29: error[R227]: with their references filled in the texts of the recipe have 2000000 characters; "
+        "1048576 are the most"
+    )
+    assert lines[-1] == "help: refer to params that are shorter"
+
+
+def test_params_that_double_one_another() -> None:
+    """The billion laughs, by references instead of aliases."""
+    names = ["a", *(f"p{number}" for number in range(60))]
+    chain = [f'  {name}: "${{{before}}}${{{before}}}"' for before, name in itertools.pairwise(names)]
+    lines = told(recipe("- quantize.rtn: {}", also="\n".join(["params:", "  a: haha", *chain]))).splitlines()
+    assert (
+        lines[0] == "r.yaml:16:8: error[R227]: with its references filled in this text has more than 10000 characters"
+    )
+    assert len([line for line in lines if "error[" in line]) == 1
+
+
+def test_a_value_of_set_that_steers_a_terminal() -> None:
+    assert told(recipe("- quantize.rtn: {}", also="params: {note: a}"), ("note=\x1b[2J",)) == (
+        "r.yaml:3:16: error[R224]: `--set note=…` holds the character U+001B, which no recipe may\n"
+        "    3 | params: {note: a}\n"
+        "      |                ^\n"
+        "help: remove it"
+    )

@@ -122,7 +122,42 @@ help: put text that begins with this character in quotes
 r.yaml:1:8: error[R104]: the character U+0007 is not allowed in YAML
     1 | name: a�b
       |        ^
-help: remove it, or write it as an escape in double quotes
+help: remove it
+""",
+    ),
+    Case(
+        "control character as an escape",
+        'version: 1\nname: a\ndescription: "\\x1b[2Jdone"\n"\\u202ek": 1\n',
+        """
+r.yaml:3:14: error[R104]: the character U+001B is not allowed in a recipe, also not as an escape
+    3 | description: "\\x1b[2Jdone"
+      |              ^^^^^^^^^^^^^
+help: remove it: it steers a terminal, or reorders what a reader sees
+
+r.yaml:4:1: error[R104]: the character U+202E is not allowed in a recipe, also not as an escape
+    4 | "\\u202ek": 1
+      | ^^^^^^^^^
+help: remove it: it steers a terminal, or reorders what a reader sees
+""",
+    ),
+    Case(
+        "half of a character",
+        'name: "\\ud800"\n',
+        """
+r.yaml:1:7: error[R104]: the character U+D800 is not allowed in a recipe, also not as an escape
+    1 | name: "\\ud800"
+      |       ^^^^^^^^
+help: remove it: it steers a terminal, or reorders what a reader sees
+""",
+    ),
+    Case(
+        "text that runs from right to left",
+        "name: a\u202eb\n",
+        """
+r.yaml:1:7: error[R104]: the character U+202E is not allowed in a recipe, also not as an escape
+    1 | name: a�b
+      |       ^^^
+help: remove it: it steers a terminal, or reorders what a reader sees
 """,
     ),
     Case(
