@@ -103,7 +103,7 @@ def test_earlier_terms_act_while_later_layers_are_calibrated(tmp_path: Path, mon
 def test_what_gptaq_has_shifted_is_not_undone(name: str, tmp_path: Path) -> None:
     """Against the inputs of the original model the result is nearer to it than against those of the compressed one."""
     dense = save(tmp_path / "model", name)
-    params = {"bits": 2, "group_size": 16, "asymmetric_calibration": 1}
+    params: dict[str, Any] = {"bits": 2, "group_size": 16, "asymmetric_calibration": 1}
     if name == "gpt2":
         params["format"] = "gptq"
     compressed = made(tmp_path / "compressed", "quantize.gptq", dense, **params)
