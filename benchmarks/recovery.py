@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks.measure import environment, run
 
 BATCH = {"data": "train", "batch_size": 4}
+PAPER = {"data": "calibration", "asymmetric_calibration": 0}
 SCALES = {**BATCH, "norms": True, "learning_rate": 0.003}
 
 
@@ -55,6 +56,8 @@ def branches(steps: int) -> tuple[tuple[str, Branch], ...]:
         ("w3-minmax", Branch("w3-minmax-lora", "recover.lora", {**BATCH, "steps": steps}, "w3-minmax")),
         ("w3-minmax", Branch("w3-minmax-scales", "recover.scales", {**SCALES, "steps": 4 * steps}, "w3-minmax")),
         ("w3", Branch("w3-eora", "recover.eora", {"data": "calibration"}, "w3")),
+        ("w3-default", Branch("w3-default-eora", "recover.eora", {"data": "calibration"}, "w3-default")),
+        ("w3-default", Branch("w3-default-eora-paper", "recover.eora", PAPER, "w3-default")),
         ("w3-default", Branch("w3-default-lora", "recover.lora", {**BATCH, "steps": steps}, "w3-default")),
         ("half", Branch("half-lora", "recover.lora", {**BATCH, "steps": steps}, "half")),
         ("2of4", Branch("2of4-lora", "recover.lora", {**BATCH, "steps": steps}, "2of4")),
