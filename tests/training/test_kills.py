@@ -29,16 +29,14 @@ STEPS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (  # id, from, kind, p
     ("dense-lora", "model", "recover.lora", {"loss": "next_token", **LORA}),
     ("pruned-lora", "half", "recover.lora", {"variant": "dora", **LORA}),
     ("packed-lora", "packed", "recover.lora", {**LORA, **MEASURED}),
-    ("again-lora", "packed", "recover.lora", {"merge": "requantize", **LORA}),
     ("scales", "packed", "recover.scales", {"norms": True, **TRAINING}),
     ("gradual", "model", "prune.gradual", {"loss": "next_token", "update_every": 2, **TRAINING}),
 )
 TRAINED = tuple(id for id, *_ in STEPS[2:])
 IN_TRAINING = f"train {KILLED}"
 PLACES: dict[str, Sequence[str]] = {  # of each step, in the order in which it comes to them
-    "logits": ("layer 2", "layer 5", IN_TRAINING, "writing"),  # 1 to 3: of the choice of layers, 4 to 6: of the teacher
-    "packed-lora": ("layer 2", IN_TRAINING, "result", "writing"),
-    "again-lora": (IN_TRAINING, "layer 2"),  # while it quantizes again
+    "logits": ("layer 5", IN_TRAINING, "writing"),  # layers 1 to 3 are of the choice of layers, 4 to 6 of the teacher
+    "packed-lora": (IN_TRAINING, "result"),
     "scales": (IN_TRAINING, "writing"),
 }
 DEATHS_OF = {id: PLACES.get(id, (IN_TRAINING,)) for id in TRAINED}
