@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.errors import Interrupted, RecipeError
-from runner.execute import usage
 from runner.execute.messages import Request
 from runner.job.entries import Stage
+from runner.model import usage
 from runner.progress.events import Event, make
 from runner.recipe.types import DataSpec
 from runner.steps.protocol import Artifact, DataFacts

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import Interrupted, StepFailed
-from runner.execute import failures, messages, usage, warm
+from runner.execute import failures, messages, warm
 from runner.execute.context import StepContext, seed_everything
 from runner.execute.messages import Request
 from runner.job import environment
 from runner.job.entries import Stage, StoreEntry
 from runner.job.records import Record
 from runner.job.store import Store
-from runner.model import heap, lifetime
+from runner.model import heap, lifetime, usage
 from runner.progress.events import Event, encode, make
 
 

@@ -31,6 +31,7 @@ from runner.export.tensorrt import (
     is_memory,
     quoted,
 )  # fmt: skip
+from runner.model import usage
 from runner.model.safetensors_file import write_all, written
 
 
@@ -66,7 +67,7 @@ def build(order: Order) -> Built:
     return Built(
         version=trt.__version__,
         seconds=seconds,
-        memory=_peak(),
+        memory=usage.peak(),
         engine_bytes=plan.nbytes,
         weights_bytes=log.weights,
         capabilities=capabilities,
@@ -143,15 +144,6 @@ def _refused(name: str, errors: Sequence[str]) -> RunnerError:
 
 def _tensor(tensor: Any) -> dict[str, Any]:
     return {"name": tensor.name, "type": tensor.dtype.name.lower(), "shape": [int(size) for size in tensor.shape]}
-
-
-def _peak() -> int:
-    """Peak resident bytes of this process; 0 where the system does not tell."""
-    with suppress(OSError), open("/proc/self/status", encoding="ascii") as file:
-        for line in file:
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return 0
 
 
 def _end_with_parent() -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from runner.errors import RunnerError
+from runner.model import usage
 from runner.runtime import find
 from runner.runtime.greedy import likeliest
 
@@ -77,7 +78,7 @@ def measure(settings: Settings, said: Callable[[int], None]) -> Timing:
     used = None if free is None else max(0, free - (_gpu_free(settings.device) or 0))
     name = runtime.name
     runtime.close()
-    return Timing(name, load, prefill, decode, _peak(), used)
+    return Timing(name, load, prefill, decode, usage.peak(), used)
 
 
 def rate(tokens: int, seconds: list[float]) -> tuple[float, float]:
@@ -93,18 +94,6 @@ def _gpu_free(device: str) -> int | None:
     import torch
 
     return int(torch.cuda.mem_get_info()[0])
-
-
-def _peak() -> int:
-    """Peak resident bytes of this process, without what the one that started it held (ru_maxrss has that)."""
-    try:
-        with open("/proc/self/status", encoding="utf-8") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        import resource
-
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return used if sys.platform == "darwin" else used * 1024
 
 
 def _say(**message: object) -> None:

@@ -27,5 +27,6 @@ def peak() -> int:
         import resource
     except ImportError:  # Windows
         return 0
+    # It counts what the process that started this one held, too.
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024
