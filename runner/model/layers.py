@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from runner.errors import Diagnostic, RecipeError
-from runner.model import architectures
+from runner.model import architectures, readable
 from runner.model.facts import CheckpointFacts, LinearFacts, TensorHeader
 
 _REMEDY = "the checkpoint is incomplete or was edited; download it again"
@@ -38,13 +38,17 @@ def build(
         complaints += _uneven(config, tensors, prefix, members)
     if complaints:
         raise RecipeError(complaints)
+    found = linears(config, tensors, prefix, members, packed_shapes)
+    refusal = readable.refuse(config, tensors, found, source)
+    if refusal:
+        raise RecipeError([refusal])
     return CheckpointFacts(
         source=source,
         config=config,
         tensors=tensors,
         layers_prefix=prefix,
         layer_count=len(members),
-        linears=linears(config, tensors, prefix, members, packed_shapes),
+        linears=found,
         quantization=config.get("quantization_config"),
     )
 

@@ -69,6 +69,7 @@ CODES: dict[str, str] = {
     "R406": "a tensor of the model is missing from the checkpoint",
     "R407": "a tensor of the checkpoint has another shape than the model wants",
     "R408": "weights are stored in a form that cannot be streamed",
+    "R409": "weights are stored in a format that cannot be read",
     "R410": "a step leaves no module to change",
     "R411": "modules cannot be stored as asked",
     "R412": "a pattern matches no module",

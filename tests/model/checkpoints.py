@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I32": 4, "I64": 8}
+BYTES = {"F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "I8": 1, "I32": 4, "I64": 8}
 Shapes = Mapping[str, tuple[str, list[int]]]
 
 LLAMA: dict[str, Any] = {

@@ -123,7 +123,11 @@ def test_conv1d_keeps_its_weight_transposed(tmp_path: Path) -> None:
 
 def test_packed_linears(tmp_path: Path) -> None:
     """compressed-tensors says the shape beside the weight; GPTQ's follows from the bits."""
-    stored = write(tmp_path / "ct", packed("weight_packed", [8, 3], "weight_scale", [8, 1], shape=True), LLAMA)
+    weights = {"type": "int", "num_bits": 4, "strategy": "channel", "symmetric": True}
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
+    mark = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups}
+    shapes = packed("weight_packed", [8, 3], "weight_scale", [8, 1], shape=True)
+    stored = write(tmp_path / "ct", shapes, LLAMA | {"quantization_config": mark})
     path = stored / "model.safetensors"
     content = bytearray(path.read_bytes())
     for header in headers.read_headers(stored).values():
@@ -132,10 +136,11 @@ def test_packed_linears(tmp_path: Path) -> None:
     path.write_bytes(content)
     linear = headers.facts(stored, "m").linears[0]
     assert (linear.name, linear.out_features, linear.in_features, linear.dtype) == ("model.layers.0.q", 8, 20, "F16")
-    config = LLAMA | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    mark = {"quant_method": "gptq", "bits": 4, "group_size": -1}
+    config = LLAMA | {"quantization_config": mark}
     found = facts(tmp_path / "gptq", packed("qweight", [3, 8], "scales", [1, 8]), config)
     assert (found.linears[0].out_features, found.linears[0].in_features) == (8, 24)
-    assert found.quantization == {"quant_method": "gptq", "bits": 4}
+    assert found.quantization == mark
 
 
 def packed(weight: str, shape_: list[int], scale: str, groups: list[int], shape: bool = False) -> Shapes:

@@ -177,10 +177,15 @@ def parse(config: Mapping[str, Any] | None) -> Packing | None:
     if not config:
         return None
     method = config.get("quant_method")
-    if method == COMPRESSED_TENSORS:
-        return _parse_compressed_tensors(config)
-    if method == GPTQ:
-        return _parse_gptq(config)
+    try:
+        if method == COMPRESSED_TENSORS:
+            return _parse_compressed_tensors(config)
+        if method == GPTQ:
+            return _parse_gptq(config)
+    except KeyError as error:
+        raise ValueError(f"its quantization_config of `{method}` lacks `{error.args[0]}`") from error
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"its quantization_config of `{method}` is not understood: {error}") from error
     raise ValueError(f"checkpoints quantized with `{method}` cannot be read; a dense checkpoint is needed")
 
 
