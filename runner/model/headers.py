@@ -23,6 +23,7 @@ from runner.model.facts import DTYPE_BYTES, CheckpointFacts, TensorHeader
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _HEADER_LIMIT = 100_000_000  # the format's own limit
+_LFS_POINTER = b"version "  # the first words of the text that Git LFS leaves in place of a file
 _SHOWN = 3  # names shown of a long list
 
 
@@ -89,6 +90,12 @@ def read_shard(folder: Path, shard: str) -> dict[str, TensorHeader]:
         with path.open("rb") as file:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            if start == _LFS_POINTER:
+                raise _error(
+                    "R436",
+                    f"`{path}` is a pointer of Git LFS, not the weights themselves",
+                    "fetch them: `git lfs pull` in that folder, or download the file",
+                )
             if size < 8:
                 raise _error(
                     "R435", f"`{path}` is truncated: it has {size} bytes, a safetensors file at least 8", _AGAIN
@@ -224,6 +231,10 @@ def _missing_config(folder: Path) -> RecipeError:
             f"`{folder}` holds an adapter (adapter_config.json), not a model",
             "merge the adapter into its base model and name the folder of the result",
         )
+    gguf = [name for name in _foreign(folder) if name.endswith(".gguf")]
+    if gguf:
+        message = f"`{folder}` holds a GGUF file (`{gguf[0]}`), not a checkpoint of transformers"
+        return _error("R432", message, _conversion(folder, gguf[0]))
     return _error(
         "R432",
         f"`{folder}` has no config.json, so it is not a checkpoint of transformers",
@@ -231,19 +242,39 @@ def _missing_config(folder: Path) -> RecipeError:
     )
 
 
-def _no_weights(folder: Path) -> RecipeError:
-    suffixes = {".bin": "PyTorch", ".pt": "PyTorch", ".pth": "PyTorch", ".gguf": "GGUF", ".h5": "TensorFlow"}
-    others = sorted(
-        file.name for file in folder.iterdir() if file.suffix in suffixes and file.name != "training_args.bin"
+_FOREIGN = {".bin": "PyTorch", ".pt": "PyTorch", ".pth": "PyTorch", ".gguf": "GGUF", ".h5": "TensorFlow"}
+
+
+def _foreign(folder: Path) -> list[str]:
+    """Files of weights that are not safetensors."""
+    return sorted(
+        file.name for file in folder.iterdir() if file.suffix in _FOREIGN and file.name != "training_args.bin"
     )
+
+
+def _conversion(folder: Path, file: str) -> str:
+    """How to make safetensors files of a file that holds the weights otherwise."""
+    if file.endswith(".h5"):  # transformers 5 reads none of TensorFlow
+        return "name a checkpoint of the model in safetensors files"
+    gguf = file.endswith(".gguf")
+    where = f"'{folder}', gguf_file='{file}'" if gguf else f"'{folder}'"
+    return (
+        ("`pip install gguf`, then " if gguf else "")
+        + 'convert it: `python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
+        f"M.from_pretrained({where}).save_pretrained('converted'); "
+        f"T.from_pretrained({where}).save_pretrained('converted')\"` and name the folder `converted`"
+        + ("; a model that was quantized in the GGUF file stays as lossy as it is there" if gguf else "")
+    )
+
+
+def _no_weights(folder: Path) -> RecipeError:
+    others = _foreign(folder)
     if others:
-        kind = suffixes[Path(others[0]).suffix]
+        kind = _FOREIGN[Path(others[0]).suffix]
         return _error(
             "R433",
             f"`{folder}` holds its weights in {kind} files only ({_names(others)}); safetensors files are needed",
-            'convert it: `python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
-            f"M.from_pretrained('{folder}').save_pretrained('converted'); "
-            f"T.from_pretrained('{folder}').save_pretrained('converted')\"` and name the folder `converted`",
+            _conversion(folder, others[0]),
         )
     return _error(
         "R433",

@@ -217,6 +217,21 @@ class Tokenizer:
         return None
 
 
+# What some tokenizer of transformers is read from. A folder with none of them has none.
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt", "*.spm",
+    "spiece.model", "sentencepiece*.model", "*.tiktoken", "tekken.json",
+)  # fmt: skip
+
+
+def no_tokenizer(folder: Path) -> Diagnostic | None:
+    """The complaint about a folder that holds no tokenizer of any form; None where there may be one."""
+    if any(next(folder.glob(name), None) for name in _TOKENIZER_FILES):
+        return None
+    message = f"`{folder}` holds no tokenizer, which turns texts into tokens: there is no tokenizer.json"
+    return Diagnostic("R448", message, "download the tokenizer of the model into that folder")
+
+
 def is_fast(folder: Path) -> bool:
     """Whether a folder's tokenizer can be used without transformers."""
     return (folder / "tokenizer.json").is_file()

@@ -10,7 +10,7 @@ from pathlib import Path
 from runner.errors import Diagnostic, RecipeError, Span
 from runner.model import architectures, headers, hub, source, trust
 from runner.model.facts import CheckpointFacts
-from runner.model.windows import too_short
+from runner.model.windows import no_tokenizer, too_short
 from runner.plan.counts import count_tokens
 from runner.plan.digests import digest_files, digest_named
 from runner.plan.types import ResolvedData, ResolvedModel
@@ -93,8 +93,10 @@ def _locate(location: source.DataLocation, cache_file: Path | None) -> ResolvedD
 
 
 def check_lengths(recipe: Recipe, found: Found, data: Mapping[str, ResolvedData], cache_file: Path | None) -> None:
-    """RecipeError for windows longer than the model's context, and for text shorter than asked."""
+    """RecipeError for windows longer than the model's context, for text shorter than asked, or without a tokenizer."""
     complaints: list[Diagnostic] = []
+    if data and found.tokenizer is not None and (missing := no_tokenizer(found.tokenizer)) is not None:
+        raise RecipeError([missing.at(recipe.span(("model", "source")))])
     context_key, context = architectures.positions(found.model.facts.config)
     for name, entry in data.items():
         length = entry.spec.sequence_length

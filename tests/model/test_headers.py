@@ -109,14 +109,56 @@ def test_no_weights(tmp_path: Path) -> None:
 def test_only_bin_files(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
-    code, message, help = complaint(tmp_path)
-    assert (code, message) == (
+    assert complaint(tmp_path) == (
         "R433",
         f"`{tmp_path}` holds its weights in PyTorch files only (`pytorch_model.bin`); safetensors files are needed",
+        conversion(f"'{tmp_path}'"),
     )
-    assert help is not None
-    assert help.startswith("convert it: `python -c ")
-    assert help.endswith("and name the folder `converted`")
+
+
+def conversion(where: str) -> str:
+    return (
+        'convert it: `python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
+        f"M.from_pretrained({where}).save_pretrained('converted'); "
+        f"T.from_pretrained({where}).save_pretrained('converted')\"` and name the folder `converted`"
+    )
+
+
+@pytest.mark.parametrize("config", [True, False])
+def test_only_a_gguf_file(tmp_path: Path, config: bool) -> None:
+    write(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "m.gguf")
+    message = f"`{tmp_path}` holds its weights in GGUF files only (`m.gguf`); safetensors files are needed"
+    if not config:
+        (tmp_path / "config.json").unlink()
+        message = f"`{tmp_path}` holds a GGUF file (`m.gguf`), not a checkpoint of transformers"
+    assert complaint(tmp_path) == (
+        "R433" if config else "R432",
+        message,
+        "`pip install gguf`, then " + conversion(f"'{tmp_path}', gguf_file='m.gguf'")
+        + "; a model that was quantized in the GGUF file stays as lossy as it is there",
+    )  # fmt: skip
+
+
+def test_only_a_tensorflow_file(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "tf_model.h5")
+    assert complaint(tmp_path) == (
+        "R433",
+        f"`{tmp_path}` holds its weights in TensorFlow files only (`tf_model.h5`); safetensors files are needed",
+        "name a checkpoint of the model in safetensors files",
+    )
+
+
+def test_a_pointer_of_git_lfs(tmp_path: Path) -> None:
+    write(tmp_path)
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 12345678\n"
+    (tmp_path / "model.safetensors").write_text(pointer)
+    assert complaint(tmp_path) == (
+        "R436",
+        f"`{tmp_path}/model.safetensors` is a pointer of Git LFS, not the weights themselves",
+        "fetch them: `git lfs pull` in that folder, or download the file",
+    )
 
 
 def test_missing_shard(tmp_path: Path) -> None:
@@ -175,7 +217,7 @@ def entry(dtype: str, shape: list[int], begin: int, end: int) -> dict[str, objec
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\n", "its first 8 bytes give the header"),
+        (b"<!DOCTYPE html>\n<html>", "its first 8 bytes give the header"),
         (raw(b"not json"), "its header is not JSON"),
         (raw(b"[1, 2]"), "its header is a list, not an object"),
         (

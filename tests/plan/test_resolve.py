@@ -188,6 +188,16 @@ def test_text_shorter_than_asked() -> None:
     )
 
 
+def test_a_model_without_a_tokenizer(tmp_path: Path) -> None:
+    """Refused where a step needs tokens; rounding alone does without."""
+    head = HEAD.replace("demo:tiny-llama", str(write(tmp_path, config=LLAMA)))
+    found = refused("steps:\n  - evaluate.perplexity: {data: calibration}\n", head).splitlines()
+    what = "holds no tokenizer, which turns texts into tokens: there is no tokenizer.json"
+    assert found[0] == f"small.yaml:3:17: error[R448]: `{tmp_path}` {what}"
+    assert found[-1] == "help: download the tokenizer of the model into that folder"
+    resolved("steps:\n  - quantize.rtn: {group_size: channel}\n", head)
+
+
 def test_windows_longer_than_the_context() -> None:
     head = HEAD.replace("samples: 8, sequence_length: 64", "samples: 8, sequence_length: 4096")
     assert refused(head=head) == (
@@ -222,7 +232,8 @@ def test_complaints_of_kinds_have_their_place() -> None:
 
 
 def test_a_quantized_model_cannot_be_quantized(tmp_path: Path) -> None:
-    folder = write(tmp_path, config=LLAMA | {"quantization_config": {"quant_method": "gptq", "bits": 4}})
+    mark = {"quant_method": "gptq", "bits": 4, "group_size": 8}
+    folder = write(tmp_path, config=LLAMA | {"quantization_config": mark})
     head = HEAD.replace("demo:tiny-llama", str(folder))
     assert refused("steps:\n  - quantize.rtn: {}\n", head) == (
         "small.yaml:9:5: error[R449]: `quantize.rtn` takes an unquantized checkpoint; the model is already "
