@@ -39,6 +39,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         made = action(name, text)
         made.add_argument("names", metavar="KEY", nargs="*", help=_NAMES)
         options.add_remote(made)
+        if name == "push":
+            made.add_argument("--replace", action="store_true", help="send what is there already too, in its place")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -135,7 +137,7 @@ def _push(root: Path, args: argparse.Namespace) -> int:
         entry = store.entry(key)
         if entry is None:
             raise StoreError(f"the entry {key} is damaged, and was moved aside", "apply its recipe again")
-        return remote.push(entry)
+        return remote.push(entry, replace=args.replace)
 
     return _each(_keys(root, args.names, list(store.keys())), push, "pushed", "to", args)
 

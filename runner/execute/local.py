@@ -104,6 +104,7 @@ class _Job:
         self.plan, self.preview, self.store, self.directory = plan, preview, store, directory
         self.sinks, self.stopping, self.command = sinks, stopping, command
         self.references, self.remote = references, remote
+        self.refused: set[str] = set()  # keys whose entries in the remote store are not what they say
         self.entries: dict[str, StoreEntry] = {}
         self.worker: WorkerProcess | None = None
         self.memory = 0
@@ -234,6 +235,8 @@ class _Job:
         try:
             entry = self.remote.pull(step.key, self.store, wait=False)
         except StoreError as error:
+            if isinstance(error, Refused):
+                self.refused.add(step.key)
             self.gave_up(step, error)
             return None
         if entry is not None:
@@ -245,7 +248,7 @@ class _Job:
         if self.remote is None:
             return
         try:
-            self.remote.push(entry)
+            self.remote.push(entry, replace=step.key in self.refused)
         except StoreError as error:
             self.gave_up(step, error)
 

@@ -93,13 +93,16 @@ class Remote:
         except Exception as error:
             raise self._failed(error) from error
 
-    def push(self, entry: StoreEntry) -> int:
-        """Upload a verified entry; the bytes that were not there yet. An entry that is there already stays."""
-        if self.has(entry.record.key):
+    def push(self, entry: StoreEntry, *, replace: bool = False) -> int:
+        """Upload a verified entry; the bytes that were sent. An entry that is there already stays, and so do files.
+
+        With `replace` all of it is sent again: the remedy for one that is refused.
+        """
+        if not replace and self.has(entry.record.key):
             return 0
         sent = 0
         for fact in entry.record.files:
-            sent += self._put_blob(entry.out / fact.path, fact)
+            sent += self._put_blob(entry.out / fact.path, fact, replace)
         text = (entry.path / "record.json").read_text(encoding="utf-8")
         self._put(f"records/{entry.record.key}.json", text.encode())
         return sent
@@ -203,11 +206,11 @@ class Remote:
         except Exception as error:  # what a backend raises is not always an OSError
             raise self._failed(error) from error
 
-    def _put_blob(self, source: Path, fact: FileFact) -> int:
+    def _put_blob(self, source: Path, fact: FileFact, replace: bool) -> int:
         system, root = self._system()
         path = f"{root}/{_blob(fact.sha256)}"
         try:
-            if system.exists(path) and system.size(path) == fact.size:
+            if not replace and system.exists(path) and system.size(path) == fact.size:
                 return 0
             self._write(path, source)
         except Exception as error:
@@ -240,7 +243,8 @@ class Remote:
 
     def _refused(self, key: str, reason: str) -> Refused:
         return Refused(
-            f"the entry {key} of {self.url} is refused: {reason}", "remove it there, or push a sound one from elsewhere"
+            f"the entry {key} of {self.url} is refused: {reason}",
+            f"`runner store push {key[:12]} --replace` where a sound one is puts it in its place",
         )
 
     def _failed(self, error: Exception) -> StoreError:

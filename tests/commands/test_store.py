@@ -152,7 +152,7 @@ def test_a_refused_entry_keeps_no_other_back(run: Run, job: str, folder: Path) -
     assert code == 1
     assert out.startswith(
         f"error: the entry {bad} of file://{remote} is refused: its record was changed after it was written\n"
-        "help: remove it there, or push a sound one from elsewhere\n"
+        f"help: `runner store push {bad[:12]} --replace` where a sound one is puts it in its place\n"
         f"2 entries pulled from file://{remote}, "
     )
     assert len(keys(folder)) == 2
@@ -207,6 +207,9 @@ def test_apply_does_not_believe_a_bad_entry_and_makes_it_again(run: Run, job: st
     assert warning == (
         f"`shrink`: the entry {bad} of file://{remote} is refused: its record was changed after it was written"
     )
+    # What was made took the place of the bad one.
+    code, out, _ = run(*arguments[:-3], "third", *arguments[-2:])
+    assert (code, "refused" in out, '"step_finished"' in out) == (0, False, False)
 
 
 def test_a_remote_that_fails_ends_no_job(run: Run, folder: Path) -> None:

@@ -187,6 +187,17 @@ def test_other_bytes_are_refused(tmp_path: Path, change: Callable[[bytes], bytes
     assert refusal(tmp_path, entry) == reason
 
 
+def test_a_refused_entry_is_replaced(tmp_path: Path) -> None:
+    entry = made(tmp_path / "here")
+    remote_at(tmp_path).push(entry)
+    path = blob(tmp_path, entry, "model.safetensors")
+    path.write_bytes(path.read_bytes().replace(b"weights", b"heights"))
+    assert remote_at(tmp_path).push(entry) == 0, "an entry that is there stays"
+    assert refusal(tmp_path, entry) == "out/model.safetensors has other bytes than its record says"
+    assert remote_at(tmp_path).push(entry, replace=True) == sum(fact.size for fact in entry.record.files)
+    assert pulled(tmp_path, entry).record == entry.record
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     entry = made(tmp_path / "here")
     remote_at(tmp_path).push(entry)
