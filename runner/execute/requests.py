@@ -10,7 +10,7 @@ from runner.errors import MachineError
 from runner.execute.messages import DataRef, InputRef, Request
 from runner.job.entries import StoreEntry
 from runner.plan.types import MODEL, Plan, PlannedStep, ResolvedModel
-from runner.recipe import text
+from runner.recipe import secrets, text
 from runner.steps.protocol import CHECKPOINT, QUANTIZED
 
 
@@ -19,6 +19,7 @@ def request(
     store: Path, device: str, threads: int, command: str,
 ) -> Request:  # fmt: skip
     """The request for one step. `entries`: the results of the steps before it, by id."""
+    document = plan.recipe.document
     given = {id: _given(model) for id, model in plan.given().items() if id in step.inputs.values() or id == MODEL}
     return Request(
         index=step.index,
@@ -33,7 +34,7 @@ def request(
         threads=threads,
         store=str(store),
         recipe=plan.recipe.name,
-        recipe_text=text.dump(plan.recipe.document),
+        recipe_text=text.dump(secrets.hide(document, secrets.values(document))),  # model cards are published
         inputs={name: given[id] if id in given else _made(entries[id]) for name, id in step.inputs.items()},
         data={parameter: _data(plan, name) for parameter, name in step.data.items()},
         produces=step.produces,

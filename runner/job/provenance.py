@@ -23,7 +23,7 @@ from runner.job.directory import JobDirectory, read_json
 from runner.job.entries import StoreEntry
 from runner.plan import lock_file
 from runner.plan.types import Plan, PlannedStep
-from runner.recipe import text
+from runner.recipe import secrets, text
 from runner.steps.protocol import METRICS_ONLY
 
 NAME = "provenance.json"
@@ -126,7 +126,9 @@ def _dependencies(plan: Plan) -> list[dict[str, Any]]:
         {"name": "recipe", "uri": parent.name, "digest": {"sha256": parent.digest}} for parent in plan.recipe.parents
     ]
     packages = lock_file.packages([plan]).items()
-    return found + [{"name": name, "uri": f"pkg:pypi/{name}@{version}"} for name, version in sorted(packages)]
+    found += [{"name": name, "uri": f"pkg:pypi/{name}@{version}"} for name, version in sorted(packages)]
+    known = secrets.values(plan.recipe.document)
+    return [{**entry, "uri": secrets.hide(entry["uri"], known)} for entry in found]
 
 
 def _lasting(document: Mapping[str, Any]) -> tuple[Any, ...]:

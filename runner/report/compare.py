@@ -10,7 +10,8 @@ from typing import Any
 from rich.text import Text
 
 from runner.progress import units
-from runner.report import diff, findings, secrets
+from runner.recipe import secrets
+from runner.report import diff, findings
 from runner.report.job import JobReport
 from runner.report.table import Cell, table
 

@@ -9,8 +9,8 @@ from typing import Any
 from rich.text import Text
 
 from runner.progress import units
-from runner.recipe import words
-from runner.report import findings, secrets
+from runner.recipe import secrets, words
+from runner.report import findings
 from runner.report.table import Cell, table
 
 SECTIONS = ("recipe", "lock", "metrics", "digests", "environment")

@@ -11,7 +11,8 @@ from typing import Any, cast
 
 import yaml
 
-from runner.report import findings, loading, secrets
+from runner.recipe import secrets
+from runner.report import findings, loading
 from runner.report.job import JobReport
 
 _FOLDER = "path/to/this/folder"  # what model cards call themselves

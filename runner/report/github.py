@@ -13,8 +13,9 @@ from typing import TextIO
 from runner.errors import Diagnostic, RunnerError, Span
 from runner.progress import board, units
 from runner.progress.events import Event, Sink
+from runner.recipe import secrets
 from runner.recipe.types import Recipe
-from runner.report import document, findings, secrets
+from runner.report import document, findings
 from runner.report.job import JobReport, StepReport
 
 SUMMARY_LIMIT = 1024 * 1024  # bytes of all summaries of one workflow step
@@ -44,6 +45,7 @@ def complain(error: RunnerError, stream: TextIO) -> None:
     found = getattr(error, "diagnostics", ()) or (Diagnostic("", error.message, error.help),)
     for complaint in found:
         told = complaint.message + (f"\n{complaint.help}" if complaint.help else "")
+        told = secrets.hide_in_text(told, complaint.span.text if complaint.span else "")
         level = "warning" if complaint.severity == "warning" else "error"
         print(command(level, told, complaint.span, complaint.code or "runner"), file=stream)
 

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from runner.report import document, github, job, junit, page, secrets
+from runner.errors import Diagnostic, RecipeError, Span
+from runner.execute.requests import request
+from runner.job import provenance
+from runner.recipe import secrets
+from runner.report import document, github, job, junit, page
+from tests.job.plans import plan as planned
 from tests.report.jobs import made
 
 RECIPE = """\
@@ -61,3 +68,37 @@ def test_no_report_says_a_secret(tmp_path: Path) -> None:
         for secret in ("hunter22", "987654321", "s3cr3t"):
             assert secret not in text
         assert "•••" in text or "\\u2022" in text
+
+
+LINE = 'params: {hf_token: hunter22, "api_key": "9876 5432", author: someone}'
+
+
+def test_a_complaint_that_quotes_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    complaint = Diagnostic("R204", "`x` must be 1; got hunter22", None, Span("r.yaml", 3, 1, 1, LINE))
+    error = RecipeError([complaint])
+    told = junit.text([junit.Refused("r.yaml", error.render(), 2)])
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    stream = io.StringIO()
+    github.complain(error, stream)
+    for text in (told, stream.getvalue()):
+        assert "hunter22" not in text
+        assert "9876 5432" not in text
+        assert "got •••" in text
+    assert "someone" in told
+
+
+def test_what_workers_write_into_model_cards() -> None:
+    plan = planned([{"id": "a", "kind": "quantize.rtn"}])
+    secret = {**plan.recipe.document, "params": {"hf_token": "hunter22"}, "description": "by hunter22"}
+    plan = replace(plan, recipe=replace(plan.recipe, document=secret))
+    asked = request(plan, plan.steps[0], {}, store=Path("s"), device="cpu", threads=1, command="")
+    assert "hunter22" not in asked.recipe_text
+    assert "description: by •••" in asked.recipe_text
+
+
+def test_places_in_the_statement() -> None:
+    plan = planned([{"id": "a", "kind": "quantize.rtn"}])
+    plan = replace(plan, model=replace(plan.model, source="https://joe:s3cr3t@host/model"))
+    statement = provenance.statement(plan, (), "", "", {})
+    (found, *_) = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
+    assert found["uri"] == "https://•••@host/model"

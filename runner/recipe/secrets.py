@@ -16,6 +16,7 @@ _NAMES = re.compile(
     r"(?:api|access|private|secret|signing)[_-]?key(?:[_-]id)?)$",
     re.IGNORECASE,
 )
+_ENTRY = re.compile(r"""([\w.-]+)["']?\s*[:=]\s*(?:"([^"]*)"|'([^']*)'|([^\s,{}\[\]"']+))""")
 _SHORTEST = 4  # a shorter value would hide half of the text
 _FORMS = re.compile(
     r"(?<=://)[^/\s:@\"']+:[^/\s@\"']+(?=@)"  # user:password of a URL
@@ -32,6 +33,13 @@ def is_secret(name: str) -> bool:
 def values(document: Any) -> frozenset[str]:
     """The secrets in a recipe, by the names of their keys."""
     return frozenset(_values(document))
+
+
+def hide_in_text(text: str, source: str) -> str:
+    """`text` without the secrets that `source`, lines of YAML or of a command, gives to names that say so."""
+    found = ((name, a or b or c) for name, a, b, c in _ENTRY.findall(source))
+    known = frozenset(value for name, value in found if is_secret(name) and len(value) >= _SHORTEST)
+    return str(hide(text, known))
 
 
 def _values(document: Any) -> Iterable[str]:
