@@ -136,11 +136,11 @@ def test_packed_linears(tmp_path: Path) -> None:
     path.write_bytes(content)
     linear = headers.facts(stored, "m").linears[0]
     assert (linear.name, linear.out_features, linear.in_features, linear.dtype) == ("model.layers.0.q", 8, 20, "F16")
-    mark = {"quant_method": "gptq", "bits": 4, "group_size": -1}
-    config = LLAMA | {"quantization_config": mark}
+    theirs = {"quant_method": "gptq", "bits": 4, "group_size": -1}
+    config = LLAMA | {"quantization_config": theirs}
     found = facts(tmp_path / "gptq", packed("qweight", [3, 8], "scales", [1, 8]), config)
     assert (found.linears[0].out_features, found.linears[0].in_features) == (8, 24)
-    assert found.quantization == mark
+    assert found.quantization == theirs
 
 
 def packed(weight: str, shape_: list[int], scale: str, groups: list[int], shape: bool = False) -> Shapes:
