@@ -16,17 +16,19 @@ from runner.commands import options
 from runner.errors import GateFailed, StepFailed, UsageError
 
 NOT_COMPARED = "not made"
+_SHOWN = 6  # changes of the machine
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A step: the digests of then and of now, and how its key changed, if it did."""
+    """A step: the digests of then and of now, how its key changed, if it did, and how the machine did."""
 
     id: str
     kind: str
     before: str
     now: str | None
     changes: tuple[str, ...]
+    machine: tuple[str, ...] = ()
 
     @property
     def same(self) -> bool:
@@ -75,18 +77,19 @@ def _again(
 ) -> tuple[int, list[Compared]]:
     """Apply the job's own recipe, which its own lock pins, in `folder`; the exit code and every step compared."""
     from runner.execute import local
+    from runner.job import environment
     from runner.job.directory import read_json
     from runner.plan import reasons, resolve
     from runner.progress.plain import Plain
 
     recipe = options.recipes_of(str(root / id / "recipe.yaml"), args)[0]
-    environment = read_json(root / id / "environment.json")
+    threads = read_json(root / id / "environment.json").get("threads")
     document = read_json(root / id / "plan.json")
     commits = options.locking_of(recipe.file, args).commits
     plan = resolve.with_model(resolve.resolve(recipe, device=str(document.get("device", "auto")), commits=commits))
     sinks = [] if args.json else [Plain(sys.stdout)]
     code = local.apply(
-        plan, None, jobs_root=folder, sinks=sinks, device=plan.device, threads=environment.get("threads"),
+        plan, None, jobs_root=folder, sinks=sinks, device=plan.device, threads=threads,
         command=args.command_line, gates_root=root,
     )  # fmt: skip
     now = _records(folder, plan.job_id)
@@ -95,10 +98,12 @@ def _again(
     for step in plan.steps:
         if step.id in before:
             made = now.get(step.id)
-            changes = reasons.changes(step, inputs[step.id], {})
-            compared.append(
-                Compared(step.id, step.kind, before[step.id].digest, made.digest if made else None, tuple(changes))
-            )
+            digest, machine = None, ()
+            if made is not None:
+                digest = made.digest
+                machine = tuple(environment.changes(before[step.id].environment, made.environment))
+            changes = tuple(reasons.changes(step, inputs[step.id], {}))
+            compared.append(Compared(step.id, step.kind, before[step.id].digest, digest, changes, machine))
     return code, compared
 
 
@@ -114,6 +119,13 @@ def _say(id: str, steps: list[Compared], differing: Compared | None) -> None:
         print(f"{id}: all {len(steps)} steps gave the same bytes")
     else:
         print(f"{id}: `{differing.id}` is the first step that differs")
+        if differing.now is not None:
+            print(f"changed since, and in no key: {_some(differing.machine) or 'nothing that is recorded'}")
+
+
+def _some(changes: tuple[str, ...]) -> str:
+    more = len(changes) - _SHOWN
+    return "; ".join(changes[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _records(root: Path, id: str) -> dict[str, Any]:

@@ -7,12 +7,14 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from runner.job import provenance
+from runner.commands import reproduce
+from runner.job import environment, provenance
 from tests.commands.conftest import RECIPE, Run
 
 SSH = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="ssh-keygen is not installed")
@@ -214,9 +216,31 @@ def test_what_cannot_be_reproduced_is_named(run: Run, folder: Path, monkeypatch:
     assert document["steps"][0]["before"] == document["steps"][0]["now"]
     code, out, _ = run("reproduce", "other-", "--jobs", "jobs2", "--keep")
     assert code == 1
-    assert "`shrink` is the first step that differs\n" in out
+    assert "`shrink` is the first step that differs\nchanged since, and in no key: nothing that is recorded\n" in out
     (kept,) = (folder / "jobs2").glob(".reproduce*")
     assert out.endswith(f"what was made is in {kept.relative_to(folder)}\n")
+
+
+def test_another_processor_is_named(run: Run, job: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sums may be rounded otherwise under the same key: what differs and where it was made stand together."""
+    made = reproduce._records
+    calls: list[Path] = []
+
+    def elsewhere(root: Path, id: str) -> dict[str, Any]:
+        calls.append(root)
+        if len(calls) == 1:
+            return made(root, id)
+        return {
+            id: replace(r, digest="0" * 64, environment={**r.environment, "cpu": "other", "threads": 64})
+            for id, r in made(root, id).items()
+        }
+
+    monkeypatch.setattr(reproduce, "_records", elsewhere)
+    code, out, _ = run("reproduce", job)
+    assert code == 1
+    last = out.splitlines()[-1]
+    assert last.startswith("changed since, and in no key: threads ")
+    assert last.endswith(f" → 64; processor {environment.cpu_model()} → other")
 
 
 def test_a_job_that_missed_its_gate_can_be_reproduced(run: Run, folder: Path) -> None:
