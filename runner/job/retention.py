@@ -10,9 +10,11 @@ import calendar
 import shutil
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from runner.errors import UsageError
 from runner.job import accepted, files, listing, records
 from runner.job.directory import read_json
 from runner.job.store import Store
@@ -87,9 +89,12 @@ def remove(root: Path, found: Garbage) -> None:
     """Remove what `garbage` found. What somebody uses by now stays."""
     store = Store(root / "store")
     for id in found.jobs:
-        listing.remove(root, id, entries=False)
-    needed = _users(root)
+        with suppress(UsageError):  # it is being applied by now, or somebody else removed it
+            listing.remove(root, id, entries=False)
+    needed, seen = _users(root), root.stat().st_mtime_ns
     for entry in found.entries:
+        if (now := root.stat().st_mtime_ns) != seen:  # a job came meanwhile, which may have found entries
+            needed, seen = _users(root), now
         if entry.key not in needed:
             store.remove(entry.key)
     for path in found.leftovers:

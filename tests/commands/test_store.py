@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from runner.job import retention
+from runner.job.locks import Lock
 from runner.job.store import Store
 from tests.commands.conftest import Run
 
@@ -113,6 +115,42 @@ def test_gc_keeps_the_steps_of_an_accepted_job_whose_folder_is_gone(
     assert run("store", "gc", "--keep-jobs", "0") == (0, "nothing to remove\n", "")
     (folder / "jobs" / "accepted" / "toy.json").unlink()
     assert len(run("store", "gc", "--keep-jobs", "0")[1].splitlines()) == 4
+
+
+def test_gc_leaves_a_job_that_is_applied_by_now_and_its_entries(
+    run: Run, job: str, folder: Path, monkeypatch: Any
+) -> None:
+    root = folder / "jobs"
+    (root / "accepted" / "toy.json").unlink()
+    aged(folder, 31, monkeypatch)
+    found = retention.garbage(root, 0, 30 * 86400.0)
+    assert (found.jobs, len(found.entries)) == ((job,), 3)
+    with Lock(root / job / ".lock", "runner apply toy.yaml"):
+        retention.remove(root, found)
+    assert (root / job / "plan.json").is_file()
+    assert len(keys(folder)) == 3
+    retention.remove(root, found)
+    assert (keys(folder), (root / job).exists()) == ([], False)
+
+
+def test_gc_leaves_entries_of_a_job_that_came_while_it_removed_others(
+    run: Run, job: str, folder: Path, monkeypatch: Any
+) -> None:
+    root = folder / "jobs"
+    (root / "accepted" / "toy.json").unlink()
+    aged(folder, 31, monkeypatch)
+    found = retention.garbage(root, 0, 30 * 86400.0)
+    plan = (root / job / "plan.json").read_text()
+    remove = Store.remove
+
+    def removed(store: Store, key: str) -> int:
+        (root / "new").mkdir()
+        (root / "new" / "plan.json").write_text(plan)
+        return remove(store, key)
+
+    monkeypatch.setattr(Store, "remove", removed)
+    retention.remove(root, found)
+    assert keys(folder) == sorted(entry.key for entry in found.entries[1:])
 
 
 def test_gc_removes_leftovers(run: Run, job: str, folder: Path, monkeypatch: Any) -> None:
