@@ -98,7 +98,8 @@ def _again(
     for step in plan.steps:
         if step.id in before:
             made = now.get(step.id)
-            digest, machine = None, ()
+            digest: str | None = None
+            machine: tuple[str, ...] = ()
             if made is not None:
                 digest = made.digest
                 machine = tuple(environment.changes(before[step.id].environment, made.environment))
