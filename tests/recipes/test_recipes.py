@@ -46,13 +46,20 @@ def test_is_listed(recipe: Path) -> None:
     assert f"]({recipe.name})" in (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder of jobs for all recipes: what they have in common is computed once."""
+    return tmp_path_factory.mktemp("recipes") / "jobs"
+
+
 def test_applies_and_is_cached_afterwards(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    recipe: Path, jobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    command = ["apply", str(recipe), *sets(recipe, **SMALL)]
+    command = ["apply", str(recipe), "--jobs", str(jobs), *sets(recipe, **SMALL)]
     assert main(command) == 0
-    (job,) = (path for path in (tmp_path / "jobs").iterdir() if path.name.startswith(load.load(recipe).name))
+    name = re.escape(load.load(recipe).name)
+    (job,) = (path for path in jobs.iterdir() if re.fullmatch(f"{name}-[0-9a-f]{{12}}", path.name))
     assert (job / "output" / "README.md").is_file()
     capsys.readouterr()
     assert main(["plan", *command[1:]]) == 0
