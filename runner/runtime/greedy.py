@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from runner.errors import StepFailed
 from runner.runtime.protocol import Ids, Logits, Runtime
 
 Choose = Callable[[Logits], Ids]  # logits of the last position [b, V] → tokens [b]
@@ -74,8 +75,18 @@ def _steps(runtime: Runtime, ids: Ids, count: int, choose: Choose) -> Iterator[I
     """Tokens [b] of each step; the prompt runs before the first, nothing runs after the last."""
     if count < 1:
         return
-    tokens = choose(runtime.prefill(ids, last=True)[:, -1])
+    tokens = choose(_sound(runtime.prefill(ids, last=True)[:, -1]))
     yield tokens
     for _ in range(count - 1):
-        tokens = choose(runtime.decode(tokens[:, None])[:, -1])
+        tokens = choose(_sound(runtime.decode(tokens[:, None])[:, -1]))
         yield tokens
+
+
+def _sound(logits: Logits) -> Logits:
+    """The logits. StepFailed where one is no number: the token that they would give means nothing."""
+    if np.isnan(logits).any():
+        raise StepFailed(
+            "the model's logits are not numbers: its weights are damaged, or its values overflow half precision",
+            "`runner verify JOB` tells damage; against overflow build it with `precision: fp32`",
+        )
+    return logits

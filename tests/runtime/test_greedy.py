@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
+from runner.errors import StepFailed
 from runner.runtime.greedy import greedy, sampler, stream
 from runner.runtime.protocol import Ids, Logits
 from runner.runtime.transformers import Transformers
@@ -62,6 +64,20 @@ def test_a_stream_stops_at_the_end_token_and_at_the_context() -> None:
     assert list(stream(Counting(), ids, 9, {4})) == [2, 3]
     assert list(stream(Counting(), ids, 9)) == [2, 3, 4, 5]  # 2 + 4 tokens are the context
     assert list(stream(Counting(), ids, 2)) == [2, 3]
+
+
+def test_logits_that_are_no_numbers_are_told() -> None:
+    class Broken(Counting):
+        def decode(self, ids: Ids) -> Logits:
+            return np.full((1, 1, 10), np.nan, np.float32)
+
+    given = stream(Broken(), np.array([[0, 1]]), 3)
+    assert next(given) == 2
+    with pytest.raises(StepFailed) as caught:
+        next(given)
+    assert caught.value.message == (
+        "the model's logits are not numbers: its weights are damaged, or its values overflow half precision"
+    )
 
 
 def test_sampling_follows_the_distribution() -> None:
