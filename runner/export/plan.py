@@ -118,6 +118,15 @@ def engine(facts: CheckpointFacts, target: str, precision: str) -> Mapping[str, 
     }
 
 
+def unrunnable(facts: CheckpointFacts, device: str) -> list[Diagnostic]:
+    """Why what a step is to run cannot run on its device."""
+    if (facts.engine or {}).get("format") != "tensorrt" or device == "cuda":
+        return []
+    message = "a TensorRT engine runs on an NVIDIA GPU alone; this step runs on the CPU"
+    help = "apply it on a machine with a GPU, or take the engine's graph: `from` a step of `build.onnx`"
+    return [Diagnostic("R504", message, help)]
+
+
 def _is_packed(facts: CheckpointFacts, module: str) -> bool:
     tensors = facts.tensors
     weight = tensors.get(f"{module}.weight")

@@ -17,6 +17,7 @@ from queue import Empty, Queue
 from typing import IO, Any, cast
 
 from runner.errors import Diagnostic, MachineError, StepFailed
+from runner.export.plan import unrunnable
 from runner.model import memory
 from runner.steps.protocol import (
     CHECKPOINT,
@@ -46,7 +47,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     engine = inputs.checkpoint.engine or {}
     positions = memory.text_config(inputs.checkpoint.config).get("max_position_embeddings")
     context = engine.get("context", positions)
-    found = []
+    found = unrunnable(inputs.checkpoint, inputs.machine.device)
     total = params["prompt_tokens"] + params["new_tokens"]
     what = "engine" if engine else "model"
     if isinstance(context, int) and total > context:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from runner.errors import Diagnostic
+from runner.export.plan import unrunnable
 from runner.model import memory
 from runner.steps.protocol import ENGINE, METRICS_ONLY, Context, Cost, Inputs, Params, Result
 
@@ -29,7 +30,7 @@ _ENGINE = 150 << 20  # the runtime of an engine and a model of transformers, bes
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     """Vocabularies are equal; windows and prompts fit the data and the lengths that the engine is built for."""
-    found = []
+    found = unrunnable(inputs.checkpoint, inputs.machine.device)
     ours, theirs = (facts.config.get("vocab_size") for facts in (inputs.checkpoint, inputs.others["against"]))
     if ours != theirs:
         message = f"`against` has a vocabulary of {theirs} tokens, the engine one of {ours}"

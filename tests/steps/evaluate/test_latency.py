@@ -109,6 +109,11 @@ def test_check(tmp_path: Path) -> None:
         ("R476", "`batch_size` is 2; the engine runs at most 1 sequences at once",
          "lower it to 1, or build it for more", ("batch_size",)),
     ]  # fmt: skip
+    needy = replace(inputs(folder), checkpoint=replace(inputs(folder).checkpoint, engine={"format": "tensorrt"}))
+    assert complaints(needy, **SMALL) == [
+        ("R504", "a TensorRT engine runs on an NVIDIA GPU alone; this step runs on the CPU",
+         "apply it on a machine with a GPU, or take the engine's graph: `from` a step of `build.onnx`", ()),
+    ]  # fmt: skip
     cost = find(KIND).estimate(Host(tmp_path, KIND, folder).params, inputs(folder))
     assert cost.memory > 440 << 20
 

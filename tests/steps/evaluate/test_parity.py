@@ -98,6 +98,17 @@ def test_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cost.seconds > 10
 
 
+def test_an_engine_that_needs_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = inputs(tiny.save(tmp_path / "source"), 64, context=96)
+    engine = replace(given, checkpoint=replace(given.checkpoint, engine={"format": "tensorrt", "context": 96}))
+    assert complaints(engine) == [
+        ("R504", "a TensorRT engine runs on an NVIDIA GPU alone; this step runs on the CPU",
+         "apply it on a machine with a GPU, or take the engine's graph: `from` a step of `build.onnx`", ()),
+    ]  # fmt: skip
+    assert complaints(replace(engine, machine=replace(engine.machine, device="cuda"))) == []
+
+
 def test_what_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = tiny.save(tmp_path / "source")
