@@ -213,8 +213,8 @@ class TensorRT:
             self._profile = profile
         for name, tensor in given.items():
             if not self._context.set_input_shape(name, tuple(tensor.shape)):
-                extents = list(tensor.shape)
-                raise self._failed(f"the engine does not take `{name}` of the shape {extents}", _BUILD_AGAIN)
+                what = f"the engine does not take `{name}` of the shape {list(tensor.shape)}"
+                raise self._failed(what, _BUILD_AGAIN)
         nowhere = torch.empty(16, dtype=torch.uint8, device="cuda")  # an empty tensor has no address
         for name, tensor in {**given, **made}.items():
             self._context.set_tensor_address(name, tensor.data_ptr() or nowhere.data_ptr())
