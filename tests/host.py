@@ -33,6 +33,7 @@ class Host:
         self.out_dir, self.scratch_dir = folder / "out", folder / "scratch"
         for path in (self.out_dir, self.scratch_dir):
             path.mkdir(parents=True, exist_ok=True)
+        self.cache_dir = folder / "cache"
         self.seed, self.device, self.threads, self.processes = 0, "cpu", 1, 1
         self.recipe_text = "version: 1\nname: test\n"
         self.ids, self.stop_after = ids, stop_after

@@ -29,6 +29,7 @@ class StepContext:
         self.inputs = {name: Artifact(Path(r.path), r.type, r.digest) for name, r in request.inputs.items()}
         self.out_dir = stage.out
         self.scratch_dir = stage.scratch
+        self.cache_dir = Path(request.store) / ".cache"
         self.seed = request.seed
         self.device = request.device
         self.threads = request.threads

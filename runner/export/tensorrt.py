@@ -22,7 +22,6 @@ from typing import Any
 import runner
 from runner.errors import MachineError, RunnerError, StepFailed
 from runner.model.context import Context
-from runner.recipe import cache
 
 RTX, ENTERPRISE = "rtx", "enterprise"
 MODULES = {RTX: "tensorrt_rtx", ENTERPRISE: "tensorrt"}  # as Python imports them
@@ -116,15 +115,15 @@ def _inputs(
     return found
 
 
-def timing_cache(flavour: str, gpu: str) -> str | None:
-    """Where the measured times of kernels are kept between builds: they make builds quicker and alike.
+def timing_cache(flavour: str, gpu: str, folder: Path) -> str | None:
+    """Where in `folder` the measured times of kernels are kept between builds: they make builds quicker and alike.
 
     None for `rtx`, which measures nothing while it builds: its documentation says that its cache has no effect.
     """
     if flavour == RTX:
         return None
     name = "".join(c if c.isalnum() else "-" for c in gpu).lower()
-    return str(cache.folder("tensorrt") / f"{name}.timing")
+    return str(folder / "tensorrt" / f"{name}.timing")
 
 
 def build(ctx: Context, order: Order, folder: Path) -> Built:

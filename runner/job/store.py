@@ -5,6 +5,7 @@
       .staging/<key>/        stage.json  progress.json  log.txt  out/  scratch/     what resume goes on from
       .locks/<key>.lock      held by the one process that writes or moves the key
       .corrupt/<key>-<n>/    entries that were no longer what had been made, kept for a look
+      .cache/                what makes steps quicker and decides no result: kernel timings of TensorRT
 
 A folder's existence proves nothing; its sealed record, and the files that the record lists, do. Files up to 64 MiB are
 hashed at every look; larger ones when their size or time of change differs from the record's.

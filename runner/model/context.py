@@ -52,7 +52,8 @@ class Context(Protocol):
     `inputs["checkpoint"]` is the main input; every `x-runner-ref: checkpoint` or `engine` parameter is there under its
     own name.
     `out_dir` is empty or holds what an interrupted run left; `scratch_dir` outlives an interruption and is removed
-    on success. All randomness derives from `seed`.
+    on success. `cache_dir`, in the store, outlives every step: what it holds makes steps quicker and decides no result,
+    and it need not exist. All randomness derives from `seed`.
     """
 
     @property
@@ -66,6 +67,9 @@ class Context(Protocol):
 
     @property
     def scratch_dir(self) -> Path: ...
+
+    @property
+    def cache_dir(self) -> Path: ...
 
     @property
     def seed(self) -> int: ...

@@ -65,6 +65,7 @@ def test_the_context_has_what_was_asked() -> None:
     ctx, sent, stop = context()
     assert ctx.inputs == {"checkpoint": Artifact(Path("/model"), "checkpoint", "cd")}
     assert (ctx.out_dir, ctx.scratch_dir) == (Path("/stage/out"), Path("/stage/scratch"))
+    assert ctx.cache_dir == Path(request().store) / ".cache"
     ctx.emit("layer", layer=1, layers=2, seconds=0.5, error=None)
     ctx.emit("metric", name="loss", value=1.0)
     assert [(e["event"], e["step"]) for e in sent] == [("layer", 3), ("metric", 3)]

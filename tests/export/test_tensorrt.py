@@ -113,7 +113,7 @@ def test_profiles_of_prompt_and_continuation() -> None:
     assert found["decode"]["past_key_values.0.value"] == ([1, 2, 1, 16], [4, 2, 50, 16], [4, 2, 99, 16])
 
 
-def test_only_enterprise_keeps_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert tensorrt.timing_cache("rtx", "none") is None
-    assert tensorrt.timing_cache("enterprise", "NVIDIA H100") == "/somewhere/runner/tensorrt/nvidia-h100.timing"
+def test_only_enterprise_keeps_times(tmp_path: Path) -> None:
+    assert tensorrt.timing_cache("rtx", "none", tmp_path) is None
+    path = tensorrt.timing_cache("enterprise", "NVIDIA H100", tmp_path)
+    assert path == str(tmp_path / "tensorrt" / "nvidia-h100.timing")

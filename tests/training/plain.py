@@ -66,6 +66,7 @@ class Caller:
         self.out_dir, self.scratch_dir = folder / "out", folder / "scratch"
         for path in (self.out_dir, self.scratch_dir):
             path.mkdir(parents=True, exist_ok=True)
+        self.cache_dir = folder / "cache"
         self.seed, self.device, self.threads, self.processes = 3, "cpu", 1, processes
         self.recipe_text = "version: 1\nname: test\n"
         self.stop_at, self.asked = stop_at, 0

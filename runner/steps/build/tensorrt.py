@@ -220,7 +220,7 @@ def run(ctx: Context) -> Result:
         capabilities=_capabilities(params),
         workspace=parse_size(str(params["workspace"])),
         profiles=tensorrt.profiles(shape, params["max_batch_size"], length(params, config)),
-        timing_cache=tensorrt.timing_cache(str(params["flavour"]), _gpu_name(ctx)),
+        timing_cache=tensorrt.timing_cache(str(params["flavour"]), _gpu_name(ctx), ctx.cache_dir),
     )
     ctx.emit("progress", phase="TensorRT", done=0, total=1, unit="engine")
     built = tensorrt.build(ctx, order, work)

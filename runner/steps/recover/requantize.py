@@ -72,6 +72,7 @@ class Again:
         self.out_dir, self.scratch_dir = folder / "out", folder / "scratch"
         for path in (self.out_dir, self.scratch_dir):
             path.mkdir(parents=True, exist_ok=True)
+        self.cache_dir = ctx.cache_dir
         self.seed, self.device, self.threads, self.processes = ctx.seed, ctx.device, ctx.threads, 1
         self.recipe_text = ctx.recipe_text
 
