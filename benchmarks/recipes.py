@@ -1,6 +1,7 @@
 """Applies every shipped recipe on the embedded model and renews the table of recipes/README.md.
 
 python -m benchmarks.recipes
+python -m benchmarks.recipes --jobs NIGHT/jobs    # of jobs that are there: what `benchmarks.nightly --keep NIGHT` leaves
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ ENGINES = ("*.onnx", "*.onnx.data", "*.onnx_data", "*.gguf", "*.engine", "*.pt2"
 class Figures:
     """Bytes of weights and perplexities of the model and of the last checkpoint; `engine` is the size of the engine
 
-    that the recipe ends with, 0 for none.
+    that the recipe ends with, 0 for none; `seconds` those of all steps.
     """
 
     size_before: int
@@ -35,7 +36,6 @@ class Figures:
     perplexity_before: float
     perplexity_after: float
     seconds: float
-    cpu: float
     memory: int
 
 
@@ -53,8 +53,20 @@ def apply(recipe: Path, folder: Path, cores: list[int]) -> Figures:
     """Apply from an empty store; the figures of its records."""
     log = folder / "log.txt"
     command = [sys.executable, "-m", "runner", "apply", str(recipe), "--jobs", "jobs", "--progress", "plain"]
-    measure = run(command, cwd=folder, log=log, cores=cores, env=environment(len(cores)))
-    (job,) = (path.parent for path in (folder / "jobs").glob("*/plan.json"))
+    run(command, cwd=folder, log=log, cores=cores, env=environment(len(cores)))
+    return figures(finished(recipe, [folder / "jobs"]))
+
+
+def finished(recipe: Path, folders: list[Path]) -> Path:
+    """The job of a recipe in one of the folders; the last one that came to its end."""
+    name = recipe.stem.replace("_", "-")
+    jobs = [path.parent for folder in folders for path in sorted(folder.glob(f"{name}-????????????/provenance.json"))]
+    if not jobs:
+        raise SystemExit(f"no finished job of {name} in {', '.join(map(str, folders))}")
+    return jobs[-1]
+
+
+def figures(job: Path) -> Figures:
     records: list[dict[str, Any]] = [
         json.loads(path.read_text(encoding="utf-8")) for path in sorted((job / "steps").glob("*/record.json"))
     ]
@@ -62,7 +74,8 @@ def apply(recipe: Path, folder: Path, cores: list[int]) -> Figures:
     scores = {record["id"]: record["metrics"]["perplexity"] for record in records if "perplexity" in record["metrics"]}
     return Figures(
         weights(RECIPES.parent / "runner" / "demo" / "models" / "tiny-llama"), weights(checkpoints[-1] / "out"),
-        engine(job / "output"), scores["baseline"], scores["quality"], measure.seconds, measure.cpu,
+        engine(job / "output"), scores["baseline"], scores["quality"],
+        sum(record["seconds"] for record in records),
         max(record["memory"] for record in records),  # the kernel's mark of the worker is reset by every step
     )  # fmt: skip
 
@@ -87,9 +100,13 @@ def table(rows: dict[str, Figures]) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cores", default="0,1")
+    parser.add_argument("--jobs", type=Path, nargs="+", metavar="DIR", help="read the jobs of these folders instead")
     args = parser.parse_args(argv)
     rows: dict[str, Figures] = {}
     for recipe in sorted(RECIPES.glob("*.yaml")):
+        if args.jobs:
+            rows[recipe.name] = figures(finished(recipe, args.jobs))
+            continue
         with tempfile.TemporaryDirectory() as folder:
             rows[recipe.name] = apply(recipe, Path(folder), [int(core) for core in args.cores.split(",")])
         print(f"{recipe.name}: {rows[recipe.name]}", file=sys.stderr, flush=True)
