@@ -1,7 +1,7 @@
 """Applies every shipped recipe on the embedded model and renews the table of recipes/README.md.
 
 python -m benchmarks.recipes
-python -m benchmarks.recipes --jobs NIGHT/jobs    # of jobs that are there: what `benchmarks.nightly --keep NIGHT` leaves
+python -m benchmarks.recipes --jobs NIGHT/jobs    # of jobs that are there: those of `benchmarks.nightly --keep NIGHT`
 """
 
 from __future__ import annotations
