@@ -11,6 +11,7 @@ from runner.model.processor import fast_bf16
 RUNTIME = 440 << 20  # a process with torch and one model class imported, with its thread pools (measured)
 WEIGHTS_RUNTIME = 265 << 20  # the same without transformers
 SUSPEND_LIMIT = 1 << 30  # bytes of suspended forwards that are held rather than computed again
+SUSPENDED_HEAP = 1.6  # bytes of the heap that one of them takes on a CPU: they lie between freed ones (measured)
 LOGIT_BYTES = 64 << 20  # float32 logits held at once
 
 

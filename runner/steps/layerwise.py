@@ -115,7 +115,7 @@ def estimate(method: LayerMethod, params: Params, inputs: Inputs) -> Cost:
     peak = (
         memory.RUNTIME
         + max(memory.layer_bytes(facts, value) * lanes, memory.rest_bytes(facts, value))
-        + (held if suspends else 0)
+        + (int(held * (memory.SUSPENDED_HEAP if machine.device == "cpu" else 1)) if suspends else 0)
         + max(memory.batch_bytes(facts, data.sequence_length, value, machine.device), solving)
     )
     forward = 2 * tokens * weights * lanes * (1 if suspends else 2.6)
