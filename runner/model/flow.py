@@ -10,7 +10,8 @@ import torch
 from runner.model.activations import Activations, batches
 from runner.model.memory import batch_tokens
 from runner.model.passes import Lane, Span
-from runner.model.skeleton import Call, Skeleton
+from runner.model.skeleton import Skeleton
+from runner.model.stand_ins import Call
 
 
 class Flow:

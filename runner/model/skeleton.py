@@ -20,8 +20,7 @@ from runner.errors import Diagnostic, RecipeError
 from runner.model import adapters, trust
 from runner.model.processor import fast_bf16
 from runner.model.shards import ShardReader
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
+from runner.model.stand_ins import Call, EndOfLayers, Injector, Recorder, replaced
 
 
 class Skeleton:
@@ -80,14 +79,6 @@ class Skeleton:
         """Name in the checkpoint → name in the model, of every linear of the decoder layers."""
         inside = ((n, m) for n, m in self.model.named_modules() if n.startswith(self.layers_name + "."))
         return {self.stored_module(n): n for n, m in inside if isinstance(m, nn.Linear) or is_conv1d(m)}
-
-    def stored_layer_prefix(self, index: int) -> str:
-        """What all tensors of a decoder layer start with in the checkpoint: "model.layers.3."."""
-        inner = self.layer_name(index)
-        for name, stored in self._names.items():
-            if name.startswith(inner + "."):
-                return stored.removesuffix(name.removeprefix(inner + "."))
-        raise RecipeError([Diagnostic("R404", f"layer {index} of {self.folder} has no parameters")])
 
     def load(self, index: int) -> nn.Module:
         """Read one decoder layer from the shards into memory; weights are checked to be finite."""
@@ -219,62 +210,6 @@ class Skeleton:
     def _packed(self, stored: str) -> bool:
         module, _, key = stored.rpartition(".")
         return key == "weight" and self.reader.is_packed(module)
-
-
-class Recorder(nn.Module):
-    """Stands in for a decoder layer and keeps what it was called with; attributes are the layer's own."""
-
-    def __init__(self, layer: nn.Module, wrap: bool, last: bool = False) -> None:
-        super().__init__()
-        self.__dict__["layer"] = layer
-        self.wrap = wrap
-        self.last = last
-        self.hidden: torch.Tensor | None = None
-        self.call: Call = ((), {})
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.__dict__["layer"], name)
-
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        self.hidden = hidden_states
-        self.call = (args, kwargs)
-        if self.last:
-            raise EndOfLayers
-        return (hidden_states,) if self.wrap else hidden_states
-
-
-class Injector(Recorder):
-    """Returns given hidden states whatever it is called with."""
-
-    def __init__(self, layer: nn.Module, hidden: torch.Tensor, wrap: bool) -> None:
-        super().__init__(layer, wrap)
-        self.given = hidden
-
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return (self.given,) if self.wrap else self.given
-
-
-class EndOfLayers(Exception):
-    """Ends a probing forward once the last layer's arguments are known."""
-
-
-class replaced:
-    """Context: the decoder layers of a model are others for a while."""
-
-    def __init__(self, model: nn.Module, name: str, modules: list[nn.Module]) -> None:
-        self.owner = model.get_submodule(name.rpartition(".")[0])
-        self.attribute = name.rpartition(".")[2]
-        self.modules = nn.ModuleList(modules)
-
-    def __enter__(self) -> None:
-        self.kept = self.owner._modules[self.attribute]
-        self.owner._modules[self.attribute] = self.modules
-
-    def __exit__(self, *exc: object) -> None:
-        self.owner._modules[self.attribute] = self.kept
 
 
 def stored_names(model: Any, reader: ShardReader) -> dict[str, str]:
