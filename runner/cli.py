@@ -106,7 +106,10 @@ def dispatch(arguments: list[str]) -> int:
         options = (word for word in parser.format_help().replace(",", " ").split() if word.startswith("--"))
         what = f"`{parser.prog}` does not take `{unknown[0]}`{_meant(unknown[0], options)}"
         raise UsageError(what, f"`{parser.prog} --help` lists what it takes")
-    args.command_line = shlex.join(["runner", *arguments])
+    from runner.recipe import secrets  # not for `--help`
+
+    # It stands in events, locks and on the screen, to be run again: who gave a secret has to give it again.
+    args.command_line = shlex.join(["runner", *map(secrets.hide_in_word, arguments)])
     return command.run(args)
 
 

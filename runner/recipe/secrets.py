@@ -42,6 +42,15 @@ def hide_in_text(text: str, source: str) -> str:
     return str(hide(text, known))
 
 
+def hide_in_word(word: str) -> str:
+    """One argument of a command: `name=value` without the value where the name says that it is a secret."""
+    option = "--set=" if word.startswith("--set=") else ""
+    name, equals, value = word.removeprefix(option).partition("=")
+    if equals and is_secret(name) and len(value) >= _SHORTEST:
+        return f"{option}{name}={HIDDEN}"
+    return str(hide(word, frozenset()))
+
+
 def _values(document: Any) -> Iterable[str]:
     if isinstance(document, Mapping):
         for key, value in document.items():

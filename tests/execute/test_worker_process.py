@@ -15,7 +15,9 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="re
 def environment(log: Path) -> dict[str, str]:
     worker = WorkerProcess(log, 3)
     try:
-        entries = Path(f"/proc/{worker.pid}/environ").read_text().split("\0")
+        entries: list[str] = []
+        while not any(entry.startswith("OMP_NUM_THREADS=") for entry in entries):  # empty until the kernel has laid it
+            entries = Path(f"/proc/{worker.pid}/environ").read_text().split("\0")
     finally:
         worker.close()
     return dict(entry.split("=", 1) for entry in entries if entry)

@@ -102,3 +102,18 @@ def test_places_in_the_statement() -> None:
     statement = provenance.statement(plan, (), "", "", {})
     (found, *_) = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
     assert found["uri"] == "https://•••@host/model"
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ("hf_token=abcd efgh", "hf_token=•••"),
+        ("--set=api_key=abcdefgh", "--set=api_key=•••"),
+        ("bits=4", "bits=4"),
+        ("tokens=1000", "tokens=1000"),
+        ("model=https://me:word@host/model", "model=https://•••@host/model"),
+        ("recipes/a.yaml", "recipes/a.yaml"),
+    ],
+)
+def test_a_command_is_repeated_without_the_secrets_that_it_sets(word: str, shown: str) -> None:
+    assert secrets.hide_in_word(word) == shown
