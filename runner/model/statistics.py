@@ -72,7 +72,7 @@ def finish_cross(cross: torch.Tensor, tokens: int) -> torch.Tensor:
 def add_square_sums(sums: torch.Tensor, x: torch.Tensor) -> None:
     """sums += Σ_t x_tj²."""
     for chunk in x.split(CHUNK):
-        sums.add_(chunk.float().square_().sum(0, dtype=sums.dtype))
+        sums.add_(chunk.float().square().sum(0, dtype=sums.dtype))  # not in place: float32 inputs flow on
 
 
 def input_norms(sums: torch.Tensor) -> torch.Tensor:
@@ -97,7 +97,7 @@ def _add_wide(gram: torch.Tensor, x: torch.Tensor) -> None:
 
 def _add_narrow(gram: torch.Tensor, x: torch.Tensor) -> None:
     diagonal = gram.diagonal()
-    exact = diagonal + x.float().square_().sum(0)
+    exact = diagonal + x.float().square().sum(0)
     block = _block(gram.shape[0])
     for begin in range(0, gram.shape[0], block):
         gram[begin : begin + block, begin:].add_(torch.mm(x[:, begin : begin + block].T, x[:, begin:]))

@@ -92,3 +92,16 @@ def test_bad_activations_show_in_the_statistics(narrow: bool) -> None:
     h = gram(x, 1)
     assert torch.isnan(h).any(0).tolist() == [True] * 4  # the column meets every other one
     assert torch.isnan(h.diagonal()).tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_is_collected_flows_on_unchanged(dtype: torch.dtype, narrow: bool) -> None:
+    """Inputs of the type that sums are taken in are the tensors of the forward themselves."""
+    x = inputs(40, 6).to(dtype)
+    other = (x * 1.5).to(dtype)
+    kept = x.clone(), other.clone()
+    statistics.add_square_sums(statistics.new_square_sums(6), x)
+    statistics.add_gram(statistics.new_gram(6), x)
+    statistics.add_cross(statistics.new_gram(6), other, x)
+    assert torch.equal(x, kept[0])
+    assert torch.equal(other, kept[1])
