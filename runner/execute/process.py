@@ -12,15 +12,12 @@ from typing import IO, cast
 
 from runner.execute import messages
 from runner.execute.messages import Request
+from runner.model.processor import WAITING
 from runner.progress.events import Event
 
 # glibc gives larger blocks pages of their own, which go back to the system when freed. Left alone it raises this limit
 # to 32 MiB, and the heap of a worker that streams many layers grows in fragments.
 _OWN_PAGES = str(8 << 20)
-# A thread that waits for others sleeps, with GNU's OpenMP after some microseconds. Spinning longer, as is the default,
-# it keeps the core from the one it waits for where anything else runs. GPTQ of the demo model on two cores, seconds
-# alone and beside one busy process: asleep at once 11.3 and 17.6, so 9.9 and 23.8, by default 9.8 and over 57.
-WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "10000"}
 
 
 class WorkerDied(Exception):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import runner
+from runner.model import processor
 
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
 # What of an environment can change the sums of a step, beside packages: the order and the width of additions.
@@ -31,13 +31,7 @@ def packages() -> dict[str, str]:
 
 
 def cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    return processor.model() or platform.processor() or platform.machine()
 
 
 def instructions() -> list[str]:
@@ -45,12 +39,8 @@ def instructions() -> list[str]:
 
     The name of the model does not tell: virtual machines show one name for many processors.
     """
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "").split()
-    return [name for name in _INSTRUCTIONS if name in flags]
+    found = processor.flags()
+    return [name for name in _INSTRUCTIONS if name in found]
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -64,9 +64,9 @@ def estimate(params: Params, inputs: Inputs, trained: int, disk: int, beside: in
     from runner.training import estimate as training
 
     facts = inputs.checkpoint
-    value = {"fp32": 4, "bf16": 2 if memory.stored_type(facts) == "bfloat16" else 4}.get(
-        params["precision"], memory.compute_bytes(facts, inputs.machine.device)
-    )
+    value = memory.compute_bytes(facts, inputs.machine.device)
+    if params["precision"] != "auto":
+        value = 2 if params["precision"] == "bf16" and memory.stored_type(facts) == "bfloat16" else 4
     frozen = facts.nbytes if facts.quantization else facts.parameters * value
     biggest = max((i.in_features * i.out_features for i in facts.linears), default=0)
     distils = params["loss"] == "distill"

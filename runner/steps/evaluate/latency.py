@@ -19,6 +19,7 @@ from typing import IO, Any, cast
 from runner.errors import Diagnostic, MachineError, StepFailed
 from runner.export.plan import unrunnable
 from runner.model import memory
+from runner.model.processor import WAITING
 from runner.steps.protocol import (
     CHECKPOINT,
     ENGINE,
@@ -110,7 +111,7 @@ def _measured(ctx: Context, settings: dict[str, Any], total: int) -> dict[str, A
     """Run runner.runtime.timing in a fresh process, which ends when this one does; its errors are raised here."""
     threads = str(ctx.threads)
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+    for name in WAITING:
         environment.pop(name, None)  # measured as it would be served: threads spin while they wait
     process = subprocess.Popen(
         [sys.executable, "-m", "runner.runtime.timing"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
