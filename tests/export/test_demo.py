@@ -97,6 +97,19 @@ def test_logits_are_those_of_the_checkpoint(
         assert np.abs(np.concatenate(steps, 1) - wanted[:, -6:]).max() < TOLERANCE
 
 
+def test_in_float16_the_graph_is_nearer_than_the_checkpoint_itself(
+    tmp_path: Path, models: tuple[Path, Path], runtimes: tuple[OnnxRuntime, Transformers], ids: Ids
+) -> None:
+    """To the checkpoint in float32: sums and norms are rounded less often. 0.014 is what there is, and 0.056."""
+    given = np.stack([ids[100 * row : 100 * row + 200] for row in range(4)])
+    wanted = runtimes[1].prefill(given)
+    half = Transformers(models[0], dtype=torch.float16)
+    ours = OnnxRuntime(build(tmp_path, models[0], precision="fp16"), threads=1)
+    distance = float(np.abs(ours.prefill(given) - wanted).max())
+    assert distance < 2e-2
+    assert 2 * distance < np.abs(half.prefill(given).astype(np.float32) - wanted).max()
+
+
 def test_prompts_of_several_lengths_beside_each_other(
     models: tuple[Path, Path], runtimes: tuple[OnnxRuntime, Transformers], ids: Ids
 ) -> None:

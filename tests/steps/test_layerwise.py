@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from runner.plan.resolve import resolve
 from runner.recipe.load import loads
 from runner.recipe.schema import defaults
 from runner.steps.kinds import find
-from runner.steps.protocol import DataFacts, Inputs
+from runner.steps.layerwise import distinct_inputs, solving_seconds
+from runner.steps.protocol import DataFacts, Inputs, MachineFacts
 from tests.host import Host
 from tests.tiny import save, tokens
 
@@ -103,3 +105,29 @@ def test_the_outcome_is_what_is_written(kind: str, tmp_path: Path) -> None:
     }
     cost = find(kind).estimate(params, inputs)
     assert cost.disk == sum(t.nbytes for t in written.tensors.values())
+
+
+def test_a_layer_has_four_inputs(tmp_path: Path) -> None:
+    """Of seven linears, and as many of the four of a layer with fused ones."""
+    llama = facts(save(tmp_path / "llama", "llama"), "llama")
+    phi = facts(save(tmp_path / "phi3", "phi3"), "phi3")
+    for model in (llama, phi):
+        narrow, wide = (pick(i.in_features for i in model.linears) for pick in (min, max))
+        assert distinct_inputs(model) == [narrow, narrow, narrow, wide] * model.layer_count
+
+
+def test_solving_is_part_of_the_forecast(tmp_path: Path) -> None:
+    """With few tokens it is most of it: twice the cores and twice the products a second take half of the time."""
+    model = facts(save(tmp_path / "llama", "llama", hidden_size=512, intermediate_size=4096), "llama")
+    data = {"data": DataFacts("calibration", 1, 8, 0, "")}
+    machine = replace(machine_facts("cpu"), cpus=2, flops=1e11)
+
+    def seconds(kind: str, machine: MachineFacts) -> float:
+        return find(kind).estimate(defaults(kind, {"data": "calibration"}), Inputs(model, {}, data, machine)).seconds
+
+    solving, fast = solving_seconds(model, machine), replace(machine, cpus=4, flops=2e11)
+    columns = 30e-6 * sum(distinct_inputs(model))
+    assert solving > 1
+    assert solving_seconds(model, fast) - columns == pytest.approx((solving - columns) / 2)
+    assert seconds("quantize.gptq", machine) - seconds("quantize.gptq", fast) > 0.9 * (solving - columns) / 2
+    assert seconds("prune.wanda", machine) - seconds("prune.wanda", fast) < 0.1 * solving

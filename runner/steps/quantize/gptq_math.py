@@ -163,7 +163,7 @@ def _solve(weight: torch.Tensor, factor: Factor, grid: Grid, keep_zeros: bool) -
     if factor.start is not None:
         start = torch.linalg.solve_triangular(factor.start, weight, upper=False, left=False, unitriangular=True)
         start = start.T.contiguous()
-    keep = (target != 0).float() if keep_zeros else None
+    keep = (target != 0).float() if keep_zeros and not bool(target.all()) else None
     levels = _Levels(grid, rows, factor.order)
     errors = torch.empty_like(target)
     integers = torch.empty(columns, rows, dtype=torch.uint8, device=weight.device)

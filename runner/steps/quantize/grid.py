@@ -175,9 +175,9 @@ def _choose(
     for step in range(STEPS):
         tried = storable(full * (1 - (1 - smallest) * step / (STEPS - 1)), scheme)
         a, b, c = _moments(parts, tried, zero, costs, scheme)
-        for scale in (tried, storable(tried + b / c.clamp(min=torch.finfo(torch.float32).tiny), scheme)):
-            move = scale - tried
-            error = a - 2 * move * b + move * move * c
+        fitted = storable(tried + b / c.clamp(min=torch.finfo(torch.float32).tiny), scheme)
+        move = fitted - tried
+        for scale, error in ((tried, a), (fitted, a - 2 * move * b + move * move * c)):
             better = error < least
             least = torch.where(better, error, least)
             best = torch.where(better, scale, best)
