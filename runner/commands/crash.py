@@ -19,7 +19,7 @@ def report(error: BaseException, arguments: Sequence[str]) -> int:
     text = "".join([
         f"runner {runner.__version__}, Python {platform.python_version()}, {platform.platform()}\n",
         f"arguments: {list(arguments)!r}\n",
-        f"folder: {os.getcwd()}\n\n",
+        f"folder: {_folder()}\n\n",
         *traceback.format_exception(error),
     ])  # fmt: skip
     what = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -30,6 +30,13 @@ def report(error: BaseException, arguments: Sequence[str]) -> int:
     else:
         print(f"help: {path} tells the whole story; please paste it into a bug report", file=sys.stderr)
     return 1
+
+
+def _folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError as error:  # it was removed, which may be what went wrong
+        return f"gone ({error.strerror})"
 
 
 def _write(text: str) -> Path | None:

@@ -89,6 +89,17 @@ def broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "cache" / "runner"
 
 
+def test_an_unforeseen_error_in_a_folder_that_is_gone(
+    run: Run, broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert run("schema")[0] == 1
+    (log,) = broken.iterdir()
+    assert "folder: gone (No such file or directory)\n" in log.read_text("utf-8")
+
+
 def test_an_unforeseen_error_goes_to_a_file(run: Run, broken: Path) -> None:
     code, out, err = run("schema")
     (log,) = broken.iterdir()
