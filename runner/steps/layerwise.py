@@ -29,10 +29,7 @@ from runner.model.formats import (
 )
 from runner.model.method import LayerMethod, matches
 from runner.model.schemes import chosen, planned_schemes, scheme
-from runner.steps.protocol import Cost, Inputs, MachineFacts, Params
-
-_SOLVED_WEIGHTS = 8e6  # that one core finds the grids of and rounds in a second (measured)
-_COLUMN_SECONDS = 30e-6  # for starting the operations on one column (measured)
+from runner.steps.protocol import Cost, Inputs, Params
 
 Bound = tuple[
     Callable[[Params, Inputs], list[Diagnostic]],
@@ -125,24 +122,8 @@ def estimate(method: LayerMethod, params: Params, inputs: Inputs) -> Cost:
     forward = 2 * tokens * weights * lanes * (1 if suspends else 2.6)
     square = 0.0 if want == "input_norms" else sum(tokens * k**2 for k in distinct_inputs(facts)) * (2 * lanes - 1)
     seconds = 5 + copy_seconds + (forward + square) / machine.flops
-    if want != "input_norms":
-        seconds += solving_seconds(facts, machine)
     scratch = disk + 2 * lanes * tokens * hidden * value
     return Cost(peak, disk, scratch, seconds)
-
-
-def solving_seconds(facts: CheckpointFacts, machine: MachineFacts) -> float:
-    """What GPTQ's solving takes: a factorization of each second moment, feedback of errors, and operations on columns.
-
-    With little calibration data it is most of the step: of a layer of 2048 × 8192 and 4096 tokens, 7 of 11 s.
-    """
-    widths = distinct_inputs(facts)
-    products = sum(k**3 for k in widths) / 2 + sum(i.out_features * i.in_features**2 for i in facts.linears)
-    seconds = products / machine.flops + _COLUMN_SECONDS * sum(widths)
-    if machine.device == "cpu":
-        weights = sum(i.in_features * i.out_features for i in facts.linears)
-        seconds += weights / (_SOLVED_WEIGHTS * machine.cpus)
-    return seconds
 
 
 def working_bytes(weights: int) -> int:
@@ -167,12 +148,10 @@ def distinct_inputs(facts: CheckpointFacts) -> list[int]:
 
     In the usual block q, k and v do, gate and up do, and the two others have inputs of their own.
     """
-    widths: list[int] = []
-    for layer in range(facts.layer_count):
-        columns = Counter(linear.in_features for linear in facts.linears if linear.layer == layer)
-        fused = columns.total() <= 4
-        widths += [width for width, n in sorted(columns.items()) for _ in range(n if fused else (n + 1) // 2)]
-    return widths
+    linears = Counter(linear.layer for linear in facts.linears)
+    alike = Counter((linear.layer, linear.in_features) for linear in facts.linears)
+    groups = {key: count if linears[key[0]] <= 4 else (count + 1) // 2 for key, count in sorted(alike.items())}
+    return [width for (_, width), count in groups.items() for _ in range(count)]
 
 
 def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:

@@ -17,8 +17,9 @@ from runner.plan.resolve import resolve
 from runner.recipe.load import loads
 from runner.recipe.schema import defaults
 from runner.steps.kinds import find
-from runner.steps.layerwise import distinct_inputs, solving_seconds
+from runner.steps.layerwise import distinct_inputs
 from runner.steps.protocol import DataFacts, Inputs, MachineFacts
+from runner.steps.quantize.gptq import solving_seconds
 from tests.host import Host
 from tests.tiny import save, tokens
 
