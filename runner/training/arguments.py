@@ -53,9 +53,14 @@ def arguments(task: Task, evaluates: bool) -> TrainingArguments:
 
 
 def autocasts(task: Task) -> Callable[[], AbstractContextManager[Any]]:
-    """What forward and loss run under: bf16 where it is asked for, or where `auto` finds hardware for it."""
-    kind = task.device.partition(":")[0]
-    fast = torch.cuda.is_bf16_supported(including_emulation=False) if kind == "cuda" else fast_bf16()
-    if task.settings.precision == "bf16" or (task.settings.precision == "auto" and fast):
-        return lambda: torch.autocast(kind, torch.bfloat16)
+    """What forward and loss run under."""
+    if computes_bf16(task.device, task.settings.precision):
+        return lambda: torch.autocast(task.device.partition(":")[0], torch.bfloat16)
     return nullcontext
+
+
+def computes_bf16(device: str, precision: str) -> bool:
+    """Whether a training computes in bf16: where it is asked for, or where `auto` finds hardware for it."""
+    if precision != "auto":
+        return precision == "bf16"
+    return torch.cuda.is_bf16_supported(including_emulation=False) if device.startswith("cuda") else fast_bf16()

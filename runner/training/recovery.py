@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from runner.model import trust
-from runner.model.processor import fast_bf16
 from runner.model.shards import ShardReader
 from runner.model.skeleton import stored_dtype
 from runner.training import lora, losses
+from runner.training.arguments import computes_bf16
 from runner.training.load import load
 from runner.training.losses import Mix
 from runner.training.packed import PackedLinear
@@ -110,8 +110,5 @@ def frozen_dtype(folder: Path, device: str, precision: str) -> torch.dtype:
     """What frozen weights are kept in: bfloat16 where they are stored so and computed with so, float32 elsewhere."""
     from transformers import AutoConfig
 
-    kind = device.partition(":")[0]
-    fast = torch.cuda.is_bf16_supported(including_emulation=False) if kind == "cuda" else fast_bf16()
-    computes = precision == "bf16" or (precision == "auto" and fast)
     stored = stored_dtype(AutoConfig.from_pretrained(folder, trust_remote_code=trust.needed(folder)))
-    return torch.bfloat16 if computes and stored == torch.bfloat16 else torch.float32
+    return torch.bfloat16 if stored == torch.bfloat16 and computes_bf16(device, precision) else torch.float32
