@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from runner.execute.process import WorkerProcess
+from tests.execute.applying import until
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
@@ -15,9 +16,9 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="re
 def environment(log: Path) -> dict[str, str]:
     worker = WorkerProcess(log, 3)
     try:
-        entries: list[str] = []
-        while not any(entry.startswith("OMP_NUM_THREADS=") for entry in entries):  # empty until the kernel has laid it
-            entries = Path(f"/proc/{worker.pid}/environ").read_text().split("\0")
+        laid = Path(f"/proc/{worker.pid}/environ")
+        until(lambda: "OMP_NUM_THREADS=" in laid.read_text())  # empty until the kernel has laid it
+        entries = laid.read_text().split("\0")
     finally:
         worker.close()
     return dict(entry.split("=", 1) for entry in entries if entry)
