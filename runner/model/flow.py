@@ -26,8 +26,10 @@ class Flow:
         self.folder = folder
         self.lanes = lanes
         self.windows, self.length = ids.shape
-        self.spans: list[Span] = list(batches(self.windows, self.length, batch_tokens(skeleton.device.type)))
+        tokens = batch_tokens(skeleton.device.type, skeleton.widest())
+        self.spans: list[Span] = list(batches(self.windows, self.length, tokens))
         self._calls: dict[int, list[Call]] = {}
+        self._scout: tuple[torch.Tensor, list[Call]] | None = None
         self._open: dict[tuple[int, int], Activations] = {}
 
     def begin(self, layer: int, digests: list[str]) -> bool:
@@ -37,6 +39,7 @@ class Flow:
         """
         self.skeleton.load_rest()
         try:
+            self._scout = self.skeleton.calls(self.ids[:1, :2].to(self.skeleton.device))
             if layer == 0:
                 self._embed()
                 return True
@@ -75,6 +78,13 @@ class Flow:
 
     def call(self, layer: int, span: Span) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return self._calls[span[1] - span[0]][layer]
+
+    def scout(self, layer: int) -> tuple[torch.Tensor, tuple[Any, ...], dict[str, Any]]:
+        """What `layer` could be called with for two tokens: hidden states [1, 2, hidden] and the other arguments."""
+        if self._scout is None:
+            raise RuntimeError("a flow is begun before anything is asked of it")
+        hidden, calls = self._scout
+        return hidden, *calls[layer]
 
     def finished(self, layer: int) -> list[str]:
         """The digests of what enters layer `layer`, all of it written."""

@@ -8,20 +8,24 @@ from typing import Any
 from runner.model.facts import CheckpointFacts
 from runner.model.processor import fast_bf16
 
-RUNTIME = 440 << 20  # a process with torch and one model class imported, with its thread pools (measured)
+RUNTIME = 365 << 20  # a process with torch and one model class imported, with its thread pools (measured)
+FULL_RUNTIME = 440 << 20  # the same with what a step imports that exports or compiles, or runs another library's code
 WEIGHTS_RUNTIME = 265 << 20  # the same without transformers
 SUSPEND_LIMIT = 1 << 30  # bytes of suspended forwards that are held rather than computed again
-SUSPENDED_HEAP = 1.5  # bytes of the heap that one of them takes on a CPU: they lie between freed ones (measured)
+SUSPENDED_HEAP = 1.75  # bytes of the heap that one of them takes on a CPU: they lie between freed ones (measured)
 LOGIT_BYTES = 64 << 20  # float32 logits held at once
 
 
-def batch_tokens(device: str) -> int:
-    """Tokens of one forward; fixed, because how they are batched moves the last bit of a product.
+def batch_tokens(device: str, widest: int) -> int:
+    """Tokens of one forward of layers whose widest linear has that many columns; fixed for a model, because how tokens
 
-    On a CPU so few that what an operation makes is still in the caches, and in pages that the heap has, when the next
-    one reads it (measured on models of 256 to 1024 columns: a twentieth less time than with 4096).
+    are batched moves the last bit of a product. On a CPU so few that what an operation makes is still in the caches,
+    and in pages that the heap has, when the next one reads it (measured: with 768 columns 2048 tokens take a twentieth
+    less time than 1024 or 4096, with 8192 columns 1024 do).
     """
-    return 1024 if device == "cpu" else 4096
+    if device != "cpu":
+        return 4096
+    return 2048 if widest <= 1024 else 1024
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -53,7 +57,7 @@ def suspended_bytes(tokens: int, hidden: int, widest: int, value: int, lanes: in
 
 def batch_bytes(facts: CheckpointFacts, length: int, value: int, device: str) -> int:
     """Bytes of the intermediates of one running batch: a few rows as wide as the widest linear, and attention."""
-    tokens = max(batch_tokens(device), length)
+    tokens = max(batch_tokens(device, widest(facts)), length)
     outs = max((linear.out_features for linear in facts.linears), default=0)
     return tokens * (3 * max(outs, widest(facts)) + 6 * hidden_size(facts.config)) * value
 

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from greenlet import getcurrent, greenlet
 from torch import nn
-from torch.utils import _pytree as pytree
 
 Span = tuple[int, int]
 
@@ -43,7 +42,7 @@ def find_groups(
 ) -> list[list[str]]:
     """Names of the layer's linears in the order of their first call, those that see one tensor together.
 
-    Runs the layer on the meta device: nothing is computed, only who is called with what.
+    Runs the layer on `hidden`, which may be few tokens: what comes out is of no interest, only who is called with what.
     """
     seen: dict[Any, list[str]] = {}
     kept = []  # keeps inputs alive, so that no storage address is reused while it is compared
@@ -60,8 +59,7 @@ def find_groups(
 
     handles = [layer.get_submodule(n).register_forward_pre_hook(watch(n)) for n in linears]
     try:
-        meta_args, meta_kwargs = pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), (args, kwargs))
-        layer(hidden.to("meta"), *meta_args, **meta_kwargs)
+        layer(hidden, *args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()
@@ -177,12 +175,12 @@ def reach(lane: Lane, span: Span, call: tuple[tuple[Any, ...], dict[str, Any]]) 
         forward(lane, span, call)
     except Reached as reached:
         return reached.x
-    raise RuntimeError("the layer ended before it reached a linear that it reached on the meta device")
+    raise RuntimeError("the layer ended before it reached a linear that two tokens reached")
 
 
 def arrived(reached: Any, group: int, heads: Sequence[str]) -> torch.Tensor:
     if not (isinstance(reached, tuple) and reached[0] == group):
-        raise RuntimeError(f"the layer did not reach `{heads[group]}` in the order seen on the meta device")
+        raise RuntimeError(f"the layer did not reach `{heads[group]}` in the order in which two tokens did")
     x: torch.Tensor = reached[1]
     return x
 

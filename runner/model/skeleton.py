@@ -31,7 +31,9 @@ class Skeleton:
     """
 
     def __init__(self, folder: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
+        from accelerate import init_empty_weights
         from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers.initialization import no_init_weights
 
         self.folder = folder
         self.device = torch.device(device)
@@ -43,9 +45,9 @@ class Skeleton:
         self.config = config
         self.stored_dtype = stored_dtype(config)
         self.dtype = dtype or compute_dtype(self.stored_dtype, self.device)
-        with torch.device("meta"):
+        with init_empty_weights(), no_init_weights():
             self.model = AutoModelForCausalLM.from_config(config, dtype=self.dtype, trust_remote_code=own_code)
-        self.model.eval().requires_grad_(False)
+        self.model.to("meta").eval().requires_grad_(False)  # buffers too
         self.layers_name, layers = find_layers(self.model, config)
         self.layers: list[nn.Module] = list(layers)
         self._names = stored_names(self.model, self.reader)
@@ -74,6 +76,12 @@ class Skeleton:
     def stored_module(self, name: str) -> str:
         """The name that a module with a weight has in the checkpoint."""
         return self._names[f"{name}.weight"].removesuffix(".weight")
+
+    def widest(self) -> int:
+        """The most columns that any linear of the decoder layers has."""
+        inside = [module for layer in self.layers for module in layer.modules()]
+        conv1d = [int(module.get_parameter("weight").shape[0]) for module in inside if is_conv1d(module)]
+        return max([*conv1d, *(module.in_features for module in inside if isinstance(module, nn.Linear))], default=0)
 
     def linear_names(self) -> dict[str, str]:
         """Name in the checkpoint → name in the model, of every linear of the decoder layers."""
@@ -189,7 +197,7 @@ class Skeleton:
                     if key in saved and where + key in self._names:
                         inner._buffers[key] = self.reader.read(self._names[where + key]).to(self.device)
                     else:
-                        inner._buffers[key] = torch.empty_like(buffer, device=self.device)
+                        inner._buffers[key] = torch.empty(buffer.shape, dtype=buffer.dtype, device=self.device)
                         fresh = True
             if fresh:
                 self.model._init_weights(inner)

@@ -19,6 +19,7 @@ import torch
 
 from runner.model.processor import fast_bf16
 
+WIDE = 1 << 20  # elements that are float32 at once for the diagonal: fresh pages for more cost more than the sum
 CHUNK = 2048  # tokens of one product: the float32 sum over chunks costs a tenth of the product
 
 
@@ -97,7 +98,9 @@ def _add_wide(gram: torch.Tensor, x: torch.Tensor) -> None:
 
 def _add_narrow(gram: torch.Tensor, x: torch.Tensor) -> None:
     diagonal = gram.diagonal()
-    exact = diagonal + x.float().square_().sum(0)  # in place of the copy: these inputs are bf16
+    exact = diagonal.clone()
+    for part in x.split(max(1, WIDE // x.shape[1])):
+        exact += part.float().square_().sum(0)  # in place of the copy: these inputs are bf16
     block = _block(gram.shape[0])
     for begin in range(0, gram.shape[0], block):
         gram[begin : begin + block, begin:].add_(torch.mm(x[:, begin : begin + block].T, x[:, begin:]))

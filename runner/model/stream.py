@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from runner.model import adapters, heap, passes, state
+from runner.model import adapters, attention, heap, passes, state
 from runner.model.context import Context, Result
 from runner.model.facts import CheckpointFacts
 from runner.model.flow import Flow
@@ -119,9 +119,11 @@ class Calibrated:
     ) -> None:
         self.ctx, self.method, self.want, self.facts = ctx, method, want, facts
         self.skeleton = Skeleton(ctx.inputs["checkpoint"].path, ctx.device)
+        attention.use_blocks(self.skeleton.model)
         self.other: Skeleton | None = None
         if want == "cross" and unchanged is not None:
             self.other = Skeleton(unchanged, ctx.device, self.skeleton.dtype)
+            attention.use_blocks(self.other.model)
         self.ids = ctx.data("data")
         self.flow = Flow(self.skeleton, self.ids, ctx.scratch_dir, lanes=2 if want == "cross" else 1)
         self.pass_ = self._choose_pass()
@@ -141,10 +143,8 @@ class Calibrated:
         flow, skeleton = self.flow, self.skeleton
         layer = skeleton.layers[index]
         linears = {name: module for name, module in layer.named_modules() if is_linear(module)}
-        args, kwargs = flow.call(index, flow.spans[0])
-        hidden = torch.empty((flow.spans[0][1], *flow.file(0, index).shape[1:]), device="meta", dtype=skeleton.dtype)
-        groups = passes.find_groups(layer, list(linears), hidden, args, kwargs)
         skeleton.load(index)
+        groups = passes.find_groups(layer, list(linears), *flow.scout(index))
         lanes = [flow.lane(0, index, layer)]
         if flow.lanes == 2:
             lanes.append(flow.lane(1, index, dense_copy(layer) if self.other is None else self.other.load(index)))
@@ -164,7 +164,8 @@ class Calibrated:
             for name, result in done.items():
                 branches.extend(install(members[name], result, skeleton.stored_dtype))
             changed.update(done)
-            heap.trim()  # what forwards left: two flows of the demo model took 1.7 GB without it, 1.3 with it
+            if flow.lanes > 1:
+                heap.trim()  # what forwards left: two flows of the demo model took 1.7 GB without it, 1.3 with it
 
         last = index == len(skeleton) - 1
         heads = [names[0] for names in groups]

@@ -165,12 +165,12 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     graph = plan.nbytes(facts, carry.TENSORRT, str(params["precision"]))
     tensors = plan.largest(facts) * (4 + 2 * plan.FLOAT_BYTES[str(params["precision"])])
     given = "graph" in inputs.others
-    exporter = memory.RUNTIME + _EXPORTER + _LAYER * facts.layer_count
+    exporter = memory.FULL_RUNTIME + _EXPORTER + _LAYER * facts.layer_count
     builder = tensorrt.BUILDER_BYTES + tensorrt.BUILDER_LAYER * facts.layer_count + tensorrt.BUILDER_FACTOR * graph
     seconds = graph / _BUILD_RATE + graph / max(1.0, inputs.machine.disk_bytes_per_second)
     written = 2 * graph + _CODE * facts.layer_count
     if given:
-        return Cost(memory.RUNTIME + builder, written, 0, _BUILDER_SECONDS + seconds)
+        return Cost(memory.FULL_RUNTIME + builder, written, 0, _BUILDER_SECONDS + seconds)
     seconds += _SECONDS + _LAYER_SECONDS * facts.layer_count
     seconds += (facts.nbytes + graph) / max(1.0, inputs.machine.disk_bytes_per_second)
     return Cost(exporter + max(tensors, builder), written, graph, seconds)

@@ -15,7 +15,7 @@ from runner.steps.distill import pair
 from runner.steps.protocol import CHECKPOINT, Context, Cost, Inputs, Params, Result
 from runner.training import vocabulary
 
-VERSION = 2
+VERSION = 3
 CONSUMES = (CHECKPOINT,)
 PRODUCES = CHECKPOINT
 REQUIRES = ()

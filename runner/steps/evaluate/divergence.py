@@ -6,7 +6,7 @@ from runner.errors import Diagnostic
 from runner.steps import streamed
 from runner.steps.protocol import CHECKPOINT, METRICS_ONLY, QUANTIZED, Context, Cost, Inputs, Params, Result
 
-VERSION = 2
+VERSION = 3
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = METRICS_ONLY
 REQUIRES = ()

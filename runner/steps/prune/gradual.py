@@ -14,7 +14,7 @@ from runner.steps.protocol import CHECKPOINT, Context, Cost, Inputs, Params, Res
 from runner.steps.prune.schedule import Schedule
 from runner.training.task import settings
 
-VERSION = 2
+VERSION = 3
 CONSUMES = (CHECKPOINT,)
 PRODUCES = CHECKPOINT
 REQUIRES = ()

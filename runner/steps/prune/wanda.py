@@ -6,7 +6,7 @@ from runner.model.method import LayerMethod, Linear, Statistics, Transformed
 from runner.steps.layerwise import bind
 from runner.steps.protocol import CHECKPOINT, Params
 
-VERSION = 3
+VERSION = 4
 CONSUMES = (CHECKPOINT,)
 PRODUCES = CHECKPOINT
 REQUIRES = ()

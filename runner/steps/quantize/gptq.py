@@ -12,7 +12,7 @@ from runner.model.method import LayerMethod, Linear, Statistics, Transformed
 from runner.steps.layerwise import bind, distinct_inputs
 from runner.steps.protocol import CHECKPOINT, QUANTIZED, Cost, Inputs, MachineFacts, Params
 
-VERSION = 3
+VERSION = 4
 CONSUMES = (CHECKPOINT,)
 PRODUCES = QUANTIZED
 REQUIRES = ()
@@ -57,7 +57,7 @@ def transform(linear: Linear, statistics: Statistics, params: Params) -> Transfo
         alpha=strength(params),
     )
     scheme = grid_scheme(params, linear.dtype)
-    grid = make_grid(linear.weight, scheme, params["grid"], hessian.diagonal())
+    grid = make_grid(linear.weight, scheme, params["grid"], factor.importance())
     solution = quantize_weight(linear.weight, factor, grid, keep_zeros=True)
     rows = slice(None, None, -(-linear.out_features // SAMPLED_ROWS))
     energy = float(output_energy(linear.weight[rows], hessian).sum())

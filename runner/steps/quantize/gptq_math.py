@@ -59,6 +59,13 @@ class Factor:
     ridge: float
     start: torch.Tensor | None = None
 
+    def importance(self) -> torch.Tensor:
+        """What an error in a column costs once the columns after it have made up for it [K]: D by original column.
+
+        The diagonal of H tells what it would cost without them.
+        """
+        return torch.empty_like(self.costs).index_copy_(0, self.order, self.costs).masked_fill_(self.dead, 0.0)
+
 
 @dataclass(frozen=True)
 class Solution:
@@ -96,7 +103,7 @@ def factorize(
     order = torch.argsort(keys, stable=True)
     fraction = dampening_fraction
     while True:
-        damped = hessian[order][:, order]
+        damped = _in_order(hessian, order)
         damped.diagonal().add_(fraction * mean).masked_fill_(dead[order], mean or 1.0)
         lower, info = torch.linalg.cholesky_ex(damped)
         if int(info) == 0:
@@ -111,7 +118,7 @@ def factorize(
     roots = lower.diagonal().clone()
     start = None
     if cross is not None and alpha:
-        half = torch.linalg.solve_triangular(lower.mT, cross[order][:, order], upper=True, left=False).tril_(-1)
+        half = torch.linalg.solve_triangular(lower.mT, _in_order(cross, order), upper=True, left=False).tril_(-1)
         start = half.mul_(-alpha).div_(roots)
         start.diagonal().fill_(1.0)
     unit = lower.div_(roots)
@@ -120,6 +127,10 @@ def factorize(
         unit = torch.linalg.solve_triangular(start, unit, upper=False, left=False, unitriangular=True)
     # A factorization in Fortran's order is already contiguous when transposed.
     return Factor(order, unit.mT.contiguous(), roots.square_(), dead, fraction, fraction * mean, start)
+
+
+def _in_order(matrix: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    return matrix.index_select(0, order).index_select(1, order)
 
 
 def quantize_weight(weight: torch.Tensor, factor: Factor, grid: Grid, *, keep_zeros: bool = False) -> Solution:
@@ -157,11 +168,13 @@ def _solve(weight: torch.Tensor, factor: Factor, grid: Grid, keep_zeros: bool) -
     Works on transposed matrices: a column of the weight is contiguous there, and one operation treats all its rows.
     """
     rows, columns = weight.shape
-    weight = weight.float().masked_fill(factor.dead, 0.0)[:, factor.order]
-    target = weight.T.contiguous()
+    weight = weight.float()
+    if bool(factor.dead.any()):
+        weight = weight.masked_fill(factor.dead, 0.0)
+    target = weight.T.index_select(0, factor.order)
     start = target
     if factor.start is not None:
-        start = torch.linalg.solve_triangular(factor.start, weight, upper=False, left=False, unitriangular=True)
+        start = torch.linalg.solve_triangular(factor.start, target.T, upper=False, left=False, unitriangular=True)
         start = start.T.contiguous()
     keep = (target != 0).float() if keep_zeros and not bool(target.all()) else None
     levels = _Levels(grid, rows, factor.order)
@@ -177,9 +190,7 @@ def _solve(weight: torch.Tensor, factor: Factor, grid: Grid, keep_zeros: bool) -
         lost.addmv_(values.sub_(target[block]).add_(errors[block]).square_().T, factor.costs[block])
     if factor.start is None:
         lost.sub_(errors.square_().sum(0), alpha=factor.ridge).clamp_(min=0)
-    result = torch.empty(rows, columns, dtype=torch.uint8, device=weight.device)
-    result[:, factor.order] = integers.T
-    return result, lost
+    return integers.index_select(0, factor.order.argsort()).T.contiguous(), lost
 
 
 def _round_block(
@@ -235,9 +246,11 @@ class _Levels:
         self.groups: list[int] = self._group.tolist()
         self.scales = grid.scale.T.expand(-1, rows).contiguous().unbind(0)
         top = grid.scheme.levels - 1
+        self._symmetric = grid.zero is None
         self._zero = grid.zeros().T.expand(-1, rows).contiguous()
         self.lowest = (-self._zero).unbind(0)
         self.highest = (top - self._zero).unbind(0)
 
     def integers(self, steps: torch.Tensor, block: slice) -> torch.Tensor:
-        return (steps + self._zero[self._group[block]]).to(torch.uint8)
+        zero = self._zero[0] if self._symmetric else self._zero[self._group[block]]
+        return (steps + zero).to(torch.uint8)

@@ -15,13 +15,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch.linalg import vecdot
+from torch.linalg import vecdot, vector_norm
 
 from runner.model.quantized import Quantized
 
 METHODS = ("minmax", "mse", "weighted_mse")
 STEPS = 10  # ranges tried
-SMALLEST = {2: 0.3, 3: 0.4, 4: 0.5}  # smallest share of the full range tried, by bits
+SMALLEST = {2: 0.3, 3: 0.4, 4: 0.6}  # smallest share of the full range tried, by bits
 SMALLEST_OTHERWISE = 0.7
 CHUNK = 1 << 18  # elements worked on at once: four float32 buffers of them stay in the caches
 
@@ -91,7 +91,7 @@ def make_grid(weight: torch.Tensor, scheme: Scheme, method: str, importance: tor
     """The grid for `weight` [out, in].
 
     method      minmax, mse or weighted_mse
-    importance  [in], not negative: what an error in a column costs (GPTQ: the diagonal of H); for weighted_mse
+    importance  [in], not negative: what an error in a column costs (for GPTQ D of its factorization); for weighted_mse
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
@@ -153,7 +153,8 @@ def _choose(
     parts  the weights of each chunk, [rows, G · size];  costs  [G, size]
     """
     size = costs.shape[1]
-    extremes = [torch.aminmax(_grouped(part, size), dim=2) for part in parts]
+    values = [_grouped(part, size) for part in parts]
+    extremes = [torch.aminmax(part, dim=2) for part in values]
     low, high = (torch.cat(side) for side in zip(*extremes, strict=True))
     if scheme.per_tensor:
         low, high = low.amin().view(1, 1), high.amax().view(1, 1)
@@ -172,9 +173,15 @@ def _choose(
         return best, zero
     least = torch.full_like(best, torch.inf)
     smallest = SMALLEST.get(scheme.bits, SMALLEST_OTHERWISE)
+    roots = costs.sqrt()
+    weighted = [part * roots for part in values]
+    fresh = torch.empty_like(values[0]), torch.empty_like(values[0])  # written again and again: new pages cost as much
     for step in range(STEPS):
         tried = storable(full * (1 - (1 - smallest) * step / (STEPS - 1)), scheme)
-        a, b, c = _moments(parts, tried, zero, costs, scheme)
+        sums = [_moments(w, v, roots, tried, zero, scheme, fresh) for w, v in zip(values, weighted, strict=True)]
+        a, b, c = (torch.cat(kind) for kind in zip(*sums, strict=True))
+        if scheme.per_tensor:
+            a, b, c = (kind.sum().view(1, 1) for kind in (a, b, c))
         fitted = storable(tried + b / c.clamp(min=torch.finfo(torch.float32).tiny), scheme)
         move = fitted - tried
         for scale, error in ((tried, a), (fitted, a - 2 * move * b + move * move * c)):
@@ -185,25 +192,29 @@ def _choose(
 
 
 def _moments(
-    parts: list[torch.Tensor], scale: torch.Tensor, zero: torch.Tensor, costs: torch.Tensor, scheme: Scheme
+    w: torch.Tensor,
+    weighted: torch.Tensor,
+    roots: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor,
+    scheme: Scheme,
+    fresh: tuple[torch.Tensor, torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Σ h r², Σ h r q and Σ h q² of each grid, with q the nearest integers at `scale` and r = w − scale · q.
+    """Σ h r², Σ h r q and Σ h q² [rows, G] of each grid, q the nearest integers at `scale` and r = w − scale · q.
 
-    With these integers, a scale of `scale + d` leaves the error Σ h r² − 2 d Σ h r q + d² Σ h q².
+    With these integers, a scale of `scale + d` leaves the error Σ h r² − 2 d Σ h r q + d² Σ h q². `roots` [G, size] are
+    √h, `weighted` is √h w, [rows, G, size] as `w`: multiplied once, both factors of every sum are at hand. `fresh` are
+    two buffers of at least that size.
     """
-    low, high = -zero, scheme.levels - 1 - zero
-    sums = []
-    for part in parts:
-        w = _grouped(part, costs.shape[1])
-        q = torch.div(w, scale[..., None]).round_()
-        torch.clamp(q, low[..., None], high[..., None], out=q)
-        r = torch.addcmul(w, q, scale[..., None], value=-1)
-        weighted = q * costs
-        sums.append((vecdot(r * costs, r), vecdot(weighted, r), vecdot(weighted, q)))
-    a, b, c = (torch.cat(kind) for kind in zip(*sums, strict=True))
-    if scheme.per_tensor:
-        return a.sum().view(1, 1), b.sum().view(1, 1), c.sum().view(1, 1)
-    return a, b, c
+    q, r = (buffer[: w.shape[0]] for buffer in fresh)
+    torch.div(w, scale[..., None], out=q).round_()
+    if scheme.symmetric:  # one zero for all: bounds that are tensors take ten times as long
+        q.clamp_(-(scheme.levels // 2), scheme.levels - 1 - scheme.levels // 2)
+    else:
+        q.add_(zero[..., None]).clamp_(0, scheme.levels - 1).sub_(zero[..., None])
+    q.mul_(roots)
+    torch.addcmul(weighted, q, scale[..., None], value=-1, out=r)
+    return vector_norm(r, dim=2).square_(), vecdot(q, r), vector_norm(q, dim=2).square_()
 
 
 def _grouped(part: torch.Tensor, size: int) -> torch.Tensor:

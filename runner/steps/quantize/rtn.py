@@ -6,7 +6,7 @@ from runner.model.method import LayerMethod, Linear, Statistics, Transformed
 from runner.steps.layerwise import bind
 from runner.steps.protocol import CHECKPOINT, QUANTIZED, Params
 
-VERSION = 1
+VERSION = 2
 CONSUMES = (CHECKPOINT,)
 PRODUCES = QUANTIZED
 REQUIRES = ()

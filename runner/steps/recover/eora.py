@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from runner.model.output import Results
     from runner.model.shards import ShardReader
 
-VERSION = 2
+VERSION = 3
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = SAME
 REQUIRES = ()

@@ -20,7 +20,7 @@ from runner.steps.protocol import CHECKPOINT, QUANTIZED, SAME, Context, Cost, In
 if TYPE_CHECKING:
     import torch
 
-VERSION = 2
+VERSION = 3
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = SAME
 REQUIRES = ()

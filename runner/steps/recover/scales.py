@@ -13,7 +13,7 @@ from runner.model.facts import CheckpointFacts, TensorHeader
 from runner.steps import learning
 from runner.steps.protocol import QUANTIZED, Context, Cost, Inputs, Params, Result
 
-VERSION = 2
+VERSION = 3
 CONSUMES = (QUANTIZED,)
 PRODUCES = QUANTIZED
 REQUIRES = ()

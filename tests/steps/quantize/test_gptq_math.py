@@ -177,6 +177,22 @@ def test_a_column_that_is_never_fed_becomes_zero_and_disturbs_nothing() -> None:
     assert kept.tolist() == gptq(weight[:, others], rest, points(grid, 20), order)
 
 
+@pytest.mark.parametrize("act_order", [False, True])
+def test_importance_is_what_the_columns_still_to_come_cannot_make_up_for(act_order: bool) -> None:
+    torch.manual_seed(3)
+    x = torch.randn(64, 12, dtype=torch.float64) @ torch.randn(12, 12, dtype=torch.float64)
+    x[:, 5] = 0
+    hessian = 2 / 64 * x.T @ x
+    factor = factorize(hessian.float(), dampening_fraction=0.01, act_order=act_order)
+    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(12, dtype=torch.float64)
+    found = factor.importance()
+    for place, column in enumerate(factor.order.tolist()):
+        later = factor.order[:place]  # rounded after this one
+        told = damped[later, column] @ torch.linalg.solve(damped[later][:, later], damped[later, column])
+        expected = 0.0 if column == 5 else float(damped[column, column] - told)
+        assert float(found[column]) == pytest.approx(expected, rel=1e-3)
+
+
 def test_all_columns_dead() -> None:
     weight, _ = problem(3, 8)
     factor = factorize(torch.zeros(8, 8), dampening_fraction=0.01, act_order=True)
