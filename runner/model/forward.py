@@ -26,6 +26,7 @@ def final_hidden(
     folder.mkdir(parents=True, exist_ok=True)
     flow = Flow(skeleton, ids, folder)
     saved = state.load(progress, len(skeleton))
+    left = heap.Layers()
     with torch.no_grad():
         if not flow.begin(saved.layer, saved.hidden):
             saved = state.Progress(len(skeleton))
@@ -40,7 +41,7 @@ def final_hidden(
             saved.layer, saved.hidden = index + 1, flow.finished(index + 1)
             saved.save(progress)
             flow.drop(index)
-            heap.trim()
+            left.ended()
             seconds = time.perf_counter() - started
             layers = before + len(skeleton) + after
             ctx.emit("layer", layer=before + index + 1, layers=layers, seconds=seconds, error=None)

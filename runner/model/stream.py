@@ -58,6 +58,7 @@ def walk(
     """
     path = ctx.out_dir.parent / "progress.json"
     progress: state.Progress = layers.begin(state.load(path, count))
+    left = heap.Layers()
     with torch.no_grad():
         for index in range(progress.layer, count):
             ctx.safe_point()
@@ -67,7 +68,7 @@ def walk(
             progress.layer, progress.hidden = index + 1, layers.finished(index + 1)
             progress.save(path)
             layers.drop(index)
-            heap.trim()
+            left.ended()
             before = mean(result, "error_before")
             ctx.emit(
                 "layer", layer=index + 1, layers=count, seconds=time.perf_counter() - started,

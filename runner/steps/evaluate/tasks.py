@@ -54,7 +54,9 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     head = memory.hidden_size(facts.config) * vocabulary
     batch = memory.batch_bytes(facts, LENGTH, value, machine.device)
     resident = weights * value + memory.rest_bytes(facts, value) + batch + logits
-    return Cost(memory.FULL_RUNTIME + HARNESS + resident, 0, 1 << 20, 15 + 2 * tokens * (weights + head) / machine.flops)
+    return Cost(
+        memory.FULL_RUNTIME + HARNESS + resident, 0, 1 << 20, 15 + 2 * tokens * (weights + head) / machine.flops
+    )
 
 
 def run(ctx: Context) -> Result:
