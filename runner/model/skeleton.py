@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from runner.errors import Diagnostic, RecipeError
 from runner.model import adapters, trust
@@ -31,9 +32,7 @@ class Skeleton:
     """
 
     def __init__(self, folder: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
-        from accelerate import init_empty_weights
-        from transformers import AutoConfig, AutoModelForCausalLM
-        from transformers.initialization import no_init_weights
+        from transformers import AutoConfig
 
         self.folder = folder
         self.device = torch.device(device)
@@ -45,9 +44,8 @@ class Skeleton:
         self.config = config
         self.stored_dtype = stored_dtype(config)
         self.dtype = dtype or compute_dtype(self.stored_dtype, self.device)
-        with init_empty_weights(), no_init_weights():
-            self.model = AutoModelForCausalLM.from_config(config, dtype=self.dtype, trust_remote_code=own_code)
-        self.model.to("meta").eval().requires_grad_(False)  # buffers too
+        self.model = build_empty(config, dtype=self.dtype, trust_remote_code=own_code)
+        self.model.eval().requires_grad_(False)
         self.layers_name, layers = find_layers(self.model, config)
         self.layers: list[nn.Module] = list(layers)
         self._names = stored_names(self.model, self.reader)
@@ -218,6 +216,31 @@ class Skeleton:
     def _packed(self, stored: str) -> bool:
         module, _, key = stored.rpartition(".")
         return key == "weight" and self.reader.is_packed(module)
+
+
+def build_empty(config: Any, **how: Any) -> Any:
+    """The model of a configuration, every parameter and buffer on the meta device.
+
+    Tables that it computes are computed for real and dropped: for making them on the meta device torch would import its
+    symbolic shapes, a quarter of a second.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    with init_empty_weights(), no_init_weights(), _EmptyOnMeta():
+        model = AutoModelForCausalLM.from_config(config, **how)
+    return model.to("meta")
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """Weights never get memory, not even until they are registered: it would leave holes between what stays."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
 
 
 def stored_names(model: Any, reader: ShardReader) -> dict[str, str]:

@@ -58,7 +58,7 @@ def walk(
     """
     path = ctx.out_dir.parent / "progress.json"
     progress: state.Progress = layers.begin(state.load(path, count))
-    left = heap.Layers()
+    layers.left = left = heap.Layers()
     with torch.no_grad():
         for index in range(progress.layer, count):
             ctx.safe_point()
@@ -85,6 +85,7 @@ class WeightsOnly:
         self, ctx: Context, method: LayerMethod, reader: ShardReader, facts: CheckpointFacts, transposed: frozenset[str]
     ) -> None:
         self.ctx, self.method, self.reader, self.facts, self.transposed = ctx, method, reader, facts, transposed
+        self.left: heap.Layers  # set by `walk`
 
     def begin(self, progress: state.Progress) -> state.Progress:
         return progress
@@ -128,6 +129,7 @@ class Calibrated:
         self.ids = ctx.data("data")
         self.flow = Flow(self.skeleton, self.ids, ctx.scratch_dir, lanes=2 if want == "cross" else 1)
         self.pass_ = self._choose_pass()
+        self.left: heap.Layers  # set by `walk`
 
     def begin(self, progress: state.Progress) -> state.Progress:
         if progress.layer == len(self.skeleton):
@@ -165,7 +167,7 @@ class Calibrated:
             for name, result in done.items():
                 branches.extend(install(members[name], result, skeleton.stored_dtype))
             changed.update(done)
-            if flow.lanes > 1:
+            if flow.lanes > 1 or self.left.grows:
                 heap.trim()  # what forwards left: two flows of the demo model took 1.7 GB without it, 1.3 with it
 
         last = index == len(skeleton) - 1

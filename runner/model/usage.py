@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 
@@ -13,15 +12,6 @@ def reset_peak() -> None:
             file.write("5")
     except OSError:
         pass
-
-
-def resident() -> int:
-    """Resident bytes now; 0 where the system does not tell (Linux does)."""
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
 
 
 def peak() -> int:
