@@ -17,16 +17,20 @@ from torch import nn
 from runner.model.processor import fast_bf16, flags
 
 NAME = "causal_blocks"
+SHORTEST, LONGEST = 128, 4096  # tokens of a window; of longer ones the scores of a block would take much memory
 
 
-def use_blocks(model: Any) -> None:
-    """Let a model of transformers attend in blocks where that is faster, and where it attends by torch's kernel."""
+def use_blocks(model: Any, device: torch.device) -> None:
+    """Let a model of transformers attend in blocks where that is faster, and where it attends by torch's kernel.
+
+    `device` is where its layers will compute.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    if not fast_bf16() or "amx_bf16" in flags() or getattr(model.config, "_attn_implementation", None) != "sdpa":
+    if device.type != "cpu" or not fast_bf16() or "amx_bf16" in flags():
         return
-    if model.device.type not in ("cpu", "meta") or not model._can_set_attn_implementation():
+    if getattr(model.config, "_attn_implementation", None) != "sdpa" or not model._can_set_attn_implementation():
         return
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
@@ -49,11 +53,10 @@ def attend(
 
     causal = how.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
-    plain = attention_mask is None and how.get("position_bias") is None and how.get("softcap") is None
-    length = query.shape[2]
-    if not (causal and plain and query.dtype is torch.bfloat16 and not how.get("dropout")):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **how)
-    if length != key.shape[2] or length < 128:
+    plain = attention_mask is None and not how.get("dropout")
+    plain = plain and how.get("position_bias") is None and how.get("softcap") is None
+    fits = SHORTEST <= query.shape[2] == key.shape[2] <= LONGEST
+    if not (causal and plain and fits and query.dtype is torch.bfloat16):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **how)
     repeats = query.shape[1] // key.shape[1]
     scale = how.get("scaling")

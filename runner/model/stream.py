@@ -121,11 +121,11 @@ class Calibrated:
     ) -> None:
         self.ctx, self.method, self.want, self.facts = ctx, method, want, facts
         self.skeleton = Skeleton(ctx.inputs["checkpoint"].path, ctx.device)
-        attention.use_blocks(self.skeleton.model)
+        attention.use_blocks(self.skeleton.model, self.skeleton.device)
         self.other: Skeleton | None = None
         if want == "cross" and unchanged is not None:
             self.other = Skeleton(unchanged, ctx.device, self.skeleton.dtype)
-            attention.use_blocks(self.other.model)
+            attention.use_blocks(self.other.model, self.other.device)
         self.ids = ctx.data("data")
         self.flow = Flow(self.skeleton, self.ids, ctx.scratch_dir, lanes=2 if want == "cross" else 1)
         self.pass_ = self._choose_pass()

@@ -53,15 +53,16 @@ def test_what_is_not_purely_causal_goes_to_transformers(mask: torch.Tensor | Non
 def test_used_only_where_it_was_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny.save(tmp_path / "model", "llama")
 
-    def chosen(model: str, *, bf16: bool, flags: frozenset[str]) -> str:
+    def chosen(model: str, *, bf16: bool, flags: frozenset[str], device: str = "cpu") -> str:
         monkeypatch.setattr(attention, "fast_bf16", lambda: bf16)
         monkeypatch.setattr(attention, "flags", lambda: flags)
         skeleton = Skeleton(folder)
         skeleton.model.config._attn_implementation = model
-        attention.use_blocks(skeleton.model)
+        attention.use_blocks(skeleton.model, torch.device(device))
         return str(skeleton.model.config._attn_implementation)
 
     assert chosen("sdpa", bf16=True, flags=frozenset()) == attention.NAME
+    assert chosen("sdpa", bf16=True, flags=frozenset(), device="cuda") == "sdpa"
     assert chosen("sdpa", bf16=True, flags=frozenset({"amx_bf16"})) == "sdpa"
     assert chosen("sdpa", bf16=False, flags=processor.flags()) == "sdpa"
     assert chosen("eager", bf16=True, flags=frozenset()) == "eager"
