@@ -75,7 +75,11 @@ class _Unexecuted(ModuleType):
         loader = self.__spec__.loader if self.__spec__ else None
         if loader is None:
             raise ImportError(f"{self.__name__} has no loader", name=self.__name__)
-        loader.exec_module(self)
+        try:
+            loader.exec_module(self)
+        except BaseException:
+            sys.modules.pop(DYNAMO, None)  # as a failed import leaves it
+            raise
         for decorator, function in marks:
             getattr(self, decorator)(function)
         return getattr(self, name)

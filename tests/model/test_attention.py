@@ -66,3 +66,36 @@ def test_used_only_where_it_was_faster(tmp_path: Path, monkeypatch: pytest.Monke
     assert chosen("sdpa", bf16=True, flags=frozenset({"amx_bf16"})) == "sdpa"
     assert chosen("sdpa", bf16=False, flags=processor.flags()) == "sdpa"
     assert chosen("eager", bf16=True, flags=frozenset()) == "eager"
+
+
+@pytest.mark.parametrize("name", [*tiny.ARCHITECTURES])
+def test_a_model_answers_as_with_its_own_attention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Whatever its windows, its groups of heads and the caps of its scores are."""
+    from transformers import AutoModelForCausalLM
+
+    folder = tiny.save(tmp_path / name, name, torch.bfloat16)
+    ids = tiny.tokens(2, 48)
+
+    def logits(dtype: torch.dtype, blocks: bool) -> torch.Tensor:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        if blocks:
+            attention.use_blocks(model, torch.device("cpu"))
+        with torch.no_grad():
+            return model(ids, use_cache=False).logits.float()  # type: ignore[no-any-return]
+
+    exact, own = logits(torch.float32, False), logits(torch.bfloat16, False)
+    calls: list[int] = []
+    inner = attention.causal_blocks
+
+    def counted(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        calls.append(query.shape[2])
+        return inner(query, key, value)
+
+    monkeypatch.setattr(attention, "causal_blocks", counted)
+    monkeypatch.setattr(attention, "fast_bf16", lambda: True)
+    monkeypatch.setattr(attention, "flags", frozenset)
+    monkeypatch.setattr(attention, "SHORTEST", 16)
+    found = logits(torch.bfloat16, True)
+    assert (found - exact).norm() < 2 * (own - exact).norm()
+    slides = {"mistral": 0, "qwen2": 1, "gemma3_text": 0, "gemma2": 0}  # layers that see all that came before
+    assert len(calls) == slides.get(name, 3)
