@@ -5,7 +5,8 @@ More than half of that import makes what a worker hardly ever uses (measured: 0.
     torch._dynamo            for three decorators of functions that are never called here. Its body is put off until
                              anything else in it is looked at; the decorators are then applied for real.
     torch.distributed.tensor for models spread over processes. transformers is told that torch.distributed is not
-                             available; trainings on several processes run in interpreters of their own.
+                             available; trainings on several processes run in interpreters of their own. peft counts
+                             on its being imported by others: a look at it imports it.
     the list of its models   read from its own sources, file by file, twice. Read once.
 
 All of it goes by names in torch and transformers. Where a release has others, its import takes as long as ever.
@@ -26,6 +27,7 @@ from typing import Any
 
 DYNAMO = "torch._dynamo"
 NEEDED_OF_DYNAMO = "torch._dynamo._trace_wrapped_higher_order_op"  # by transformers.masking_utils; needs no more of it
+DISTRIBUTED = "torch.distributed"
 IMPORT_UTILS = "transformers.utils.import_utils"
 
 
@@ -35,6 +37,15 @@ def postpone() -> None:
         _Unexecuted.install(spec)
     if IMPORT_UTILS not in sys.modules:
         sys.meta_path.insert(0, _Shortened())
+        distributed = importlib.import_module(DISTRIBUTED)
+        distributed.__dict__.setdefault("__getattr__", _distributed_tensor)
+
+
+def _distributed_tensor(name: str) -> Any:
+    """Attributes that torch.distributed lacks: its module of tensors, until it is imported."""
+    if name != "tensor":
+        raise AttributeError(f"module {DISTRIBUTED!r} has no attribute {name!r}")
+    return importlib.import_module(f"{DISTRIBUTED}.tensor")
 
 
 class _Unexecuted(ModuleType):
