@@ -6,7 +6,7 @@ More than half of that import makes what a worker hardly ever uses (measured: 0.
                              anything else in it is looked at; the decorators are then applied for real.
     torch.distributed.tensor for models spread over processes. transformers is told that torch.distributed is not
                              available; trainings on several processes run in interpreters of their own. peft counts
-                             on its being imported by others: a look at it imports it.
+                             on its being imported by others: a look at a module of torch.distributed imports it.
     the list of its models   read from its own sources, file by file, twice. Read once.
 
 All of it goes by names in torch and transformers. Where a release has others, its import takes as long as ever.
@@ -38,14 +38,18 @@ def postpone() -> None:
     if IMPORT_UTILS not in sys.modules:
         sys.meta_path.insert(0, _Shortened())
         distributed = importlib.import_module(DISTRIBUTED)
-        distributed.__dict__.setdefault("__getattr__", _distributed_tensor)
+        distributed.__dict__.setdefault("__getattr__", _submodule)
 
 
-def _distributed_tensor(name: str) -> Any:
-    """Attributes that torch.distributed lacks: its module of tensors, until it is imported."""
-    if name != "tensor":
-        raise AttributeError(f"module {DISTRIBUTED!r} has no attribute {name!r}")
-    return importlib.import_module(f"{DISTRIBUTED}.tensor")
+def _submodule(name: str) -> ModuleType:
+    """What torch.distributed lacks as an attribute: one of its modules, until it is imported."""
+    missing = AttributeError(f"module {DISTRIBUTED!r} has no attribute {name!r}")
+    if name.startswith("_"):
+        raise missing
+    try:
+        return importlib.import_module(f"{DISTRIBUTED}.{name}")
+    except ModuleNotFoundError:
+        raise missing from None
 
 
 class _Unexecuted(ModuleType):

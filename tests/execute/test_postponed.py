@@ -67,10 +67,11 @@ print(json.dumps(dict(before=before, loaded="torch._dynamo.convert_frame" in sys
 def test_a_look_at_tensors_over_processes_imports_them() -> None:
     then = """
 from torch import distributed
-found = hasattr(distributed, "nothing_of_that_name"), isinstance(1, distributed.tensor.DTensor)
+found = [hasattr(distributed, name) for name in ("nothing_of_that_name", "fsdp")]
+found.append(isinstance(1, distributed.tensor.DTensor))
 print(json.dumps(dict(before=before, found=found, loaded="torch.distributed.tensor" in sys.modules)))
 """
-    assert told(then) == {"before": [], "found": [False, False], "loaded": True}
+    assert told(then) == {"before": [], "found": [False, True, False], "loaded": True}
 
 
 def test_decorators_take_effect_once_the_compiler_is_there() -> None:
