@@ -76,6 +76,9 @@ def rank(folder: Path) -> None:
         sys.stderr.flush()
         os._exit(1)  # what a process group waits for on the way out will not come
     _leave()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # threads of gloo that outlive the interpreter have ended a rank that was done with an abort
 
 
 def hooks(folder: Path, task: Task, progress: Path, number: int) -> Any:
