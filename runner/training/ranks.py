@@ -78,7 +78,7 @@ def rank(folder: Path) -> None:
     _leave()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # threads of gloo that outlive the interpreter have ended a rank that was done with an abort
+    os._exit(0)  # nothing is left to do; a rank was once aborted (SIGABRT), presumably in the interpreter's own end
 
 
 def hooks(folder: Path, task: Task, progress: Path, number: int) -> Any:
