@@ -76,7 +76,7 @@ class _Unexecuted(ModuleType):
         module.__dict__.update(decorators, _marks=marks, _decorators=list(decorators))
         sys.modules[DYNAMO] = module
         importlib.import_module(NEEDED_OF_DYNAMO)
-        module.__dict__.setdefault("_path", module.__dict__.pop("__path__"))  # the next submodule needs the body
+        module.__dict__["_path"] = module.__dict__.pop("__path__")  # the next submodule needs the body
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name != "__path__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import importlib
-import sys
 
 from runner.execute import postponed
 from runner.execute.messages import Request
@@ -22,7 +21,7 @@ def imports(request: Request) -> None:
     gc.disable()
     try:
         for name in names:
-            if name.startswith("transformers") and "transformers" not in sys.modules:
+            if name.startswith("transformers"):
                 postponed.postpone()
             importlib.import_module(name)
         gc.freeze()  # what was imported stays: later collections need not look at it

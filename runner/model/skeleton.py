@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from runner.errors import Diagnostic, RecipeError
 from runner.model import adapters, trust
+from runner.model.empty import build_empty
 from runner.model.processor import fast_bf16
 from runner.model.shards import ShardReader
 from runner.model.stand_ins import Call, EndOfLayers, Injector, Recorder, replaced
@@ -84,7 +84,7 @@ class Skeleton:
     def linear_names(self) -> dict[str, str]:
         """Name in the checkpoint → name in the model, of every linear of the decoder layers."""
         inside = ((n, m) for n, m in self.model.named_modules() if n.startswith(self.layers_name + "."))
-        return {self.stored_module(n): n for n, m in inside if isinstance(m, nn.Linear) or is_conv1d(m)}
+        return {self.stored_module(n): n for n, m in inside if is_linear(m)}
 
     def load(self, index: int) -> nn.Module:
         """Read one decoder layer from the shards into memory; weights are checked to be finite."""
@@ -218,31 +218,6 @@ class Skeleton:
         return key == "weight" and self.reader.is_packed(module)
 
 
-def build_empty(config: Any, **how: Any) -> Any:
-    """The model of a configuration, every parameter and buffer on the meta device.
-
-    Tables that it computes are computed for real and dropped: for making them on the meta device torch would import its
-    symbolic shapes, a quarter of a second.
-    """
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
-    from transformers.initialization import no_init_weights
-
-    with init_empty_weights(), no_init_weights(), _EmptyOnMeta():
-        model = AutoModelForCausalLM.from_config(config, **how)
-    return model.to("meta")
-
-
-class _EmptyOnMeta(TorchFunctionMode):
-    """Weights never get memory, not even until they are registered: it would leave holes between what stays."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is torch.empty:
-            kwargs["device"] = "meta"
-        return func(*args, **kwargs)
-
-
 def stored_names(model: Any, reader: ShardReader) -> dict[str, str]:
     """Parameter or buffer name in the model → name in the checkpoint, by transformers' own table of renamings.
 
@@ -288,6 +263,10 @@ def persistent_buffers(module: nn.Module, recurse: bool = True) -> Iterator[tupl
 def is_conv1d(module: nn.Module) -> bool:
     """GPT-2's linear module, which keeps its weight as [in, out]."""
     return type(module).__name__ == "Conv1D"
+
+
+def is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or is_conv1d(module)
 
 
 def tied_names(model: Any) -> dict[str, str]:

@@ -28,7 +28,7 @@ from runner.model.memory import SUSPEND_LIMIT, hidden_size, suspended_bytes, wid
 from runner.model.method import LayerMethod, Statistics, Transformed
 from runner.model.output import Output, Results
 from runner.model.shards import ShardReader
-from runner.model.skeleton import Skeleton, dense_copy, is_conv1d
+from runner.model.skeleton import Skeleton, dense_copy, is_conv1d, is_linear
 from runner.model.solve import dense, solve
 
 
@@ -227,10 +227,6 @@ def install(module: nn.Module, result: Transformed, stored: torch.dtype) -> list
 def weight_of(module: nn.Module) -> torch.Tensor:
     weight: torch.Tensor = module.get_parameter("weight")
     return weight
-
-
-def is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or is_conv1d(module)
 
 
 def mean(result: Mapping[str, Any], metric: str) -> float | None:
