@@ -34,7 +34,13 @@ class Width:
     kv_heads: int
 
 
-WIDTHS = {256: Width(768, 4, 2), 512: Width(1408, 8, 8), 1024: Width(2816, 16, 16), 2048: Width(8192, 32, 8)}
+WIDTHS = {
+    256: Width(768, 4, 2),
+    512: Width(1408, 8, 8),
+    1024: Width(2816, 16, 16),
+    2048: Width(8192, 32, 8),
+    4096: Width(14336, 64, 16),
+}
 
 
 def config(layers: int, hidden: int) -> dict[str, object]:

@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     for turn in range(1, args.runs + 1):
         for tool in outcomes:
             python = tools.python_of(tool, others)
-            done = tools.quantize(tool, python, task, args.work / "runs" / tool, tools.cores(args))
+            done = tools.quantize(tool, python, task, args.work / "runs" / tool, tools.cores(args), args.device)
             outcomes[tool].append(done)
             print(f"run {turn}/{args.runs} {tool}: {done.measure}", file=sys.stderr, flush=True)
     scores: dict[str, float] = {}

@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"compare with {' or '.join(PEERS)}, run by the python of the environment that has it; may be repeated",
     )  # fmt: skip
     parser.add_argument("--cores", default="0,1", help="cores that a tool may use; default: 0,1")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where tools compute; default: cpu")
     parser.add_argument("--work", type=Path, required=True, help="a folder for models and results; made if missing")
 
 
@@ -86,7 +87,7 @@ def recipe(task: Task) -> str:
     return json.dumps(document, indent=1)
 
 
-def quantize(tool: str, python: str, task: Task, folder: Path, on: list[int]) -> Outcome:
+def quantize(tool: str, python: str, task: Task, folder: Path, on: list[int], device: str = "cpu") -> Outcome:
     """Run `tool` once on `task`, from an empty store, in `folder`, which is emptied first."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -95,13 +96,14 @@ def quantize(tool: str, python: str, task: Task, folder: Path, on: list[int]) ->
     if tool == OURS:
         (folder / "recipe.yaml").write_text(recipe(task))
         command = [python, "-m", "runner", "apply", "recipe.yaml", "--jobs", "jobs", "--progress", "plain"]
+        command += ["--device", device]
         measure = run(command, cwd=folder, log=log, cores=on, env=env)
         job = next(path for path in (folder / "jobs").iterdir() if path.name.startswith("benchmark-"))
         return Outcome(measure, job / "output")
     np.save(folder / "tokens.npy", tokens.windows("calibration", task.samples, task.length))
     command = [
         python, str(HERE / "peers" / PEERS[tool]), str(task.model), "tokens.npy", "out",
-        "--bits", str(task.bits), "--group-size", str(task.group_size),
+        "--bits", str(task.bits), "--group-size", str(task.group_size), "--device", device,
     ]  # fmt: skip
     return Outcome(run(command, cwd=folder, log=log, cores=on, env=env), folder / "out")
 

@@ -19,6 +19,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=1, help="1 is GPTQModel's default")
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     # With the default it does not start on machines of few cores.
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(len(os.sched_getaffinity(0))))
@@ -29,7 +30,7 @@ def main() -> None:
 
     ids = torch.from_numpy(np.load(args.tokens))
     # The device goes here alone: `load(device=...)` beside it is refused.
-    config = QuantizeConfig(bits=args.bits, group_size=args.group_size, sym=True, device="cpu")
+    config = QuantizeConfig(bits=args.bits, group_size=args.group_size, sym=True, device=args.device)
     model = GPTQModel.load(args.model, config)
     calibration = [{"input_ids": row[None], "attention_mask": torch.ones_like(row[None])} for row in ids]
     started = time.perf_counter()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 
 
@@ -18,7 +19,11 @@ def main() -> None:
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=1, help="1 is llm-compressor's default")
+    parser.add_argument("--device", default="cpu", help="with cpu it is kept from seeing a GPU")
     args = parser.parse_args()
+
+    if args.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
     import numpy as np
     from datasets import Dataset

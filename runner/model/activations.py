@@ -15,19 +15,22 @@ from pathlib import Path
 
 import torch
 
+CPU = torch.device("cpu")
+
 
 class Activations:
     """Hidden states [windows, length, hidden] of one dtype in one file. Written once in order, then read in any order.
 
-    `digest` is the sha256 of what was written, so that a torn file is never resumed from. A batch is hashed and written
-    by a thread while the next one is computed, one batch behind; an error of that (a full disk) is raised by the
-    next call.
+    `digest` is the sha256 of the sha256 of every window, so that a torn file is never resumed from. A batch is hashed
+    and written by threads while the next one is computed, one batch behind; an error of that (a full disk) is raised by
+    the next call. Batches for a GPU pass through pinned memory, so that neither side waits for the copy.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    def __init__(self, path: Path, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device = CPU) -> None:
         self.path = path
         self.shape = shape
         self.dtype = dtype
+        self.device = device
         self.row = shape[1] * shape[2] * dtype.itemsize
         self._hash = hashlib.sha256()
         self._next = 0
@@ -40,16 +43,32 @@ class Activations:
             raise ValueError(f"hidden states are written in order: expected window {self._next}, got {start}")
         if self._file is None:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        data = as_bytes(hidden.detach().to("cpu", self.dtype).contiguous())
+        hidden = hidden.detach().to(dtype=self.dtype).contiguous()
+        arrived = None
+        if hidden.device.type == "cuda":
+            there, hidden = hidden, torch.empty(hidden.shape, dtype=self.dtype, pin_memory=True)
+            hidden.copy_(there, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        data = as_bytes(hidden.cpu())
         self._wait()
-        self._behind = _writer().submit(self._put, self._file, data, start * self.row)
+        self._behind = _writer().submit(self._put, self._file, data, start * self.row, arrived)
         self._next += hidden.shape[0]
 
-    def _put(self, file: int, data: memoryview, offset: int) -> None:
-        self._hash.update(data)
+    def _put(self, file: int, data: memoryview, offset: int, arrived: torch.cuda.Event | None) -> None:
+        if arrived is not None:
+            arrived.synchronize()
+        digests = self._digests(data)
         done = 0
         while done < len(data):
             done += os.pwrite(file, data[done:], offset + done)
+        for digest in digests:
+            self._hash.update(digest)
+
+    def _digests(self, data: memoryview) -> Iterator[bytes]:
+        """Of every window in `data`, in order; they are made meanwhile, by as many threads as suit the machine."""
+        rows = (data[begin : begin + self.row] for begin in range(0, len(data), self.row))
+        return _hashers().map(lambda row: hashlib.sha256(row).digest(), rows)
 
     def _wait(self) -> None:
         """Until everything handed to the thread is in the file."""
@@ -58,11 +77,12 @@ class Activations:
             behind.result()
 
     def read(self, start: int, stop: int) -> torch.Tensor:
-        """Windows [start, stop) in fresh memory."""
+        """Windows [start, stop) in fresh memory of the device."""
         self._wait()
         if self._file is None:
             self._file = os.open(self.path, os.O_RDONLY)
-        hidden = torch.empty((stop - start, *self.shape[1:]), dtype=self.dtype)
+        pinned = self.device.type == "cuda"
+        hidden = torch.empty((stop - start, *self.shape[1:]), dtype=self.dtype, pin_memory=pinned)
         data = as_bytes(hidden)
         done = 0
         while done < len(data):
@@ -70,7 +90,7 @@ class Activations:
             if count == 0:
                 raise OSError(f"{self.path} ends at byte {start * self.row + done}")
             done += count
-        return hidden
+        return hidden.to(self.device, non_blocking=pinned)
 
     def digest(self) -> str:
         self._wait()
@@ -80,8 +100,11 @@ class Activations:
         """Whether the file holds exactly what was written under that digest."""
         if not self.path.exists() or self.path.stat().st_size != self.shape[0] * self.row:
             return False
+        whole = hashlib.sha256()
         with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == digest
+            while row := file.read(self.row):
+                whole.update(hashlib.sha256(row).digest())
+        return whole.hexdigest() == digest
 
     def close(self) -> None:
         self._wait()
@@ -93,6 +116,12 @@ class Activations:
 @cache
 def _writer() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, "activations")
+
+
+@cache
+def _hashers() -> ThreadPoolExecutor:
+    """A GPU runs a layer faster than one core hashes what comes out; on a CPU the cores have the layer to compute."""
+    return ThreadPoolExecutor(max(1, min(8, (os.cpu_count() or 1) // 2)), "digests")
 
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:

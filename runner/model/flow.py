@@ -67,14 +67,15 @@ class Flow:
         if key not in self._open:
             width = self.skeleton.config.get_text_config().hidden_size
             path = self.folder / f"hidden-{lane}-{layer}"
-            self._open[key] = Activations(path, (self.windows, self.length, width), self.skeleton.dtype)
+            self._open[key] = Activations(
+                path, (self.windows, self.length, width), self.skeleton.dtype, self.skeleton.device
+            )
         return self._open[key]
 
     def lane(self, lane: int, layer: int, module: torch.nn.Module) -> Lane:
         """The lane of `passes` that runs `module` as decoder layer `layer`."""
         source, target = self.file(lane, layer), self.file(lane, layer + 1)
-        device = self.skeleton.device
-        return Lane(module, lambda start, stop: source.read(start, stop).to(device), target.write)
+        return Lane(module, source.read, target.write)
 
     def call(self, layer: int, span: Span) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return self._calls[span[1] - span[0]][layer]

@@ -11,7 +11,8 @@ from runner.model.processor import fast_bf16
 RUNTIME = 365 << 20  # a process with torch and one model class imported, with its thread pools (measured)
 FULL_RUNTIME = 440 << 20  # the same with what a step imports that exports or compiles, or runs another library's code
 WEIGHTS_RUNTIME = 265 << 20  # the same without transformers
-SUSPEND_LIMIT = 1 << 30  # bytes of suspended forwards that are held rather than computed again
+CUDA_RUNTIME = 1300 << 20  # and what a GPU adds: CUDA's libraries, pinned batches (measured)
+SUSPEND_LIMIT = 1 << 30  # bytes of suspended forwards that are held rather than computed again, at least
 SUSPENDED_HEAP = 1.75  # bytes of the heap that one of them takes on a CPU: they lie between freed ones (measured)
 LOGIT_BYTES = 64 << 20  # float32 logits held at once
 
@@ -53,6 +54,11 @@ def compute_bytes(facts: CheckpointFacts, device: str) -> int:
 def suspended_bytes(tokens: int, hidden: int, widest: int, value: int, lanes: int) -> int:
     """Bytes that forwards of `tokens` tokens hold while they wait: the residual, its normed copy, the widest input."""
     return tokens * (2 * hidden + widest) * value * lanes
+
+
+def suspend_limit(device_memory: int) -> int:
+    """Bytes of suspended forwards that are held: on a GPU, of `device_memory` bytes, a quarter of what it has."""
+    return max(SUSPEND_LIMIT, device_memory // 4)
 
 
 def batch_bytes(facts: CheckpointFacts, length: int, value: int, device: str) -> int:

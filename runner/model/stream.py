@@ -24,7 +24,7 @@ from runner.model.facts import CheckpointFacts
 from runner.model.flow import Flow
 from runner.model.gather import Gatherer
 from runner.model.headers import facts as read_facts
-from runner.model.memory import SUSPEND_LIMIT, hidden_size, suspended_bytes, widest
+from runner.model.memory import hidden_size, suspend_limit, suspended_bytes, widest
 from runner.model.method import LayerMethod, Statistics, Transformed
 from runner.model.output import Output, Results
 from runner.model.shards import ShardReader
@@ -200,7 +200,8 @@ class Calibrated:
         tokens, value = self.ids.numel(), self.skeleton.dtype.itemsize
         width = hidden_size(self.facts.config)
         held = suspended_bytes(tokens, width, widest(self.facts), value, self.flow.lanes)
-        return passes.run_suspended if held <= SUSPEND_LIMIT else passes.run_again
+        limit = suspend_limit(device_bytes(self.skeleton.device))
+        return passes.run_suspended if held <= limit else passes.run_again
 
     def finished(self, layer: int) -> list[str]:
         return self.flow.finished(layer) if layer < len(self.skeleton) else []
@@ -222,6 +223,11 @@ def install(module: nn.Module, result: Transformed, stored: torch.dtype) -> list
     new = dense(result, stored)
     weight_of(module).copy_(new.T if is_conv1d(module) else new)
     return []
+
+
+def device_bytes(device: torch.device) -> int:
+    """The memory of a GPU, 0 of a CPU."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
 
 
 def weight_of(module: nn.Module) -> torch.Tensor:

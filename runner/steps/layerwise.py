@@ -108,17 +108,17 @@ def estimate(method: LayerMethod, params: Params, inputs: Inputs) -> Cost:
     value = memory.compute_bytes(facts, machine.device)
     hidden, columns = memory.hidden_size(facts.config), memory.widest(facts)
     held = memory.suspended_bytes(tokens, hidden, columns, value, lanes)
-    suspends = held <= memory.SUSPEND_LIMIT and params.get("true_sequential", True)
+    suspends = held <= memory.suspend_limit(machine.device_memory) and params.get("true_sequential", True)
     solving = max(
         (0 if want == "input_norms" else 4 * width**2 * (3 + lanes)) + working_bytes(stack)
         for width, stack in stacks(method, facts).items()
     )
-    peak = (
-        memory.RUNTIME
-        + max(memory.layer_bytes(facts, value) * lanes, memory.rest_bytes(facts, value))
-        + (int(held * (memory.SUSPENDED_HEAP if machine.device == "cpu" else 1)) if suspends else 0)
-        + max(memory.batch_bytes(facts, data.sequence_length, value, machine.device), solving)
-    )
+    peak = memory.RUNTIME + max(memory.layer_bytes(facts, value) * lanes, memory.rest_bytes(facts, value))
+    if machine.device == "cpu":
+        peak += int(held * memory.SUSPENDED_HEAP) if suspends else 0
+        peak += max(memory.batch_bytes(facts, data.sequence_length, value, machine.device), solving)
+    else:  # forwards and solving are on the card
+        peak += memory.CUDA_RUNTIME
     forward = 2 * tokens * weights * lanes * (1 if suspends else 2.6)
     square = 0.0 if want == "input_norms" else sum(tokens * k**2 for k in distinct_inputs(facts)) * (2 * lanes - 1)
     seconds = 5 + copy_seconds + (forward + square) / machine.flops

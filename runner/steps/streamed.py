@@ -30,4 +30,6 @@ def estimate_forward(models: Sequence[CheckpointFacts], data: DataFacts, machine
         seconds += 2 * data.tokens * (weights + head) / machine.flops
         scratch += 2 * data.tokens * memory.hidden_size(facts.config) * value
     logits = memory.LOGIT_BYTES * 3 + heads
+    if machine.device != "cpu":  # batches and logits are on the card
+        return Cost(memory.RUNTIME + memory.CUDA_RUNTIME + heads, 0, scratch, seconds)
     return Cost(memory.RUNTIME + max(peak, logits), 0, scratch, seconds)

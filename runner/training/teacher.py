@@ -150,7 +150,7 @@ def _write(ctx: Context, skeleton: Skeleton, flow: Flow, layout: Layout, folder:
         files = [stack.enter_context(written(folder / name)) for name in _FILES]
         for start, stop in flow.spans:
             ctx.safe_point()
-            hidden = final.read(start, stop).to(skeleton.device)
+            hidden = final.read(start, stop)
             chunks = [
                 truncated(skeleton.logits(hidden, keep), layout)
                 for keep in position_chunks(flow.length, stop - start, columns)

@@ -32,7 +32,7 @@ def test_random_llama_loads_whole(tmp_path: Path, shard_bytes: int) -> None:
 
 def test_sizes_are_layers_by_width() -> None:
     assert random_llama.parse_size("12x512") == (12, 512)
-    message = "size must be LAYERSxHIDDEN with HIDDEN one of 256, 512, 1024, 2048; got '12x500'"
+    message = "size must be LAYERSxHIDDEN with HIDDEN one of 256, 512, 1024, 2048, 4096; got '12x500'"
     with pytest.raises(SystemExit, match=message):
         random_llama.parse_size("12x500")
 

@@ -71,7 +71,7 @@ def test_running_again_gives_the_bytes_of_suspending(
 ) -> None:
     folder = save(tmp_path / "model", "qwen3")
     suspended = gptq(tmp_path, "suspended", folder, **params)
-    monkeypatch.setattr(stream, "SUSPEND_LIMIT", 0)
+    monkeypatch.setattr(stream, "suspend_limit", lambda device_memory: 0)
     again = gptq(tmp_path, "again", folder, **params)
     assert digests(suspended.out_dir) == digests(again.out_dir)
 
@@ -248,4 +248,6 @@ def test_zeros_of_a_pruned_checkpoint_survive_quantization(tmp_path: Path) -> No
 
 
 def test_the_suspension_limit_is_what_the_planner_uses() -> None:
-    assert stream.SUSPEND_LIMIT == memory.SUSPEND_LIMIT  # type: ignore[attr-defined]
+    assert stream.suspend_limit is memory.suspend_limit  # type: ignore[attr-defined]
+    assert memory.suspend_limit(0) == memory.suspend_limit(2 << 30) == memory.SUSPEND_LIMIT
+    assert memory.suspend_limit(80 << 30) == 20 << 30

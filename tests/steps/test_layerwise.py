@@ -132,3 +132,18 @@ def test_solving_is_part_of_the_forecast(tmp_path: Path) -> None:
     assert solving_seconds(model, fast) - columns == pytest.approx((solving - columns) / 2)
     assert seconds("quantize.gptq", machine) - seconds("quantize.gptq", fast) > 0.9 * (solving - columns) / 2
     assert seconds("prune.wanda", machine) - seconds("prune.wanda", fast) < 0.1 * solving
+
+
+def test_what_lies_on_the_card_is_no_part_of_the_hosts_memory(tmp_path: Path) -> None:
+    """A hundred times the tokens take more of a CPU's memory, and none of that of a host with a GPU."""
+    model = facts(save(tmp_path / "llama", "llama"), "llama")
+    cpu = machine_facts("cpu")
+    gpu = replace(cpu, device="cuda", device_memory=80 << 30, gpu_name="NVIDIA H100")
+
+    def memory(kind: str, machine: MachineFacts, windows: int) -> int:
+        data = {"data": DataFacts("calibration", windows, 512, 0, "")}
+        return find(kind).estimate(defaults(kind, {"data": "calibration"}), Inputs(model, {}, data, machine)).memory
+
+    assert memory("quantize.gptq", cpu, 1000) > memory("quantize.gptq", cpu, 10)
+    for kind in ("quantize.gptq", "prune.wanda", "evaluate.perplexity"):
+        assert memory(kind, gpu, 1000) == memory(kind, gpu, 10) > 1.5e9

@@ -46,8 +46,8 @@ def run(ctx: Context) -> Result:
     total, agree = torch.zeros((), dtype=torch.float64), 0
     with torch.no_grad():
         for start, stop in my_flow.spans:
-            theirs = base_final.read(start, stop).to(base.device)
-            ours = my_final.read(start, stop).to(mine.device)
+            theirs = base_final.read(start, stop)
+            ours = my_final.read(start, stop)
             for keep in position_chunks(my_flow.length, 2 * (stop - start), vocabulary):
                 p = base.logits(theirs, keep).log_softmax(-1)
                 q = mine.logits(ours, keep).log_softmax(-1)

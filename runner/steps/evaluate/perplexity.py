@@ -39,7 +39,7 @@ def run(ctx: Context) -> Result:
     total = torch.zeros((), dtype=torch.float64)
     with torch.no_grad():
         for start, stop in flow.spans:
-            hidden = final.read(start, stop).to(skeleton.device)
+            hidden = final.read(start, stop)
             window = ids[start:stop].to(skeleton.device)
             for keep in position_chunks(flow.length, stop - start, skeleton.config.get_text_config().vocab_size):
                 logits = skeleton.logits(hidden, keep)

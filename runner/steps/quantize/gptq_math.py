@@ -25,6 +25,8 @@ which is (2) with other numbers in it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
 
 import torch
 
@@ -34,7 +36,7 @@ from runner.steps.quantize.grid import Grid
 
 BLOCK = 128  # columns whose sums over the errors of later blocks are one product
 INNER = 16  # columns of a block that see one another's errors as vectors
-ROWS = 4096  # rows solved at once, so that a block of columns stays in the caches
+ROWS = 4096  # rows solved at once on a CPU, so that a block of columns stays in the caches
 GIVE_UP = 10.0  # dampening, as a share of the mean diagonal, beyond which nothing is left of H
 
 
@@ -141,8 +143,9 @@ def quantize_weight(weight: torch.Tensor, factor: Factor, grid: Grid, *, keep_ze
     rest makes up for it, as in SparseGPT.
     """
     parts = []
-    for begin in range(0, weight.shape[0], ROWS):
-        rows = slice(begin, begin + ROWS)
+    count = ROWS if weight.device.type == "cpu" else weight.shape[0]
+    for begin in range(0, weight.shape[0], count):
+        rows = slice(begin, begin + count)
         parts.append(_solve(weight[rows], factor, grid if grid.scheme.per_tensor else grid.rows(rows), keep_zeros))
     integers, errors = zip(*parts, strict=True)
     return Solution(grid.pack(torch.cat(integers)), torch.cat(errors))
@@ -176,16 +179,20 @@ def _solve(weight: torch.Tensor, factor: Factor, grid: Grid, keep_zeros: bool) -
     if factor.start is not None:
         start = torch.linalg.solve_triangular(factor.start, target.T, upper=False, left=False, unitriangular=True)
         start = start.T.contiguous()
-    keep = (target != 0).float() if keep_zeros and not bool(target.all()) else None
+    keep = keep_zeros and not bool(target.all())
     levels = _Levels(grid, rows, factor.order)
+    kernel = _kernel(weight.device.type)
     errors = torch.empty_like(target)
     integers = torch.empty(columns, rows, dtype=torch.uint8, device=weight.device)
     lost = torch.zeros(rows, device=weight.device)
     for end in range(columns, 0, -BLOCK):
         block = slice(max(0, end - BLOCK), end)
         values = torch.addmm(start[block], factor.feedback[block, end:], errors[end:])
-        kept = None if keep is None else keep[block]
-        steps = _round_block(values, target[block], errors[block], factor.feedback[block, block], levels, block, kept)
+        own = values, target[block], errors[block], factor.feedback[block, block]
+        if kernel is None:
+            steps = _round_block(*own, levels, block, keep)
+        else:
+            steps = kernel(*own, levels.scale, levels.zero, levels.top, levels.group[block], keep)
         integers[block] = levels.integers(steps, block)
         lost.addmv_(values.sub_(target[block]).add_(errors[block]).square_().T, factor.costs[block])
     if factor.start is None:
@@ -200,16 +207,18 @@ def _round_block(
     feedback: torch.Tensor,
     levels: _Levels,
     block: slice,
-    keep: torch.Tensor | None,
+    keep: bool,
 ) -> torch.Tensor:
     """Round the columns of one block from the last to the first; returns q − z [columns, rows] as float32.
 
     values    [columns, rows]: (2) over all later blocks; completed in place
     target    [columns, rows]: w;  errors [columns, rows]: filled with w − s (q − z)
     feedback  [columns, columns]: the diagonal block of the factor's
+    keep      what is zero in `target` stays zero
     """
     columns, rows = values.shape
     steps = torch.empty_like(values)
+    kept = (target != 0).float() if keep else None
     # What one vector operation touches is sliced once for all inner blocks, as slicing costs as much as computing.
     recent = values.new_empty(INNER, rows)
     weights = values.new_empty(INNER, INNER)
@@ -222,7 +231,7 @@ def _round_block(
         own = values[inner].addmm_(feedback[inner, end:], errors[end:])
         weights[skip:, skip:] = feedback[inner, inner]
         own_rows, target_rows, step_rows = own.unbind(0), target[inner].unbind(0), steps[inner].unbind(0)
-        keep_rows = () if keep is None else keep[inner].unbind(0)
+        keep_rows = () if kept is None else kept[inner].unbind(0)
         for i in range(end - begin - 1, -1, -1):
             value, step, slot = own_rows[i], step_rows[i], i + skip
             if slot < INNER - 1:
@@ -238,19 +247,45 @@ def _round_block(
     return steps
 
 
+@cache
+def _kernel(device: str) -> Any:
+    """What rounds a block in one kernel, or None where torch's operations do: on CPUs, and without Triton."""
+    if device != "cuda":
+        return None
+    try:
+        from runner.steps.quantize.gptq_kernel import round_block
+    except ImportError:  # torch's builds for Windows and some for ROCm come without Triton
+        return None
+    return round_block
+
+
 class _Levels:
-    """A grid by group: scale, lowest and highest q − z of all rows; `groups` by position in the order of columns."""
+    """A grid by group, `scale` and `zero` [G, rows]; `group` [K] by position in the order of columns."""
 
     def __init__(self, grid: Grid, rows: int, order: torch.Tensor) -> None:
-        self._group = order // grid.scheme.columns(order.numel())
-        self.groups: list[int] = self._group.tolist()
-        self.scales = grid.scale.T.expand(-1, rows).contiguous().unbind(0)
-        top = grid.scheme.levels - 1
+        self.group = order // grid.scheme.columns(order.numel())
+        self.scale = grid.scale.T.expand(-1, rows).contiguous()
+        self.zero = grid.zeros().T.expand(-1, rows).contiguous()
+        self.top = grid.scheme.levels - 1
         self._symmetric = grid.zero is None
-        self._zero = grid.zeros().T.expand(-1, rows).contiguous()
-        self.lowest = (-self._zero).unbind(0)
-        self.highest = (top - self._zero).unbind(0)
+
+    @cached_property
+    def groups(self) -> list[int]:
+        return list(self.group.tolist())
+
+    @cached_property
+    def scales(self) -> tuple[torch.Tensor, ...]:
+        return self.scale.unbind(0)
+
+    @cached_property
+    def lowest(self) -> tuple[torch.Tensor, ...]:
+        """q − z at its lowest, by group."""
+        return (-self.zero).unbind(0)
+
+    @cached_property
+    def highest(self) -> tuple[torch.Tensor, ...]:
+        return (self.top - self.zero).unbind(0)
 
     def integers(self, steps: torch.Tensor, block: slice) -> torch.Tensor:
-        zero = self._zero[0] if self._symmetric else self._zero[self._group[block]]
+        zero = self.zero[0] if self._symmetric else self.zero[self.group[block]]
         return (steps + zero).to(torch.uint8)

@@ -23,7 +23,8 @@ METHODS = ("minmax", "mse", "weighted_mse")
 STEPS = 10  # ranges tried
 SMALLEST = {2: 0.3, 3: 0.4, 4: 0.6}  # smallest share of the full range tried, by bits
 SMALLEST_OTHERWISE = 0.7
-CHUNK = 1 << 18  # elements worked on at once: four float32 buffers of them stay in the caches
+CHUNK = 1 << 18  # elements worked on at once on a CPU: four float32 buffers of them stay in the caches
+GPU_CHUNK = 1 << 25  # and on a GPU, so that an operation is more than its start
 
 Pick = tuple[slice, slice, None]  # rows, groups, and a new axis for the columns of a group
 
@@ -232,5 +233,5 @@ def _runs(columns: int, scheme: Scheme) -> list[tuple[slice, int]]:
 
 def _chunks(weight: torch.Tensor) -> list[slice]:
     rows, columns = weight.shape
-    count = max(1, CHUNK // columns)
+    count = max(1, (CHUNK if weight.device.type == "cpu" else GPU_CHUNK) // columns)
     return [slice(begin, min(begin + count, rows)) for begin in range(0, rows, count)]
