@@ -9,28 +9,34 @@ from typing import Any
 
 from runner.model import usage
 
-GROWTH = 1.06  # times the peak of the first layer
+SETTLED = 2  # layers after which the peak is that of a layer
+GROWTH = 1.05  # times that peak: beyond it, memory is given back after a layer that set a new one
+MORE = 1.07  # and beyond this, within layers too: each then takes a fifth more time (measured)
 
 
 class Layers:
-    """Gives back what layers leave, once they take more than the first did: else the next layer fills the same pages
+    """Gives back what layers leave, once they take more than the first ones did: else the next layer fills the same
 
-    again, which is cheaper than asking for new ones (measured: a tenth of the time of GPTQ). What was left before the
-    layers, by the making of a model above all, goes back at once.
+    pages again, which is cheaper than asking for new ones (measured: a tenth of the time of GPTQ). What was left before
+    the layers, by the making of a model above all, goes back at once.
     """
 
     def __init__(self) -> None:
         trim()
-        self._first: int | None = None
+        self._ended = 0
+        self._settled = self._last = 0
         self.grows = False  # whether it is to be given back within layers too
 
     def ended(self) -> None:
         """To be called after every layer."""
         peak = usage.peak()
-        self._first = self._first or peak
-        self.grows = self.grows or peak > GROWTH * self._first
-        if self.grows:
+        self._ended += 1
+        if self._ended <= SETTLED:
+            self._settled = peak
+        self.grows = self.grows or peak > MORE * self._settled
+        if peak > max(GROWTH * self._settled, self._last):
             trim()
+        self._last = peak
 
 
 def trim() -> None:

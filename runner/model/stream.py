@@ -59,7 +59,7 @@ def walk(
     path = ctx.out_dir.parent / "progress.json"
     progress: state.Progress = layers.begin(state.load(path, count))
     layers.left = left = heap.Layers()
-    with torch.no_grad():
+    with torch.inference_mode():
         for index in range(progress.layer, count):
             ctx.safe_point()
             started = time.perf_counter()
@@ -134,7 +134,7 @@ class Calibrated:
     def begin(self, progress: state.Progress) -> state.Progress:
         if progress.layer == len(self.skeleton):
             return progress  # stopped while the folder was put together: no layer is left to feed
-        with torch.no_grad():
+        with torch.inference_mode():
             if self.flow.begin(progress.layer, progress.hidden):
                 return progress
             self.ctx.emit("message", level="warning", text="the hidden states of the interrupted run are not intact: "

@@ -12,7 +12,7 @@ from runner.model.method import LayerMethod, Linear, Statistics, Transformed
 from runner.steps.layerwise import bind, distinct_inputs
 from runner.steps.protocol import CHECKPOINT, QUANTIZED, Cost, Inputs, MachineFacts, Params
 
-VERSION = 4
+VERSION = 5
 CONSUMES = (CHECKPOINT,)
 PRODUCES = QUANTIZED
 REQUIRES = ()

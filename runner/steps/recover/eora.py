@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from runner.model.output import Results
     from runner.model.shards import ShardReader
 
-VERSION = 3
+VERSION = 4
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = SAME
 REQUIRES = ()
