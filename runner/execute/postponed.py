@@ -1,7 +1,10 @@
-"""A shorter import of transformers, for a worker: one process, which compiles no model unless a step asks for it.
+"""A shorter import of torch and transformers, for a worker: one process, which compiles no model unless a step asks it.
 
-More than half of that import makes what a worker hardly ever uses (measured: 0.85 of 1.5 s, and 60 MB of memory):
+Of that import of 2.4 s, one makes what a worker hardly ever uses (measured; and 75 MB of memory):
 
+    torch._meta_registrations  what operations in Python say of the shapes of meta tensors, for tracing and compiling;
+                             with it torch's reference implementations and decompositions. Its body is put off until
+                             anything in it is looked at or one of those, which traces go through, is imported.
     torch._dynamo            for three decorators of functions that are never called here. Its body is put off until
                              anything else in it is looked at; the decorators are then applied for real.
     torch.distributed.tensor for models spread over processes. transformers is told that torch.distributed is not
@@ -20,15 +23,29 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache, partial, wraps
-from importlib.abc import MetaPathFinder
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
+SHAPES = "torch._meta_registrations"
+WITH_SHAPES = (
+    "torch._decomp",
+    "torch._prims",
+    "torch._prims_common.wrappers",
+    "torch._refs",
+    "torch.utils._content_store",
+)
 DYNAMO = "torch._dynamo"
-NEEDED_OF_DYNAMO = "torch._dynamo._trace_wrapped_higher_order_op"  # by transformers.masking_utils; needs no more of it
+NEEDED_OF_DYNAMO = "torch._dynamo._trace_wrapped_higher_order_op"  # by transformers.masking_utils; needs no more
 DISTRIBUTED = "torch.distributed"
 IMPORT_UTILS = "transformers.utils.import_utils"
+
+
+def postpone_shapes() -> None:
+    """Make the import of torch short, which is not imported yet. Once in a process."""
+    if "torch" not in sys.modules:
+        sys.meta_path.insert(0, _Shapeless())
 
 
 def postpone() -> None:
@@ -113,6 +130,61 @@ def _disabled(function: Any, recursive: bool, how: dict[str, Any]) -> Any:
         return (disabled() if compiles else function)(*args, **kwargs)
 
     return call
+
+
+class _Shapeless(MetaPathFinder):
+    """Finds torch._meta_registrations without running its body, and runs it before any of WITH_SHAPES is imported."""
+
+    def __init__(self) -> None:
+        self._body: Callable[[], None] | None = None
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
+        if fullname == SHAPES:
+            spec = PathFinder.find_spec(fullname, path, target)
+            if spec is not None and spec.loader is not None:
+                spec.loader.exec_module = partial(self._put_off, spec.loader.exec_module)  # type: ignore[method-assign]
+            return spec
+        if fullname in WITH_SHAPES and self._body is not None:
+            self._complete()  # imports that module too, in the order that torch's circular imports need
+            if fullname in sys.modules:
+                return _Present.spec(sys.modules[fullname])
+        return None
+
+    def _put_off(self, execute: Callable[[ModuleType], None], module: ModuleType) -> None:
+        self._body = partial(execute, module)
+        vars(module)["__getattr__"] = partial(self._looked_at, module)
+
+    def _looked_at(self, module: ModuleType, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(f"module {SHAPES!r} has no attribute {name!r}")
+        self._complete()
+        return getattr(module, name)
+
+    def _complete(self) -> None:
+        body, self._body = self._body, None
+        if body is not None:
+            sys.meta_path.remove(self)
+            vars(sys.modules[SHAPES]).pop("__getattr__")
+            body()
+
+
+class _Present(Loader):
+    """Gives a module that came to be there while it was looked for: importlib would run its body again."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module, self._spec = module, module.__spec__
+
+    @classmethod
+    def spec(cls, module: ModuleType) -> ModuleSpec:
+        """The spec to find `module` by; the module has it until it is "loaded", because importlib looks there."""
+        module.__spec__ = ModuleSpec(module.__name__, cls(module))
+        return module.__spec__
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return self._module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__, module.__loader__ = self._spec, self._spec.loader if self._spec else None
 
 
 class _Shortened(MetaPathFinder):

@@ -12,9 +12,15 @@ import importlib
 from runner.execute import postponed
 from runner.execute.messages import Request
 
+# Kinds that run layers on tensors and nothing else: no library's code that could trace or ask for shapes.
+LAYERS_ALONE = ("quantize.gptq", "quantize.rtn", "prune.magnitude", "prune.wanda", "evaluate.perplexity",
+                "evaluate.divergence")  # fmt: skip
+
 
 def imports(request: Request) -> None:
     """Import torch for a step that computes, transformers' models too for one that runs text through a model."""
+    if request.kind in LAYERS_ALONE:
+        postponed.postpone_shapes()
     names = []
     if "torch" in request.key_inputs.get("environment", {}):
         names = ["torch", "transformers.modeling_utils"] if request.data else ["torch"]
@@ -24,6 +30,8 @@ def imports(request: Request) -> None:
             if name.startswith("transformers"):
                 postponed.postpone()
             importlib.import_module(name)
+        if names and request.kind not in LAYERS_ALONE:
+            importlib.import_module(postponed.WITH_SHAPES[0])  # an earlier step may have put it off
         gc.freeze()  # what was imported stays: later collections need not look at it
     finally:
         gc.enable()

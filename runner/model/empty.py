@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
@@ -18,8 +19,15 @@ def build_empty(config: Any, **how: Any) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    with init_empty_weights(), no_init_weights(), _EmptyOnMeta():
-        model = AutoModelForCausalLM.from_config(config, **how)
+    def build() -> Any:
+        with init_empty_weights(), no_init_weights(), _EmptyOnMeta():
+            return AutoModelForCausalLM.from_config(config, **how)
+
+    try:
+        model = build()
+    except NotImplementedError:  # of an operation whose shapes only torch's Python knows, which may not be imported
+        importlib.import_module("torch._decomp")
+        model = build()
     return model.to("meta")
 
 

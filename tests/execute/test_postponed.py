@@ -1,4 +1,4 @@
-"""The shorter import of transformers: short, and in the end the same. Each case is an interpreter of its own."""
+"""The shorter imports of torch and transformers: short, and in the end the same. Each case in its own interpreter."""
 
 from __future__ import annotations
 
@@ -8,22 +8,26 @@ import sys
 
 import pytest
 
-HEAVY = ["torch._dynamo.convert_frame", "torch.distributed.tensor", "sympy"]
+from runner.execute.warm import LAYERS_ALONE
+from runner.steps.kinds import names
+
+HEAVY = ["torch._decomp", "torch._dynamo.convert_frame", "torch.distributed.tensor", "sympy"]
 BODY = """
 import json, sys
-import torch
 {first}
+import torch
+{second}
 import transformers.modeling_utils
 before = [name for name in {heavy} if name in sys.modules]
 {then}
 """
+FIRST = "from runner.execute import postponed; postponed.postpone_shapes()"
 SHORT = "from runner.execute import postponed; postponed.postpone()"
 
 
-def told(then: str, first: str = SHORT) -> dict[str, object]:
-    done = subprocess.run(
-        [sys.executable, "-c", BODY.format(first=first, heavy=HEAVY, then=then)], capture_output=True, text=True,
-    )  # fmt: skip
+def told(then: str, first: str = FIRST, second: str = SHORT) -> dict[str, object]:
+    body = BODY.format(first=first, second=second, heavy=HEAVY, then=then)
+    done = subprocess.run([sys.executable, "-c", body], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     answer: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
     return answer
@@ -39,7 +43,7 @@ after = [name for name in {HEAVY} if name in sys.modules]
 print(json.dumps(dict(before=before, after=after, shape=list(logits.shape))))
 """
     assert told(run) == {"before": [], "after": [], "shape": [1, 4, 16]}
-    assert told(run, first="")["before"] == HEAVY  # what there is to save
+    assert told(run, "", "")["before"] == HEAVY  # what there is to save
 
 
 @pytest.mark.parametrize(
@@ -107,4 +111,54 @@ def test_transformers_offers_the_same_names() -> None:
 import transformers, transformers.models
 print(json.dumps(dict(top=sorted(dir(transformers)), models=sorted(dir(transformers.models)))))
 """
-    assert told(then) == told(then, first="")
+    assert told(then) == told(then, "", "")
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        "torch._decomp",
+        "import torch._refs",
+        "torch._meta_registrations.meta_index_Tensor",
+        "torch.compile(lambda x: x + 1, backend='aot_eager')(torch.ones(2))",
+        "with torch._subclasses.FakeTensorMode(): torch.ones(2).erfinv().cumsum(0)",
+        "import torch._prims, torch._prims_common.wrappers",
+        "import torch.utils._content_store",
+    ],
+)
+def test_shapes_of_operations_are_known_once_anything_asks_for_them(look: str) -> None:
+    """As many operations as where nothing was put off, and one that only torch's Python knows."""
+    then = f"""
+import importlib
+{look if look != "torch._decomp" else "importlib.import_module('torch._decomp')"}
+import torch._decomp, torch._refs
+image, grid = (torch.empty(1, *sizes, device="meta") for sizes in ((1, 4, 4), (2, 2, 2)))
+shape = torch.nn.functional.grid_sample(image, grid, align_corners=False).shape
+print(json.dumps(dict(known=len(torch._decomp.meta_table), decomposed=len(torch._decomp.decomposition_table),
+                      shape=list(shape), file=torch._refs.__spec__.origin)))
+"""
+    assert told(then) == told(then, "", "")
+
+
+def test_a_model_is_built_empty_also_with_an_operation_whose_shapes_were_put_off() -> None:
+    then = """
+from transformers import LlamaConfig, LlamaForCausalLM
+from runner.model.empty import build_empty
+
+made = LlamaForCausalLM.__init__
+
+def init(self, config):
+    made(self, config)
+    torch.nn.functional.grid_sample(torch.empty(1, 1, 4, 4), torch.empty(1, 2, 2, 2), align_corners=False)
+
+LlamaForCausalLM.__init__ = init
+sizes = dict(vocab_size=16, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+model = build_empty(LlamaConfig(**sizes))
+print(json.dumps(dict(before=before, devices=sorted({p.device.type for p in model.parameters()}),
+                      loaded="torch._decomp" in sys.modules)))
+"""
+    assert told(then) == {"before": [], "devices": ["meta"], "loaded": True}
+
+
+def test_kinds_that_ask_for_no_shapes_are_kinds() -> None:
+    assert set(LAYERS_ALONE) <= set(names())
