@@ -10,8 +10,8 @@ from typing import Any
 from runner.model import usage
 
 SETTLED = 2  # layers after which the peak is that of a layer
-GROWTH = 1.05  # times that peak: beyond it, memory is given back after a layer that set a new one
-MORE = 1.07  # and beyond this, within layers too: each then takes a fifth more time (measured)
+GROWTH = 1.04  # times that peak: beyond it, memory is given back after a layer that set a new one
+MORE = 1.055  # and beyond this, within layers too: each then takes a fifth more time (measured)
 
 
 class Layers:

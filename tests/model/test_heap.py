@@ -8,7 +8,7 @@ from runner.model import heap, usage
 
 
 def test_memory_is_given_back_before_the_first_layer_and_once_layers_take_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    peaks = iter([800, 1000, 1050, 1051, 1051, 1071])
+    peaks = iter([800, 1000, 1040, 1041, 1041, 1056])
     trimmed: list[bool] = []
     monkeypatch.setattr(usage, "peak", lambda: next(peaks))
     monkeypatch.setattr(heap, "trim", lambda: trimmed.append(True))
