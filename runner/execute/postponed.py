@@ -48,6 +48,11 @@ def postpone_shapes() -> None:
         sys.meta_path.insert(0, _Shapeless())
 
 
+def complete_shapes() -> None:
+    """What `postpone_shapes` has put off, now; the import of torch as it is, where nothing was."""
+    importlib.import_module(WITH_SHAPES[0])
+
+
 def postpone() -> None:
     """Make the import of transformers short; torch is imported already, transformers not. Once in a process."""
     if DYNAMO not in sys.modules and (spec := importlib.util.find_spec(DYNAMO)) is not None:

@@ -31,7 +31,7 @@ def imports(request: Request) -> None:
                 postponed.postpone()
             importlib.import_module(name)
         if names and request.kind not in LAYERS_ALONE:
-            importlib.import_module(postponed.WITH_SHAPES[0])  # an earlier step may have put it off
+            postponed.complete_shapes()  # an earlier step may have put them off
         gc.freeze()  # what was imported stays: later collections need not look at it
     finally:
         gc.enable()

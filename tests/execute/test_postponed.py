@@ -117,7 +117,7 @@ print(json.dumps(dict(top=sorted(dir(transformers)), models=sorted(dir(transform
 @pytest.mark.parametrize(
     "look",
     [
-        "torch._decomp",
+        "import torch._decomp",
         "import torch._refs",
         "torch._meta_registrations.meta_index_Tensor",
         "torch.compile(lambda x: x + 1, backend='aot_eager')(torch.ones(2))",
@@ -129,8 +129,7 @@ print(json.dumps(dict(top=sorted(dir(transformers)), models=sorted(dir(transform
 def test_shapes_of_operations_are_known_once_anything_asks_for_them(look: str) -> None:
     """As many operations as where nothing was put off, and one that only torch's Python knows."""
     then = f"""
-import importlib
-{look if look != "torch._decomp" else "importlib.import_module('torch._decomp')"}
+{look}
 import torch._decomp, torch._refs
 image, grid = (torch.empty(1, *sizes, device="meta") for sizes in ((1, 4, 4), (2, 2, 2)))
 shape = torch.nn.functional.grid_sample(image, grid, align_corners=False).shape
