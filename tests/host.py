@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from runner.contracts.context import Artifact, DataFacts
+from runner.data.harness_tasks import locate
 from runner.errors import Interrupted
-from runner.model.context import Artifact, DataFacts
-from runner.model.task_files import locate
 from runner.recipe.schema import defaults
 
 

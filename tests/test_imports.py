@@ -72,7 +72,7 @@ def is_concrete(module: str) -> bool:
 
 
 def test_it_found_the_project() -> None:
-    assert {"runner.cli", "runner.errors", "runner.steps.protocol"} <= set(MODULES)
+    assert {"runner.cli", "runner.errors", "runner.contracts.step_kind"} <= set(MODULES)
     assert "runner.plan.resolve" in edges(deferred=True)["runner.commands.validate"]
 
 

@@ -12,7 +12,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from runner.recipe import schema, words
+    from runner import wording
+    from runner.recipe import schema
     from runner.report import kinds as report
     from runner.report.console import console, show
     from runner.steps import kinds
@@ -24,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     asked = [kind for kind in known if args.kind is None or kind.startswith(f"{args.kind}.")]
     if not asked:
-        meant = words.did_you_mean(args.kind, [*known, *sorted({kind.split(".")[0] for kind in known})])
+        meant = wording.did_you_mean(args.kind, [*known, *sorted({kind.split(".")[0] for kind in known})])
         raise UsageError(f"there is no kind of step `{args.kind}`{meant}", "`runner steps` lists every kind")
     show(report.listing([(kind, schema.kind_schema(kind)) for kind in asked], out.width), out)
     return 0

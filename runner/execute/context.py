@@ -1,4 +1,4 @@
-"""The Context that the worker hands to a step (runner.steps.protocol.Context)."""
+"""The Context that the worker hands to a step (runner.contracts.step_kind.Context)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.contracts.step_kind import Artifact, DataFacts
 from runner.errors import Interrupted, RecipeError
 from runner.execute.messages import Request
 from runner.job.entries import Stage
 from runner.model import usage
 from runner.progress.events import Event, make
 from runner.recipe.types import DataSpec
-from runner.steps.protocol import Artifact, DataFacts
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +43,7 @@ class StepContext:
         """Token ids [samples, sequence_length], int64. RecipeError when the text is shorter than asked."""
         import torch
 
-        from runner.model.windows import too_short, windows
+        from runner.data.windows import too_short, windows
 
         ref = self._request.data[parameter]
         spec = DataSpec(**ref.spec)

@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from runner.contracts.step_kind import METRICS_ONLY
 from runner.errors import GateFailed, Interrupted, MachineError, RunnerError, StoreError
 from runner.execute import failures
 from runner.execute.process import WorkerDied, WorkerProcess
@@ -27,7 +28,6 @@ from runner.plan.types import Forecast, Plan, PlannedStep, Preview
 from runner.progress.events import Event, Sink, make
 from runner.progress.jsonl import JsonLines
 from runner.recipe.references import parse
-from runner.steps.protocol import METRICS_ONLY
 
 _STATUS = {0: "done", GateFailed.exit_code: "gate-missed", Interrupted.exit_code: "interrupted", 130: "interrupted"}
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from runner.contracts.step_kind import CHECKPOINT, QUANTIZED
 from runner.errors import MachineError
 from runner.execute.messages import DataRef, InputRef, Request
 from runner.job.entries import StoreEntry
 from runner.plan.types import MODEL, Plan, PlannedStep, ResolvedModel
 from runner.recipe import secrets, text
-from runner.steps.protocol import CHECKPOINT, QUANTIZED
 
 
 def request(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import Interrupted, StepFailed
-from runner.execute import failures, messages, warm
+from runner.execute import failures, imports, messages
 from runner.execute.context import StepContext, seed_everything
 from runner.execute.messages import Request
 from runner.job import environment
@@ -126,7 +126,7 @@ class Worker:
             ))  # fmt: skip
             usage.reset_peak()
             started = time.perf_counter()
-            warm.imports(request)
+            imports.imports(request)
             kind = _kind(request)
             seed_everything(request)
             context = StepContext(request, stage, self.send, self._stop)

@@ -14,11 +14,11 @@ from typing import Any
 
 import onnx
 
+from runner.contracts.context import Context
 from runner.errors import StepFailed
 from runner.export import graph
 from runner.export.tensorrt import NAMES, RTX, Built, Order
 from runner.model import headers
-from runner.model.context import Context
 from runner.model.output import copy_companions, write_json
 
 ENGINE = "engine.json"

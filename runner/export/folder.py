@@ -6,9 +6,9 @@ import shutil
 from importlib.metadata import version
 from typing import Any
 
+from runner.contracts.context import Context
 from runner.export import architectures, carry, graph
 from runner.model import headers
-from runner.model.context import Context
 from runner.model.output import copy_companions, write_json
 
 ENGINE = "engine.json"

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runner.data import chat_template
+from runner.data.windows import Tokenizer
 from runner.errors import StepFailed
-from runner.model import chat
-from runner.model.windows import Tokenizer
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama_token_type of llama.cpp
 
@@ -77,7 +77,7 @@ def read(folder: Path, size: int) -> Vocabulary:
         tokens, types, merges, pre, tokenizer.bos, tokenizer.eos, ids.get(_content(config.get("pad_token"))),
         ids.get(_content(config.get("unk_token"))),
         adds_bos=tokenizer.bos is not None and given[:1] == [tokenizer.bos],
-        adds_eos=tokenizer.eos is not None and given[-1:] == [tokenizer.eos], template=chat.source(folder),
+        adds_eos=tokenizer.eos is not None and given[-1:] == [tokenizer.eos], template=chat_template.source(folder),
     )  # fmt: skip
 
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import runner
+from runner.contracts.context import Context
 from runner.errors import MachineError, RunnerError, StepFailed
-from runner.model.context import Context
 
 RTX, ENTERPRISE = "rtx", "enterprise"
 MODULES = {RTX: "tensorrt_rtx", ENTERPRISE: "tensorrt"}  # as Python imports them

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import runner
+from runner.contracts.step_kind import METRICS_ONLY
 from runner.job import files
 from runner.job.directory import JobDirectory, read_json
 from runner.job.entries import StoreEntry
 from runner.plan import lock_file
 from runner.plan.types import Plan, PlannedStep
 from runner.recipe import secrets, text
-from runner.steps.protocol import METRICS_ONLY
 
 NAME = "provenance.json"
 SIGNATURES = (f"{NAME}.sig", f"{NAME}.sigstore.json")

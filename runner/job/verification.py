@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runner.contracts.step_kind import METRICS_ONLY
 from runner.job import files, provenance, records
 from runner.job.directory import read_json
 from runner.job.entries import difference
 from runner.job.records import Record
 from runner.job.store import Store
 from runner.plan.keys import sha256
-from runner.steps.protocol import METRICS_ONLY
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
+from runner.contracts.context import Context
 from runner.model.adapters import FOLDER, adapter_config, unpacks_late
-from runner.model.context import Context
 from runner.model.formats.config import parse
 from runner.model.formats.rules import GPTQ, PACK_QUANTIZED, Scheme, served_by_vllm, validate_together
 from runner.model.headers import read_headers

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from runner.contracts.context import Context
 from runner.model import heap, state
-from runner.model.context import Context
 from runner.model.flow import Flow
 from runner.model.memory import LOGIT_BYTES
 from runner.model.passes import forward

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from runner.contracts.context import Context
 from runner.model import card
-from runner.model.context import Context
 from runner.model.facts import CheckpointFacts
 from runner.model.formats import GPTQ, gptq_version, pack, quantization_config, unpacked_modules
 from runner.model.method import Transformed

@@ -9,7 +9,7 @@ from pathlib import Path
 from runner.errors import Diagnostic, RecipeError
 from runner.model import hub
 from runner.recipe.types import DataSpec, ModelSpec
-from runner.recipe.words import did_you_mean, ticked
+from runner.wording import did_you_mean, ticked
 
 DEMO = "demo:"
 DATA_SUFFIXES = (".jsonl", ".txt", ".parquet")

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from runner.contracts.context import Context, Result
 from runner.model import adapters, attention, heap, passes, state
-from runner.model.context import Context, Result
 from runner.model.facts import CheckpointFacts
 from runner.model.flow import Flow
 from runner.model.gather import Gatherer

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runner.model.data_files import documents_of
-from runner.model.windows import Tokenizer, is_fast, tokens
+from runner.data.documents import documents_of
+from runner.data.windows import Tokenizer, is_fast, tokens
 from runner.plan.digests import load_cache, update_cache
 from runner.plan.keys import data_inputs, sha256
 from runner.plan.types import ResolvedData

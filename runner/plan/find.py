@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from runner.contracts.step_kind import DataFacts
+from runner.data.windows import no_tokenizer, too_short
 from runner.errors import Diagnostic, RecipeError, Span
 from runner.model import architectures, headers, hub, source, trust
 from runner.model.facts import CheckpointFacts
-from runner.model.windows import no_tokenizer, too_short
 from runner.plan.counts import count_tokens
 from runner.plan.digests import digest_files, digest_named
 from runner.plan.types import ResolvedData, ResolvedModel
 from runner.recipe.types import DataSpec, ModelSpec, Recipe
-from runner.steps.protocol import DataFacts
 
 _DIGESTED = ("*.json", "*.model", "*.txt", "*.jinja")  # beside the shards: config, tokenizer, generation config
 

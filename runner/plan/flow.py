@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from runner.contracts.step_kind import METRICS_ONLY, Cost, DataFacts, Inputs, MachineFacts
 from runner.errors import Diagnostic
 from runner.model.facts import CheckpointFacts
 from runner.plan.types import PlannedStep
 from runner.steps import kinds
-from runner.steps.protocol import METRICS_ONLY, Cost, DataFacts, Inputs, MachineFacts
 
 
 class Flow:

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from runner import wording
 from runner.plan.types import Plan, ResolvedData, ResolvedModel
-from runner.recipe import words
 from runner.recipe.parents import Pins
 from runner.recipe.types import DataSpec, ModelSpec, Parent
 
@@ -185,8 +185,8 @@ def selected(name: str, entries: Iterable[Entry], aliases: Mapping[str, Entry]) 
         return exact
     part = [entry for entry in known if name in entry[1]]
     if len(part) > 1:
-        raise LookupError(f"`{name}` may be {words.ticked([entry[1] for entry in part], 'or')}")
+        raise LookupError(f"`{name}` may be {wording.ticked([entry[1] for entry in part], 'or')}")
     if not part:
         names = [*aliases, *(entry[1] or entry[0] for entry in known)]
-        raise LookupError(f"the lock has no `{name}`{words.did_you_mean(name, names)}")
+        raise LookupError(f"the lock has no `{name}`{wording.did_you_mean(name, names)}")
     return set(part)

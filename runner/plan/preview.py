@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from runner.contracts.step_kind import Cost
 from runner.errors import Diagnostic
 from runner.plan import find, machine
 from runner.plan.flow import Flow
 from runner.plan.reasons import Previous, reason
 from runner.plan.types import Forecast, Plan, PlannedStep, Preview
 from runner.recipe.types import Recipe
-from runner.steps.protocol import Cost
 
 CACHE = "digests.json"  # in the store: digests and token counts
 _NOTHING = Cost(0, 0, 0, 0.0)

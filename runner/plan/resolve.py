@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, SAME, Kind, MachineFacts
 from runner.errors import Diagnostic, MachineError, RecipeError
 from runner.model import hub
 from runner.plan import find, keys, lock
@@ -16,7 +17,6 @@ from runner.plan.types import MODEL, Plan, PlannedStep, ResolvedData, ResolvedMo
 from runner.recipe import chain, schema
 from runner.recipe.types import ModelSpec, Recipe, Step
 from runner.steps import kinds
-from runner.steps.protocol import CHECKPOINT, QUANTIZED, SAME, Kind, MachineFacts
 
 
 def resolve(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from runner.data import harness_tasks
 from runner.errors import Diagnostic, RecipeError
-from runner.model import task_files
 from runner.plan.digests import digest_files, digest_named
 from runner.plan.types import ResolvedTasks
 from runner.recipe import schema
@@ -35,11 +35,11 @@ def _resolved(step: Step, parameter: str, cache_file: Path | None) -> ResolvedTa
     complaints: list[Diagnostic] = []
     for index, entry in enumerate(step.params[parameter]):
         try:
-            path = task_files.locate(entry)
+            path = harness_tasks.locate(entry)
             if path is None:
                 entries.append(entry)
                 continue
-            task_files.definitions(path)
+            harness_tasks.definitions(path)
         except RecipeError as error:
             complaints += [replace(d, path=(parameter, index)) for d in error.diagnostics]
             continue
@@ -53,6 +53,6 @@ def _resolved(step: Step, parameter: str, cache_file: Path | None) -> ResolvedTa
 def _digest(path: Path, cache_file: Path | None) -> str:
     """One digest over the names and contents of the files that decide what a local task does, wherever they are."""
     folder, chosen = (path, "") if path.is_dir() else (path.parent, path.name)
-    digests = digest_files(task_files.members(path), cache_file)
+    digests = digest_files(harness_tasks.members(path), cache_file)
     contents = digest_named({str(file.relative_to(folder)): digest for file, digest in digests.items()})
     return f"{chosen} {contents}".strip()

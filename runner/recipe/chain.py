@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from runner import wording
 from runner.errors import Diagnostic, Span
-from runner.recipe import discovery, references, schema, words
+from runner.recipe import discovery, references, schema
 from runner.recipe.types import ModelSpec, Path, Recipe, Step
 
 MODEL = "model"
@@ -198,14 +199,14 @@ class _Checker:
         makes = f"`{source}` makes {_TYPES.get(made, made)}" if made else f"`{source}` is none"
         message = f"`{step.kind}` takes {takes}; {makes}"
         fitting = [id for id in self._checkpoints(engines=engines) if self._fits(id, wanted)]
-        help = f"`from` may name {words.ticked(fitting, 'or')}" if fitting else "put a step before it that makes one"
+        help = f"`from` may name {wording.ticked(fitting, 'or')}" if fitting else "put a step before it that makes one"
         self._tell("R308", message, help, ("from",) if step.source is not None else (step.kind,))
 
     def _checkpoint(self, label: str, name: str, path: Path, *, engines: bool = False) -> bool:
         if name == MODEL or (name == SOURCE and SOURCE not in self.before and self._takes_an_engine()):
             return True
         known = self._checkpoints(engines=engines)
-        help = f"it may name {words.ticked(known, 'or')}"
+        help = f"it may name {wording.ticked(known, 'or')}"
         if not self._earlier(label, name, path, known, help):
             return False
         kind = self.before[name].kind
@@ -216,7 +217,7 @@ class _Checker:
 
     def _engine(self, label: str, name: str, path: Path) -> None:
         known = [id for id, step in self.before.items() if produces(step.kind) == ENGINE]
-        help = f"it may name {words.ticked(known, 'or')}" if known else "put a `build.` step before it"
+        help = f"it may name {wording.ticked(known, 'or')}" if known else "put a `build.` step before it"
         if self._earlier(label, name, path, known, help) and name not in known:
             message = f"`{label}` names `{name}`, and `{self.before[name].kind}` makes no engine"
             self._tell("R307", message, help, path)
@@ -236,7 +237,7 @@ class _Checker:
             message = f"`{label}` names `{name}`, which is removed at {at.file}:{at.line}:{at.column}"
             self._tell("R303", message, help, path)
         else:
-            message = f"`{label}` names `{name}`, which is no step{words.did_you_mean(name, known)}"
+            message = f"`{label}` names `{name}`, which is no step{wording.did_you_mean(name, known)}"
             self._tell("R303", message, help, path)
         return False
 
@@ -244,15 +245,15 @@ class _Checker:
         entries = self.recipe.data
         if name in entries:
             return
-        help = f"`data` has {words.ticked(entries)}" if entries else "the recipe has no `data`"
-        message = f"`{label}` names `{name}`, which is no entry of `data`{words.did_you_mean(name, entries)}"
+        help = f"`data` has {wording.ticked(entries)}" if entries else "the recipe has no `data`"
+        message = f"`{label}` names `{name}`, which is no entry of `data`{wording.did_you_mean(name, entries)}"
         self._tell("R306", message, help, (self.step.kind, label))
 
     def _gate(self, metric: str, rule: Mapping[str, Any], path: Path) -> None:
         known = metrics(self.step.kind)
         if not measures(self.step.kind, metric):
-            message = f"`{self.step.kind}` does not measure `{metric}`{words.did_you_mean(metric, known)}"
-            self._tell("R309", message, f"it measures {words.ticked(known)}" if known else None, path)
+            message = f"`{self.step.kind}` does not measure `{metric}`{wording.did_you_mean(metric, known)}"
+            self._tell("R309", message, f"it measures {wording.ticked(known)}" if known else None, path)
             return
         for key in references.KEYS:
             name = rule.get(key)
@@ -267,4 +268,4 @@ class _Checker:
 
 def _measured_by(metric: str, ids: Iterable[str]) -> str:
     names = list(ids)
-    return f"`{metric}` is measured by {words.ticked(names)}" if names else f"no earlier step measures `{metric}`"
+    return f"`{metric}` is measured by {wording.ticked(names)}" if names else f"no earlier step measures `{metric}`"

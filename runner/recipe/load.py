@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from runner import wording
 from runner.errors import Diagnostic, RecipeError, UsageError
-from runner.recipe import chain, extends, matrix, nodes, params, schema, shape, steps, when, words
+from runner.recipe import chain, extends, matrix, nodes, params, schema, shape, steps, when
 from runner.recipe.nodes import Node
 from runner.recipe.parents import Pins
 from runner.recipe.places import FilePlace, Place
@@ -120,7 +121,7 @@ def _when_complaint(error: when.WhenError, node: Node, values: params.Params) ->
     if error.name in values.names:
         return []  # a param without a value, complained about where it is defined
     if error.name is not None:
-        message = f"{error}{words.did_you_mean(error.name, values.names)}"
+        message = f"{error}{wording.did_you_mean(error.name, values.names)}"
         return [Diagnostic("R220", message, params.known(values.names), params.inside(node.span, error.name))]
     help = 'write a comparison of params, such as `bits < 8 and not dense` or `method == "gptq"`'
     return [Diagnostic("R226", f"`when: {node.value}` cannot be evaluated: {error}", help, node.span)]

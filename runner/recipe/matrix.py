@@ -19,8 +19,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from runner import wording
 from runner.errors import Diagnostic, RecipeError
-from runner.recipe import params, words
+from runner.recipe import params
 from runner.recipe.nodes import Node
 from runner.recipe.params import Value
 from runner.recipe.types import Recipe
@@ -87,7 +88,7 @@ class _Reader:
         if not found and not self.complaints:
             help = "`exclude` takes all of them away" if "exclude" in written.entries else "give it a value"
             if self.fixed:
-                help = f"`--set` fixes {words.ticked(self.fixed)}"
+                help = f"`--set` fixes {wording.ticked(self.fixed)}"
             self.tell("R232", "`matrix` leaves no combination", help, written)
         return found
 
@@ -104,7 +105,7 @@ class _Reader:
         for node in written.entries[name].items:
             value = self.value(name, node)
             if value is not None and any(_same(value, other) for other in values):
-                message = f"`{name}` has {words.show(value)} twice in `matrix`"
+                message = f"`{name}` has {wording.show(value)} twice in `matrix`"
                 self.complaints.append(Diagnostic("R233", message, "remove one of them", node.span))
             elif value is not None:
                 values.append(value)
@@ -166,7 +167,7 @@ class _Reader:
         if type(value) is type(default):
             return value
         wanted = params.WANTED[type(default)]
-        message = f"`{name}` must be {wanted}, as its default {words.show(default)} is; got {words.show(value)}"
+        message = f"`{name}` must be {wanted}, as its default {wording.show(default)} is; got {wording.show(value)}"
         self.complaints.append(Diagnostic("R231", message, None, node.span))
         return None
 
@@ -186,7 +187,7 @@ class _Reader:
         self.complaints.append(Diagnostic("R233", message, "remove one of them", node.span))
 
     def unknown(self, node: Node, name: str) -> None:
-        message = f"`matrix` names `{name}`, which is no param{words.did_you_mean(name, self.names)}"
+        message = f"`matrix` names `{name}`, which is no param{wording.did_you_mean(name, self.names)}"
         self.complaints.append(Diagnostic("R230", message, params.known(self.names), node.keys.get(name, node.span)))
 
     def tell(self, code: str, message: str, help: str, written: Node) -> None:
@@ -221,7 +222,7 @@ def check_distinct(recipes: Sequence[Recipe]) -> None:
         unused = [n for n, value in recipe.matrix.items() if not _same(value, other.matrix[n])]
         message = (
             f"the combinations {describe(other.matrix)} and {describe(recipe.matrix)} come to the same job: "
-            f"nothing in the recipe depends on {words.ticked(unused)}"
+            f"nothing in the recipe depends on {wording.ticked(unused)}"
         )
         raise RecipeError(
             [Diagnostic("R233", message, "refer to it with `${...}`, or take it out", recipe.span(("matrix",)))]

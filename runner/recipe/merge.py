@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from runner import wording
 from runner.errors import Diagnostic, RecipeError, Span
-from runner.recipe import steps, words
+from runner.recipe import steps
 from runner.recipe.nodes import Node
 
 _MERGED_WITHIN = {"model": 1, "data": 2, "params": 1}
@@ -138,12 +139,12 @@ class _Steps:
         flag = step.entries["remove"]
         others = [name for name in step.entries if name not in ("id", "remove")]
         if flag.value is not True:
-            self.tell("R127", f"`remove` must be true; got {words.show(flag.value)}", "leave it out", flag.span)
+            self.tell("R127", f"`remove` must be true; got {wording.show(flag.value)}", "leave it out", flag.span)
         elif id is None:
             message = "`remove` needs the `id` of the parent's step"
             self.tell("R127", message, self.known(), step.keys["remove"])
         elif others:
-            message = f"a step that is removed cannot be changed too; this one has {words.ticked(others)}"
+            message = f"a step that is removed cannot be changed too; this one has {wording.ticked(others)}"
             self.tell("R128", message, f"keep `id: {id}` and `remove: true` alone", step.keys[others[0]])
         elif (index := self.index(id)) is None:
             self.unknown("remove", id, _place(step, "id"))
@@ -154,7 +155,7 @@ class _Steps:
     def put(self, step: Node, id: str | None, merged: Node, side: str) -> None:
         anchor = step.entries[side]
         if anchor.text is None:
-            message = f"`{side}` must be the id of a step; got {words.show(anchor.value)}"
+            message = f"`{side}` must be the id of a step; got {wording.show(anchor.value)}"
             self.tell("R127", message, self.known(), anchor.span)
             return
         if anchor.text == id:
@@ -177,7 +178,7 @@ class _Steps:
 
     def known(self) -> str:
         ids = [id for step in self.list if (id := steps.id_of(step)) is not None]
-        return f"there are {words.ticked(ids)}" if ids else "the parent has no steps"
+        return f"there are {wording.ticked(ids)}" if ids else "the parent has no steps"
 
     def unknown(self, key: str, id: str, span: Span) -> None:
         if id in self.removed:
@@ -185,7 +186,7 @@ class _Steps:
             self.tell("R128", message, "leave one of the two out", span)
             return
         ids = [known for step in self.list if (known := steps.id_of(step)) is not None]
-        message = f"`{key}` names `{id}`, which is no step of {self.parent.span.file}{words.did_you_mean(id, ids)}"
+        message = f"`{key}` names `{id}`, which is no step of {self.parent.span.file}{wording.did_you_mean(id, ids)}"
         self.tell("R127", message, self.known(), span)
 
     def tell(self, code: str, message: str, help: str | None, span: Span) -> None:

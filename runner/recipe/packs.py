@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import runner
-from runner.recipe import discovery, words
+from runner import wording
+from runner.recipe import discovery
 from runner.recipe.places import SUFFIXES, PlaceError, decode, inside
 from runner.recipe.types import Parent
 
@@ -81,9 +82,9 @@ class PackPlace:
             return decode(file.read_bytes(), self.name, "R123")
         except OSError:
             known = self.pack.recipes()
-            meant = words.did_you_mean(_stem(self.path), known)
+            meant = wording.did_you_mean(_stem(self.path), known)
             message = f"the pack `{self.pack.name}` ({self.pack.package}) holds no recipe `{_stem(self.path)}`{meant}"
-            raise PlaceError("R123", message, f"it holds {words.ticked(known)}" if known else None) from None
+            raise PlaceError("R123", message, f"it holds {wording.ticked(known)}" if known else None) from None
 
     def beside(self, path: str) -> PackPlace:
         return PackPlace(self.pack, inside(os.path.dirname(self.path), path, f"the pack `{self.pack.name}`"))
@@ -111,11 +112,11 @@ def find(name: str) -> Pack:
     known = list(dict.fromkeys([*(entry.name for entry in entries), OWN]))
     found = {(entry.value, _package(entry.dist)): entry for entry in entries if entry.name == name}
     if not found:
-        message = f"no installed package brings the recipe pack `{name}`{words.did_you_mean(name, known)}"
-        help = f"`pip install` the package that brings it; installed are {words.ticked(known)}"
+        message = f"no installed package brings the recipe pack `{name}`{wording.did_you_mean(name, known)}"
+        help = f"`pip install` the package that brings it; installed are {wording.ticked(known)}"
         raise PlaceError("R123", message, help)
     if len(found) > 1:
-        both = words.ticked(sorted(package for _, package in found))
+        both = wording.ticked(sorted(package for _, package in found))
         raise PlaceError("R123", f"the recipe pack `{name}` is brought by {both}", "`pip uninstall` one of them")
     ((value, package),) = found
     folder = _folder(value.partition(":")[0].strip())

@@ -11,8 +11,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from runner import wording
 from runner.errors import DECEPTIVE, Diagnostic, Span
-from runner.recipe import scalars, words
+from runner.recipe import scalars
 from runner.recipe.nodes import Node, Scalar, walk
 from runner.recipe.types import Path
 
@@ -101,7 +102,7 @@ class _Resolver:
 
 
 def known(names: Collection[str]) -> str:
-    return f"params of this recipe: {words.ticked(names)}" if names else "this recipe has no `params`"
+    return f"params of this recipe: {wording.ticked(names)}" if names else "this recipe has no `params`"
 
 
 def _given(
@@ -116,13 +117,13 @@ def _given(
         if not equals or not name:
             tell(Diagnostic("R225", f"`--set {written}` is not of the form name=value", "write `--set name=value`"))
         elif name not in nodes:
-            message = f"`--set {written}` names no param of the recipe{words.did_you_mean(name, nodes)}"
+            message = f"`--set {written}` names no param of the recipe{wording.did_you_mean(name, nodes)}"
             tell(Diagnostic("R223", message, known(nodes)))
         elif name in defaults:
             value = _as_type_of(defaults[name], text)
             if value is None:
                 wanted = WANTED[type(defaults[name])]
-                default = words.show(defaults[name])
+                default = wording.show(defaults[name])
                 message = f"`{name}` must be {wanted}, as its default {default} is; got `--set {name}={text}`"
                 tell(Diagnostic("R224", message, span=nodes[name].span))
             elif isinstance(value, str) and (odd := DECEPTIVE.search(value)) is not None:
@@ -228,7 +229,7 @@ def _referred(
         message = f"`{written}` is malformed; a reference is `${{name}}`"
         tell(Diagnostic("R221", message, _ESCAPED, inside(span, written)))
     elif name not in names:
-        message = f"`{written}` is not a param{words.did_you_mean(name, names)}"
+        message = f"`{written}` is not a param{wording.did_you_mean(name, names)}"
         tell(Diagnostic("R220", message, known(names), inside(span, written)))
     else:
         return value_of(name)

@@ -10,8 +10,9 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from runner import wording
 from runner.errors import Diagnostic
-from runner.recipe import discovery, nodes, schema, steps, words
+from runner.recipe import discovery, nodes, schema, steps
 from runner.recipe.nodes import Node
 from runner.recipe.types import Path
 
@@ -88,13 +89,13 @@ def _kind(step: Node, root: Node, path: Path, complaints: list[Diagnostic]) -> s
     others = steps.other_keys(step)
     known = [key for key in others if discovery.find(key) is not None]
     if len(known) > 1:
-        message = f"a step has exactly one kind; this one has {words.ticked(known)}"
+        message = f"a step has exactly one kind; this one has {wording.ticked(known)}"
         help = "begin each with `- ` to make it a step of its own"
         complaints.append(Diagnostic("R212", message, help, step.keys[known[1]]))
         return None
     kinds = known or steps.kind_keys(step)
     for key in kinds if not known else []:
-        found = words.nearest_kind(key, discovery.kinds())
+        found = wording.nearest_kind(key, discovery.kinds())
         message = f"unknown step kind `{key}`" + (f"; did you mean `{found}`?" if found is not None else "")
         complaints.append(Diagnostic("R210", message, "`runner steps` lists every kind", step.keys[key]))
     complaints.extend(_stray(key, step, known[0] if known else None) for key in others if key not in kinds)
@@ -111,8 +112,8 @@ def _stray(key: str, step: Node, kind: str | None) -> Diagnostic:
         help = f"indent it further than `{kind}`, or move it into the braces"
         return Diagnostic("R205", message, help, step.keys[key])
     names = steps.beside()
-    message = f"unknown key `{key}` of a step{words.did_you_mean(key, names)}"
-    return Diagnostic("R205", message, f"beside its kind a step may have {words.ticked(names)}", step.keys[key])
+    message = f"unknown key `{key}` of a step{wording.did_you_mean(key, names)}"
+    return Diagnostic("R205", message, f"beside its kind a step may have {wording.ticked(names)}", step.keys[key])
 
 
 def _against(rules: Mapping[str, Any], value: Any, scope: _Scope) -> Iterator[Diagnostic]:
@@ -158,8 +159,8 @@ def _label(path: Path, scope: _Scope) -> str:
     if not path:
         return scope.kind or "the recipe"
     if not scope.kind and path[0] == "steps" and len(path) > 1:
-        return words.label(path[2:]) or "a step"
-    return words.label(path)
+        return wording.label(path[2:]) or "a step"
+    return wording.label(path)
 
 
 def _owner(path: Path, scope: _Scope) -> str:
@@ -188,9 +189,9 @@ def _unknown(error: ValidationError, path: Path, scope: _Scope) -> Iterator[Diag
     for key in written:
         if key in properties:
             continue
-        suggestion = _elsewhere(key, properties) or words.did_you_mean(key, properties)
+        suggestion = _elsewhere(key, properties) or wording.did_you_mean(key, properties)
         message = f"unknown key `{key}` of {_owner(path, scope)}{suggestion}"
-        help = scope.help or f"it may have {words.ticked(properties)}"
+        help = scope.help or f"it may have {wording.ticked(properties)}"
         if scope.kind and not path and key in steps.beside():
             help = f"`{key}` stands beside `{scope.kind}`, not among its parameters"
             message = f"unknown key `{key}` of {_owner(path, scope)}"
@@ -209,8 +210,8 @@ def _misnamed(error: ValidationError, path: Path, scope: _Scope) -> Diagnostic:
     node = nodes.find(scope.root, (*scope.base, *path))
     span = node.keys.get(str(error.instance), node.span) if node is not None else None
     rules = error.schema if isinstance(error.schema, Mapping) else {}
-    wanted = words.expects(rules)
-    message = f"{words.show(error.instance)} cannot be a name in {_owner(path, scope)}: it must be {wanted}"
+    wanted = wording.expects(rules)
+    message = f"{wording.show(error.instance)} cannot be a name in {_owner(path, scope)}: it must be {wanted}"
     return Diagnostic("R206", message, None, span)
 
 
@@ -220,11 +221,11 @@ def _wrong(error: ValidationError, path: Path, scope: _Scope) -> Diagnostic:
     node = nodes.find(scope.root, place)
     value: Any = error.instance
     alternatives = error.validator == "oneOf" and isinstance(value, dict) and value
-    got = f"; got {words.ticked(value) if alternatives else words.show(value)}"
+    got = f"; got {wording.ticked(value) if alternatives else wording.show(value)}"
     if node is not None and node.reference is not None:
         got += f" (from `{node.reference}`)"
     owner = _owner(path, scope)
-    message = f"{owner} must be {words.expects(rules)}{got}{_suggestion(rules, value)}"
+    message = f"{owner} must be {wording.expects(rules)}{got}{_suggestion(rules, value)}"
     if "x-runner-expects" not in rules and error.validator in _COUNTS:
         message = f"{owner} must have {_count(str(error.validator), rules)}; it has {len(value)}"
     elif (
@@ -246,9 +247,9 @@ def _suggestion(rules: Mapping[str, Any], value: Any) -> str:
     if not isinstance(value, str):
         return ""
     if rules.get("type") == "boolean" and value.lower() in _BOOLEANS:
-        return f"; did you mean {words.show(_BOOLEANS[value.lower()])}?"
-    found = words.nearest(value, [choice for choice in choices if isinstance(choice, str)])
-    return f"; did you mean {words.show(found)}?" if found is not None else ""
+        return f"; did you mean {wording.show(_BOOLEANS[value.lower()])}?"
+    found = wording.nearest(value, [choice for choice in choices if isinstance(choice, str)])
+    return f"; did you mean {wording.show(found)}?" if found is not None else ""
 
 
 def _code(error: ValidationError, rules: Mapping[str, Any], value: Any) -> str:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from runner.recipe import words
+from runner import wording
 
 MAX_LENGTH = 500
 
@@ -47,7 +47,7 @@ def evaluate(expression: str, params: Mapping[str, Value]) -> bool:
         raise WhenError("it is not an expression") from None
     value = _value(tree.body, params)
     if not isinstance(value, bool):
-        raise WhenError(f"it is {words.show(value)}, neither true nor false")
+        raise WhenError(f"it is {wording.show(value)}, neither true nor false")
     return value
 
 
@@ -80,7 +80,7 @@ def _value(node: ast.expr, params: Mapping[str, Value]) -> Value:
 def _truth(node: ast.expr, params: Mapping[str, Value], word: str) -> bool:
     value = _value(node, params)
     if not isinstance(value, bool):
-        raise WhenError(f"`{word}` wants true or false; `{ast.unparse(node)}` is {words.show(value)}")
+        raise WhenError(f"`{word}` wants true or false; `{ast.unparse(node)}` is {wording.show(value)}")
     return value
 
 
@@ -93,7 +93,7 @@ def _compare(left: ast.expr, ops: list[ast.cmpop], rights: list[ast.expr], param
         first, second = _value(left, params), _value(right, params)
         ordered = sign not in ("==", "!=")
         if _family(first) != _family(second) or (ordered and isinstance(first, bool)):
-            raise WhenError(f"{words.show(first)} and {words.show(second)} cannot be compared by `{sign}`")
+            raise WhenError(f"{wording.show(first)} and {wording.show(second)} cannot be compared by `{sign}`")
         result = function(first, second) and result
         left = right
     return result

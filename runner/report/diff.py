@@ -8,8 +8,9 @@ from typing import Any
 
 from rich.text import Text
 
+from runner import wording
 from runner.progress import units
-from runner.recipe import secrets, words
+from runner.recipe import secrets
 from runner.report import findings
 from runner.report.table import Cell, table
 
@@ -104,7 +105,7 @@ def _flat(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str, A
             yield from _flat(entry, (*path, index))
     elif path:
         yield (
-            words.label(path),
+            wording.label(path),
             value if isinstance(value, bool | int | float | str) else None if value is None else str(value),
         )
 

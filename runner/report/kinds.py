@@ -9,9 +9,9 @@ from typing import Any
 
 from rich.text import Text
 
-from runner.recipe import words
+from runner import wording
+from runner.contracts.step_kind import SAME, Kind
 from runner.report.table import Cell, table
-from runner.steps.protocol import SAME, Kind
 
 Schema = Mapping[str, Any]
 REFERENCES = {
@@ -103,8 +103,8 @@ def allowed(schema: Schema) -> str:
     further = schema.get("additionalProperties")
     if isinstance(further, Mapping) and schema.get("type") == "object":
         inner = further.get("properties")
-        return f"pattern → {'{' + ', '.join(inner) + '}' if inner else words.expects(further)}"
-    return words.expects(schema)
+        return f"pattern → {'{' + ', '.join(inner) + '}' if inner else wording.expects(further)}"
+    return wording.expects(schema)
 
 
 def _paragraph(text: str, width: int, indent: int = 0) -> list[Text]:

@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.text import Text
 
-from runner.recipe import text, words
+from runner import wording
+from runner.recipe import text
 from runner.recipe.origins import Origin
 from runner.recipe.types import Path, Recipe
 
@@ -37,7 +38,7 @@ def document(recipe: Recipe, origins: Mapping[Path, Origin]) -> dict[str, Any]:
         "schema": 1,
         "file": recipe.file,
         "recipe": recipe.document,
-        "origins": [{"path": list(path), "name": words.label(path), **as_json(o)} for path, o in origins.items()],
+        "origins": [{"path": list(path), "name": wording.label(path), **as_json(o)} for path, o in origins.items()],
         "parents": [
             {"name": parent.name, "digest": parent.digest, "commit": parent.commit, "package": parent.package}
             for parent in recipe.parents

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from runner.data import chat_template
+from runner.data.windows import Tokenizer
 from runner.errors import RecipeError, StepFailed
-from runner.model import chat
-from runner.model.windows import Tokenizer
 from runner.runtime.protocol import Ids
 
 _BROKEN = "\ufffd"  # what a decoder writes for the first bytes of a character whose others are still to come
@@ -32,10 +32,10 @@ class Text:
 
     def chat_ids(self, prompt: str) -> Ids:
         """Token ids [1, n] of a chat in which the user says `prompt` and the assistant is about to answer."""
-        if chat.source(self._folder) is None:
+        if chat_template.source(self._folder) is None:
             message = f"the tokenizer in `{self._folder}` has no chat template"
             raise StepFailed(message, "leave `--chat` out: the prompt is then the beginning of a text")
-        said = chat.Conversation(({"role": "user", "content": prompt},), "the prompt")
+        said = chat_template.Conversation(({"role": "user", "content": prompt},), "the prompt")
         try:
             return self._encoded(self._tokenizer.template.render(said, answer=True), special=False)
         except RecipeError as error:

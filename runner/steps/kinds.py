@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
+from runner.contracts.step_kind import Kind, MachineFacts, Params, Requirement
 from runner.errors import MachineError
 from runner.recipe import discovery
-from runner.steps.protocol import Kind, MachineFacts, Params, Requirement
 
 _NAMES = ("VERSION", "CONSUMES", "PRODUCES", "REQUIRES", "METRICS", "check", "estimate", "run")
 
@@ -24,7 +24,7 @@ def find(kind: str) -> Kind:
     if missing:
         raise MachineError(
             f"step kind `{kind}` does not meet the protocol: {module.__file__} lacks {', '.join(missing)}",
-            "runner/steps/protocol.py says what a kind holds",
+            "runner/contracts/step_kind.py says what a kind holds",
         )
     return cast(Kind, module)
 

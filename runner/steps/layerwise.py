@@ -15,9 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
+from runner.contracts.context import Context, Result
+from runner.contracts.step_kind import Cost, Inputs, Params
 from runner.errors import Diagnostic
 from runner.model import adapters, memory
-from runner.model.context import Context, Result
 from runner.model.facts import DTYPE_BYTES, CheckpointFacts, TensorHeader
 from runner.model.formats import (
     PACK_QUANTIZED,
@@ -29,7 +30,6 @@ from runner.model.formats import (
 )
 from runner.model.method import LayerMethod, matches
 from runner.model.schemes import chosen, planned_schemes, scheme
-from runner.steps.protocol import Cost, Inputs, Params
 
 Bound = tuple[
     Callable[[Params, Inputs], list[Diagnostic]],

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from runner.contracts.step_kind import Context, Cost, Inputs, Params
 from runner.errors import Diagnostic
 from runner.model import memory
 from runner.model.facts import CheckpointFacts
 from runner.steps import streamed, teaching
-from runner.steps.protocol import Context, Cost, Inputs, Params
 from runner.training import vocabulary
 
 if TYPE_CHECKING:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from runner.contracts.step_kind import Cost, DataFacts, Inputs, MachineFacts, Params
 from runner.errors import Diagnostic
 from runner.model import memory
 from runner.model.facts import CheckpointFacts
-from runner.steps.protocol import Cost, DataFacts, Inputs, MachineFacts, Params
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from runner.contracts.step_kind import Context, Inputs, Params
 from runner.errors import Diagnostic
 from runner.model import architectures, memory, source
 from runner.model.facts import CheckpointFacts
-from runner.steps.protocol import Context, Inputs, Params
 from runner.training import vocabulary
 from runner.training.task import Task
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from runner.contracts.context import DataFacts, Params
 from runner.errors import Diagnostic
-from runner.model.context import DataFacts, Params
 
 if TYPE_CHECKING:
-    from runner.steps.protocol import Inputs, MachineFacts
+    from runner.contracts.step_kind import Inputs, MachineFacts
 
 __all__ = ["check", "too_few"]
 

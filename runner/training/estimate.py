@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from runner.contracts.context import Params
 from runner.model import memory
-from runner.model.context import Params
 from runner.model.facts import CheckpointFacts
 from runner.model.processor import fast_bf16
 from runner.training.task import settings
 
 if TYPE_CHECKING:
-    from runner.steps.protocol import Inputs
+    from runner.contracts.step_kind import Inputs
 
 RUNTIME = 530_000_000  # a process with torch, transformers' Trainer and accelerate, with the first optimizer step done
 LOGIT_BYTES = 18  # for every logit of a forward: itself, its float32 copy, the log-softmax, their gradients
@@ -27,7 +27,7 @@ _BANDWIDTH = 1.2e9  # bytes a second that one core streams, of operations that t
 
 
 class Need(NamedTuple):
-    """The fields of runner.steps.protocol.Cost: a kind gives `Cost(*estimate(...))`."""
+    """The fields of runner.contracts.step_kind.Cost: a kind gives `Cost(*estimate(...))`."""
 
     memory: int
     disk: int

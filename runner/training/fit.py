@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from runner.contracts.context import Context, Params
 from runner.errors import Diagnostic, Interrupted, RecipeError
-from runner.model.context import Context, Params
 from runner.training import launch, saves, session
 from runner.training.check import too_few
 from runner.training.task import Fitted, Task, settings

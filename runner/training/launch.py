@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
+from runner.contracts.context import Context
 from runner.errors import Diagnostic, Interrupted, MachineError, RecipeError, RunnerError, Span, StepFailed
-from runner.model.context import Context
 from runner.training import failures, saves
 from runner.training.task import Task
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch.nn.functional import cosine_similarity
 
+from runner.contracts.context import Context
 from runner.model import heap, trust
-from runner.model.context import Context
 from runner.model.flow import Flow
 from runner.model.headers import facts as read_facts
 from runner.model.output import copy_companions

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
+from runner.contracts.context import Context
 from runner.errors import StepFailed
 from runner.model.activations import as_bytes
-from runner.model.context import Context
 from runner.model.flow import Flow
 from runner.model.forward import final_hidden, position_chunks
 from runner.model.safetensors_file import write_all, written

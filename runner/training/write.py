@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from runner.contracts.context import Context
 from runner.errors import StepFailed
 from runner.model import card
-from runner.model.context import Context
 from runner.model.facts import CheckpointFacts
 from runner.model.headers import facts as read_facts
 from runner.model.output import copy_companions, write_json

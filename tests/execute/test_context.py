@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
+from runner.contracts.step_kind import Artifact, DataFacts
+from runner.data.windows import windows
 from runner.errors import Interrupted, RecipeError
 from runner.execute import messages
 from runner.execute.context import StepContext, seed_everything
 from runner.execute.messages import DataRef, InputRef, Request
 from runner.job.entries import Stage
-from runner.model.windows import windows
 from runner.progress.events import Event
 from runner.recipe.types import DataSpec
-from runner.steps.protocol import Artifact, DataFacts
 
 DEMO = Path(__file__).parent.parent.parent / "runner" / "demo"
 TEXT = DEMO / "data" / "stdlib" / "calibration.jsonl"

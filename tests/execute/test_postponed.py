@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from runner.execute.warm import LAYERS_ALONE
+from runner.execute.imports import LAYERS_ALONE
 from runner.steps.kinds import names
 
 HEAVY = ["torch._decomp", "torch._dynamo.convert_frame", "torch.distributed.tensor", "sympy"]

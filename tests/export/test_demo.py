@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from runner.data.windows import Tokenizer
 from runner.model import adapters
-from runner.model.windows import Tokenizer
 from runner.runtime.greedy import greedy
 from runner.runtime.onnxruntime import OnnxRuntime
 from runner.runtime.protocol import Ids

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from runner.contracts.step_kind import Cost, MachineFacts
 from runner.errors import MachineError
 from runner.plan import machine, preview, resolve
 from runner.plan.flow import Flow
 from runner.plan.types import Plan
-from runner.steps.protocol import Cost, MachineFacts
 from tests.plan.recipes import FakeStore, recipe
 
 MACHINE = MachineFacts(2, 24 * 10**9, 20 * 10**9, "cpu", 0, None, 2e11, 5e8)

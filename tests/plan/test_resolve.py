@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from runner.contracts.step_kind import Requirement
 from runner.errors import MachineError, RecipeError
 from runner.model import hub, source
 from runner.plan import find, machine, resolve
 from runner.plan.types import Plan
 from runner.recipe.types import ModelSpec
 from runner.steps import kinds
-from runner.steps.protocol import Requirement
 from tests.model.checkpoints import LLAMA, write
 from tests.plan.recipes import HEAD, STEPS, recipe
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from runner.data import harness_tasks
 from runner.errors import RecipeError
-from runner.model import task_files
 from runner.plan import resolve
 from runner.plan.types import PlannedStep
 from tests.plan.recipes import recipe
@@ -38,7 +38,7 @@ def refused(tasks: str) -> list[tuple[str, str, str | None]]:
 
 
 def own(folder: Path) -> Path:
-    shutil.copytree(task_files.locate("demo:continuation") or folder, folder)
+    shutil.copytree(harness_tasks.locate("demo:continuation") or folder, folder)
     return folder
 
 
@@ -68,7 +68,7 @@ def test_the_worker_is_told_where_they_are() -> None:
 
     plan = resolve.resolve(recipe('steps:\n  - evaluate.tasks: {tasks: ["demo:continuation"]}\n'), device="cpu")
     made = requests.request(plan, plan.steps[0], {}, store=Path("/s"), device="cpu", threads=1, command="c")
-    path = str(task_files.locate("demo:continuation"))
+    path = str(harness_tasks.locate("demo:continuation"))
     assert made.tasks == {"tasks": {"demo:continuation": path}}
     assert messages.decode(messages.encode_run(made)) == replace(made)
 

@@ -161,7 +161,7 @@ def test_a_module_that_does_not_meet_the_protocol(folder: Path) -> None:
     assert caught.value.render() == (
         "error: step kind `quantize.log2` does not meet the protocol: "
         f"{folder}/quantize/log2.py lacks VERSION, METRICS\n"
-        "help: runner/steps/protocol.py says what a kind holds"
+        "help: runner/contracts/step_kind.py says what a kind holds"
     )
 
 

@@ -3,11 +3,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from runner.contracts.step_kind import Cost, MachineFacts
 from runner.model.facts import CheckpointFacts, TensorHeader
 from runner.plan.types import Forecast, Plan, PlannedStep, Preview, ResolvedModel
 from runner.recipe.types import ModelSpec, Recipe
 from runner.report import preview as report
-from runner.steps.protocol import Cost, MachineFacts
 
 MACHINE = MachineFacts(
     cpus=2, memory=16_000_000_000, memory_available=8_000_000_000, device="cpu", device_memory=0, gpu_name=None,

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from runner.contracts.step_kind import DataFacts, Inputs, MachineFacts
 from runner.errors import RecipeError
 from runner.model.headers import facts
 from runner.plan.machine import machine_facts
@@ -18,7 +19,6 @@ from runner.recipe.load import loads
 from runner.recipe.schema import defaults
 from runner.steps.kinds import find
 from runner.steps.layerwise import distinct_inputs
-from runner.steps.protocol import DataFacts, Inputs, MachineFacts
 from runner.steps.quantize.gptq import solving_seconds
 from tests.host import Host
 from tests.tiny import save, tokens

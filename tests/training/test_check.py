@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from runner.contracts.step_kind import DataFacts, Inputs, MachineFacts
 from runner.model import headers
-from runner.steps.protocol import DataFacts, Inputs, MachineFacts
 from runner.training.check import check
 from tests.training.plain import PARAMS
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from runner.contracts.step_kind import Cost, DataFacts, Inputs, MachineFacts
 from runner.model import headers
 from runner.model.processor import fast_bf16
-from runner.steps.protocol import Cost, DataFacts, Inputs, MachineFacts
 from runner.training.estimate import RUNTIME, estimate
 from tests.training.measured import LENGTH
 from tests.training.plain import PARAMS

@@ -10,11 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from runner.errors import Diagnostic
-from runner.export import architectures
-from runner.model import memory, processor
-from runner.model.facts import CheckpointFacts
-from runner.steps.protocol import (
+from runner.contracts.step_kind import (  # fmt: skip
     CHECKPOINT,
     ENGINE,
     QUANTIZED,
@@ -24,7 +20,11 @@ from runner.steps.protocol import (
     MachineFacts,
     Params,
     Result,
-)  # fmt: skip
+)
+from runner.errors import Diagnostic
+from runner.export import architectures
+from runner.model import memory, processor
+from runner.model.facts import CheckpointFacts
 
 VERSION = 2
 CONSUMES = (CHECKPOINT, QUANTIZED)

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from runner.contracts.context import Context, Result
 from runner.errors import StepFailed
 from runner.export.decoder import Decoder, Shape, own_attention, shape_of
 from runner.model import headers, processor
-from runner.model.context import Context, Result
 from runner.model.output import copy_companions, write_json
 from runner.runtime.aotinductor import FILE, PRECISIONS, target
 from runner.runtime.transformers import load

@@ -7,20 +7,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from runner.contracts.step_kind import CHECKPOINT, ENGINE, QUANTIZED, Context, Cost, Inputs, Params, Requirement, Result
 from runner.errors import Diagnostic
 from runner.model import adapters, memory
 from runner.model.facts import CheckpointFacts
-from runner.steps.protocol import (
-    CHECKPOINT,
-    ENGINE,
-    QUANTIZED,
-    Context,
-    Cost,
-    Inputs,
-    Params,
-    Requirement,
-    Result,
-)
 
 VERSION = 1
 CONSUMES = (CHECKPOINT, QUANTIZED)

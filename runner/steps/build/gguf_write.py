@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from runner.contracts.context import Context, Result
 from runner.errors import StepFailed
 from runner.export import gguf_vocabulary
 from runner.export.gguf_blocks import BLOCK, PACKERS, Integers, carried, permutation
 from runner.model import headers
-from runner.model.context import Context, Result
 from runner.model.output import copy_companions, write_json
 from runner.model.shards import ShardReader
 from runner.steps.build.gguf import FILE, described

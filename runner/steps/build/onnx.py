@@ -4,21 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from runner.contracts.step_kind import CHECKPOINT, ENGINE, QUANTIZED, Context, Cost, Inputs, Params, Requirement, Result
 from runner.errors import Diagnostic
 from runner.export import plan
 from runner.model import memory
 from runner.model.facts import CheckpointFacts
-from runner.steps.protocol import (
-    CHECKPOINT,
-    ENGINE,
-    QUANTIZED,
-    Context,
-    Cost,
-    Inputs,
-    Params,
-    Requirement,
-    Result,
-)
 
 VERSION = 2
 CONSUMES = (CHECKPOINT, QUANTIZED)

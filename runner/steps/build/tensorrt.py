@@ -9,13 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from runner.errors import Diagnostic, StepFailed
-from runner.export import architectures, carry, plan, tensorrt
-from runner.export.tensorrt import CAPABILITIES, ENTERPRISE, PORTABLE, RTX
-from runner.model import memory
-from runner.model.facts import CheckpointFacts
-from runner.model.parts import parse_size
-from runner.steps.protocol import (
+from runner.contracts.step_kind import (
     CHECKPOINT,
     ENGINE,
     QUANTIZED,
@@ -27,6 +21,12 @@ from runner.steps.protocol import (
     Requirement,
     Result,
 )
+from runner.errors import Diagnostic, StepFailed
+from runner.export import architectures, carry, plan, tensorrt
+from runner.export.tensorrt import CAPABILITIES, ENTERPRISE, PORTABLE, RTX
+from runner.model import memory
+from runner.model.facts import CheckpointFacts
+from runner.model.parts import parse_size
 
 VERSION = 2
 CONSUMES = (CHECKPOINT, QUANTIZED)

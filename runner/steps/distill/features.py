@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from runner.contracts.step_kind import CHECKPOINT, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic
 from runner.model import memory
 from runner.model.facts import CheckpointFacts
 from runner.steps import teaching
 from runner.steps.distill import pair
-from runner.steps.protocol import CHECKPOINT, Context, Cost, Inputs, Params, Result
 from runner.training import vocabulary
 
 VERSION = 3

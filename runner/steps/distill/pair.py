@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from runner.contracts.context import Context
+from runner.contracts.step_kind import Cost, Inputs, Params
 from runner.errors import Diagnostic, RecipeError
 from runner.model import adapters
-from runner.model.context import Context
 from runner.model.facts import CheckpointFacts
 from runner.steps import streamed, teaching
-from runner.steps.protocol import Cost, Inputs, Params
 from runner.training import check as training
 from runner.training import depth, vocabulary
 from runner.training import estimate as forecast

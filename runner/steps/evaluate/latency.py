@@ -16,11 +16,7 @@ from pathlib import Path
 from queue import Empty, Queue
 from typing import IO, Any, cast
 
-from runner.errors import Diagnostic, MachineError, StepFailed
-from runner.export.plan import unrunnable
-from runner.model import memory
-from runner.model.processor import WAITING
-from runner.steps.protocol import (
+from runner.contracts.step_kind import (
     CHECKPOINT,
     ENGINE,
     METRICS_ONLY,
@@ -31,6 +27,10 @@ from runner.steps.protocol import (
     Params,
     Result,
 )
+from runner.errors import Diagnostic, MachineError, StepFailed
+from runner.export.plan import unrunnable
+from runner.model import memory
+from runner.model.processor import WAITING
 
 VERSION = 1
 CONSUMES = (CHECKPOINT, QUANTIZED, ENGINE)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from runner.contracts.step_kind import ENGINE, METRICS_ONLY, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic
 from runner.export.plan import unrunnable
 from runner.model import memory
-from runner.steps.protocol import ENGINE, METRICS_ONLY, Context, Cost, Inputs, Params, Result
 
 if TYPE_CHECKING:
     from runner.runtime.protocol import Ids, Runtime

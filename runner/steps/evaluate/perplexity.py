@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
+from runner.contracts.step_kind import CHECKPOINT, METRICS_ONLY, QUANTIZED, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic
 from runner.steps import streamed
-from runner.steps.protocol import CHECKPOINT, METRICS_ONLY, QUANTIZED, Context, Cost, Inputs, Params, Result
 
 VERSION = 3
 CONSUMES = (CHECKPOINT, QUANTIZED)

@@ -7,10 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from runner.errors import Diagnostic, StepFailed
-from runner.model import memory, task_files
-from runner.recipe.words import did_you_mean
-from runner.steps.protocol import (
+from runner.contracts.step_kind import (
     CHECKPOINT,
     METRICS_ONLY,
     QUANTIZED,
@@ -21,6 +18,10 @@ from runner.steps.protocol import (
     Requirement,
     Result,
 )
+from runner.data import harness_tasks
+from runner.errors import Diagnostic, StepFailed
+from runner.model import memory
+from runner.wording import did_you_mean
 
 VERSION = 1
 CONSUMES = (CHECKPOINT, QUANTIZED)
@@ -141,7 +142,7 @@ def _specs(ctx: Context, local: Mapping[str, Path]) -> Iterator[Spec]:
         if entry not in local:
             yield entry
             continue
-        for file in task_files.definitions(local[entry]).values():
+        for file in harness_tasks.definitions(local[entry]).values():
             config = load_yaml(file)
             given = dict(config.get("dataset_kwargs") or {})
             if "data_files" in given:

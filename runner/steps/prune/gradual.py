@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from runner.contracts.step_kind import CHECKPOINT, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic
 from runner.model import adapters
 from runner.model.facts import CheckpointFacts
 from runner.model.method import matches
 from runner.steps import learning
 from runner.steps.layerwise import unmatched
-from runner.steps.protocol import CHECKPOINT, Context, Cost, Inputs, Params, Result
 from runner.steps.prune.schedule import Schedule
 from runner.training.task import settings
 

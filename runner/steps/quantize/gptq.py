@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, Cost, Inputs, MachineFacts, Params
 from runner.model.facts import CheckpointFacts
 from runner.model.method import LayerMethod, Linear, Statistics, Transformed
 from runner.steps.layerwise import bind, distinct_inputs
-from runner.steps.protocol import CHECKPOINT, QUANTIZED, Cost, Inputs, MachineFacts, Params
 
 VERSION = 5
 CONSUMES = (CHECKPOINT,)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, Params
 from runner.model.method import LayerMethod, Linear, Statistics, Transformed
 from runner.steps.layerwise import bind
-from runner.steps.protocol import CHECKPOINT, QUANTIZED, Params
 
 VERSION = 2
 CONSUMES = (CHECKPOINT,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from runner.model.context import Params
+from runner.contracts.context import Params
 from runner.model.formats import scale_dtype
 from runner.model.shards import DTYPE_NAMES, DTYPES
 from runner.steps.quantize.grid import Scheme

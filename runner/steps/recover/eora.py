@@ -14,13 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, SAME, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic, StepFailed
 from runner.model import adapters, architectures, memory
 from runner.model.facts import CheckpointFacts, LinearFacts
 from runner.model.method import LayerMethod, Linear, Statistics, Transformed
 from runner.model.schemes import chosen
 from runner.steps import layerwise
-from runner.steps.protocol import CHECKPOINT, QUANTIZED, SAME, Context, Cost, Inputs, Params, Result
 
 if TYPE_CHECKING:
     from runner.model.output import Results

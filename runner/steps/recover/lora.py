@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, SAME, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic
 from runner.model import adapters, architectures
 from runner.model.facts import CheckpointFacts, LinearFacts
 from runner.model.method import matches
 from runner.steps import layerwise, learning, teaching
-from runner.steps.protocol import CHECKPOINT, QUANTIZED, SAME, Context, Cost, Inputs, Params, Result
 
 if TYPE_CHECKING:
     import torch

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.contracts.context import Artifact, Context, DataFacts, Params, Result
 from runner.errors import StepFailed
-from runner.model.context import Artifact, Context, DataFacts, Params, Result
 
 if TYPE_CHECKING:
     import torch

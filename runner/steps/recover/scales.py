@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 
+from runner.contracts.step_kind import QUANTIZED, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic
 from runner.model import adapters
 from runner.model.facts import CheckpointFacts, TensorHeader
 from runner.steps import learning
-from runner.steps.protocol import QUANTIZED, Context, Cost, Inputs, Params, Result
 
 VERSION = 3
 CONSUMES = (QUANTIZED,)

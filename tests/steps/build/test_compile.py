@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from runner.contracts.step_kind import Inputs
 from runner.errors import StepFailed
 from runner.model import adapters, processor
 from runner.model.headers import facts
@@ -23,7 +24,6 @@ from runner.runtime.transformers import Transformers
 from runner.steps import kinds
 from runner.steps.build import compile as kind
 from runner.steps.kinds import find
-from runner.steps.protocol import Inputs
 from tests import tiny
 from tests.host import Host
 

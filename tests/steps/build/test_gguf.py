@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from runner.contracts.step_kind import Inputs, Result
 from runner.errors import StepFailed
 from runner.model.headers import facts
 from runner.plan.machine import machine_facts
 from runner.runtime import find as runtimes
 from runner.runtime.transformers import Transformers
 from runner.steps.kinds import find
-from runner.steps.protocol import Inputs, Result
 from tests import tiny
 from tests.host import Host
 

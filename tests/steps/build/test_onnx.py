@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from runner.contracts.step_kind import Inputs
 from runner.export.architectures import MASKS
 from runner.model.formats import GPTQ, Scheme
 from runner.model.headers import facts
 from runner.plan.machine import machine_facts
 from runner.steps.kinds import find
-from runner.steps.protocol import Inputs
 from tests.export.exported import packed
 from tests.host import Host
 from tests.tiny import save

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from runner.contracts.step_kind import Inputs, MachineFacts
 from runner.errors import MachineError, StepFailed
 from runner.export.tensorrt import CAPABILITIES, MODULES, NAMES, Built
 from runner.model import headers
@@ -21,7 +22,6 @@ from runner.model.facts import CheckpointFacts
 from runner.recipe.schema import defaults
 from runner.runtime import find
 from runner.steps import kinds
-from runner.steps.protocol import Inputs, MachineFacts
 from tests import tiny
 from tests.execute.test_disks import mounted
 from tests.host import Host

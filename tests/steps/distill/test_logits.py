@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from runner.contracts.step_kind import DataFacts, Inputs
 from runner.errors import Interrupted, RecipeError
 from runner.model.facts import CheckpointFacts
 from runner.model.headers import facts
@@ -19,7 +20,6 @@ from runner.plan.machine import machine_facts
 from runner.plan.resolve import resolve
 from runner.recipe.load import loads
 from runner.steps.distill import features, logits, pair
-from runner.steps.protocol import DataFacts, Inputs
 from runner.training import student
 from tests.host import Host
 from tests.steps.distill.training import Stopping, digests, kl, model_of

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
+from runner.contracts.step_kind import Inputs
 from runner.errors import Interrupted, MachineError, StepFailed
 from runner.model.headers import facts
 from runner.plan.machine import machine_facts
 from runner.runtime import find as runtimes
 from runner.runtime import timing
 from runner.steps.kinds import find
-from runner.steps.protocol import Inputs
 from tests import tiny
 from tests.host import Host
 from tests.runtime.test_greedy import Counting

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from runner.model.context import DataFacts
+from runner.contracts.context import DataFacts
+from runner.contracts.step_kind import Inputs, Result
 from runner.model.headers import facts
 from runner.plan.machine import machine_facts
 from runner.runtime import find as runtimes
 from runner.steps.kinds import find
-from runner.steps.protocol import Inputs, Result
 from tests import tiny
 from tests.host import Host
 from tests.runtime import copied

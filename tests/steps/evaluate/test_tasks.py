@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from runner.contracts.step_kind import Result
 from runner.errors import StepFailed
 from runner.steps.kinds import find
-from runner.steps.protocol import Result
 from tests.host import Host
 
 pytest.importorskip("lm_eval")

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from runner.contracts.step_kind import DataFacts, Inputs
 from runner.errors import Interrupted
 from runner.model.headers import facts
 from runner.plan.machine import machine_facts
 from runner.recipe.schema import defaults
-from runner.steps.protocol import DataFacts, Inputs
 from runner.steps.prune import gradual
 from tests.host import Host
 from tests.tiny import save, tokens

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
+from runner.contracts.step_kind import SAME, DataFacts, Inputs
 from runner.errors import Interrupted, StepFailed
 from runner.model.facts import CheckpointFacts
 from runner.model.headers import facts
 from runner.plan.machine import machine_facts
 from runner.recipe.schema import defaults
 from runner.steps.kinds import find
-from runner.steps.protocol import SAME, DataFacts, Inputs
 from tests.host import Host
 from tests.tiny import save, tokens
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from runner.contracts.step_kind import DataFacts, Inputs
 from runner.model import adapters
 from runner.model.facts import CheckpointFacts
 from runner.model.headers import facts
 from runner.plan.machine import machine_facts
 from runner.recipe.schema import defaults
 from runner.steps.kinds import find
-from runner.steps.protocol import DataFacts, Inputs
 from tests.tiny import save
 from tests.training.recovering import quantized
 

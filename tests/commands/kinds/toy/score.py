@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from runner.contracts.step_kind import Context, Cost, Inputs, Requirement, Result
 from runner.errors import Diagnostic
-from runner.steps.protocol import Context, Cost, Inputs, Requirement, Result
 
 VERSION = 1
 CONSUMES = ("checkpoint",)

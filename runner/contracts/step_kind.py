@@ -28,7 +28,7 @@ tell the planner what a parameter refers to:
                                     allows a mapping with `source` and `revision`, another model; "source" is the
                                     checkpoint that the step's engine was made from
     "x-runner-ref": "engine"        the id of an earlier step that makes an engine
-    "x-runner-ref": "tasks"         names of tasks, or task files (runner.model.task_files); `ctx.files` has the paths
+    "x-runner-ref": "tasks"         names of tasks, or task files (runner.data.harness_tasks); `ctx.files` has the paths
     "x-runner-ref": "gates"         quality gates; never part of a step's key
 """
 
@@ -38,8 +38,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from runner.contracts.context import Artifact, Context, DataFacts, Params, Result
 from runner.errors import Diagnostic
-from runner.model.context import Artifact, Context, DataFacts, Params, Result
 from runner.model.facts import CheckpointFacts
 
 __all__ = [

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from runner.data import windows
+from runner.data.chat_template import Template, conversation
 from runner.errors import RecipeError
-from runner.model import windows
-from runner.model.chat import Template, conversation
 from runner.recipe.types import DataSpec
 
 TINY_LLAMA = Path(__file__).parents[2] / "runner" / "demo" / "models" / "tiny-llama"

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from runner.data import windows
+from runner.data.documents import documents_of
 from runner.errors import RecipeError
-from runner.model import source, windows
-from runner.model.data_files import documents_of
+from runner.model import source
 from runner.recipe.types import DataSpec, ModelSpec
 
 

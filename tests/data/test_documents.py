@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from runner.data.documents import documents
 from runner.errors import MachineError, RecipeError
-from runner.model.data_files import documents
 
 FIELD = "set `field` of the data entry to the field that holds the text"
 

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from runner.data.chat_template import Template
+from runner.data.documents import Document, documents_of
 from runner.errors import Diagnostic, RecipeError
 from runner.model import trust
-from runner.model.chat import Template
-from runner.model.data_files import Document, documents_of
 from runner.recipe.types import DataSpec
 
 Ids = NDArray[np.int64]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.errors import Diagnostic, RecipeError
-from runner.recipe.words import show
+from runner.wording import show
 
 if TYPE_CHECKING:
     import jinja2

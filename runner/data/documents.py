@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from runner.data.chat_template import Conversation, conversation
 from runner.errors import Diagnostic, MachineError, RecipeError
-from runner.model.chat import Conversation, conversation
 from runner.recipe.types import DataSpec
-from runner.recipe.words import show, ticked
+from runner.wording import show, ticked
 
 Document = str | Conversation
 
