@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runner.recipe import discovery, schema
-from runner.report.kinds import allowed, example, inline
+from runner.recipe.schema import kinds as discovery
+from runner.recipe.schema import load
+from runner.report.step_kinds import allowed, example, inline
 from runner.steps import kinds
 
 PAGE = Path(__file__).parent / "steps.md"
@@ -58,7 +59,7 @@ def page() -> str:
 
 def section(kind: str) -> str:
     """One kind: what it does, takes and makes, an example, its parameters."""
-    rules = schema.kind_schema(kind)
+    rules = load.kind_schema(kind)
     module = kinds.find(kind)
     lines = [f"### `{kind}`", "", rules["description"], ""]
     lines.append(f"Takes {listed(module.CONSUMES, ' or ')}, makes {listed((module.PRODUCES,))}.")

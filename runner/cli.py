@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunnerError as error:
         print(error.render(), file=sys.stderr)
         if os.environ.get("GITHUB_ACTIONS") == "true":
-            from runner.report import github
+            from runner.report.ci import github
 
             github.complain(error, sys.stderr)
         return error.exit_code

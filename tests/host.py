@@ -11,7 +11,7 @@ import torch
 from runner.contracts.context import Artifact, DataFacts
 from runner.data.harness_tasks import locate
 from runner.errors import Interrupted
-from runner.recipe.schema import defaults
+from runner.recipe.schema.load import defaults
 
 
 class Host:

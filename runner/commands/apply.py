@@ -160,7 +160,7 @@ def _sink(how: str) -> Sink | None:
 def _summary(board: Board, plan: Plan, how: str, width: int) -> list[Text | str]:
     """What every step gave, which the live view has left standing already, and where the output is."""
     from runner.progress import frame
-    from runner.report import job, terminal
+    from runner.report import job_report, terminal
 
     lines: list[Text | str] = []
     if how != "live":
@@ -169,7 +169,7 @@ def _summary(board: Board, plan: Plan, how: str, width: int) -> list[Text | str]
         return [*lines, "", "interrupted at a safe point; go on with:", f"  {board.resume}"]
     if board.output is not None and board.exit_code in (0, 3):
         output = Path(board.output)
-        lines += ["", *terminal.ending(output, plan.model.facts.nbytes, job.weights(output))]
+        lines += ["", *terminal.ending(output, plan.model.facts.nbytes, job_report.weights(output))]
     return lines
 
 

@@ -28,7 +28,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import yaml
 
-    from runner.report import compare, job
+    from runner.report import compare
+    from runner.report import job_report as job
     from runner.report.console import console, show
 
     chosen = _chosen(args)

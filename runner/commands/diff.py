@@ -51,14 +51,14 @@ def _side(name: str, args: argparse.Namespace) -> Side:
     """A recipe file, with its lock; else a job."""
     from runner.plan import lock_file
     from runner.recipe import load
-    from runner.report import job
+    from runner.report import job_report
     from runner.report.diff import Side
 
     file = Path(name)
     if file.is_file() and file.suffix in (".yaml", ".yml"):
         lock = lock_file.find_beside(name)
         return Side(name, load.load(name).document, lock_file.read(lock) if lock is not None else {})
-    found = job.read(*options.job_of(argparse.Namespace(job=name, jobs=args.jobs)))
+    found = job_report.read(*options.job_of(argparse.Namespace(job=name, jobs=args.jobs)))
     return Side(
         found.id, _yaml(found.path / "recipe.yaml"), _yaml(found.path / "recipe.lock"),
         {step.id: dict(step.metrics) for step in found.steps if step.metrics},

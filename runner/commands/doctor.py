@@ -18,11 +18,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from rich.text import Text
 
-    from runner.report import health
+    from runner.report import doctor
     from runner.report.console import console, show
     from runner.report.table import Cell, table
 
-    findings = health.examine(options.jobs_root(args))
+    findings = doctor.examine(options.jobs_root(args))
     code = MachineError.exit_code if any(f.level == "fail" for f in findings) else 0
     if args.json:
         print(json.dumps([asdict(f) for f in findings], indent=2, ensure_ascii=False))

@@ -31,7 +31,7 @@ class Task:
 
 def values(matrix: Mapping[str, Any]) -> str:
     """`bits=3, group_size=64`."""
-    from runner.recipe.matrix import describe
+    from runner.recipe.compose.matrix import describe
 
     return describe(matrix)
 

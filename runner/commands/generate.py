@@ -46,11 +46,11 @@ def run(args: argparse.Namespace) -> int:
     folders = _folders(args)
     prompt = _stdin() if args.prompt == "-" else args.prompt
     from runner.plan.machine import resolve_device
-    from runner.runtime import find
+    from runner.runtime import open
     from runner.runtime.greedy import sampler, stream
     from runner.runtime.text import Text
 
-    find.require(folders[0])
+    open.require(folders[0])
     text = Text(folders[0])  # before the model is loaded, which takes its time
     ids = text.chat_ids(prompt) if args.chat else text.ids(prompt)
     if not ids.size:
@@ -73,12 +73,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _opened(folders: list[Path], device: str, threads: int | None) -> Runtime:
     """The first of the folders that this machine can run; what the first one lacks is raised where none can."""
-    from runner.runtime import find
+    from runner.runtime import open
 
     lacking: MachineError | None = None
     for folder in folders:
         try:
-            runtime = find.open(folder, device, threads)
+            runtime = open.open(folder, device, threads)
         except MachineError as error:
             lacking = lacking or error
             continue

@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from runner.job.files import write_atomic
     from runner.plan import lock, lock_file
-    from runner.recipe import packs
+    from runner.recipe.origins import packs
 
     if args.recipe is None and args.upgrade:  # `--upgrade RECIPE`, where RECIPE was taken for the name
         args.recipe, args.upgrade = args.upgrade, EVERYTHING
@@ -132,13 +132,13 @@ def _without(old: Mapping[Entry, Any], chosen: set[Entry]) -> dict[str, Any]:
 def _aliases(recipes: Sequence[Recipe]) -> dict[str, Entry]:
     """What a recipe itself calls its entries: `model`, `step/teacher`, the names of data."""
     from runner.plan import lock
-    from runner.recipe import chain
+    from runner.recipe import step_graph
 
     found: dict[str, Entry] = {}
     for recipe in recipes:
         found.setdefault("model", ("models", lock.model_key(recipe.model)))
         for step in recipe.steps:
-            for parameter, spec in chain.models_of(step).items():
+            for parameter, spec in step_graph.models_of(step).items():
                 found.setdefault(f"{step.id}/{parameter}", ("models", lock.model_key(spec)))
         for name, spec_of in recipe.data.items():
             found.setdefault(name, ("data", lock.data_key(spec_of)))

@@ -18,21 +18,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from runner.recipe import wheel
-    from runner.recipe.packs import Pack, PackPlace
+    from runner.recipe import pack_wheel
+    from runner.recipe.origins.packs import Pack, PackPlace
 
     folder: Path = args.folder
     if not folder.is_dir():
         raise UsageError(f"there is no folder `{folder}`", "name the folder that holds the recipes")
     name = args.name or re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")
-    if not wheel.NAME.fullmatch(name):
+    if not pack_wheel.NAME.fullmatch(name):
         raise UsageError(f"a pack cannot be called `{name}`", "--name takes lower case letters, digits and `-`")
-    if not wheel.VERSION.fullmatch(args.version):
+    if not pack_wheel.VERSION.fullmatch(args.version):
         raise UsageError(f"`{args.version}` is not a version", "write one such as 1.2.0 or 1.2.0rc1")
-    contents = wheel.collect(folder, name)
+    contents = pack_wheel.collect(folder, name)
     if not contents.recipes:
         raise UsageError(f"the folder `{folder}` holds no recipe", "recipes are .yaml or .yml files")
-    file, data = wheel.build(contents, name, args.version)
+    file, data = pack_wheel.build(contents, name, args.version)
     path = args.output / file
     try:
         args.output.mkdir(parents=True, exist_ok=True)

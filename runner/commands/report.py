@@ -23,10 +23,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from runner.report import document, job, junit, publish, terminal
+    from runner.report import job_report, report_json, terminal
+    from runner.report.ci import junit
     from runner.report.console import console, show
+    from runner.report.html import publish
 
-    found = job.read(*options.job_of(args))
+    found = job_report.read(*options.job_of(args))
     if args.junit is not None:
         _written(args.junit, lambda: junit.write(args.junit, [found]))
     if args.html is not None and args.html == Path():
@@ -34,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.html is not None:
         _written(args.html, lambda: publish.html(found, args.html))
     if args.json:
-        print(json.dumps(document.of(found), indent=2, ensure_ascii=False))
+        print(json.dumps(report_json.of(found), indent=2, ensure_ascii=False))
     elif args.html is not None or args.junit is not None:
         for path in (found.path / publish.HTML if args.html == Path() else args.html, args.junit):
             if path is not None:

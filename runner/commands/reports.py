@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from runner.commands.several import Outcome
     from runner.progress.events import Sink
     from runner.recipe.types import Recipe
-    from runner.report.junit import Refused
+    from runner.report.ci.junit import Refused
 
 
 def sink(shown: Sink | None, how: str, recipe: Recipe) -> Sink | None:
     """The sink to use: on GitHub Actions one that annotates too, elsewhere `shown`. jsonl keeps stdout to itself."""
     if os.environ.get("GITHUB_ACTIONS") != "true":
         return shown
-    from runner.report.github import Annotations
+    from runner.report.ci.github import Annotations
 
     stream: TextIO = sys.stderr if how == "jsonl" else sys.stdout
     return Annotations(shown, stream, recipe, grouped=how == "plain")
@@ -31,9 +31,11 @@ def write(root: Path, id: str) -> None:
     """The report files of a job, and its summary on GitHub Actions. What goes wrong is a warning."""
 
     def work() -> None:
-        from runner.report import github, job, publish
+        from runner.report import job_report
+        from runner.report.ci import github
+        from runner.report.html import publish
 
-        found = job.read(root, id)
+        found = job_report.read(root, id)
         publish.write(found)
         github.summarize(found)
 
@@ -47,23 +49,24 @@ def write_junit(path: Path | None, root: Path, jobs: Sequence[str | Refused]) ->
         return
 
     def work() -> None:
-        from runner.report import job, junit
+        from runner.report import job_report
+        from runner.report.ci import junit
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        junit.write(path, [job.read(root, entry) if isinstance(entry, str) else entry for entry in jobs])
+        junit.write(path, [job_report.read(root, entry) if isinstance(entry, str) else entry for entry in jobs])
 
     _attempt(work, f"{path} could not be written")
 
 
 def of_outcomes(outcomes: Sequence[Outcome]) -> list[str | Refused]:
     """The job of each outcome, or why there is none."""
-    from runner.report.junit import Refused
+    from runner.report.ci.junit import Refused
 
     return [o.job or Refused(o.name, o.text or o.verdict, o.exit_code) for o in outcomes]
 
 
 def of_error(name: str, error: RunnerError) -> Refused:
-    from runner.report.junit import Refused
+    from runner.report.ci.junit import Refused
 
     return Refused(name, error.render(), error.exit_code)
 

@@ -11,8 +11,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from runner.recipe import schema
+    from runner.recipe.schema import editor, load
 
-    document = schema.bundled() if args.kind is None else schema.kind_schema(args.kind)
+    document = editor.bundled() if args.kind is None else load.kind_schema(args.kind)
     print(json.dumps(document, indent=2, ensure_ascii=False))
     return 0

@@ -132,7 +132,7 @@ def _outcome(task: Task, one: One, stopping: Stopping) -> Outcome:
 
 def _annotate(error: RunnerError) -> None:
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        from runner.report import github
+        from runner.report.ci import github
 
         github.complain(error, sys.stderr)
 

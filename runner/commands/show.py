@@ -16,13 +16,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from runner.recipe import origins
-    from runner.report import origins as report
+    from runner.recipe import provenance
+    from runner.report import show as report
     from runner.report.console import console, show
 
     options.go_offline(args)
     recipes = options.recipes_of(args.recipe, args)
-    found = [(recipe, origins.trace(recipe, args.sets)) for recipe in recipes]
+    found = [(recipe, provenance.trace(recipe, args.sets)) for recipe in recipes]
     if args.json:
         documents = [report.document(recipe, values) for recipe, values in found]
         print(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2, ensure_ascii=False))

@@ -73,7 +73,7 @@ def _counted(recipes: Sequence[Recipe]) -> str:
 
 
 def _annotate(error: RunnerError) -> None:
-    from runner.report import github
+    from runner.report.ci import github
 
     github.complain(error, sys.stderr)
 

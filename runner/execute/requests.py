@@ -11,7 +11,8 @@ from runner.errors import MachineError
 from runner.execute.messages import DataRef, InputRef, Request
 from runner.job.entries import StoreEntry
 from runner.plan.types import MODEL, Plan, PlannedStep, ResolvedModel
-from runner.recipe import secrets, text
+from runner.recipe import secrets
+from runner.recipe.syntax import yaml_text
 
 
 def request(
@@ -34,7 +35,7 @@ def request(
         threads=threads,
         store=str(store),
         recipe=plan.recipe.name,
-        recipe_text=text.dump(secrets.hide(document, secrets.values(document))),  # model cards are published
+        recipe_text=yaml_text.dump(secrets.hide(document, secrets.values(document))),  # model cards are published
         inputs={name: given[id] if id in given else _made(entries[id]) for name, id in step.inputs.items()},
         data={parameter: _data(plan, name) for parameter, name in step.data.items()},
         produces=step.produces,

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.cache_utils import DynamicCache
 
-from runner.export.architectures import BY_TYPE, MASKS, SLIDING
+from runner.export.supported import BY_TYPE, MASKS, SLIDING
 
 _ATTENTION = "runner"
 

@@ -11,8 +11,8 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from runner.export.data import DataFile
 from runner.export.decoder import Shape, shape_of
+from runner.export.external_data import DataFile
 from runner.export.trace import DOMAIN, trace
 from runner.export.weights import MICROSOFT, Filler, Options
 from runner.model.skeleton import Skeleton
@@ -51,7 +51,7 @@ def export(
 ) -> Exported:
     """Write the graph of a checkpoint, packed or dense, with the adapter it may carry, into the folder `out`.
 
-    `target` is one of `runner.export.carry.TARGETS`, `precision` of PRECISIONS: what it computes in. `progress` is told
+    `target` is one of `integer_layouts.TARGETS`, `precision` of PRECISIONS: what it computes in. `progress` gets
     how many of all modules with weights are written. RecipeError and
     StepFailed as the checkpoint's readers have them; StepFailed too where integers cannot be carried as they are.
     """

@@ -1,7 +1,7 @@
 """From an ONNX graph to a TensorRT engine, built in a process of its own. Imports neither torch nor TensorRT.
 
 The builder takes four times the weights in memory and keeps most of it (measured), and a graph that it stumbles over
-can end its process: both stay out of the worker. That process is `runner.export.tensorrt_build`.
+can end its process: both stay out of the worker. That process is `runner.export.tensorrt_builder`.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def _process(folder: Path, threads: int) -> Iterator[subprocess.Popen[bytes]]:
         **os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(Path(runner.__file__).parent.parent)
     }  # fmt: skip
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "runner.export.tensorrt_build"], stdin=subprocess.PIPE, cwd=folder,
+        [sys.executable, "-P", "-m", "runner.export.tensorrt_builder"], stdin=subprocess.PIPE, cwd=folder,
         env=environment, start_new_session=True,
     )  # fmt: skip
     try:

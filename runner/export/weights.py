@@ -13,8 +13,8 @@ import onnx_ir as ir
 import torch
 
 from runner.errors import StepFailed
-from runner.export import carry, integers
-from runner.export.data import DataFile
+from runner.export import integer_layouts, integers
+from runner.export.external_data import DataFile
 from runner.export.trace import DOMAIN, EMBEDDING
 from runner.model import adapters
 from runner.model.formats.rules import Scheme
@@ -105,11 +105,11 @@ class Filler:
     def _quantized(self, made: _Made, module: str, x: ir.Value) -> ir.Value:
         q = self.skeleton.reader.read_quantized(self.skeleton.stored_module(module))
         scheme = Scheme(q.bits, q.group_size if q.strategy == "group" else q.strategy, q.symmetric)
-        how = carry.carried(self.options.target, scheme, q.in_features)
-        if not isinstance(how, carry.Carried):
+        how = integer_layouts.carried(self.options.target, scheme, q.in_features)
+        if not isinstance(how, integer_layouts.Carried):
             raise StepFailed(f"`{module}` {how[0]}", how[1])
         self._note(module, scheme.describe(), how.describe(scheme))
-        if self.options.target == carry.TENSORRT:
+        if self.options.target == integer_layouts.TENSORRT:
             return self._dequantized(made, module, x, q, how)
         block = integers.blocks(q, how.field, how.block, self.options.dtype)
         inputs = [x, self._add(made, f"{module}.weight", block.weight)]
@@ -122,7 +122,9 @@ class Filler:
         }  # fmt: skip
         return made.node("MatMulNBits", inputs, attributes, MICROSOFT)
 
-    def _dequantized(self, made: _Made, module: str, x: ir.Value, q: Quantized, how: carry.Carried) -> ir.Value:
+    def _dequantized(
+        self, made: _Made, module: str, x: ir.Value, q: Quantized, how: integer_layouts.Carried
+    ) -> ir.Value:
         parts = integers.signed(q, how.field, self.options.dtype)
         shape = (q.in_features, q.out_features)
         kind = ir.DataType.INT4 if how.field == 4 else ir.DataType.INT8

@@ -29,7 +29,7 @@ from runner.job.entries import StoreEntry
 from runner.job.locks import Holder, Lock
 from runner.plan import lock_file
 from runner.plan.types import Plan, PlannedStep
-from runner.recipe import text
+from runner.recipe.syntax import yaml_text
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _model(plan: Plan) -> dict[str, Any]:
 
 
 def _contents(plan: Plan) -> dict[str, str]:
-    return {"recipe.yaml": text.dump(plan.recipe.document), "plan.json": files.pretty(plan_document(plan))}
+    return {"recipe.yaml": yaml_text.dump(plan.recipe.document), "plan.json": files.pretty(plan_document(plan))}
 
 
 def _read(path: Path) -> str | None:

@@ -24,7 +24,8 @@ from runner.job.directory import JobDirectory, read_json
 from runner.job.entries import StoreEntry
 from runner.plan import lock_file
 from runner.plan.types import Plan, PlannedStep
-from runner.recipe import secrets, text
+from runner.recipe import secrets
+from runner.recipe.syntax import yaml_text
 
 NAME = "provenance.json"
 SIGNATURES = (f"{NAME}.sig", f"{NAME}.sigstore.json")
@@ -108,7 +109,7 @@ def signature(job: Path) -> str | None:
 
 def _recipe(plan: Plan) -> dict[str, Any]:
     """The recipe by its digest: its params may hold what only those who have the job may see."""
-    digest = hashlib.sha256(text.dump(plan.recipe.document).encode()).hexdigest()
+    digest = hashlib.sha256(yaml_text.dump(plan.recipe.document).encode()).hexdigest()
     return {"name": plan.recipe.name, "uri": "recipe.yaml", "digest": {"sha256": digest}}
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from runner import wording
 from runner.plan.types import Plan, ResolvedData, ResolvedModel
-from runner.recipe.parents import Pins
+from runner.recipe.origins.locate import Pins
 from runner.recipe.types import DataSpec, ModelSpec, Parent
 
 VERSION = 1

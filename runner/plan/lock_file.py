@@ -14,12 +14,14 @@ from typing import Any
 
 import runner
 from runner.errors import Diagnostic, RecipeError, UsageError
-from runner.plan import find, lock
+from runner.plan import lock, resolve_inputs
 from runner.plan.lock import Document, Drift
 from runner.plan.machine import package_version
 from runner.plan.types import Plan
-from runner.recipe import discovery, git, nodes, places, text
-from runner.recipe.parents import Pins
+from runner.recipe.origins import git, place
+from runner.recipe.origins.locate import Pins
+from runner.recipe.schema import kinds as discovery
+from runner.recipe.syntax import nodes, yaml_text
 from runner.recipe.types import ModelSpec
 from runner.steps import kinds
 
@@ -40,14 +42,14 @@ def find_beside(recipe: str) -> Path | None:
     if own.is_file():
         return own
     shared = own.with_name(SHARED)
-    others = [path for path in own.parent.glob("*") if path.suffix in places.SUFFIXES and path.stem != own.stem]
+    others = [path for path in own.parent.glob("*") if path.suffix in place.SUFFIXES and path.stem != own.stem]
     return shared if shared.is_file() and not others else None
 
 
 def read(path: Path) -> dict[str, Any]:
     """A lock. RecipeError (R450) where it is none."""
     try:
-        tree = text.parse(text.decode(path.read_bytes(), str(path)), str(path))
+        tree = yaml_text.parse(yaml_text.decode(path.read_bytes(), str(path)), str(path))
     except OSError as error:
         message = f"cannot read `{path}`: {error.strerror or error}"
         raise RecipeError([Diagnostic("R450", message)]) from None
@@ -66,7 +68,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def dump(document: Document, recipe: str) -> str:
     """The text of a lock: one value a line, sorted."""
-    return HEAD.format(recipe=Path(recipe).name) + text.dump(document, inline=False)
+    return HEAD.format(recipe=Path(recipe).name) + yaml_text.dump(document, inline=False)
 
 
 def of_plans(plans: Sequence[Plan], cache_file: Path | None = None, hub_files: bool = False) -> dict[str, Any]:
@@ -76,7 +78,7 @@ def of_plans(plans: Sequence[Plan], cache_file: Path | None = None, hub_files: b
         for model in plan.given().values():
             if model.commit is not None and model.path is not None:
                 key = lock.model_key(ModelSpec(model.source, model.revision))
-                files[key] = find.digest_files_of(model.path, model.facts, cache_file)
+                files[key] = resolve_inputs.digest_files_of(model.path, model.facts, cache_file)
     return lock.document(plans, runner.__version__, packages(plans), files)
 
 
@@ -159,7 +161,7 @@ def _moved(plans: Sequence[Plan], locked: Document) -> tuple[list[Drift], list[s
             continue
         try:
             commit = git.current(parent)
-        except places.PlaceError as error:
+        except place.PlaceError as error:
             unknown.append(f"whether {parent.name} moved is not known: {error.message}")
             continue
         if commit != pinned:

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from runner.contracts.step_kind import Cost
 from runner.errors import Diagnostic
-from runner.plan import find, machine
-from runner.plan.flow import Flow
+from runner.plan import machine, resolve_inputs
+from runner.plan.facts_flow import Flow
 from runner.plan.reasons import Previous, reason
 from runner.plan.types import Forecast, Plan, PlannedStep, Preview
 from runner.recipe.types import Recipe
@@ -44,9 +44,9 @@ def preview(plan: Plan, store: StoreView, previous: Previous | None = None) -> P
     MachineRefusal (exit 4) where this machine has not the memory or the disk for the steps that would run.
     """
     facts = machine.machine_facts(plan.device)
-    found = find.Found(plan.model, plan.model.path)
+    found = resolve_inputs.Found(plan.model, plan.model.path)
     models = {id: model.facts for id, model in plan.given().items()}
-    flow = Flow(models, find.data_facts(found, plan.data, store.root / CACHE), facts)
+    flow = Flow(models, resolve_inputs.data_facts(found, plan.data, store.root / CACHE), facts)
     states: dict[str, str] = {}
     forecasts: list[Forecast] = []
     for step in plan.steps:

@@ -9,12 +9,13 @@ from pathlib import Path
 from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, SAME, Kind, MachineFacts
 from runner.errors import Diagnostic, MachineError, RecipeError
 from runner.model import hub
-from runner.plan import find, keys, lock
-from runner.plan.flow import Flow
+from runner.plan import keys, lock, resolve_inputs
+from runner.plan.facts_flow import Flow
 from runner.plan.machine import MachineRefusal, machine_facts, package_version, resolve_device
 from runner.plan.tasks import find_tasks
 from runner.plan.types import MODEL, Plan, PlannedStep, ResolvedData, ResolvedModel, ResolvedTasks
-from runner.recipe import chain, schema
+from runner.recipe import step_graph
+from runner.recipe.schema import load
 from runner.recipe.types import ModelSpec, Recipe, Step
 from runner.steps import kinds
 
@@ -33,7 +34,7 @@ def resolve(
     for a device or a package that is not there.
     """
     resolved_device = resolve_device(device)
-    references = {step.kind: schema.references(step.kind) for step in recipe.steps}
+    references = {step.kind: load.references(step.kind) for step in recipe.steps}
     names = [
         str(step.params[parameter])
         for step in recipe.steps
@@ -41,13 +42,13 @@ def resolve(
         if target == "data" and step.params.get(parameter) is not None
     ]
     found, models, data = _found(recipe, names, cache_file, commits or {})
-    find.check_lengths(recipe, found, data, cache_file)
+    resolve_inputs.check_lengths(recipe, found, data, cache_file)
     tasks = find_tasks(recipe, cache_file)
     given = {MODEL: found.model, **models}
     machine = machine_facts(resolved_device)
     planner = _Planner(recipe, given, data, tasks, environment(resolved_device), machine)
     facts = {id: model.facts for id, model in given.items()}
-    flow = Flow(facts, find.data_facts(found, data, cache_file), machine)
+    flow = Flow(facts, resolve_inputs.data_facts(found, data, cache_file), machine)
     complaints: list[Diagnostic] = []
     planned: list[PlannedStep] = []
     for step in recipe.steps:
@@ -87,7 +88,7 @@ def environment(device: str) -> dict[str, str]:
 
 def _found(
     recipe: Recipe, names: list[str], cache_file: Path | None, commits: Mapping[lock.Entry, str]
-) -> tuple[find.Found, dict[str, ResolvedModel], dict[str, ResolvedData]]:
+) -> tuple[resolve_inputs.Found, dict[str, ResolvedModel], dict[str, ResolvedData]]:
     """The model, those that single steps name, and the data; the complaints about all of them at once."""
     complaints: list[Diagnostic] = []
     found = None
@@ -98,18 +99,22 @@ def _found(
         return commits.get(("models", lock.model_key(spec)))
 
     try:
-        found = find.find_model(recipe.model, cache_file, recipe.span(("model", "source")), pinned(recipe.model))
+        found = resolve_inputs.find_model(
+            recipe.model, cache_file, recipe.span(("model", "source")), pinned(recipe.model)
+        )
     except RecipeError as error:
         complaints += error.diagnostics
     for step in recipe.steps:
-        for parameter, spec in chain.models_of(step).items():
+        for parameter, spec in step_graph.models_of(step).items():
             span = recipe.step_span(step, (parameter, "source"))
             try:
-                models[f"{step.id}/{parameter}"] = find.find_model(spec, cache_file, span, pinned(spec)).model
+                models[f"{step.id}/{parameter}"] = resolve_inputs.find_model(spec, cache_file, span, pinned(spec)).model
             except RecipeError as error:
                 complaints += error.diagnostics
     try:
-        data = find.find_data(recipe, names, cache_file, lambda spec: commits.get(("data", lock.data_key(spec))))
+        data = resolve_inputs.find_data(
+            recipe, names, cache_file, lambda spec: commits.get(("data", lock.data_key(spec)))
+        )
     except RecipeError as error:
         complaints += error.diagnostics
     if complaints or found is None:
@@ -131,14 +136,14 @@ class _Planner:
     def plan(self, step: Step, earlier: list[PlannedStep], references: Mapping[str, str]) -> PlannedStep:
         kind = kinds.find(step.kind)
         before = [s for s in self.recipe.steps if any(e.id == s.id for e in earlier)]
-        inputs = {"checkpoint": step.source or chain.nearest(step.kind, before)}
-        inputs |= {parameter: f"{step.id}/{parameter}" for parameter in chain.models_of(step)}
+        inputs = {"checkpoint": step.source or step_graph.nearest(step.kind, before)}
+        inputs |= {parameter: f"{step.id}/{parameter}" for parameter in step_graph.models_of(step)}
         data: dict[str, str] = {}
         for parameter, target in sorted(references.items()):
             value = step.params.get(parameter)
             if isinstance(value, str) and target in ("checkpoint", "engine", "data"):
                 if target == "checkpoint":
-                    value = chain.source_of(value, inputs["checkpoint"], {e.id: e.inputs for e in earlier})
+                    value = step_graph.source_of(value, inputs["checkpoint"], {e.id: e.inputs for e in earlier})
                 (data if target == "data" else inputs)[parameter] = value
         gates = {name for name, target in references.items() if target == "gates"}
         seed = keys.step_seed(self.recipe.seed, step.id)

@@ -9,7 +9,7 @@ from runner.data import harness_tasks
 from runner.errors import Diagnostic, RecipeError
 from runner.plan.digests import digest_files, digest_named
 from runner.plan.types import ResolvedTasks
-from runner.recipe import schema
+from runner.recipe.schema import load
 from runner.recipe.types import Recipe, Step
 
 
@@ -18,7 +18,7 @@ def find_tasks(recipe: Recipe, cache_file: Path | None) -> dict[str, dict[str, R
     found: dict[str, dict[str, ResolvedTasks]] = {}
     complaints: list[Diagnostic] = []
     for step in recipe.steps:
-        for parameter, target in schema.references(step.kind).items():
+        for parameter, target in load.references(step.kind).items():
             if target == "tasks" and step.params.get(parameter):
                 try:
                     found.setdefault(step.id, {})[parameter] = _resolved(step, parameter, cache_file)

@@ -9,10 +9,14 @@ from typing import Any
 
 from runner import wording
 from runner.errors import Diagnostic, RecipeError, UsageError
-from runner.recipe import chain, extends, matrix, nodes, params, schema, shape, steps, when
-from runner.recipe.nodes import Node
-from runner.recipe.parents import Pins
-from runner.recipe.places import FilePlace, Place
+from runner.recipe import step_graph
+from runner.recipe.compose import extends, matrix, params, when
+from runner.recipe.origins.locate import Pins
+from runner.recipe.origins.place import FilePlace, Place
+from runner.recipe.schema import load as schema
+from runner.recipe.schema import step_entries, validate
+from runner.recipe.syntax import nodes
+from runner.recipe.syntax.nodes import Node
 from runner.recipe.types import DataSpec, ModelSpec, Path, Recipe, Step
 
 
@@ -79,18 +83,18 @@ def _loaded(
     root = params.substitute(root, values, _not_substituted, complaints.append)
     params.check_size(root, complaints.append)
     left_out = _left_out(root, values, complaints)
-    complaints += shape.check(root, left_out)
+    complaints += validate.check(root, left_out)
     _raise(complaints)
     kept, gone = _parted(root, left_out)
     recipe = _recipe(kept, file, values.values, {name: values.values[name] for name in names})
     recipe = replace(recipe, parents=gathered.parents)
-    _raise(chain.check(recipe, gone, gathered.removed))
+    _raise(step_graph.check(recipe, gone, gathered.removed))
     return recipe
 
 
 def _raise(complaints: list[Diagnostic]) -> None:
     if complaints:
-        raise RecipeError(sorted(complaints, key=shape.position))
+        raise RecipeError(sorted(complaints, key=validate.position))
 
 
 def _not_substituted(path: Path) -> bool:
@@ -130,7 +134,7 @@ def _when_complaint(error: when.WhenError, node: Node, values: params.Params) ->
 def _parted(root: Node, left_out: Mapping[int, str]) -> tuple[Node, dict[str, str]]:
     """The tree without the steps that are left out, and their ids with their `when`."""
     listed = root.entries["steps"]
-    gone = {steps.id_of(listed.items[index]) or "": expression for index, expression in left_out.items()}
+    gone = {step_entries.id_of(listed.items[index]) or "": expression for index, expression in left_out.items()}
     kept = tuple(step for index, step in enumerate(listed.items) if index not in left_out)
     return replace(root, value={**root.entries, "steps": replace(listed, value=kept)}), gone
 
@@ -165,7 +169,7 @@ def _data(name: str, entry: Mapping[str, Any]) -> DataSpec:
 
 
 def _step(entry: Mapping[str, Any], index: int) -> Step:
-    beside = steps.beside()
+    beside = step_entries.beside()
     kind = next(key for key in entry if key not in beside)
     return Step(
         id=entry["id"],

@@ -68,9 +68,9 @@ class Parent:
 class Recipe:
     """A resolved recipe. `document` is the standalone mapping (params substituted, parents merged, defaults filled),
 
-    which `runner.recipe.text.dump` writes as recipe.yaml. `spans` places values of the written text by path. `matrix`
-    has the values of this combination of `matrix`, for every param that any combination sets. `parents` are those
-    from elsewhere. `references` has by path the text, such as `${bits}`, that a value was written as.
+    which `yaml_text.dump` writes as recipe.yaml. `spans` places values of the written text by path. `matrix` has the
+    values of this combination of `matrix`, for every param that any combination sets. `parents` are those from
+    elsewhere. `references` has by path the text, such as `${bits}`, that a value was written as.
     """
 
     file: str

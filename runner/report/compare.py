@@ -12,7 +12,7 @@ from rich.text import Text
 from runner.progress import units
 from runner.recipe import secrets
 from runner.report import diff, findings
-from runner.report.job import JobReport
+from runner.report.job_report import JobReport
 from runner.report.table import Cell, table
 
 _ENDED = ("done", "gate-missed")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from runner.plan.types import MODEL
 from runner.progress import board, units
 from runner.progress.events import Event
-from runner.report.job import JobReport, StepReport
+from runner.report.job_report import JobReport, StepReport
 
 _HIGHER = re.compile(
     r"agreement|accuracy|(^|[_/])acc($|_)|exact_match|(^|[_/])f1($|_)|per_second|throughput|bleu|rouge"

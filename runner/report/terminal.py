@@ -11,7 +11,7 @@ from rich.text import Text
 from runner.progress import board, units
 from runner.progress.frame import ICONS
 from runner.report import loading
-from runner.report.job import JobReport, StepReport
+from runner.report.job_report import JobReport, StepReport
 from runner.report.table import table
 
 STATUS_STYLES = {"done": "green", "failed": "bold red", "gate-missed": "bold red", "interrupted": "yellow"}

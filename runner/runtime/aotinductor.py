@@ -10,7 +10,8 @@ import torch
 
 from runner.errors import StepFailed
 from runner.model import processor
-from runner.runtime import find, limits
+from runner.runtime import limits
+from runner.runtime import open as find
 from runner.runtime.protocol import Ids, Logits
 
 FILE = "model.pt2"

@@ -31,7 +31,7 @@ class OnnxRuntime:
     def __init__(self, folder: Path, device: str = "cpu", threads: int | None = None) -> None:
         import onnxruntime as ort  # type: ignore[import-untyped]
 
-        from runner.runtime import find
+        from runner.runtime import open as find
 
         engine = find.engine(folder) or {}
         try:

@@ -1,6 +1,6 @@
 """A model that runs: what generation, latency and parity ask of a checkpoint, a graph, a package or an engine.
 
-Arrays are numpy's, so that a runtime without torch needs none. `runner.runtime.find.open` opens a folder.
+Arrays are numpy's, so that a runtime without torch needs none. `runner.runtime.open.open` opens a folder.
 """
 
 from __future__ import annotations

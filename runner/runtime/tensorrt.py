@@ -15,8 +15,9 @@ import torch
 from runner.errors import MachineError, RunnerError, StepFailed
 from runner.export.tensorrt import CAPABILITIES, MODULES, NAMES, RTX, complaints, is_memory, quoted
 from runner.model.safetensors_file import write_all, written
-from runner.recipe import cache
-from runner.runtime import find, limits
+from runner.recipe.origins import cache
+from runner.runtime import limits
+from runner.runtime import open as find
 from runner.runtime.protocol import Ids, Logits
 
 _BUILD_AGAIN = "build it again"

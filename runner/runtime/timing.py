@@ -20,7 +20,7 @@ import numpy as np
 
 from runner.errors import RunnerError
 from runner.model import usage
-from runner.runtime import find
+from runner.runtime import open
 from runner.runtime.greedy import likeliest
 
 
@@ -58,7 +58,7 @@ def measure(settings: Settings, said: Callable[[int], None]) -> Timing:
     """
     free = _gpu_free(settings.device)
     start = time.perf_counter()
-    runtime = find.open(Path(settings.folder), settings.device, settings.threads)
+    runtime = open.open(Path(settings.folder), settings.device, settings.threads)
     load = time.perf_counter() - start
     generator = np.random.default_rng(settings.seed)
     shape = (settings.batch_size, settings.prompt_tokens)

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from runner.contracts.step_kind import Kind, MachineFacts, Params, Requirement
 from runner.errors import MachineError
-from runner.recipe import discovery
+from runner.recipe.schema import kinds
 
 _NAMES = ("VERSION", "CONSUMES", "PRODUCES", "REQUIRES", "METRICS", "check", "estimate", "run")
 
@@ -19,7 +19,7 @@ def find(kind: str) -> Kind:
     `runner.steps`) are known. Raises UsageError for an unknown kind, MachineError for one that cannot be imported or
     that lacks a name of the protocol.
     """
-    module = discovery.module(kind)
+    module = kinds.module(kind)
     missing = [name for name in _NAMES if not hasattr(module, name)]
     if missing:
         raise MachineError(
@@ -43,4 +43,4 @@ def environment(kind: Kind, params: Params, machine: MachineFacts) -> Mapping[st
 
 def names() -> tuple[str, ...]:
     """Every kind, sorted by name."""
-    return discovery.kinds()
+    return kinds.kinds()

@@ -22,7 +22,7 @@ import torch
 
 from runner.contracts.context import Context
 from runner.errors import Diagnostic, Interrupted, MachineError, RecipeError, RunnerError, Span, StepFailed
-from runner.training import failures, saves
+from runner.training import failures, training_checkpoints
 from runner.training.task import Task
 
 EVENTS, STOP, TASK = "events.jsonl", "stop", "task.json"
@@ -44,7 +44,7 @@ def run(ctx: Context, task: Task, progress: Path) -> None:
     folder = task.folder / "ranks"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    saves.write_json(folder / TASK, {**task.to_json(), "progress": str(progress)})
+    training_checkpoints.write_json(folder / TASK, {**task.to_json(), "progress": str(progress)})
     asked: Interrupted | None = None
     agent = start(folder, task)
     try:

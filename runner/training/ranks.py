@@ -61,13 +61,13 @@ def rank(folder: Path) -> None:
     """Train as one of several. Errors go to a file, with the traceback on stderr."""
     number = int(os.environ["RANK"])
     try:
-        from runner.training import saves, session
+        from runner.training import session, training_checkpoints
 
         described = json.loads((folder / TASK).read_text(encoding="utf-8"))
         progress = Path(described.pop("progress"))
         task = Task.of_json(described)
         if session.train(task, hooks(folder, task, progress, number)) and number == 0:
-            saves.write_json(folder / "done", {})
+            training_checkpoints.write_json(folder / "done", {})
     except BaseException as error:  # noqa: BLE001  it is told to the process that waits, whatever it is
         traceback.print_exc()
         path = folder / f"error-{number}.json"
@@ -85,8 +85,8 @@ def hooks(folder: Path, task: Task, progress: Path, number: int) -> Any:
     """The first process tells and asks; the others only train."""
     import torch
 
-    from runner.training.fit import write_progress
     from runner.training.trainer import Hooks
+    from runner.training.training_checkpoints import write_progress
 
     torch.set_num_threads(threads(task))
     if number:
@@ -115,10 +115,10 @@ def _killed(folder: Path, described: Mapping[str, Any]) -> None:
     """Leave word that a rank was killed, with the length of a window, for the message."""
     import numpy as np
 
-    from runner.training import saves
+    from runner.training import training_checkpoints
 
     length = int(np.load(described["ids"], mmap_mode="r").shape[1])
-    saves.write_json(folder / "killed.json", {"length": length})
+    training_checkpoints.write_json(folder / "killed.json", {"length": length})
 
 
 if __name__ == "__main__":

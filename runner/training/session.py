@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from runner.errors import StepFailed
-from runner.training import failures, saves
+from runner.training import failures, training_checkpoints
 from runner.training.task import Fitted, Task, Trainable
 from runner.training.trainer import FitTrainer, Hooks
 
@@ -79,7 +79,7 @@ def build(task: Task) -> Trainable:
     module, _, name = task.build.partition(":")
     torch.manual_seed(task.seed)
     trainable: Trainable = getattr(importlib.import_module(module), name)(task.arguments, own_device(task))
-    parameters = saves.trained(trainable.model)
+    parameters = training_checkpoints.trained(trainable.model)
     if not parameters:
         raise StepFailed("nothing is left to train: no parameter of the model takes a gradient")
     for parameter in parameters.values():
@@ -128,10 +128,10 @@ def _write_result(trainer: FitTrainer, seconds: float) -> None:
     if not trainer.is_world_process_zero():
         return
     if curve.best_step is None:
-        saves.write_weights(task.folder / _WEIGHTS, weights)
+        training_checkpoints.write_weights(task.folder / _WEIGHTS, weights)
     else:
         unfinished = task.folder / f".{_WEIGHTS}.copy"
-        shutil.copyfile(saves.best(task.folder, curve.best_step), unfinished)
+        shutil.copyfile(training_checkpoints.best(task.folder, curve.best_step), unfinished)
         unfinished.replace(task.folder / _WEIGHTS)
     a_step = task.settings.batch_size * trainer.windows.shape[1]
     metrics: dict[str, float] = {"loss": curve.smoothed, "steps": curve.step, "tokens": curve.step * a_step}
@@ -144,7 +144,9 @@ def _write_result(trainer: FitTrainer, seconds: float) -> None:
         "evaluations": curve.evaluations,
         "kept": curve.step if curve.best_step is None else curve.best_step,
     }
-    saves.write_json(task.folder / _RESULT, {"label": label(task), "metrics": metrics, "details": details})
+    training_checkpoints.write_json(
+        task.folder / _RESULT, {"label": label(task), "metrics": metrics, "details": details}
+    )
     clean(task.folder)
 
 

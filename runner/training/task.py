@@ -1,6 +1,6 @@
 """What a training step asks for, and what every process that trains is given. Imported by the planner: no torch.
 
-A training kind's `run` writes what its processes need into its scratch folder and calls `runner.training.fit.fit(ctx,
+A training kind's `run` writes what its processes need into its scratch folder and calls `runner.training.run.fit(ctx,
 task)`. Every process imports `task.build`, builds its own model with it, and trains on its part of each batch.
 """
 

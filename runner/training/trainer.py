@@ -23,12 +23,12 @@ from torch import distributed, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer
 
-from runner.training import failures, saves
+from runner.training import failures, training_checkpoints
 from runner.training.arguments import arguments, autocasts
 from runner.training.curve import Curve
 from runner.training.evaluation import loss_sum
 from runner.training.measure import peak_memory
-from runner.training.order import evaluation_batches, micro_batches, order
+from runner.training.sampler import evaluation_batches, micro_batches, order
 from runner.training.task import Batch, Task, Trainable
 
 _EVENTS = 2000  # of one training; slow steps are told each
@@ -90,14 +90,14 @@ class FitTrainer(Trainer):
 
     @property
     def last_saved(self) -> Path | None:
-        return None if self.saved_at is None else saves.checkpoint(self.task.folder, self.saved_at)
+        return None if self.saved_at is None else training_checkpoints.checkpoint(self.task.folder, self.saved_at)
 
     def resume(self) -> Path | None:
         """The training checkpoint to go on from, with the curve restored to it; None to begin at the beginning."""
-        path = saves.last(self.task.folder, self.label)
+        path = training_checkpoints.last(self.task.folder, self.label)
         if path is not None:
-            self.curve = saves.read_curve(path)
-            self.saved_at = saves.step_of(path)
+            self.curve = training_checkpoints.read_curve(path)
+            self.saved_at = training_checkpoints.step_of(path)
         return path
 
     def exhausted(self) -> bool:
@@ -224,7 +224,7 @@ class FitTrainer(Trainer):
         if self.curve.evaluated(step, loss):
             weights = self.trained_weights()
             if self.is_world_process_zero():
-                saves.write_weights(saves.best(self.task.folder, step), weights)
+                training_checkpoints.write_weights(training_checkpoints.best(self.task.folder, step), weights)
         return loss
 
     def evaluation_loss(self) -> float:
@@ -240,7 +240,7 @@ class FitTrainer(Trainer):
     def trained_weights(self) -> dict[str, torch.Tensor]:
         """Every trained parameter whole, on the CPU. Sharded ones are gathered, so all processes must call it."""
         whole = {}
-        for name, parameter in saves.trained(self.trainable.model).items():
+        for name, parameter in training_checkpoints.trained(self.trainable.model).items():
             tensor = parameter.detach()
             full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
             # A copy: FSDP resizes the storage of what it gathered, which numpy's view of it would forbid.
@@ -249,7 +249,7 @@ class FitTrainer(Trainer):
 
     def save_training(self) -> None:
         """Write a training checkpoint of this step. It counts once it is whole."""
-        path = saves.checkpoint(self.task.folder, self.state.global_step)
+        path = training_checkpoints.checkpoint(self.task.folder, self.state.global_step)
         main = self.is_world_process_zero()
         if main:
             shutil.rmtree(path, ignore_errors=True)
@@ -257,13 +257,13 @@ class FitTrainer(Trainer):
         weights = self.trained_weights()
         self._barrier()
         if main:
-            saves.write_weights(path / f"{saves.TRAINED}.safetensors", weights)
+            training_checkpoints.write_weights(path / f"{training_checkpoints.TRAINED}.safetensors", weights)
             self.state.save_to_json(str(path / "trainer_state.json"))
         self._save_optimizer_and_scheduler(str(path))
         self._save_rng_state(str(path))
         self._barrier()
         if main:
-            saves.seal(path, self.label, self.curve)
+            training_checkpoints.seal(path, self.label, self.curve)
             self.hooks.saved(self.state.global_step)
         self.saved_at = self.state.global_step
 
@@ -285,7 +285,9 @@ class FitTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """The trained parameters alone; the frozen ones are the builder's."""
-        weights: dict[str, Any] = saves.read_weights(Path(resume_from_checkpoint) / f"{saves.TRAINED}.safetensors")
+        weights: dict[str, Any] = training_checkpoints.read_weights(
+            Path(resume_from_checkpoint) / f"{training_checkpoints.TRAINED}.safetensors"
+        )
         if self.is_fsdp_enabled:
             from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
@@ -293,9 +295,9 @@ class FitTrainer(Trainer):
             set_model_state_dict(model, weights, options=options)
         else:
             with torch.no_grad():
-                for name, parameter in saves.trained(self.trainable.model).items():
+                for name, parameter in training_checkpoints.trained(self.trainable.model).items():
                     parameter.copy_(weights[name])
-        self.trainable.stepped(saves.step_of(Path(resume_from_checkpoint)))
+        self.trainable.stepped(training_checkpoints.step_of(Path(resume_from_checkpoint)))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Nothing: events tell it all."""

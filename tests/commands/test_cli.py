@@ -79,12 +79,12 @@ def test_a_missing_argument(run: Run) -> None:
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """`runner schema` has a bug; crash logs go to the folder returned."""
-    from runner.recipe import schema
+    from runner.recipe.schema import load
 
     def bug() -> None:
         raise ZeroDivisionError("nobody saw this coming")
 
-    monkeypatch.setattr(schema, "bundled", bug)
+    monkeypatch.setattr(load, "bundled", bug)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "runner"
 
@@ -131,12 +131,12 @@ def test_a_developer_sees_the_traceback(run: Run, broken: Path, monkeypatch: pyt
 
 
 def test_interrupted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from runner.recipe import schema
+    from runner.recipe.schema import load
 
     def stop() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(schema, "bundled", stop)
+    monkeypatch.setattr(load, "bundled", stop)
     assert run("schema") == (130, "", "")
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.report import compare, job
+from runner.report import compare
+from runner.report import job_report as job
 from tests.commands.conftest import Run
 from tests.report.jobs import made
 

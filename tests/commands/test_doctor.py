@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.report import health
+from runner.report import doctor
 from tests.commands.conftest import Run
 
 
@@ -39,8 +39,8 @@ def test_json(run: Run) -> None:
 
 
 def test_a_base_package_is_missing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    version = health._version
-    monkeypatch.setattr(health, "_version", lambda name: None if name == "safetensors" else version(name))
+    version = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "safetensors" else version(name))
     code, out, _ = run("doctor")
     assert code == 4
     assert "missing: safetensors\n" in out
@@ -48,10 +48,10 @@ def test_a_base_package_is_missing(run: Run, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_extra_is_missing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "extras", lambda: ["toys"])
-    monkeypatch.setattr(health, "requirements", lambda extra=None: ["no-such-package"] if extra else [])
-    assert health._extras() == [
-        health.Finding("extra toys", "warn", "without no-such-package", "pip install 'runner[toys]'")
+    monkeypatch.setattr(doctor, "extras", lambda: ["toys"])
+    monkeypatch.setattr(doctor, "requirements", lambda extra=None: ["no-such-package"] if extra else [])
+    assert doctor._extras() == [
+        doctor.Finding("extra toys", "warn", "without no-such-package", "pip install 'runner[toys]'")
     ]
     assert run("doctor")[0] == 0
 
@@ -61,9 +61,9 @@ def test_torch_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
         [], 1, "", "Traceback ...\nImportError: libgomp.so.1: cannot open shared object\n"
     )
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
-    monkeypatch.setattr(health, "_version", lambda name: "2.13.0")
-    assert health._torch() == (
-        health.Finding(
+    monkeypatch.setattr(doctor, "_version", lambda name: "2.13.0")
+    assert doctor._torch() == (
+        doctor.Finding(
             "torch", "fail", "2.13.0 does not start: ImportError: libgomp.so.1: cannot open shared object",
             "pip install --force-reinstall torch",
         ),
@@ -92,34 +92,34 @@ def test_no_hard_links(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_which_engines_can_be_built_and_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = {"onnx": "1.23", "onnxscript": "0.7", "onnxruntime": "1.32", "tensorrt-rtx": "1.7.1", "gguf": "0.19"}
-    monkeypatch.setattr(health, "_version", installed.get)
+    monkeypatch.setattr(doctor, "_version", installed.get)
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     monkeypatch.delenv("CXX", raising=False)
-    assert health._engines({}) == [
-        health.Finding("onnx engine", "ok", "builds and runs it: onnxruntime 1.32"),
-        health.Finding("rtx engine", "ok", "builds it, runs it on a machine with a GPU: tensorrt-rtx 1.7.1"),
-        health.Finding(
+    assert doctor._engines({}) == [
+        doctor.Finding("onnx engine", "ok", "builds and runs it: onnxruntime 1.32"),
+        doctor.Finding("rtx engine", "ok", "builds it, runs it on a machine with a GPU: tensorrt-rtx 1.7.1"),
+        doctor.Finding(
             "trt engine",
             "ok",
             "neither builds nor runs it: no GPU that torch can use; `flavour: rtx` builds without one",
         ),
-        health.Finding("aot engine", "ok", "builds and runs it: /usr/bin/g++"),
-        health.Finding("gguf engine", "ok", "builds and runs it: gguf 0.19"),
+        doctor.Finding("aot engine", "ok", "builds and runs it: /usr/bin/g++"),
+        doctor.Finding("gguf engine", "ok", "builds and runs it: gguf 0.19"),
     ]
 
 
 def test_engines_that_something_is_missing_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "_version", lambda name: None)
+    monkeypatch.setattr(doctor, "_version", lambda name: None)
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert health._engines({"gpus": ["H100"]}) == [
-        health.Finding("onnx engine", "warn", "`build.onnx` cannot: without onnx, onnxscript, onnxruntime",
+    assert doctor._engines({"gpus": ["H100"]}) == [
+        doctor.Finding("onnx engine", "warn", "`build.onnx` cannot: without onnx, onnxscript, onnxruntime",
                        "pip install 'runner[onnx]'"),
-        health.Finding("rtx engine", "warn", "`build.tensorrt` cannot: without onnx, onnxscript, tensorrt-rtx",
+        doctor.Finding("rtx engine", "warn", "`build.tensorrt` cannot: without onnx, onnxscript, tensorrt-rtx",
                        "pip install 'runner[tensorrt]'"),
-        health.Finding("trt engine", "warn", "cannot: without onnx, onnxscript, tensorrt",
+        doctor.Finding("trt engine", "warn", "cannot: without onnx, onnxscript, tensorrt",
                        "pip install 'runner[tensorrt]' tensorrt"),
-        health.Finding("aot engine", "warn",
+        doctor.Finding("aot engine", "warn",
                        "`build.compile` cannot build: there is no C++ compiler; packages built elsewhere run",
                        "install g++ (Debian: apt install g++), or set CXX"),
-        health.Finding("gguf engine", "warn", "`build.gguf` cannot: without gguf", "pip install 'runner[gguf]'"),
+        doctor.Finding("gguf engine", "warn", "`build.gguf` cannot: without gguf", "pip install 'runner[gguf]'"),
     ]  # fmt: skip

@@ -63,10 +63,10 @@ def test_a_job_without_output(run: Run, job: str) -> None:
 @pytest.fixture
 def chain(job: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """A job whose output is an engine that cannot run here, made of a checkpoint that can."""
-    from runner.runtime import find
+    from runner.runtime import open
 
-    formats = {**find.FORMATS, "tensorrt": find.Format("runner.runtime.tensorrt", ("no_such_package",), "tensorrt")}
-    monkeypatch.setattr(find, "FORMATS", formats)
+    formats = {**open.FORMATS, "tensorrt": open.Format("runner.runtime.tensorrt", ("no_such_package",), "tensorrt")}
+    monkeypatch.setattr(open, "FORMATS", formats)
     here = Path("jobs") / job
     for folder in (here / "output", *here.glob("steps/*")):
         shutil.rmtree(folder)

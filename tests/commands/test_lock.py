@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from runner.plan import machine
-from runner.recipe import git
+from runner.recipe.origins import git
 from tests import tiny
 from tests.commands.conftest import Run
 from tests.recipe.elsewhere import BASE, Upstream, install_pack

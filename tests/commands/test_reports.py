@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from runner.report import page
+from runner.report.html import page
 from tests.commands.conftest import Run
 
 

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runner.errors import DECEPTIVE
-from runner.recipe import load, nodes, origins, text
-from runner.report import origins as report
+from runner.recipe import load, provenance
+from runner.recipe.syntax import nodes, yaml_text
+from runner.report import show as report
 from tests.commands.conftest import Run
 
 CHILD = """\
@@ -106,13 +107,13 @@ TEXTS = WRITABLE | st.sampled_from(["1", "1e5", "no", "a: b", "a #b", "- a", "nu
 @given(st.dictionaries(TEXTS.filter(bool), TEXTS | INTEGERS | st.floats(allow_nan=False, allow_infinity=False)))
 def test_any_value_is_shown_as_yaml_reads_it_back(values: dict[str, object]) -> None:
     rows = [line for line, _ in report._rows({"values": values}, (), "")]
-    assert nodes.plain(text.parse("\n".join(rows), "r.yaml")) == {"values": values}
+    assert nodes.plain(yaml_text.parse("\n".join(rows), "r.yaml")) == {"values": values}
 
 
 def test_every_value_of_a_recipe_has_an_origin() -> None:
     recipe = load.load("child.yaml")
-    found = origins.trace(recipe)
-    tree = text.parse(text.dump(recipe.document), "r.yaml")
+    found = provenance.trace(recipe)
+    tree = yaml_text.parse(yaml_text.dump(recipe.document), "r.yaml")
     assert {path: nodes.find(tree, path) is not None for path in found} == dict.fromkeys(found, True)
     leaves = [path for path, node in nodes.walk(tree) if not node.entries and not node.items]
     assert sorted(map(str, found)) == sorted(map(str, leaves))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from runner.recipe import schema
+from runner.recipe.schema import editor, load
 from tests.commands.conftest import Run
 
 
@@ -47,14 +47,14 @@ def test_a_family(run: Run) -> None:
 
 def test_the_list_has_every_kind(run: Run) -> None:
     listed = [line.split()[0] for line in run("steps")[1].splitlines() if line and line[0] not in " `"]
-    assert listed == list(schema.kinds())
+    assert listed == list(load.kinds())
 
 
-@pytest.mark.parametrize("kind", schema.kinds())
+@pytest.mark.parametrize("kind", load.kinds())
 def test_every_kind_can_be_described(run: Run, kind: str) -> None:
     code, out, _ = run("steps", kind)
     assert code == 0
-    for name in schema.kind_schema(kind)["properties"]:
+    for name in load.kind_schema(kind)["properties"]:
         assert f"\n  {name}  " in out
 
 
@@ -67,7 +67,7 @@ def test_an_unknown_kind(run: Run, asked: str, meant: str) -> None:
 def test_the_schema_for_editors(run: Run) -> None:
     code, out, _ = run("schema")
     assert code == 0
-    assert json.loads(out) == schema.bundled()
+    assert json.loads(out) == editor.bundled()
 
 
 def test_the_schema_of_a_kind(run: Run) -> None:

@@ -9,8 +9,10 @@ import pytest
 
 from docs import generate
 from runner import errors
-from runner.recipe import discovery, load, schema
-from runner.report.kinds import example
+from runner.recipe import load
+from runner.recipe.schema import kinds as discovery
+from runner.recipe.schema import load as schema
+from runner.report.step_kinds import example
 from runner.steps import kinds
 
 ROOT = Path(__file__).parent.parent.parent

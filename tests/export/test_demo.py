@@ -67,7 +67,7 @@ def ids() -> Ids:
 
 
 def test_every_way_of_packing_is_there(models: tuple[Path, Path]) -> None:
-    from runner.runtime.find import engine
+    from runner.runtime.open import engine
 
     stored = (engine(models[1]) or {})["stored"]
     assert len(stored) == 10

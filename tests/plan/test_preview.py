@@ -10,7 +10,7 @@ import pytest
 from runner.contracts.step_kind import Cost, MachineFacts
 from runner.errors import MachineError
 from runner.plan import machine, preview, resolve
-from runner.plan.flow import Flow
+from runner.plan.facts_flow import Flow
 from runner.plan.types import Plan
 from tests.plan.recipes import FakeStore, recipe
 

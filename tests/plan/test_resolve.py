@@ -13,7 +13,7 @@ import pytest
 from runner.contracts.step_kind import Requirement
 from runner.errors import MachineError, RecipeError
 from runner.model import hub, source
-from runner.plan import find, machine, resolve
+from runner.plan import machine, resolve, resolve_inputs
 from runner.plan.types import Plan
 from runner.recipe.types import ModelSpec
 from runner.steps import kinds
@@ -275,7 +275,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 def test_a_hub_model_has_one_key_before_and_after_its_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = copy_of_model(tmp_path / COMMIT)
-    facts = find.find_model(recipe().model, None).model.facts
+    facts = resolve_inputs.find_model(recipe().model, None).model.facts
     head = HEAD.replace("demo:tiny-llama", "org/name")
     monkeypatch.setattr(hub, "cached_model", lambda *_: None)
     monkeypatch.setattr(hub, "model_commit", lambda *_: COMMIT)

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.errors import RecipeError
-from runner.recipe import text
 from runner.recipe.load import load, loads
+from runner.recipe.syntax import yaml_text
 from runner.recipe.types import DataSpec, ModelSpec, Recipe
 from tests.recipe.cases import recipe
 
@@ -100,17 +100,17 @@ def test_what_is_left_out_has_its_default() -> None:
 @pytest.mark.parametrize("sets", [(), ("bits=3", "sparse=false"), ("model=some/where",)])
 def test_the_standalone_recipe_asks_for_the_same(sets: tuple[str, ...]) -> None:
     found = loads(FULL, "r.yaml", sets)
-    written = text.dump(found.document)
+    written = yaml_text.dump(found.document)
     assert "${" not in written
     again = loads(written, "recipe.yaml")
     assert same(found, again)
-    assert text.dump(again.document) == written
+    assert yaml_text.dump(again.document) == written
 
 
 def test_the_order_of_keys_does_not_matter() -> None:
     one = loads(recipe("- quantize.gptq: {bits: 3, data: text, group_size: 64}"), "r.yaml")
     other = loads(recipe("- quantize.gptq: {group_size: 64, data: text, bits: 3}"), "r.yaml")
-    assert text.dump(one.document) == text.dump(other.document)
+    assert yaml_text.dump(one.document) == yaml_text.dump(other.document)
 
 
 def test_equal_numbers_are_spelt_alike() -> None:
@@ -229,7 +229,7 @@ VALUES = st.recursive(
 )
 def test_anything_is_loaded_or_complained_about(written: dict[str, object], steps: object) -> None:
     with contextlib.suppress(RecipeError):
-        assert loads(text.dump({**written, "steps": steps}), "r.yaml").steps
+        assert loads(yaml_text.dump({**written, "steps": steps}), "r.yaml").steps
 
 
 def test_reading_a_recipe_imports_nothing_heavy(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from runner.cli import main
-from runner.recipe import load, schema
+from runner.recipe import load
+from runner.recipe.schema import editor
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent.parent
@@ -39,7 +40,7 @@ def test_meets_the_schema_of_editors(recipe: Path) -> None:
     from jsonschema import Draft202012Validator
 
     document = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    assert [error.message for error in Draft202012Validator(schema.bundled()).iter_errors(document)] == []
+    assert [error.message for error in Draft202012Validator(editor.bundled()).iter_errors(document)] == []
 
 
 def test_is_listed(recipe: Path) -> None:

@@ -16,8 +16,8 @@ from runner.job.records import Record
 from runner.job.store import Store
 from runner.plan.types import Plan
 from runner.progress.events import Event
-from runner.report import job
-from runner.report.job import JobReport
+from runner.report import job_report
+from runner.report.job_report import JobReport
 from tests.job.plans import plan
 
 STEPS: list[dict[str, Any]] = [
@@ -164,7 +164,7 @@ def showcase(root: Path) -> JobReport:
     plan = made(
         root, steps=steps, name=name, metrics=metrics, details=details, events=[gate(5, "quality", 10.1276, 10.7263)]
     )
-    report = job.read(root, plan.job_id)
+    report = job_report.read(root, plan.job_id)
     whole, small = 2_471_645_608, 812_301_440
     sizes = {"prune": whole, "recover": whole, "gptq": small}
     costs = {"prune": 96.2, "recover": 1824.6, "gptq": 412.9}
@@ -175,7 +175,7 @@ def showcase(root: Path) -> JobReport:
             size_before=whole if step.id in sizes else None,
             seconds=costs.get(step.id, 71.3),
             memory=int(2.1e9 + 4e8 * number),
-            forecast=job.Forecast(int(2.4e9 + 4e8 * number), costs.get(step.id, 71.3) * 1.15),
+            forecast=job_report.Forecast(int(2.4e9 + 4e8 * number), costs.get(step.id, 71.3) * 1.15),
         )
         for number, step in enumerate(report.steps)
     )

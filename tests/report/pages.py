@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
-from runner.report.markup import VOID
+from runner.report.html.markup import VOID
 
 
 @dataclass

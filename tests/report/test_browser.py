@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.report import page
+from runner.report.html import page
 from tests.report.browser import PROGRAM, Browser, browser
 from tests.report.jobs import showcase
 

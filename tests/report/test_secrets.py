@@ -11,7 +11,9 @@ from runner.errors import Diagnostic, RecipeError, Span
 from runner.execute.requests import request
 from runner.job import provenance
 from runner.recipe import secrets
-from runner.report import document, github, job, junit, page
+from runner.report import job_report, report_json
+from runner.report.ci import github, junit
+from runner.report.html import page
 from tests.job.plans import plan as planned
 from tests.report.jobs import made
 
@@ -63,8 +65,8 @@ def test_no_report_says_a_secret(tmp_path: Path) -> None:
         "exit_code": 1,
     }
     plan = made(tmp_path, "failed", done=1, events=[told, failed], recipe=RECIPE)
-    report = job.read(tmp_path, plan.job_id)
-    for text in (json.dumps(document.of(report)), page.html(report), junit.text([report]), github.markdown(report)):
+    report = job_report.read(tmp_path, plan.job_id)
+    for text in (json.dumps(report_json.of(report)), page.html(report), junit.text([report]), github.markdown(report)):
         for secret in ("hunter22", "987654321", "s3cr3t"):
             assert secret not in text
         assert "•••" in text or "\\u2022" in text

@@ -3,9 +3,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from runner.report import document as report_json
-from runner.report import job, loading, terminal
-from runner.report.job import JobReport, StepReport
+from runner.report import job_report, loading, report_json, terminal
+from runner.report.job_report import JobReport, StepReport
 
 STEP = StepReport(
     id="gptq", kind="quantize.gptq", key="k", folder="01-gptq", state="done", seconds=74.8, memory=1_900_000_000,
@@ -124,5 +123,5 @@ def test_the_last_run_leaves_out_torn_lines_and_earlier_runs(tmp_path: Path) -> 
         '{"event":"job_started","time":1,"job":"a"}\n{"event":"metric","time":2}\n'
         '{"event":"job_started","time":3,"job":"b"}\n{"event":"met\n[]\n{"event":"interrupted","time":4}\n'
     )
-    assert [event["time"] for event in job.last_run(job.events(path))] == [3, 4]
-    assert job.events(tmp_path / "nothing") == []
+    assert [event["time"] for event in job_report.last_run(job_report.events(path))] == [3, 4]
+    assert job_report.events(tmp_path / "nothing") == []

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from runner.errors import MachineError, StepFailed
-from runner.runtime import find
+from runner.runtime import open
 from tests.export.exported import build, prompts
 from tests.tiny import save
 
@@ -28,7 +28,7 @@ def copied(engine: Path, tmp_path: Path) -> Path:
 
 
 def test_what_it_is(engine: Path) -> None:
-    runtime = find.open(engine, threads=1)
+    runtime = open.open(engine, threads=1)
     assert (runtime.name, runtime.vocabulary, runtime.context, runtime.max_batch) == ("onnxruntime", 96, 64, None)
     ids = prompts(2, 9)
     assert np.array_equal(runtime.prefill(ids, last=True), runtime.prefill(ids)[:, -1:])
@@ -36,7 +36,7 @@ def test_what_it_is(engine: Path) -> None:
 
 
 def test_a_second_prompt_forgets_the_first(engine: Path) -> None:
-    runtime = find.open(engine, threads=1)
+    runtime = open.open(engine, threads=1)
     first = runtime.prefill(prompts(2, 9))
     runtime.decode(prompts(2, 1))
     runtime.prefill(prompts(3, 4, seed=1))
@@ -44,7 +44,7 @@ def test_a_second_prompt_forgets_the_first(engine: Path) -> None:
 
 
 def test_more_tokens_than_the_context(engine: Path) -> None:
-    runtime = find.open(engine, threads=1)
+    runtime = open.open(engine, threads=1)
     with pytest.raises(StepFailed) as caught:
         runtime.prefill(prompts(1, 65))
     assert caught.value.message == "65 tokens; prompt and continuation may have 64 together"
@@ -57,7 +57,7 @@ def test_a_graph_that_is_torn(copied: Path) -> None:
     path = copied / "model.onnx"
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(StepFailed) as caught:
-        find.open(copied)
+        open.open(copied)
     assert caught.value.message.startswith(f"onnxruntime cannot load `{path}`: ")
     assert caught.value.help == "build it again"
 
@@ -66,18 +66,18 @@ def test_weights_that_are_torn_or_missing(copied: Path) -> None:
     path = copied / "model.onnx.data"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(StepFailed) as caught:
-        find.open(copied)
+        open.open(copied)
     assert caught.value.message.startswith(f"onnxruntime cannot load `{copied / 'model.onnx'}`: ")
     path.unlink()
     with pytest.raises(StepFailed) as caught:
-        find.open(copied)
+        open.open(copied)
     assert caught.value.message.startswith(f"onnxruntime cannot load `{copied / 'model.onnx'}`: ")
 
 
 def test_a_graph_that_is_missing(copied: Path) -> None:
     (copied / "model.onnx").unlink()
     with pytest.raises(StepFailed) as caught:
-        find.open(copied)
+        open.open(copied)
     assert caught.value.message == f"`{copied / 'model.onnx'}` is missing"
 
 
@@ -86,11 +86,11 @@ def test_an_engine_file_that_lacks_something(copied: Path) -> None:
     del described["kv_heads"]
     (copied / "engine.json").write_text(json.dumps(described))
     with pytest.raises(StepFailed) as caught:
-        find.open(copied)
+        open.open(copied)
     assert caught.value.message == f"`{copied / 'engine.json'}` does not describe an ONNX graph: KeyError('kv_heads')"
 
 
 def test_a_device_that_is_not_there(engine: Path) -> None:
     with pytest.raises(MachineError) as caught:
-        find.open(engine, device="cuda")
+        open.open(engine, device="cuda")
     assert caught.value.message == "onnxruntime has no CUDAExecutionProvider here, which the device `cuda` needs"

@@ -109,7 +109,7 @@ def test_a_damaged_tensor_is_named(tmp_path: Path) -> None:
     folder = tiny.save(tmp_path)
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[:-100])
-    from runner.runtime.find import open
+    from runner.runtime.open import open
 
     with pytest.raises(StepFailed, match="is truncated: its header describes"):
         open(folder)

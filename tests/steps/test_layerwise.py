@@ -16,7 +16,7 @@ from runner.model.headers import facts
 from runner.plan.machine import machine_facts
 from runner.plan.resolve import resolve
 from runner.recipe.load import loads
-from runner.recipe.schema import defaults
+from runner.recipe.schema.load import defaults
 from runner.steps.kinds import find
 from runner.steps.layerwise import distinct_inputs
 from runner.steps.quantize.gptq import solving_seconds

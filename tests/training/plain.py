@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from runner.errors import Interrupted
-from runner.training.fit import prepare
+from runner.training.run import prepare
 from runner.training.task import Batch, Task
 from tests import tiny
 
@@ -109,8 +109,8 @@ def main(folder: str, model: str, kill_at: str, how: str) -> None:
 
     With "processes" two train, and the one that started them dies.
     """
-    from runner.training import saves
-    from runner.training.fit import fit
+    from runner.training import training_checkpoints
+    from runner.training.run import fit
 
     def die(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -121,9 +121,11 @@ def main(folder: str, model: str, kill_at: str, how: str) -> None:
                 die()
 
     if how == "sealing":
-        write = saves.write_json
-        saves.write_json = lambda path, value: (
-            die() if path.name == saves.MARKER and path.parent.name.endswith(kill_at) else write(path, value)
+        write = training_checkpoints.write_json
+        training_checkpoints.write_json = lambda path, value: (
+            die()
+            if path.name == training_checkpoints.MARKER and path.parent.name.endswith(kill_at)
+            else write(path, value)
         )
     ctx = Dying(Path(folder), processes=2 if how == "processes" else 1)
     torch.set_num_threads(1)

@@ -20,7 +20,7 @@ from runner.errors import Diagnostic, Interrupted, MachineError, RecipeError, Ru
 from runner.steps.kinds import find
 from runner.training import launch
 from runner.training.arguments import arguments
-from runner.training.fit import fit
+from runner.training.run import fit
 from runner.training.task import Fitted
 from tests import tiny
 from tests.host import Host

@@ -22,7 +22,7 @@ from runner.contracts.step_kind import (  # fmt: skip
     Result,
 )
 from runner.errors import Diagnostic
-from runner.export import architectures
+from runner.export import supported
 from runner.model import memory, processor
 from runner.model.facts import CheckpointFacts
 
@@ -47,7 +47,7 @@ def environment(params: Params, machine: MachineFacts) -> Mapping[str, str]:
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     """There is a C++ compiler, and the architecture is one whose exported graph was compared."""
     found = []
-    refused = architectures.refuse(inputs.checkpoint.config)
+    refused = supported.refuse(inputs.checkpoint.config)
     if refused is not None:
         found.append(Diagnostic("R477", *refused))
     if compiler() is None:
@@ -88,7 +88,7 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
 def described(config: Any, precision: str) -> dict[str, Any]:
     """What engine.json says that the plan knows already."""
     return {
-        "format": "aotinductor", "precision": precision, "context": architectures.context(config),
+        "format": "aotinductor", "precision": precision, "context": supported.context(config),
         "vocabulary": int(config["vocab_size"]), "max_batch": None,
     }  # fmt: skip
 

@@ -25,7 +25,7 @@ _ANOTHER = "use build.onnx, or deploy the checkpoint itself"
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     """The architecture is one whose result was compared, and blocks can hold every packed module."""
-    from runner.export import plan
+    from runner.export import preflight
     from runner.export.gguf_blocks import BLOCK, carried
 
     facts = inputs.checkpoint
@@ -33,7 +33,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     refusal = _architecture(facts.config)
     if refusal is not None:
         return [*found, Diagnostic("R479", refusal[0], refusal[1])]
-    packed = {name: scheme for name, (_, scheme) in plan.schemes(facts).items()}
+    packed = {name: scheme for name, (_, scheme) in preflight.schemes(facts).items()}
     wrong: dict[tuple[str, str], list[str]] = {}
     for linear in facts.linears:
         scheme = packed.get(linear.name)

@@ -21,7 +21,7 @@ from runner.model import headers
 from runner.model.output import copy_companions, write_json
 from runner.model.shards import ShardReader
 from runner.steps.build.gguf import FILE, described
-from runner.training import packed
+from runner.training.modules import packed_linear
 
 # Module of transformers after "model.layers.N." → tensor of llama.cpp after "blk.N.".
 _LAYER = {
@@ -177,7 +177,7 @@ def _data(reader: ShardReader, entry: Entry) -> tuple[NDArray[np.uint8], float]:
 
 def _integers(reader: ShardReader, module: str) -> Integers:
     """The integers of a packed module with a scale for each block."""
-    found = packed.read(reader, module)
+    found = packed_linear.read(reader, module)
     if found.groups is not None:
         raise StepFailed(
             f"the groups of `{module}` are not runs of columns (g_idx of GPTQ's act-order), which blocks need",

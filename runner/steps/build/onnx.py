@@ -6,7 +6,7 @@ from typing import Any
 
 from runner.contracts.step_kind import CHECKPOINT, ENGINE, QUANTIZED, Context, Cost, Inputs, Params, Requirement, Result
 from runner.errors import Diagnostic
-from runner.export import plan
+from runner.export import preflight
 from runner.model import memory
 from runner.model.facts import CheckpointFacts
 
@@ -23,15 +23,15 @@ _LAYER_SECONDS = 1.5
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
-    return plan.refusals(inputs.checkpoint, str(params["target"]))
+    return preflight.refusals(inputs.checkpoint, str(params["target"]))
 
 
 def estimate(params: Params, inputs: Inputs) -> Cost:
     """The largest weight as it is stored, in the graph's type, and turned over; nothing else of the model is held."""
     facts = inputs.checkpoint
-    written = plan.nbytes(facts, str(params["target"]), str(params["precision"]))
-    value = plan.FLOAT_BYTES[str(params["precision"])]
-    tensors = plan.largest(facts) * (4 + 2 * value)
+    written = preflight.nbytes(facts, str(params["target"]), str(params["precision"]))
+    value = preflight.FLOAT_BYTES[str(params["precision"])]
+    tensors = preflight.largest(facts) * (4 + 2 * value)
     peak = memory.FULL_RUNTIME + _EXPORTER + _LAYER * facts.layer_count + tensors
     seconds = _SECONDS + _LAYER_SECONDS * facts.layer_count
     seconds += (facts.nbytes + written) / max(1.0, inputs.machine.disk_bytes_per_second)
@@ -41,12 +41,12 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
 def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
     from dataclasses import replace
 
-    engine = plan.engine(inputs.checkpoint, str(params["target"]), str(params["precision"]))
+    engine = preflight.engine(inputs.checkpoint, str(params["target"]), str(params["precision"]))
     return replace(inputs.checkpoint, engine=engine)
 
 
 def run(ctx: Context) -> Result:
-    from runner.export import folder
+    from runner.export import onnx_folder
 
-    engine: dict[str, Any] = folder.write(ctx)
+    engine: dict[str, Any] = onnx_folder.write(ctx)
     return Result(details={key: engine[key] for key in ("target", "precision", "stored", "carried", "bytes")})

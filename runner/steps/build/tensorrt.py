@@ -22,7 +22,7 @@ from runner.contracts.step_kind import (
     Result,
 )
 from runner.errors import Diagnostic, StepFailed
-from runner.export import architectures, carry, plan, tensorrt
+from runner.export import integer_layouts, preflight, supported, tensorrt
 from runner.export.tensorrt import CAPABILITIES, ENTERPRISE, PORTABLE, RTX
 from runner.model import memory
 from runner.model.facts import CheckpointFacts
@@ -63,7 +63,7 @@ def environment(params: Params, machine: MachineFacts) -> Mapping[str, str]:
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     """The architecture and every weight can go into the graph, the GPUs and lengths asked for are possible."""
     facts = inputs.checkpoint
-    found = [replace(d, help=_remedy(d.help)) for d in plan.refusals(facts, carry.TENSORRT)]
+    found = [replace(d, help=_remedy(d.help)) for d in preflight.refusals(facts, integer_layouts.TENSORRT)]
     if any(d.code == "R477" for d in found):
         return found
     found += _lengths(params, facts) + _graph(params, inputs)
@@ -76,7 +76,7 @@ def _remedy(help: str | None) -> str | None:
 
 
 def _lengths(params: Params, facts: CheckpointFacts) -> list[Diagnostic]:
-    positions, asked = architectures.context(facts.config), params.get("max_sequence_length")
+    positions, asked = supported.context(facts.config), params.get("max_sequence_length")
     if asked is None or asked <= positions:
         return []
     message = f"`max_sequence_length` is {asked:,}; the model has {positions:,} positions"
@@ -89,7 +89,7 @@ def _graph(params: Params, inputs: Inputs) -> list[Diagnostic]:
     if graph is None:
         return []
     engine, path, named = graph.engine or {}, ("graph",), f"`graph` names `{params['graph']}`"
-    if engine.get("format") != "onnx" or engine.get("target") != carry.TENSORRT:
+    if engine.get("format") != "onnx" or engine.get("target") != integer_layouts.TENSORRT:
         what = f"an ONNX graph for {engine['target']}" if "target" in engine else f"a {engine.get('format')} engine"
         help = "let it name a step of `build.onnx` with `target: tensorrt`"
         return [Diagnostic("R495", f"{named}, which makes {what}", help, path=path)]
@@ -114,7 +114,7 @@ def _rtx(params: Params, facts: CheckpointFacts) -> list[Diagnostic]:
             if asked in ("9.0", "10.0", "10.3"):
                 help = "build on that GPU with `flavour: enterprise`"
             found.append(Diagnostic("R495", message, help, path=place))
-        elif asked == "7.5" and plan.schemes(facts):
+        elif asked == "7.5" and preflight.schemes(facts):
             message = "GPUs of compute capability 7.5 have no way to multiply by quantized weights"
             found.append(Diagnostic("R495", message, "leave it out, or build it of a dense checkpoint", path=place))
     return found
@@ -138,11 +138,11 @@ def _enterprise(params: Params, inputs: Inputs) -> list[Diagnostic]:
 def _wide(facts: CheckpointFacts) -> list[Diagnostic]:
     """TensorRT's blocks are of 4 bits: wider integers in groups it unpacks, or fails on (measured)."""
     names = [
-        name for name, (_, scheme) in plan.schemes(facts).items() if scheme.bits > 4 and scheme.strategy == "group"
+        name for name, (_, scheme) in preflight.schemes(facts).items() if scheme.bits > 4 and scheme.strategy == "group"
     ]
     if not names:
         return []
-    first = plan.schemes(facts)[names[0]][1]
+    first = preflight.schemes(facts)[names[0]][1]
     more = f" (as {len(names) - 1:,} more)" if len(names) > 1 else ""
     message = (
         f"`{names[0]}`{more} has {first.bits} bits in groups of {first.group_size}; TensorRT has groups at 4 bits only"
@@ -153,7 +153,7 @@ def _wide(facts: CheckpointFacts) -> list[Diagnostic]:
 def length(params: Params, config: Mapping[str, Any]) -> int:
     """Tokens of prompt and continuation that the engine takes."""
     asked = params.get("max_sequence_length")
-    return int(asked) if asked is not None else min(_USUAL_LENGTH, architectures.context(config))
+    return int(asked) if asked is not None else min(_USUAL_LENGTH, supported.context(config))
 
 
 def estimate(params: Params, inputs: Inputs) -> Cost:
@@ -162,8 +162,8 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     all of them.
     """
     facts = inputs.checkpoint
-    graph = plan.nbytes(facts, carry.TENSORRT, str(params["precision"]))
-    tensors = plan.largest(facts) * (4 + 2 * plan.FLOAT_BYTES[str(params["precision"])])
+    graph = preflight.nbytes(facts, integer_layouts.TENSORRT, str(params["precision"]))
+    tensors = preflight.largest(facts) * (4 + 2 * preflight.FLOAT_BYTES[str(params["precision"])])
     given = "graph" in inputs.others
     exporter = memory.FULL_RUNTIME + _EXPORTER + _LAYER * facts.layer_count
     builder = tensorrt.BUILDER_BYTES + tensorrt.BUILDER_LAYER * facts.layer_count + tensorrt.BUILDER_FACTOR * graph
@@ -178,7 +178,7 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
 
 def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
     facts = inputs.checkpoint
-    known = plan.engine(facts, carry.TENSORRT, str(params["precision"]))
+    known = preflight.engine(facts, integer_layouts.TENSORRT, str(params["precision"]))
     rtx = params["flavour"] == RTX
     engine = {
         **{key: known[key] for key in ("precision", "vocabulary", "layers", "stored")},
@@ -198,7 +198,7 @@ def _capabilities(params: Params) -> list[str] | None:
 
 
 def run(ctx: Context) -> Result:
-    from runner.export import engine_folder, graph
+    from runner.export import graph, tensorrt_folder
     from runner.model import headers
 
     params, source = ctx.params, ctx.inputs["checkpoint"]
@@ -208,7 +208,7 @@ def run(ctx: Context) -> Result:
     ctx.safe_point()
     if "graph" in ctx.inputs:
         folder = ctx.inputs["graph"].path.absolute()
-        facts = engine_folder.graph_facts(folder, source.digest)
+        facts = tensorrt_folder.graph_facts(folder, source.digest)
     else:
         folder, facts = work, _exported(ctx, work)
     ctx.safe_point()
@@ -225,9 +225,9 @@ def run(ctx: Context) -> Result:
     ctx.emit("progress", phase="TensorRT", done=0, total=1, unit="engine")
     built = tensorrt.build(ctx, order, work)
     ctx.emit("progress", phase="TensorRT", done=1, total=1, unit="engine")
-    weights = engine_folder.weights(folder / graph.FILE)
+    weights = tensorrt_folder.weights(folder / graph.FILE)
     _kept_small(built, weights, len(order.profiles), _CODE * facts["layers"])
-    described = engine_folder.write(ctx, order, built, facts, work)
+    described = tensorrt_folder.write(ctx, order, built, facts, work)
     metrics: dict[str, float] = {
         "engine_bytes": built.engine_bytes,
         **({} if built.weights_bytes is None else {"weights_bytes": built.weights_bytes}),
@@ -250,7 +250,7 @@ def _exported(ctx: Context, folder: Path) -> Mapping[str, Any]:
     exported = graph.export(
         ctx.inputs["checkpoint"].path,
         folder,
-        target=carry.TENSORRT,
+        target=integer_layouts.TENSORRT,
         precision=str(ctx.params["precision"]),
         progress=lambda done, total: ctx.emit("progress", phase="weights", done=done, total=total, unit="modules"),
     )

@@ -11,7 +11,7 @@ from runner.contracts.step_kind import CHECKPOINT, Context, Cost, Inputs, Params
 from runner.errors import Diagnostic
 from runner.model import memory
 from runner.model.facts import CheckpointFacts
-from runner.steps import teaching
+from runner.steps import teacher as teaching
 from runner.steps.distill import pair
 from runner.training import vocabulary
 
@@ -71,7 +71,9 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
 
 def run(ctx: Context) -> Result:
     from runner.model.headers import facts
-    from runner.training import depth, features, fit, write
+    from runner.training import checkpoint_writer, layer_selection
+    from runner.training import run as fit
+    from runner.training.objectives import features
 
     teacher = ctx.inputs["teacher"].path
     student = pair.make(ctx)
@@ -85,7 +87,7 @@ def run(ctx: Context) -> Result:
     elif student.kept is not None and student.layers == theirs:
         pairs = list(enumerate(student.kept))
     else:
-        pairs = depth.spread(ours, theirs)
+        pairs = layer_selection.spread(ours, theirs)
     arguments = {
         "student": str(student.folder),
         "teacher": str(teacher),
@@ -93,6 +95,8 @@ def run(ctx: Context) -> Result:
         **{name: ctx.params[name] for name in (*_WEIGHTS, "alpha", "temperature", "divergence")},
         "seed": ctx.seed,
     }
-    fitted = fit.fit(ctx, fit.prepare(ctx, "runner.training.features:build", arguments))
-    write.checkpoint(ctx, student.folder, features.without_projections(fitted.weights, ctx.scratch_dir / "trained"))
+    fitted = fit.fit(ctx, fit.prepare(ctx, "runner.training.objectives.features:build", arguments))
+    checkpoint_writer.checkpoint(
+        ctx, student.folder, features.without_projections(fitted.weights, ctx.scratch_dir / "trained")
+    )
     return Result(metrics=fitted.metrics, details={**pair.details(student), "pairs": pairs, **fitted.details})

@@ -11,7 +11,8 @@ from dataclasses import replace
 from runner.contracts.step_kind import CHECKPOINT, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic
 from runner.model.facts import CheckpointFacts
-from runner.steps import streamed, teaching
+from runner.steps import forward_cost
+from runner.steps import teacher as teaching
 from runner.steps.distill import pair
 from runner.training import vocabulary
 
@@ -32,7 +33,7 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     cost = pair.trained(params, inputs)
     data = inputs.data["data"]
     seen = replace(data, samples=pair.distinct_windows(params, inputs))
-    passed = streamed.estimate_forward([inputs.others["teacher"]], seen, inputs.machine)
+    passed = forward_cost.estimate_forward([inputs.others["teacher"]], seen, inputs.machine)
     index = 2 if vocabulary.size(inputs.others["teacher"].config) <= 1 << 16 else 4
     cache = seen.tokens * (params["top_k"] * (2 + index) + 4)
     return Cost(
@@ -49,7 +50,8 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
 
 def run(ctx: Context) -> Result:
     from runner.model.headers import facts
-    from runner.training import fit, write
+    from runner.training import checkpoint_writer
+    from runner.training import run as fit
 
     teacher, cache = ctx.inputs["teacher"].path, ctx.scratch_dir / "teacher"
     student = pair.make(ctx, after=facts(teacher, str(teacher)).layer_count)
@@ -58,8 +60,8 @@ def run(ctx: Context) -> Result:
         "cache": str(cache),
         **{name: ctx.params[name] for name in ("alpha", "temperature", "divergence")},
     }
-    task = fit.prepare(ctx, "runner.training.distillation:build", arguments)
+    task = fit.prepare(ctx, "runner.training.objectives.logits:build", arguments)
     teaching.listen(ctx, task, student.folder, cache, before=len(student.influence or ()))
     fitted = fit.fit(ctx, task)
-    write.checkpoint(ctx, student.folder, fitted.weights)
+    checkpoint_writer.checkpoint(ctx, student.folder, fitted.weights)
     return Result(metrics=fitted.metrics, details={**pair.details(student), **fitted.details})

@@ -12,10 +12,11 @@ from runner.contracts.step_kind import Cost, Inputs, Params
 from runner.errors import Diagnostic, RecipeError
 from runner.model import adapters
 from runner.model.facts import CheckpointFacts
-from runner.steps import streamed, teaching
+from runner.steps import forward_cost
+from runner.steps import teacher as teaching
 from runner.training import check as training
-from runner.training import depth, vocabulary
 from runner.training import estimate as forecast
+from runner.training import layer_selection, vocabulary
 from runner.training.task import settings
 
 # Of a chunk of logits while the loss against the teacher's whole logits and its gradient are computed, with
@@ -47,7 +48,9 @@ def student_facts(params: Params, inputs: Inputs) -> CheckpointFacts:
     layers = wanted_layers(params, facts.layer_count)
     if layers is None:
         return facts
-    return depth.facts(facts, depth.evenly(layers, facts.layer_count) if isinstance(layers, int) else layers)
+    return layer_selection.facts(
+        facts, layer_selection.evenly(layers, facts.layer_count) if isinstance(layers, int) else layers
+    )
 
 
 def wanted_layers(params: Params, count: int) -> int | list[int] | None:
@@ -145,7 +148,7 @@ def trained(params: Params, inputs: Inputs, copies: int = teaching.TOP_K_COPIES,
         return cost
     if not isinstance(layers, int) or params["student"]["choose"] == "even":
         return replace(cost, scratch=cost.scratch + student.nbytes)
-    passed = streamed.estimate_forward([source_facts(inputs)], inputs.data["data"], inputs.machine)
+    passed = forward_cost.estimate_forward([source_facts(inputs)], inputs.data["data"], inputs.machine)
     return Cost(
         memory=max(cost.memory, passed.memory),
         disk=cost.disk,
@@ -178,7 +181,7 @@ def make(ctx: Context, after: int = 0) -> Student:
     share a tokenizer: for models of the Hub it is known only here.
     """
     from runner.model.headers import facts as read_facts
-    from runner.training import student
+    from runner.training import layer_dropping as student
 
     source_folder = ctx.inputs["student" if "student" in ctx.inputs else "checkpoint"].path
     teacher_folder = ctx.inputs["teacher"].path
@@ -194,10 +197,10 @@ def make(ctx: Context, after: int = 0) -> Student:
     if not isinstance(layers, int):
         kept = list(layers)
     elif ctx.params["student"]["choose"] == "even":
-        kept = depth.evenly(layers, facts.layer_count)
+        kept = layer_selection.evenly(layers, facts.layer_count)
     else:
         influence = student.influence(ctx, source_folder, ctx.data("data"), ctx.scratch_dir / "influence", after)
-        kept = depth.most_influential(layers, influence)
+        kept = layer_selection.most_influential(layers, influence)
     student.cut(source_folder, kept, ctx.scratch_dir / "student")
     return Student(ctx.scratch_dir / "student", facts.layer_count, kept, influence)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from runner.contracts.step_kind import CHECKPOINT, METRICS_ONLY, QUANTIZED, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic
-from runner.steps import streamed
+from runner.steps import forward_cost
 
 VERSION = 3
 CONSUMES = (CHECKPOINT, QUANTIZED)
@@ -14,7 +14,7 @@ METRICS = ("kl", "top1_agreement", "tokens")
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
-    found = streamed.check(params, inputs)
+    found = forward_cost.check(params, inputs)
     ours, theirs = (facts.config.get("vocab_size") for facts in (inputs.checkpoint, inputs.others["against"]))
     if ours != theirs:
         message = f"`against` has a vocabulary of {theirs} tokens, the checkpoint one of {ours}"
@@ -23,7 +23,9 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
 
 
 def estimate(params: Params, inputs: Inputs) -> Cost:
-    return streamed.estimate_forward([inputs.checkpoint, inputs.others["against"]], inputs.data["data"], inputs.machine)
+    return forward_cost.estimate_forward(
+        [inputs.checkpoint, inputs.others["against"]], inputs.data["data"], inputs.machine
+    )
 
 
 def run(ctx: Context) -> Result:

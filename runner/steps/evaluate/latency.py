@@ -28,7 +28,7 @@ from runner.contracts.step_kind import (
     Result,
 )
 from runner.errors import Diagnostic, MachineError, StepFailed
-from runner.export.plan import unrunnable
+from runner.export.preflight import unrunnable
 from runner.model import memory
 from runner.model.processor import WAITING
 

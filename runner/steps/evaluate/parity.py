@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from runner.contracts.step_kind import ENGINE, METRICS_ONLY, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic
-from runner.export.plan import unrunnable
+from runner.export.preflight import unrunnable
 from runner.model import memory
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
 def run(ctx: Context) -> Result:
     import torch
 
-    from runner.runtime.find import open
+    from runner.runtime.open import open
     from runner.runtime.transformers import Transformers
 
     ids = ctx.data("data").numpy()

@@ -6,7 +6,7 @@ import math
 
 from runner.contracts.step_kind import CHECKPOINT, METRICS_ONLY, QUANTIZED, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic
-from runner.steps import streamed
+from runner.steps import forward_cost
 
 VERSION = 3
 CONSUMES = (CHECKPOINT, QUANTIZED)
@@ -16,11 +16,11 @@ METRICS = ("perplexity", "loss", "tokens", "windows")
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
-    return streamed.check(params, inputs)
+    return forward_cost.check(params, inputs)
 
 
 def estimate(params: Params, inputs: Inputs) -> Cost:
-    return streamed.estimate_forward([inputs.checkpoint], inputs.data["data"], inputs.machine)
+    return forward_cost.estimate_forward([inputs.checkpoint], inputs.data["data"], inputs.machine)
 
 
 def run(ctx: Context) -> Result:

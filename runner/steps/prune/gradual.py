@@ -6,12 +6,12 @@ from dataclasses import asdict
 
 from runner.contracts.step_kind import CHECKPOINT, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic
+from runner.methods.sparsity_schedule import Schedule
 from runner.model import adapters
 from runner.model.facts import CheckpointFacts
 from runner.model.method import matches
-from runner.steps import learning
+from runner.steps import training_objective
 from runner.steps.layerwise import unmatched
-from runner.steps.prune.schedule import Schedule
 from runner.training.task import settings
 
 VERSION = 3
@@ -37,7 +37,7 @@ def schedule(params: Params, steps: int) -> Schedule:
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     found = adapters.carried(inputs.checkpoint.adapter, "this step would change those")
-    found += unmatched(params, inputs.checkpoint) + learning.check(params, inputs, damages=True)
+    found += unmatched(params, inputs.checkpoint) + training_objective.check(params, inputs, damages=True)
     data = inputs.data["data"]
     steps = settings(params, max(1, data.tokens // data.sequence_length), data.sequence_length).steps
     own = schedule(params, steps)
@@ -57,7 +57,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
 
 
 def estimate(params: Params, inputs: Inputs) -> Cost:
-    return learning.estimate(params, inputs, inputs.checkpoint.parameters, inputs.checkpoint.nbytes)
+    return training_objective.estimate(params, inputs, inputs.checkpoint.parameters, inputs.checkpoint.nbytes)
 
 
 def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
@@ -66,7 +66,7 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
 
 def run(ctx: Context) -> Result:
     from runner.model.headers import facts as read_facts
-    from runner.training import write
+    from runner.training import checkpoint_writer
 
     source = ctx.inputs["checkpoint"].path
     targets = [
@@ -78,6 +78,8 @@ def run(ctx: Context) -> Result:
     steps = settings(ctx.params, data.tokens // data.sequence_length, data.sequence_length).steps
     own = schedule(ctx.params, steps)
     arguments = {"targets": targets, "schedule": asdict(own)}
-    fitted = learning.learn(ctx, "runner.steps.prune.growth:build", arguments, evaluate_from=own.end)
-    write.checkpoint(ctx, source, fitted.weights)
+    fitted = training_objective.learn(
+        ctx, "runner.training.objectives.gradual_pruning:build", arguments, evaluate_from=own.end
+    )
+    checkpoint_writer.checkpoint(ctx, source, fitted.weights)
     return Result(metrics={**fitted.metrics, "sparsity": own.sparsity(steps)}, details=fitted.details)

@@ -14,10 +14,10 @@ METRICS = ()
 
 
 def transform(linear: Linear, statistics: Statistics, params: Params) -> Transformed:
-    from runner.steps.prune import masks
+    from runner.methods import pruning_masks
 
-    keep = masks.magnitude_mask(linear.weight, params["sparsity"], params["pattern"])
-    return masks.applied(linear.weight, keep)
+    keep = pruning_masks.magnitude_mask(linear.weight, params["sparsity"], params["pattern"])
+    return pruning_masks.applied(linear.weight, keep)
 
 
 method = LayerMethod(transform)

@@ -14,11 +14,11 @@ METRICS = ()
 
 
 def transform(linear: Linear, statistics: Statistics, params: Params) -> Transformed:
-    from runner.steps.prune import masks
+    from runner.methods import pruning_masks
 
     norms = statistics.of("input_norms")
-    keep = masks.wanda_mask(linear.weight, norms, params["sparsity"], params["pattern"])
-    return masks.applied(linear.weight, keep)
+    keep = pruning_masks.wanda_mask(linear.weight, norms, params["sparsity"], params["pattern"])
+    return pruning_masks.applied(linear.weight, keep)
 
 
 method = LayerMethod(transform, statistics="input_norms", stacked=True)

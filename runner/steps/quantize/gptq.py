@@ -44,9 +44,9 @@ def transform(linear: Linear, statistics: Statistics, params: Params) -> Transfo
     `error` is that of the output, tr(E H Eᵀ) / tr(W H Wᵀ), over up to SAMPLED_ROWS evenly spaced rows: the product W H
     of all of them would cost as much as solving.
     """
-    from runner.steps.quantize.gptq_math import factorize, output_energy, quantize_weight
-    from runner.steps.quantize.grid import make_grid
-    from runner.steps.quantize.schemes import grid_scheme
+    from runner.methods.gptq import factorize, output_energy, quantize_weight
+    from runner.methods.quantization_grid import make_grid
+    from runner.methods.quantization_scheme import grid_scheme
 
     hessian = statistics.of("hessian")
     factor = factorize(

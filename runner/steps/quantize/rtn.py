@@ -15,8 +15,8 @@ METRICS = ()
 
 def transform(linear: Linear, statistics: Statistics, params: Params) -> Transformed:
     """Weight error is relative: ‖Q − W‖² / ‖W‖²."""
-    from runner.steps.quantize.grid import quantize_rtn
-    from runner.steps.quantize.schemes import grid_scheme
+    from runner.methods.quantization_grid import quantize_rtn
+    from runner.methods.quantization_scheme import grid_scheme
 
     quantized = quantize_rtn(linear.weight, grid_scheme(params, linear.dtype))
     error = quantized.dequantize(linear.dtype).float() - linear.weight

@@ -168,7 +168,7 @@ def term(
     E is W − Ŵ and, as far as `asymmetric_calibration` says, the shift of low_rank.py. `error` and `error_before` are
     those of the output, with the term and without: tr(E H Eᵀ) / tr(W H Wᵀ) over up to SAMPLED_ROWS evenly spaced rows.
     """
-    from runner.steps.recover.low_rank import compensate, damped, energy, shift
+    from runner.methods.low_rank import compensate, damped, energy, shift
 
     name = linear.names[0]
     stored = reference.read_module_weight(name).to(linear.weight.device).float()

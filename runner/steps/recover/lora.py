@@ -1,7 +1,7 @@
 """LoRA (Hu 2021), rsLoRA (Kalajdzievski 2023) and DoRA (Liu 2024) on a dense, pruned or quantized checkpoint.
 
 A dense weight takes the trained adapter in, a pruned one under its mask; beside integers it is kept, or the merged
-weights are quantized again. The maths is in runner/training/lora_math.py.
+weights are quantized again. The maths is in runner/training/modules/lora_math.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from runner.errors import Diagnostic
 from runner.model import adapters, architectures
 from runner.model.facts import CheckpointFacts, LinearFacts
 from runner.model.method import matches
-from runner.steps import layerwise, learning, teaching
+from runner.steps import layerwise, teacher, training_objective
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     if params["merge"] == "requantize" and not facts.quantization:
         message = "`merge: requantize` on a checkpoint that is not quantized"
         found.append(Diagnostic("R473", message, "use `merge: auto`, which merges into it", path=("merge",)))
-    return found + learning.check(params, inputs)
+    return found + training_objective.check(params, inputs)
 
 
 def targets(params: Params, facts: CheckpointFacts) -> list[LinearFacts]:
@@ -70,7 +70,7 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
         trained += sum(i.out_features for i in linears)
     how = merges(params, facts)
     disk = facts.nbytes + (4 * trained if how == "keep" else 0)
-    cost = learning.estimate(params, inputs, trained, disk, _input_bytes(params, inputs, linears))
+    cost = training_objective.estimate(params, inputs, trained, disk, _input_bytes(params, inputs, linears))
     if how != "requantize":
         return cost
     weights = sum(i.in_features * i.out_features for i in facts.linears)
@@ -86,7 +86,7 @@ def _input_bytes(params: Params, inputs: Inputs, linears: list[LinearFacts]) -> 
     for linear in linears:
         layers[linear.layer] = layers.get(linear.layer, 0) + 4 * linear.in_features
     held = max(layers.values(), default=0) if params["gradient_checkpointing"] else sum(layers.values())
-    return teaching.forward_tokens(params, inputs) * held
+    return teacher.forward_tokens(params, inputs) * held
 
 
 def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
@@ -119,7 +119,7 @@ def run(ctx: Context) -> Result:
     from runner.model.headers import facts as read_facts
     from runner.model.skeleton import Skeleton
     from runner.steps.recover import requantize
-    from runner.training import lora
+    from runner.training.modules import lora
 
     source = ctx.inputs["checkpoint"].path
     facts = read_facts(source, str(source))
@@ -132,7 +132,7 @@ def run(ctx: Context) -> Result:
     chosen = [names[linear.name] for linear in targets(ctx.params, facts)]
     adapter = config(ctx.params, chosen, list(names.values()), conv1d(facts))
     arguments = {"adapter": adapter, "hold_packed_zeros": how == "requantize"}
-    fitted = learning.learn(ctx, "runner.training.recovery:adapters", arguments)
+    fitted = training_objective.learn(ctx, "runner.training.objectives.recovery:adapters", arguments)
     tensors = lora.read(fitted.weights)
     metrics = {**fitted.metrics, "adapter_parameters": sum(tensor.numel() for tensor in tensors.values())}
     metrics |= _write(ctx, how, adapter, tensors)
@@ -147,24 +147,24 @@ def _write(
     from runner.model.headers import read_config
     from runner.model.output import write_json
     from runner.steps.recover import requantize
-    from runner.training import rewrite
+    from runner.training import checkpoint_patcher
 
     source, out = ctx.inputs["checkpoint"].path, ctx.out_dir
     if how == "keep":
-        rewrite.weights(source, out, {})
-        rewrite.beside(source, out)
+        checkpoint_patcher.weights(source, out, {})
+        checkpoint_patcher.beside(source, out)
         write_json(out / "config.json", adapters.loadable(read_config(source)))
         adapters.write(out, adapter, tensors)
         (out / "README.md").write_text(card.render(ctx, read_config(out), []), encoding="utf-8")
         return {}
     names = {name.rpartition(".lora_A")[0]: t.shape[0] for name, t in tensors.items() if ".lora_A" in name}
     scales = {name: adapters.scaling(adapter, name, rank) for name, rank in names.items()}
-    adapted = rewrite.Adapted(source, tensors, scales)
+    adapted = checkpoint_patcher.Adapted(source, tensors, scales)
     if how == "requantize":
         folder = ctx.scratch_dir / "merged"
-        rewrite.dense(adapted, ctx.scratch_dir / "merged-parts", folder)
+        checkpoint_patcher.dense(adapted, ctx.scratch_dir / "merged-parts", folder)
         return requantize.run(ctx, folder).metrics
-    rewrite.weights(source, out, adapted.changes())
-    rewrite.beside(source, out)
+    checkpoint_patcher.weights(source, out, adapted.changes())
+    checkpoint_patcher.beside(source, out)
     (out / "README.md").write_text(card.render(ctx, read_config(out), []), encoding="utf-8")
     return {}

@@ -11,7 +11,7 @@ from runner.contracts.step_kind import QUANTIZED, Context, Cost, Inputs, Params,
 from runner.errors import Diagnostic
 from runner.model import adapters
 from runner.model.facts import CheckpointFacts, TensorHeader
-from runner.steps import learning
+from runner.steps import training_objective
 
 VERSION = 3
 CONSUMES = (QUANTIZED,)
@@ -23,13 +23,13 @@ DISTRIBUTED = True
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     found = adapters.carried(inputs.checkpoint.adapter, "this step would change those")
-    return found + learning.check(params, inputs)
+    return found + training_objective.check(params, inputs)
 
 
 def estimate(params: Params, inputs: Inputs) -> Cost:
     tensors = inputs.checkpoint.tensors.values()
     trained = sum(math.prod(t.shape) for t in tensors if is_scale(t) or (params["norms"] and is_norm(t)))
-    return learning.estimate(params, inputs, trained, inputs.checkpoint.nbytes)
+    return training_objective.estimate(params, inputs, trained, inputs.checkpoint.nbytes)
 
 
 def is_scale(tensor: TensorHeader) -> bool:
@@ -47,12 +47,12 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
 def run(ctx: Context) -> Result:
     from runner.model import card
     from runner.model.headers import read_config
-    from runner.training import rewrite
+    from runner.training import checkpoint_patcher
 
     source, out = ctx.inputs["checkpoint"].path, ctx.out_dir
-    fitted = learning.learn(ctx, "runner.training.recovery:scales", {"norms": ctx.params["norms"]})
-    changes = rewrite.scale_changes(source, fitted.weights)
-    rewrite.weights(source, out, changes)
-    rewrite.beside(source, out)
+    fitted = training_objective.learn(ctx, "runner.training.objectives.recovery:scales", {"norms": ctx.params["norms"]})
+    changes = checkpoint_patcher.scale_changes(source, fitted.weights)
+    checkpoint_patcher.weights(source, out, changes)
+    checkpoint_patcher.beside(source, out)
     (out / "README.md").write_text(card.render(ctx, read_config(out), []), encoding="utf-8")
     return Result(metrics={**fitted.metrics, "changed_tensors": len(changes)}, details=fitted.details)

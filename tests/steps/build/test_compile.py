@@ -18,7 +18,7 @@ from runner.errors import StepFailed
 from runner.model import adapters, processor
 from runner.model.headers import facts
 from runner.plan.machine import machine_facts
-from runner.runtime import find as runtimes
+from runner.runtime import open as runtimes
 from runner.runtime.greedy import greedy
 from runner.runtime.transformers import Transformers
 from runner.steps import kinds

@@ -16,7 +16,7 @@ from runner.contracts.step_kind import Inputs, Result
 from runner.errors import StepFailed
 from runner.model.headers import facts
 from runner.plan.machine import machine_facts
-from runner.runtime import find as runtimes
+from runner.runtime import open as runtimes
 from runner.runtime.transformers import Transformers
 from runner.steps.kinds import find
 from tests import tiny

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from runner.contracts.step_kind import Inputs
-from runner.export.architectures import MASKS
+from runner.export.supported import MASKS
 from runner.model.formats import GPTQ, Scheme
 from runner.model.headers import facts
 from runner.plan.machine import machine_facts

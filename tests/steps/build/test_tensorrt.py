@@ -19,8 +19,8 @@ from runner.errors import MachineError, StepFailed
 from runner.export.tensorrt import CAPABILITIES, MODULES, NAMES, Built
 from runner.model import headers
 from runner.model.facts import CheckpointFacts
-from runner.recipe.schema import defaults
-from runner.runtime import find
+from runner.recipe.schema.load import defaults
+from runner.runtime import open
 from runner.steps import kinds
 from tests import tiny
 from tests.execute.test_disks import mounted
@@ -192,7 +192,7 @@ def test_graphs_that_do_not_fit(tmp_path: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_an_engine_without_a_gpu_is_refused(built: tuple[Host, Any]) -> None:
     with pytest.raises(MachineError) as caught:
-        find.open(built[0].out_dir)
+        open.open(built[0].out_dir)
     assert caught.value.render() == (
         "error: a TensorRT engine needs an NVIDIA GPU, and torch finds none here\n"
         "help: run it on a machine with a GPU; `build.onnx` and `build.compile` make what runs on a CPU"
@@ -312,7 +312,7 @@ def test_an_engine_computes_what_the_checkpoint_computes(on_gpu: tuple[Path, Pat
     """
     from runner.runtime.transformers import Transformers
 
-    engine, base = find.open(on_gpu[0], "cuda"), Transformers(on_gpu[1], "cuda", torch.float32, exact=True)
+    engine, base = open.open(on_gpu[0], "cuda"), Transformers(on_gpu[1], "cuda", torch.float32, exact=True)
     try:
         for batch, length in ((1, 1), (2, 16), (1, 95)):
             prompts = tiny.tokens(batch, length).numpy()
@@ -360,7 +360,7 @@ def test_a_corrupt_engine_is_refused_on_a_gpu(on_gpu: tuple[Path, Path]) -> None
     path = on_gpu[0] / "model.engine"
     path.write_bytes(bytes(path.stat().st_size))
     with pytest.raises(StepFailed) as caught:
-        find.open(on_gpu[0])
+        open.open(on_gpu[0])
     assert f" cannot read `{path}`: " in caught.value.message
     assert caught.value.help == "build it again"
 

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 from runner.errors import Interrupted, RecipeError
 from runner.steps.distill import features
-from runner.training import features as training
 from runner.training import losses
-from runner.training.features import Matching
+from runner.training.objectives import features as training
+from runner.training.objectives.features import Matching
 from runner.training.task import Batch
 from tests.host import Host
 from tests.steps.distill.training import Stopping, digests, kl, model_of

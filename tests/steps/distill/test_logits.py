@@ -20,7 +20,7 @@ from runner.plan.machine import machine_facts
 from runner.plan.resolve import resolve
 from runner.recipe.load import loads
 from runner.steps.distill import features, logits, pair
-from runner.training import student
+from runner.training import layer_dropping as student
 from tests.host import Host
 from tests.steps.distill.training import Stopping, digests, kl, model_of
 from tests.tiny import save, tokens

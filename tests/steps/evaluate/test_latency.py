@@ -15,7 +15,7 @@ from runner.contracts.step_kind import Inputs
 from runner.errors import Interrupted, MachineError, StepFailed
 from runner.model.headers import facts
 from runner.plan.machine import machine_facts
-from runner.runtime import find as runtimes
+from runner.runtime import open as runtimes
 from runner.runtime import timing
 from runner.steps.kinds import find
 from tests import tiny

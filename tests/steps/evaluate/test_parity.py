@@ -15,7 +15,7 @@ from runner.contracts.context import DataFacts
 from runner.contracts.step_kind import Inputs, Result
 from runner.model.headers import facts
 from runner.plan.machine import machine_facts
-from runner.runtime import find as runtimes
+from runner.runtime import open as runtimes
 from runner.steps.kinds import find
 from tests import tiny
 from tests.host import Host

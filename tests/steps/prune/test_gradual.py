@@ -13,7 +13,7 @@ from runner.contracts.step_kind import DataFacts, Inputs
 from runner.errors import Interrupted
 from runner.model.headers import facts
 from runner.plan.machine import machine_facts
-from runner.recipe.schema import defaults
+from runner.recipe.schema.load import defaults
 from runner.steps.prune import gradual
 from tests.host import Host
 from tests.tiny import save, tokens

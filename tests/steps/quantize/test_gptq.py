@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from runner.recipe.schema import defaults
+from runner.recipe.schema.load import defaults
 from runner.steps.quantize import gptq
 
 

@@ -16,7 +16,7 @@ from runner.errors import Interrupted, StepFailed
 from runner.model.facts import CheckpointFacts
 from runner.model.headers import facts
 from runner.plan.machine import machine_facts
-from runner.recipe.schema import defaults
+from runner.recipe.schema.load import defaults
 from runner.steps.kinds import find
 from tests.host import Host
 from tests.tiny import save, tokens

@@ -126,7 +126,7 @@ def test_what_is_merged_is_what_was_trained(tmp_path: Path) -> None:
     prune = Host(tmp_path / "prune", "prune.wanda", dense, tokens())
     find("prune.wanda").run(prune)
     kept, _ = run(tmp_path / "keep", prune.out_dir, dense)
-    from runner.training import recovery
+    from runner.training.objectives import recovery
 
     arguments = json.loads((kept.scratch_dir / "training" / "fitted.json").read_text())["label"]["arguments"]
     trainable = recovery.adapters(arguments, "cpu")

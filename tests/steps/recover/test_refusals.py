@@ -14,7 +14,7 @@ from runner.model import adapters
 from runner.model.facts import CheckpointFacts
 from runner.model.headers import facts
 from runner.plan.machine import machine_facts
-from runner.recipe.schema import defaults
+from runner.recipe.schema.load import defaults
 from runner.steps.kinds import find
 from tests.tiny import save
 from tests.training.recovering import quantized

@@ -68,7 +68,7 @@ def test_plain_transformers_computes_what_was_trained(symmetric: bool, tmp_path:
         assert {name for name in changed if "norm" in name}
     from safetensors.torch import load_file
 
-    from runner.training import recovery
+    from runner.training.objectives import recovery
 
     arguments = {
         "checkpoint": str(packed), "precision": "fp32", "norms": True, "cache": None, "distill_alpha": 0.0,

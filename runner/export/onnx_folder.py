@@ -1,0 +1,87 @@
+"""The folder of an ONNX engine: the graph, engine.json, config.json, the tokenizer, and a page on how to run it."""
+
+from __future__ import annotations
+
+import shutil
+from importlib.metadata import version
+from typing import Any
+
+from runner.contracts.context import Context
+from runner.export import graph, integer_layouts, supported
+from runner.model import headers
+from runner.model.output import copy_companions, write_json
+
+ENGINE = "engine.json"
+OPSET = 21
+_PACKAGES = ("onnx", "onnxscript", "torch", "transformers")
+
+
+def write(ctx: Context) -> dict[str, Any]:
+    """Export `ctx.inputs["checkpoint"]` as `ctx.params` say into `ctx.out_dir`; what engine.json says, and `bytes`."""
+    source, out = ctx.inputs["checkpoint"], ctx.out_dir
+    config = headers.read_config(source.path)
+    exported = graph.export(
+        source.path,
+        out,
+        target=ctx.params["target"],
+        precision=ctx.params["precision"],
+        opset=OPSET,
+        accuracy_level=ctx.params["accuracy_level"],
+        progress=lambda done, total: ctx.emit("progress", phase="weights", done=done, total=total, unit="modules"),
+    )
+    engine = {
+        "format": "onnx",
+        "target": ctx.params["target"],
+        "precision": ctx.params["precision"],
+        "file": graph.FILE,
+        "opset": OPSET,
+        "versions": {name: version(name) for name in _PACKAGES},
+        "source": {"digest": source.digest},
+        "context": supported.context(config),
+        "vocabulary": int(config["vocab_size"]),
+        "max_batch": None,
+        **graph.describe(exported),
+    }
+    copy_companions(source.path, out)
+    shutil.copyfile(source.path / "config.json", out / "config.json")
+    write_json(out / ENGINE, engine)
+    (out / "README.md").write_text(_card(engine, config, exported), encoding="utf-8")
+    return engine | {"bytes": exported.nbytes}
+
+
+def _card(engine: dict[str, Any], config: dict[str, Any], exported: graph.Exported) -> str:
+    """README.md: what the folder holds, and how to run it."""
+    shape = exported.shape
+    names = {integer_layouts.ONNXRUNTIME: "onnxruntime", integer_layouts.TENSORRT: "TensorRT"}
+    lines = [f"- {count} linear module{'' if count == 1 else 's'}: {text}." for text, count in exported.stored.items()]
+    lines += [f"- Of these, {count}: {text}, the same values." for text, count in exported.carried.items()]
+    if engine["target"] == integer_layouts.ONNXRUNTIME:
+        cache = {"layers": shape.layers, "heads": shape.kv_heads, "width": shape.head_dim}
+        run = _RUN.format(file=graph.FILE, dtype=exported.inputs[-1][1], **cache)
+    else:
+        run = "Build an engine of it with `build.tensorrt`, or with TensorRT's own tools; onnxruntime runs it too."
+    title = f"# {config.get('model_type')} as an ONNX graph for {names[engine['target']]}"
+    words = {key: engine[key] for key in ("file", "opset", "precision", "layers")}
+    about = _ABOUT.format(data=graph.DATA, **words)
+    end = "`engine.json` lists inputs, outputs and the checkpoint that this was made from."
+    return "\n\n".join([title, about, "\n".join(lines), "## Run it", run, end]) + "\n"
+
+
+_ABOUT = """\
+`{file}` (opset {opset}, {precision}) takes `input_ids`, `attention_mask`, `position_ids` and the cache
+`past_key_values.N.key` and `.value` of {layers} layers, and gives `logits` and the cache with the new tokens,
+`present.N.key` and `.value`. It is one graph for a prompt, whose cache is empty, and for its continuation. Its weights
+are in `{data}`: keep both together."""
+_RUN = """\
+```python
+import numpy as np, onnxruntime
+
+session = onnxruntime.InferenceSession("{file}")
+ids = np.array([[1, 2, 3]])  # of the tokenizer beside it
+past = {{f"past_key_values.{{i}}.{{p}}": np.zeros((1, {heads}, 0, {width}), "{dtype}")
+        for i in range({layers}) for p in ("key", "value")}}
+logits, *present = session.run(None, {{
+    "input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(ids.shape[1])[None], **past}})
+```
+
+For the next token give it alone, a mask as long as all tokens so far, its position, and `present` as the cache."""

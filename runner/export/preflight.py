@@ -1,0 +1,137 @@
+"""What can be said of a graph before it is made, from a checkpoint's headers alone. Imports no torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from runner.errors import Diagnostic
+from runner.export import integer_layouts, supported
+from runner.model.facts import CheckpointFacts, LinearFacts
+from runner.model.formats.config import parse
+from runner.model.formats.rules import Scheme, ceil_div
+
+FLOAT_BYTES = {"fp32": 4, "fp16": 2}
+
+
+def schemes(facts: CheckpointFacts) -> dict[str, tuple[LinearFacts, Scheme]]:
+    """The packed linear modules of a checkpoint. ValueError where its quantization cannot be read."""
+    packing = parse(facts.quantization)
+    if packing is None:
+        return {}
+    found = {}
+    for linear in facts.linears:
+        scheme = packing.scheme(linear.name)
+        if scheme is not None and _is_packed(facts, linear.name):
+            found[linear.name] = (linear, scheme)
+    return found
+
+
+def refusals(facts: CheckpointFacts, target: str) -> list[Diagnostic]:
+    """Why a checkpoint cannot become a graph for `target`; everything at once."""
+    found = []
+    refused = supported.refuse(facts.config)
+    if refused:
+        found.append(Diagnostic("R477", *refused))
+    if facts.adapter is not None and facts.adapter.get("use_dora"):
+        found.append(
+            Diagnostic(
+                "R477",
+                "the checkpoint carries a DoRA adapter, whose branch depends on the weights beside it",
+                "train it with `dora: false`, or merge it first (`merge: requantize`, on a dense checkpoint "
+                "`merge: auto`)",
+            )
+        )
+    return found + _weights(facts, target)
+
+
+def _weights(facts: CheckpointFacts, target: str) -> list[Diagnostic]:
+    try:
+        packed = schemes(facts)
+    except ValueError as error:
+        return [Diagnostic("R478", f"the weights of `{facts.source}` cannot be exported: {error}")]
+    if (facts.quantization or {}).get("desc_act"):
+        return [
+            Diagnostic(
+                "R478",
+                f"`{facts.source}` is quantized with `desc_act`: its groups are not in the order of its columns",
+                "quantize the dense model with `quantize.gptq`, whose `act_order` keeps groups in order",
+            )
+        ]
+    complaints: dict[tuple[str, str], list[str]] = {}
+    for name, (linear, scheme) in packed.items():
+        how = integer_layouts.carried(target, scheme, linear.in_features)
+        if not isinstance(how, integer_layouts.Carried):
+            complaints.setdefault(how, []).append(name)
+    return [Diagnostic("R478", f"{_names(names)} {wrong}", remedy) for (wrong, remedy), names in complaints.items()]
+
+
+def _names(names: list[str]) -> str:
+    more = len(names) - 1
+    return f"`{names[0]}`" + (f" (as {more:,} more)" if more else "")
+
+
+def nbytes(facts: CheckpointFacts, target: str, precision: str) -> int:
+    """Bytes of the graph's weights."""
+    value = FLOAT_BYTES[precision]
+    packed = schemes(facts)
+    total = 0
+    for linear, scheme in packed.values():
+        how = integer_layouts.carried(target, scheme, linear.in_features)
+        if isinstance(how, integer_layouts.Carried):
+            block = how.block or linear.in_features
+            groups = ceil_div(linear.in_features, block)
+            total += linear.out_features * (groups * block * how.field // 8 + groups * (value + how.field // 8))
+    for name, tensor in facts.tensors.items():
+        if name.rpartition(".")[0] not in packed:
+            elements = 1
+            for size in tensor.shape:
+                elements *= size
+            total += elements * value
+    adapter = facts.adapter or {}
+    rank = int(adapter.get("r") or 0)
+    return total + rank * value * sum(i.in_features + i.out_features for i in facts.linears if rank)
+
+
+def largest(facts: CheckpointFacts) -> int:
+    """Elements of the largest weight."""
+    sizes = [i.in_features * i.out_features for i in facts.linears]
+    vocabulary, hidden = int(facts.config.get("vocab_size", 0)), int(facts.config.get("hidden_size", 0))
+    return max([*sizes, vocabulary * hidden])
+
+
+def engine(facts: CheckpointFacts, target: str, precision: str) -> Mapping[str, Any]:
+    """What engine.json will say, as far as it is known before anything runs."""
+    packed = schemes(facts)
+    stored = Counter(scheme.describe() for _, scheme in packed.values())
+    dense = len(facts.linears) - len(packed)
+    return {
+        "format": "onnx",
+        "target": target,
+        "precision": precision,
+        "context": supported.context(facts.config),
+        "vocabulary": int(facts.config["vocab_size"]),
+        "max_batch": None,
+        "layers": facts.layer_count,
+        "stored": dict(sorted({**stored, **({"dense": dense} if dense else {})}.items())),
+    }
+
+
+def unrunnable(facts: CheckpointFacts, device: str) -> list[Diagnostic]:
+    """Why what a step is to run cannot run on its device."""
+    if (facts.engine or {}).get("format") != "tensorrt" or device == "cuda":
+        return []
+    message = "a TensorRT engine runs on an NVIDIA GPU alone; this step runs on the CPU"
+    help = "apply it on a machine with a GPU, or take the engine's graph: `from` a step of `build.onnx`"
+    return [Diagnostic("R504", message, help)]
+
+
+def _is_packed(facts: CheckpointFacts, module: str) -> bool:
+    tensors = facts.tensors
+    weight = tensors.get(f"{module}.weight")
+    return (
+        f"{module}.weight_packed" in tensors
+        or f"{module}.qweight" in tensors
+        or (weight is not None and weight.dtype == "I8")
+    )

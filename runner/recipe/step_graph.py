@@ -1,0 +1,272 @@
+"""How steps hang together: what each takes, which data it reads, and the checks across steps (R3xx)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from runner import wording
+from runner.errors import Diagnostic, Span
+from runner.recipe import references
+from runner.recipe.schema import kinds, load
+from runner.recipe.types import ModelSpec, Path, Recipe, Step
+
+MODEL = "model"
+CHECKPOINT = "checkpoint"
+CHECKPOINTS = (CHECKPOINT, "quantized-checkpoint")
+SAME = "same"
+_RESERVED = {MODEL: "the recipe's model", references.ACCEPTED: "the last accepted job, in gates"}
+ENGINE = "engine"
+SOURCE = "source"  # the checkpoint that the engine a step takes was made from
+_TYPES = {
+    CHECKPOINT: "an unquantized checkpoint", "quantized-checkpoint": "a quantized checkpoint", ENGINE: "an engine",
+}  # fmt: skip
+
+
+def consumes(kind: str) -> tuple[str, ...]:
+    """The artifact types that a kind's main input may have."""
+    return tuple(kinds.module(kind).CONSUMES)
+
+
+def produces(kind: str) -> str:
+    """The type of what a kind makes; "same" where that is the type of its main input."""
+    return str(kinds.module(kind).PRODUCES)
+
+
+def metrics(kind: str) -> tuple[str, ...]:
+    """The metrics that a gate on a step of this kind may name; <...> in one stands for any text."""
+    return tuple(kinds.module(kind).METRICS)
+
+
+def measures(kind: str, metric: str) -> bool:
+    """Whether a gate on a step of this kind may name `metric`."""
+    return any(re.fullmatch(re.sub(r"<[^<>]*>", ".+", re.escape(name)), metric) for name in metrics(kind))
+
+
+def source_of(id: str, main: str | None, inputs: Mapping[str, Mapping[str, str]]) -> str:
+    """`id`; where that is "source", and no step's id, what the step that made `main` took. `inputs`: earlier ones."""
+    if id != SOURCE or SOURCE in inputs:
+        return id
+    return inputs.get(main or "", {}).get(CHECKPOINT, MODEL)
+
+
+def nearest(kind: str, before: Iterable[Step]) -> str:
+    """What a step of this kind takes where `from` says nothing: the nearest earlier result it may take, or the model.
+
+    An engine is passed over by kinds that take checkpoints alone, a checkpoint by those that take engines alone.
+    """
+    wanted = consumes(kind)
+    found = [step.id for step in before if _serves(step.kind, wanted)]
+    return found[-1] if found else MODEL
+
+
+def _serves(kind: str, wanted: Sequence[str]) -> bool:
+    """Whether what a kind makes is of a sort that is wanted: an engine, or a checkpoint of whichever type."""
+    if produces(kind) == ENGINE:
+        return ENGINE in wanted
+    return makes_checkpoint(kind) and any(type in wanted for type in CHECKPOINTS)
+
+
+def makes_checkpoint(kind: str) -> bool:
+    return produces(kind) in (*CHECKPOINTS, SAME)
+
+
+def models_of(step: Step) -> dict[str, ModelSpec]:
+    """Parameter → the further model that it names by `source`."""
+    found = {name: step.params.get(name) for name, to in load.references(step.kind).items() if to == CHECKPOINT}
+    return {
+        name: ModelSpec(str(value["source"]), value.get("revision"))
+        for name, value in found.items()
+        if isinstance(value, Mapping) and "source" in value
+    }
+
+
+def _gate_parameters(step: Step) -> list[str]:
+    return [name for name, to in load.references(step.kind).items() if to == "gates"]
+
+
+def _named(step: Step, what: str) -> dict[str, str]:
+    found = {name: step.params.get(name) for name, to in load.references(step.kind).items() if to == what}
+    return {name: value for name, value in found.items() if isinstance(value, str)}
+
+
+def check(recipe: Recipe, left_out: Mapping[str, str], removed: Mapping[str, Span] | None = None) -> list[Diagnostic]:
+    """Every complaint across steps. `left_out`: id → `when` of the steps that take no part.
+
+    `removed`: id → where a recipe takes away a step of the one that it extends.
+    """
+    if not recipe.steps:
+        span = recipe.span(("steps",))
+        return [Diagnostic("R310", "`when` leaves out every step", "change the params, or a `when`", span)]
+    complaints: list[Diagnostic] = []
+    first: dict[str, Step] = {}
+    for index, step in enumerate(recipe.steps):
+        span = recipe.span((*step.path, "id"))
+        if step.id in _RESERVED:
+            message = f"the id `{step.id}` is reserved: it names {_RESERVED[step.id]}"
+            complaints.append(Diagnostic("R302", message, "give the step another id", span))
+        elif step.id in first:
+            before = recipe.step_span(first[step.id])
+            where = f"; first at {_line(before, span)}" if before is not None else ""
+            message = f"the id `{step.id}` is used twice{where}"
+            complaints.append(Diagnostic("R301", message, "change one of them", span))
+        first.setdefault(step.id, step)
+        complaints += _Checker(recipe, index, left_out, removed or {}).all()
+    return complaints
+
+
+def _line(place: Span, here: Span | None) -> str:
+    same = here is None or here.file == place.file
+    return f"line {place.line}" if same else f"{place.file}:{place.line}:{place.column}"
+
+
+class _Checker:
+    """The checks of one step against those before it."""
+
+    def __init__(self, recipe: Recipe, index: int, left_out: Mapping[str, str], removed: Mapping[str, Span]) -> None:
+        self.recipe = recipe
+        self.removed = removed
+        self.step = recipe.steps[index]
+        self.left_out = left_out
+        self.before = {step.id: step for step in recipe.steps[:index]}
+        self.later = {step.id for step in recipe.steps[index:]}
+        self.complaints: list[Diagnostic] = []
+
+    def all(self) -> list[Diagnostic]:
+        self._main_input()
+        processes = self.step.resources.get("processes", 1)
+        if processes > 1 and not getattr(kinds.module(self.step.kind), "DISTRIBUTED", False):
+            message = f"`{self.step.kind}` runs in one process; `resources` asks for {processes}"
+            self._tell("R311", message, "leave `processes` out: only training uses several", ("resources", "processes"))
+        for name, value in _named(self.step, "checkpoint").items():
+            self._checkpoint(name, value, (self.step.kind, name))
+        for name, value in _named(self.step, ENGINE).items():
+            self._engine(name, value, (self.step.kind, name))
+        for name, value in _named(self.step, "data").items():
+            self._data(name, value)
+        for name in _gate_parameters(self.step):
+            for metric, rule in self.step.params.get(name, {}).items():
+                self._gate(metric, rule, (self.step.kind, name, metric))
+        return self.complaints
+
+    def _tell(self, code: str, message: str, help: str | None, path: Path) -> None:
+        self.complaints.append(Diagnostic(code, message, help, self.recipe.span((*self.step.path, *path))))
+
+    def _checkpoints(self, *, engines: bool = False) -> list[str]:
+        made = (
+            id
+            for id, step in self.before.items()
+            if makes_checkpoint(step.kind) or (engines and produces(step.kind) == ENGINE)
+        )
+        return [MODEL, *made]
+
+    def _type(self, id: str) -> str | None:
+        """The type of the checkpoint that a step makes; None where the model's own config decides, or nothing does."""
+        seen: set[str] = set()
+        while id in self.before and id not in seen:
+            seen.add(id)
+            step = self.before[id]
+            made = produces(step.kind)
+            if made != SAME:
+                return made
+            id = step.source or nearest(step.kind, list(self.before.values())[: list(self.before).index(id)])
+        return None
+
+    def _fits(self, id: str, wanted: Sequence[str]) -> bool:
+        made = self._type(id)
+        return made in wanted if made is not None else any(type in wanted for type in CHECKPOINTS)
+
+    def _takes_an_engine(self) -> bool:
+        taken = self.step.source or nearest(self.step.kind, self.before.values())
+        return self._type(taken) == ENGINE
+
+    def _main_input(self) -> None:
+        step = self.step
+        wanted = consumes(step.kind)
+        source = step.source
+        if not wanted:
+            if source is not None:
+                self._tell("R308", f"`{step.kind}` takes no checkpoint", "leave `from` out", ("from",))
+            return
+        engines = ENGINE in wanted
+        if source is not None and not self._checkpoint("from", source, ("from",), engines=engines):
+            return
+        source = source or nearest(step.kind, self.before.values())
+        if self._fits(source, wanted):
+            return
+        made = self._type(source)
+        takes = " or ".join(_TYPES.get(name, name) for name in wanted)
+        makes = f"`{source}` makes {_TYPES.get(made, made)}" if made else f"`{source}` is none"
+        message = f"`{step.kind}` takes {takes}; {makes}"
+        fitting = [id for id in self._checkpoints(engines=engines) if self._fits(id, wanted)]
+        help = f"`from` may name {wording.ticked(fitting, 'or')}" if fitting else "put a step before it that makes one"
+        self._tell("R308", message, help, ("from",) if step.source is not None else (step.kind,))
+
+    def _checkpoint(self, label: str, name: str, path: Path, *, engines: bool = False) -> bool:
+        if name == MODEL or (name == SOURCE and SOURCE not in self.before and self._takes_an_engine()):
+            return True
+        known = self._checkpoints(engines=engines)
+        help = f"it may name {wording.ticked(known, 'or')}"
+        if not self._earlier(label, name, path, known, help):
+            return False
+        kind = self.before[name].kind
+        if makes_checkpoint(kind) or (engines and produces(kind) == ENGINE):
+            return True
+        self._tell("R307", f"`{label}` names `{name}`, and `{kind}` makes no checkpoint", help, path)
+        return False
+
+    def _engine(self, label: str, name: str, path: Path) -> None:
+        known = [id for id, step in self.before.items() if produces(step.kind) == ENGINE]
+        help = f"it may name {wording.ticked(known, 'or')}" if known else "put a `build.` step before it"
+        if self._earlier(label, name, path, known, help) and name not in known:
+            message = f"`{label}` names `{name}`, and `{self.before[name].kind}` makes no engine"
+            self._tell("R307", message, help, path)
+
+    def _earlier(self, label: str, name: str, path: Path, known: Sequence[str], help: str | None) -> bool:
+        if name in self.before:
+            return True
+        if name == self.step.id:
+            self._tell("R304", f"`{label}` names `{name}`, which is this step itself", help, path)
+        elif name in self.later:
+            self._tell("R304", f"`{label}` names `{name}`, which comes later", help, path)
+        elif name in self.left_out:
+            message = f"`{label}` names `{name}`, which `when: {self.left_out[name]}` leaves out"
+            self._tell("R305", message, "give this step the same `when`, or name another", path)
+        elif name in self.removed:
+            at = self.removed[name]
+            message = f"`{label}` names `{name}`, which is removed at {at.file}:{at.line}:{at.column}"
+            self._tell("R303", message, help, path)
+        else:
+            message = f"`{label}` names `{name}`, which is no step{wording.did_you_mean(name, known)}"
+            self._tell("R303", message, help, path)
+        return False
+
+    def _data(self, label: str, name: str) -> None:
+        entries = self.recipe.data
+        if name in entries:
+            return
+        help = f"`data` has {wording.ticked(entries)}" if entries else "the recipe has no `data`"
+        message = f"`{label}` names `{name}`, which is no entry of `data`{wording.did_you_mean(name, entries)}"
+        self._tell("R306", message, help, (self.step.kind, label))
+
+    def _gate(self, metric: str, rule: Mapping[str, Any], path: Path) -> None:
+        known = metrics(self.step.kind)
+        if not measures(self.step.kind, metric):
+            message = f"`{self.step.kind}` does not measure `{metric}`{wording.did_you_mean(metric, known)}"
+            self._tell("R309", message, f"it measures {wording.ticked(known)}" if known else None, path)
+            return
+        for key in references.KEYS:
+            name = rule.get(key)
+            if name is None or references.parse(name).job is not None:
+                continue
+            fitting = [id for id, step in self.before.items() if measures(step.kind, metric)]
+            help = _measured_by(metric, fitting)
+            if self._earlier(key, name, (*path, key), fitting, help) and name not in fitting:
+                message = f"`{key}` names `{name}`, and `{self.before[name].kind}` does not measure `{metric}`"
+                self._tell("R309", message, help, (*path, key))
+
+
+def _measured_by(metric: str, ids: Iterable[str]) -> str:
+    names = list(ids)
+    return f"`{metric}` is measured by {wording.ticked(names)}" if names else f"no earlier step measures `{metric}`"

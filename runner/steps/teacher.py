@@ -1,0 +1,75 @@
+"""What every step that learns from a teacher shares. Imported by the planner: no torch at the top."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from runner.contracts.step_kind import Context, Inputs, Params
+from runner.errors import Diagnostic
+from runner.model import architectures, memory, source
+from runner.model.facts import CheckpointFacts
+from runner.training import vocabulary
+from runner.training.task import Task
+
+LOGIT_BYTES = 12  # of each logit while a student learns: the value, its gradient, and that scaled
+TOP_K_COPIES = (
+    4  # of a chunk of logits while the loss against the teacher's likeliest and its gradient are computed (measured)
+)
+
+
+def forward_tokens(params: Params, inputs: Inputs) -> int:
+    """Tokens of one forward of one process."""
+    forwards = int(params["gradient_accumulation"]) * inputs.processes
+    return max(1, int(params["batch_size"]) // forwards) * inputs.data["data"].sequence_length
+
+
+def chunk_bytes(params: Params, inputs: Inputs, student: CheckpointFacts) -> int:
+    """Bytes of the float32 logits that a loss against a teacher works on at once."""
+    return min(memory.LOGIT_BYTES, 4 * forward_tokens(params, inputs) * vocabulary.size(student.config))
+
+
+def located(facts: CheckpointFacts) -> Path | None:
+    """The folder of a checkpoint's tokenizer, where it is on this machine: steps hand their source's on unchanged."""
+    if facts.source.startswith(source.DEMO):
+        return source.demo_path("models", facts.source.removeprefix(source.DEMO))
+    folder = Path(facts.source).expanduser()
+    return folder if folder.is_dir() else None
+
+
+def context_complaints(name: str, facts: CheckpointFacts, inputs: Inputs) -> list[Diagnostic]:
+    """Whether the windows of the data are longer than the context of the model that the parameter `name` gives."""
+    data = inputs.data["data"]
+    key, limit = architectures.positions(facts.config)
+    if not 0 < limit < data.sequence_length:
+        return []
+    message = (
+        f"data `{data.name}` has `sequence_length` {data.sequence_length}; the {name}'s context is {limit} tokens "
+        f"(`{key}` in config.json)"
+    )
+    return [Diagnostic("R465", message, f"lower `sequence_length` to {limit} or less", path=(name,))]
+
+
+def listen(ctx: Context, task: Task, student: Path, cache: Path, *, before: int = 0) -> None:
+    """Let the teacher run over the windows that `task` will see, and keep what it says in `cache`. Repeatable.
+
+    `student` is the checkpoint that learns; `before` counts the layers that the step ran already, for events.
+    """
+    import torch
+
+    from runner.model.headers import read_config
+    from runner.training import teacher_cache
+    from runner.training.sampler import order
+
+    ids, theirs = ctx.data("data"), ctx.inputs["teacher"].path
+    seen = task.settings.steps * task.settings.batch_size
+    teacher_cache.cache(
+        ctx,
+        theirs,
+        ids,
+        torch.unique(order(len(ids), seen, task.seed)),
+        cache,
+        top_k=ctx.params["top_k"],
+        temperature=ctx.params["temperature"],
+        vocabulary=min(vocabulary.size(read_config(model)) for model in (theirs, student)),
+        before=before,
+    ).close()

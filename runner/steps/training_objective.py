@@ -1,0 +1,118 @@
+"""What a recovery step learns from: the text, or the model before compression. Imported by the planner: no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from runner.contracts.step_kind import Context, Cost, Inputs, Params
+from runner.errors import Diagnostic
+from runner.model import memory
+from runner.model.facts import CheckpointFacts
+from runner.steps import forward_cost
+from runner.steps import teacher as teaching
+from runner.training import vocabulary
+
+if TYPE_CHECKING:
+    from runner.training.task import Fitted
+
+_WORKING_BYTES = 16  # of a weight that is dense for a moment: integers, float32 values, gradient and its product
+
+
+def check(params: Params, inputs: Inputs, *, damages: bool = False) -> list[Diagnostic]:
+    """What is wrong with the teacher; nothing where the loss has none.
+
+    A step that `damages` the checkpoint while it trains may learn from the checkpoint as it was.
+    """
+    from runner.training import check as training
+
+    found: list[Diagnostic] = []
+    if params["loss"] == "distill":
+        teacher, own = inputs.others["teacher"], inputs.checkpoint
+        if teacher is own and not damages:
+            message = "`teacher` is the checkpoint itself, from which it can learn nothing"
+            help = "let it name the model before it was compressed, or use `loss: next_token`"
+            return [Diagnostic("R474", message, help, path=("teacher",))]
+        found += _tokens(teacher, own) + teaching.context_complaints("teacher", teacher, inputs)
+    return found + training.check(params, inputs)
+
+
+def _tokens(teacher: CheckpointFacts, own: CheckpointFacts) -> list[Diagnostic]:
+    """By the tokenizers where both are at hand, else by the number of logits."""
+    theirs, ours = (
+        folder and vocabulary.tokens(folder) for folder in (teaching.located(teacher), teaching.located(own))
+    )
+    help = "name a teacher of the same tokenizer, or use `loss: next_token`"
+    if theirs and ours:
+        why = vocabulary.mismatch(theirs, ours)
+        if why is None:
+            return []
+        return [Diagnostic("R490", f"teacher and student have different tokenizers: {why}", help, path=("teacher",))]
+    sizes = [vocabulary.size(facts.config) for facts in (teacher, own)]
+    if sizes[0] == sizes[1]:
+        return []
+    message = f"the teacher has a vocabulary of {sizes[0]:,} tokens, the checkpoint one of {sizes[1]:,}"
+    return [Diagnostic("R490", message, help, path=("teacher",))]
+
+
+def estimate(params: Params, inputs: Inputs, trained: int, disk: int, beside: int = 0) -> Cost:
+    """The teacher's pass, if there is one, and the training of `trained` parameters, one after the other.
+
+    Frozen weights take what they take packed, or what they compute in; besides those one dense weight at a time, with
+    its gradient, and `beside` further bytes of every process.
+    """
+    from runner.training import estimate as training
+
+    facts = inputs.checkpoint
+    value = memory.compute_bytes(facts, inputs.machine.device)
+    if params["precision"] != "auto":
+        value = 2 if params["precision"] == "bf16" and memory.stored_type(facts) == "bfloat16" else 4
+    frozen = facts.nbytes if facts.quantization else facts.parameters * value
+    biggest = max((i.in_features * i.out_features for i in facts.linears), default=0)
+    distils = params["loss"] == "distill"
+    losses = teaching.TOP_K_COPIES * teaching.chunk_bytes(params, inputs, facts) if distils else 0
+    cost = Cost(*training.estimate(
+        inputs, params, trained=trained, disk=disk, frozen_bytes=frozen,
+        logit_bytes=teaching.LOGIT_BYTES if distils else training.LOGIT_BYTES,
+        extra=_WORKING_BYTES * biggest + losses + beside,
+    ))  # fmt: skip
+    if not distils:
+        return cost
+    from runner.training.task import settings
+
+    data = inputs.data["data"]
+    windows = max(1, data.tokens // data.sequence_length)
+    chosen = settings(params, windows, data.sequence_length)
+    seen = replace(data, samples=min(windows, chosen.steps * chosen.batch_size))
+    passed = forward_cost.estimate_forward([inputs.others["teacher"]], seen, inputs.machine)
+    entry = 4 if vocabulary.size(inputs.checkpoint.config) <= 1 << 16 else 6
+    cache = seen.tokens * (params["top_k"] * entry + 4)
+    return Cost(
+        memory=max(cost.memory, passed.memory),
+        disk=cost.disk,
+        scratch=cache + max(cost.scratch, passed.scratch),
+        seconds=cost.seconds + passed.seconds,
+    )
+
+
+def learn(ctx: Context, build: str, arguments: Mapping[str, Any], *, evaluate_from: int = 0) -> Fitted:
+    """Let the teacher speak once, then train what `build` makes of `arguments`. Repeatable.
+
+    States before the step `evaluate_from` are not measured, and so never kept as the best.
+    """
+    from runner.training import run
+
+    folder = ctx.inputs["checkpoint"].path
+    distils = ctx.params["loss"] == "distill"
+    cache = ctx.scratch_dir / "teacher"
+    task = run.prepare(ctx, build, {
+        "checkpoint": str(folder),
+        "cache": str(cache) if distils else None,
+        "precision": ctx.params["precision"],
+        **{name: ctx.params[name] for name in ("distill_alpha", "temperature")},
+        **arguments,
+    }, params={**ctx.params, "evaluate_from": evaluate_from})  # fmt: skip
+    if distils:
+        teaching.listen(ctx, task, folder, cache)
+    return run.fit(ctx, task)

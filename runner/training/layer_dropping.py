@@ -1,0 +1,108 @@
+"""Making a student from a checkpoint: measuring what its decoder layers do, and leaving some of them out."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch.nn.functional import cosine_similarity
+
+from runner.contracts.context import Context
+from runner.model import heap, trust
+from runner.model.flow import Flow
+from runner.model.headers import facts as read_facts
+from runner.model.output import copy_companions
+from runner.model.parts import PartWriter
+from runner.model.passes import forward
+from runner.model.safetensors_file import sync_folder, write_all, written
+from runner.model.shards import ShardReader
+from runner.model.skeleton import Skeleton
+from runner.training import layer_selection
+
+MEASURED_TOKENS = 1 << 16  # enough for a ranking: block influence hardly moves with the text (ShortGPT, section 4)
+
+
+def cut(source: Path, keep: Sequence[int], out: Path) -> None:
+    """Write to `out` the checkpoint in `source` with only its decoder layers `keep`, renumbered, in one file.
+
+    Bytes are copied, nothing is loaded. `out` appears at once, when it is whole; where it is there, nothing is done.
+    """
+    from transformers import AutoConfig
+
+    if out.exists():
+        return
+    unfinished = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    facts = read_facts(source, str(source))
+    names = layer_selection.renamed(facts, keep)
+    with ShardReader(source, facts.tensors) as reader:
+        PartWriter(unfinished).copy("model", reader, names, names)
+    derived = AutoConfig.from_pretrained(source, trust_remote_code=trust.needed(source)).to_dict()
+    text = json.dumps(layer_selection.config(facts.config, keep, derived), indent=2, sort_keys=True) + "\n"
+    with written(unfinished / "config.json") as file:
+        write_all(file, text.encode())
+    copy_companions(source, unfinished)
+    for path in sorted(unfinished.iterdir()):
+        _sync(path)
+    sync_folder(unfinished)
+    os.replace(unfinished, out)
+    sync_folder(out.parent)
+
+
+def influence(ctx: Context, folder: Path, ids: torch.Tensor, scratch: Path, after: int = 0) -> list[float]:
+    """Block influence of every decoder layer: 1 − E[cos(x_in, x_out)] over positions (ShortGPT, Men 2024,
+
+    arXiv:2403.03853, eq. 1). 0 for a layer that changes nothing but the length of its input.
+
+    Measured on the first MEASURED_TOKENS tokens of `ids` [windows, length], a layer in memory at a time. The answer is
+    kept in `scratch` and given again. `after` is the number of layers that the step runs later, for events.
+    """
+    answer = scratch / "influence.json"
+    if answer.exists():
+        found: list[float] = json.loads(answer.read_text(encoding="utf-8"))
+        return found
+    scratch.mkdir(parents=True, exist_ok=True)
+    skeleton = Skeleton(folder, ctx.device)
+    flow = Flow(skeleton, ids[: max(1, MEASURED_TOKENS // ids.shape[1])], scratch)
+    influences: list[float] = []
+    with torch.no_grad():
+        flow.begin(0, [])
+        for index in range(len(skeleton)):
+            ctx.safe_point()
+            started = time.perf_counter()
+            influences.append(1 - _mean_cosine(flow, index, skeleton.load(index)))
+            skeleton.free(index)
+            flow.drop(index)
+            heap.trim()
+            seconds = time.perf_counter() - started
+            ctx.emit("layer", layer=index + 1, layers=len(skeleton) + after, seconds=seconds, error=None)
+    flow.drop(len(skeleton))
+    skeleton.reader.close()
+    with written(answer) as file:
+        write_all(file, json.dumps(influences).encode())
+    return influences
+
+
+def _mean_cosine(flow: Flow, index: int, layer: torch.nn.Module) -> float:
+    """Mean cosine of what enters and what leaves a layer; its output goes to the next one."""
+    lane = flow.lane(0, index, layer)
+    total = 0.0
+    for span in flow.spans:
+        after = forward(lane, span, flow.call(index, span))
+        lane.write(span[0], after)
+        before = lane.read(*span)
+        total += float(cosine_similarity(before.float(), after.float(), dim=-1).double().sum())
+    return total / (flow.windows * flow.length)
+
+
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

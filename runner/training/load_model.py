@@ -1,0 +1,56 @@
+"""A whole checkpoint in memory for training: the exception to a layer at a time, because a gradient passes through
+
+all layers. Packed weights stay packed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runner.model import trust
+from runner.model.shards import ShardReader
+from runner.model.skeleton import Skeleton
+from runner.training.modules import packed_linear
+
+
+def load(folder: Path, device: str | torch.device, dtype: torch.dtype) -> Any:
+    """The transformers model of a checkpoint on `device`, in `dtype`, without a cache of keys and values.
+
+    Linear modules that the checkpoint stores packed are `packed.PackedLinear`, computing in the type of their input.
+    Nothing requires a gradient in them; all other parameters do. RecipeError and StepFailed as `Skeleton` has them.
+    """
+    with ShardReader(folder) as reader:
+        is_packed = reader.packing is not None
+    model = _packed(folder, torch.device(device), dtype) if is_packed else _dense(folder, torch.device(device), dtype)
+    model.config.use_cache = False
+    return model
+
+
+def _dense(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust.needed(folder))
+    return model.to(device)
+
+
+def _packed(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    """Built empty, packed linears put in place of the empty ones, everything else read tensor by tensor."""
+    skeleton = Skeleton(folder, str(device), dtype)
+    model: Any = skeleton.model
+    names = [name for name, module in model.named_modules() if hasattr(module, "weight") and skeleton.is_packed(name)]
+    for name in names:
+        skeleton.load_module(name, ("bias",))
+        old = model.get_submodule(name)
+        bias = getattr(old, "bias", None)
+        new = packed_linear.PackedLinear(packed_linear.read(skeleton.reader, skeleton.stored_module(name)), bias, dtype)
+        model.set_submodule(name, new.to(device))
+    for name, _ in list(model.named_modules()):
+        skeleton.load_module(name)
+    skeleton.reader.close()
+    model.tie_weights()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.rpartition(".")[0] not in names)
+    return model

@@ -1,0 +1,114 @@
+"""Adapters on a loaded model, by peft: LoRA, rsLoRA and DoRA, over dense, pruned and packed weights.
+
+The adapters are float32 and all that is trained. Over a pruned weight the branch acts under its mask in training too,
+so that merging under the mask changes nothing.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora.layer import Linear as LoraLinear
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from runner.model import adapters
+from runner.training.modules.lora_math import directed, is_pruned, product, row_norms
+from runner.training.modules.packed_linear import PackedLinear
+
+_NAME = "default"  # peft's own name for a single adapter
+
+
+def wrap(model: Any, config: Mapping[str, Any], *, hold_packed_zeros: bool = False) -> Any:
+    """The model with fresh adapters as `config` (adapter_config.json) describes them; nothing else is trained.
+
+    What is drawn comes from torch's generator. B starts at zero: the model computes at first what it did without.
+    Zeros of pruned dense weights are held; those of packed ones with `hold_packed_zeros`.
+    """
+    model.requires_grad_(False)
+    lora = LoraConfig(**{key: value for key, value in config.items() if key not in ("peft_type", "inference_mode")})
+    branch = HeldBranch if hold_packed_zeros else Branch
+    lora._register_custom_module({nn.Linear: branch, Conv1D: branch})
+    with warnings.catch_warnings():
+        # peft asks for an attribute that transformers is about to rename.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return get_peft_model(model, lora)
+
+
+def transposed(model: nn.Module) -> bool:
+    """Whether the model's linears are Conv1D modules, which keep [in, out]."""
+    return any(isinstance(module, Conv1D) for module in model.modules())
+
+
+class Branch(LoraLinear):
+    """peft's LoRA module, and two cases that it leaves out: pruned weights, and DoRA with dropout over packed ones
+
+    (it would keep the dense weight for the backward).
+    """
+
+    holds_packed_zeros = False
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: Any, **kwargs: Any) -> None:
+        conv1d = isinstance(base_layer, Conv1D)
+        super().__init__(base_layer, adapter_name, config=config, is_target_conv_1d_layer=conv1d, **kwargs)
+        bits = base_layer.bits if isinstance(base_layer, PackedLinear) else None
+        self.masked = (bits is None or self.holds_packed_zeros) and is_pruned(self.base_weight(), bits)
+
+    def base_weight(self) -> torch.Tensor:
+        """W [out, in]."""
+        weight: torch.Tensor = self.base_linear.weight.detach()
+        return weight.T if self.fan_in_fan_out else weight
+
+    @property
+    def base_linear(self) -> Any:
+        return self.get_base_layer()
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        parts: Any = self
+        dora = _NAME in self.lora_variant
+        dropout = self.training and not isinstance(parts.lora_dropout[_NAME], nn.Identity)
+        if not self.masked and not (dora and dropout and isinstance(self.base_linear, PackedLinear)):
+            return super().forward(x, *args, **kwargs)
+        a, b, scale = parts.lora_A[_NAME].weight, parts.lora_B[_NAME].weight, self.scaling[_NAME]
+        dropped = computing(parts.lora_dropout[_NAME](x))
+        y = product(dropped, a, b, scale, self.masked, self.base_weight)
+        if dora:
+            with torch.no_grad():
+                norms = row_norms(directed(self.base_weight(), a, b, scale, masked=self.masked))
+            y = (parts.lora_magnitude_vector[_NAME].weight / norms * y).to(y.dtype)
+        if not dropout:
+            return y if self.base_linear.bias is None else y + self.base_linear.bias.to(y.dtype)
+        # Dropout acts on the branch alone, as in peft: x Wᵀ whole, V − W of what is left of x.
+        whole: torch.Tensor = self.base_linear(x)
+        return whole + (y - product(dropped, a[:0], b[:, :0], scale, False, self.base_weight))
+
+
+def computing(x: torch.Tensor) -> torch.Tensor:
+    """The input in the type that products run in: autocast's where it is on."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
+class HeldBranch(Branch):
+    """Holds the zeros of packed weights too: they are to be merged and quantized again."""
+
+    holds_packed_zeros = True
+
+
+def exported(trained: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Trained parameters by their names in the wrapped model → (module and kind, tensor), as `adapters.write` takes."""
+    for name, tensor in sorted(trained.items()):
+        short = name.removeprefix(adapters.PREFIX).replace(f".{_NAME}.weight", ".weight").replace(f".{_NAME}", "")
+        yield short.replace("lora_magnitude_vector.weight", "lora_magnitude_vector"), tensor
+
+
+def read(path: Path) -> dict[str, torch.Tensor]:
+    """The adapter in a file of trained parameters, as `exported`."""
+    from safetensors.torch import load_file
+
+    return dict(exported(load_file(path)))

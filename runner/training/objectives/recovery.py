@@ -1,0 +1,115 @@
+"""What recovery steps train: adapters on a frozen checkpoint, or the scales of a packed one. Built by every process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from runner.model import trust
+from runner.model.shards import ShardReader
+from runner.model.skeleton import stored_dtype
+from runner.training import losses
+from runner.training.arguments import computes_bf16
+from runner.training.load_model import load
+from runner.training.losses import Mix
+from runner.training.modules import lora
+from runner.training.modules.packed_linear import PackedLinear
+from runner.training.task import Batch
+from runner.training.teacher_cache import Cached
+
+SCALE = ".scale_change"
+NORM = ".parametrizations.weight.original"
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """Next-token cross entropy where `cached` is None, else α · L_hard + (1 − α) · T² · KL from what it knows."""
+
+    model: nn.Module
+    cached: Cached | None
+    mix: Mix
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        logits = model(input_ids=batch.ids, use_cache=False).logits
+        if self.cached is None:
+            return losses.next_token(logits[:, :-1], batch.ids[:, 1:]), {}
+        teacher = self.cached.rows(batch.rows).to(batch.ids.device)
+        loss, hard, soft = losses.mixed(logits, batch.ids, teacher, self.mix)
+        return loss, {"text": hard, "teacher": soft}
+
+    def stepped(self, step: int) -> None:
+        """Frozen weights need no mask, and adapters under one never leave it."""
+
+
+def recovery(model: nn.Module, arguments: Mapping[str, Any]) -> Recovery:
+    """`arguments`: cache (a folder, or None), distill_alpha, temperature."""
+    cached = None if arguments["cache"] is None else Cached(Path(arguments["cache"]))
+    return Recovery(model, cached, Mix(arguments["distill_alpha"], arguments["temperature"], "forward"))
+
+
+def adapters(arguments: Mapping[str, Any], device: str) -> Recovery:
+    """`arguments`, besides those of `recovery`: checkpoint (a folder), precision, adapter (its adapter_config.json),
+
+    and hold_packed_zeros as `lora.wrap` has it.
+    """
+    model = _loaded(arguments, device)
+    wrapped = lora.wrap(model, arguments["adapter"], hold_packed_zeros=arguments["hold_packed_zeros"])
+    return recovery(wrapped, arguments)
+
+
+def scales(arguments: Mapping[str, Any], device: str) -> Recovery:
+    """`arguments`, besides those of `recovery`: checkpoint (a folder), precision, and norms: whether they are trained.
+
+    The scales are trained as `PackedLinear` has it. The weights of norms are float32 under a parametrization that
+    rounds them to the type they are stored in: the model computes with what will be written.
+    """
+    folder = Path(arguments["checkpoint"])
+    model = _loaded(arguments, device).requires_grad_(False)
+    with ShardReader(folder) as reader:
+        names = [name for name, module in model.named_modules() if arguments["norms"] and is_norm(module)]
+        for name in names:
+            module = model.get_submodule(name)
+            stored = reader.dtype(f"{name}.weight") if reader.has(f"{name}.weight") else module.weight.dtype
+            rounded = Rounded(stored, module.weight.dtype)
+            module.weight = nn.Parameter(module.weight.detach().float())
+            parametrize.register_parametrization(module, "weight", rounded, unsafe=True)
+    for module in model.modules():
+        if isinstance(module, PackedLinear):
+            module.train_scales()
+    return recovery(model, arguments)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """A normalization with a weight per channel, whatever the architecture calls its class."""
+    weight = getattr(module, "weight", None)
+    return "norm" in type(module).__name__.lower() and isinstance(weight, nn.Parameter) and weight.ndim == 1
+
+
+class Rounded(nn.Module):
+    """A weight as it will be stored, in the type the model computes in; the gradient passes as if nothing rounded."""
+
+    def __init__(self, stored: torch.dtype, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.stored, self.dtype = stored, dtype
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight.to(self.stored).to(self.dtype)
+
+
+def _loaded(arguments: Mapping[str, Any], device: str) -> Any:
+    folder = Path(arguments["checkpoint"])
+    return load(folder, device, frozen_dtype(folder, device, arguments["precision"]))
+
+
+def frozen_dtype(folder: Path, device: str, precision: str) -> torch.dtype:
+    """What frozen weights are kept in: bfloat16 where they are stored so and computed with so, float32 elsewhere."""
+    from transformers import AutoConfig
+
+    stored = stored_dtype(AutoConfig.from_pretrained(folder, trust_remote_code=trust.needed(folder)))
+    return torch.bfloat16 if stored == torch.bfloat16 and computes_bf16(device, precision) else torch.float32

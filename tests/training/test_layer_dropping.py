@@ -1,0 +1,182 @@
+"""Cutting layers out of a checkpoint, against transformers with the same layers taken out; block influence."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from runner.errors import Interrupted
+from runner.model.headers import facts
+from runner.model.shards import ShardReader
+from runner.model.skeleton import find_layers
+from runner.training import layer_dropping, layer_selection
+from tests.host import Host
+from tests.tiny import ARCHITECTURES, save, tokens
+
+
+def model_of(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def logits_without(folder: Path, keep: list[int], ids: torch.Tensor) -> torch.Tensor:
+    """The logits of a model in which the other layers hand their input on."""
+
+    class Nothing(nn.Module):
+        def __init__(self, layer: nn.Module, tuples: bool) -> None:
+            super().__init__()
+            self.__dict__["layer"], self.tuples = layer, tuples
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.__dict__["layer"], name)
+
+        def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            return (hidden_states,) if self.__dict__["tuples"] else hidden_states
+
+    model = model_of(folder)
+    kinds: list[type] = []
+    layers = find_layers(model, model.config)[1]
+    layers[0].register_forward_hook(lambda module, given, output: kinds.append(type(output)))
+    with torch.no_grad():
+        model(input_ids=ids)
+        for index in range(len(layers)):
+            if index not in keep:
+                layers[index] = Nothing(layers[index], kinds[0] is tuple)
+        found: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+    return found
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_cut_equals_the_model_with_layers_that_do_nothing(name: str, tmp_path: Path) -> None:
+    """Of four layers, so that alternating layer types do not fall on their places again by chance."""
+    changes: dict[str, Any] = {"n_layer": 4} if name == "gpt2" else {"num_hidden_layers": 4}
+    folder, ids, keep = save(tmp_path / "model", name, **changes), tokens(), [0, 2, 3]
+    layer_dropping.cut(folder, keep, tmp_path / "cut")
+    cut = model_of(tmp_path / "cut")
+    assert cut.config.num_hidden_layers == 3
+    with torch.no_grad():
+        found = cut(input_ids=ids, use_cache=False).logits
+    torch.testing.assert_close(found, logits_without(folder, keep, ids), rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        assert (found - model_of(folder)(input_ids=ids).logits).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
+def test_the_facts_foretold_are_those_of_the_cut(name: str, tmp_path: Path) -> None:
+    folder = save(tmp_path / "model", name)
+    before = facts(folder, "model")
+    layer_dropping.cut(folder, [0, 2], tmp_path / "cut")
+    found, foretold = facts(tmp_path / "cut", "model"), layer_selection.facts(before, [0, 2])
+    assert {n: (t.dtype, t.shape, t.nbytes) for n, t in found.tensors.items()} == {
+        n: (t.dtype, t.shape, t.nbytes) for n, t in foretold.tensors.items()
+    }
+    assert (foretold.linears, foretold.layer_count, foretold.layers_prefix) == (found.linears, 2, found.layers_prefix)
+    assert foretold.architecture == before.architecture
+
+
+def test_bytes_are_copied_and_companions_come_along(tmp_path: Path) -> None:
+    folder = save(tmp_path / "model", "llama", dtype=torch.bfloat16, shard="10KB")
+    (folder / "tokenizer.json").write_text("{}")
+    layer_dropping.cut(folder, [2], tmp_path / "cut")
+    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == [
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+    ]  # fmt: skip
+    with ShardReader(folder) as source, ShardReader(tmp_path / "cut") as cut:
+        assert {name for name in cut.names() if ".layers." not in name} == {
+            name for name in source.names() if ".layers." not in name
+        }
+        for name in cut.names():
+            assert torch.equal(cut.read(name), source.read(name.replace("layers.0.", "layers.2.")))
+
+
+def test_it_is_repeatable_and_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save(tmp_path / "model", "llama")
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(layer_dropping, "copy_companions", fail)
+        with pytest.raises(KeyboardInterrupt):
+            layer_dropping.cut(folder, [0, 1], tmp_path / "cut")
+    assert not (tmp_path / "cut").exists()
+    layer_dropping.cut(folder, [0, 1], tmp_path / "cut")
+    first = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (tmp_path / "cut").iterdir()}
+    layer_dropping.cut(folder, [0, 1], tmp_path / "cut")
+    layer_dropping.cut(folder, [0, 1], tmp_path / "again")
+    for out in (tmp_path / "cut", tmp_path / "again"):
+        assert {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in out.iterdir()} == first
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_lists_with_an_entry_for_each_layer() -> None:
+    source = {
+        "architectures": ["A", "B", "C", "D"], "n_layers": 4, "layer_types": ["a", "b", "c", "d"],
+        "no_rope_layers": [1, 1, 1, 0], "eos_token_id": [1, 2, 3, 4], "max_window_layers": 2, "vocab_size": 9,
+        "num_kv_shared_layers": 2,
+    }  # fmt: skip
+    assert layer_selection.config(source, [1, 3]) == source | {
+        "n_layers": 2, "layer_types": ["b", "d"], "no_rope_layers": [1, 0], "max_window_layers": 1,
+        "num_kv_shared_layers": 1,
+    }  # fmt: skip
+    derived = {"layer_types": ["w", "x", "y", "z"], "pad": None}
+    assert layer_selection.config({"num_layers": 4, "layer_types": None}, [0, 3], derived) == {
+        "num_layers": 2, "layer_types": ["w", "z"],
+    }  # fmt: skip
+    neo = {"num_layers": 4, "attention_types": [[["global", "local"], 2]]}
+    cut = layer_selection.config(neo, [1, 2], {"attention_layers": ["global", "local"] * 2})
+    assert cut["attention_types"] == [[["local", "global"], 1]]
+
+
+def test_which_layers_stay() -> None:
+    assert layer_selection.evenly(4, 6) == [0, 2, 3, 5]
+    assert layer_selection.evenly(2, 32) == [0, 31]
+    assert layer_selection.evenly(1, 6) == [0]
+    assert all(layer_selection.evenly(n, n) == list(range(n)) for n in range(1, 9))
+    assert all(len(set(layer_selection.evenly(k, n))) == k for n in range(1, 20) for k in range(1, n + 1))
+    assert layer_selection.most_influential(3, [0.5, 0.1, 0.3, 0.1, 0.9]) == [0, 2, 4]
+    assert layer_selection.most_influential(2, [0.2, 0.2, 0.2]) == [0, 1]
+    assert layer_selection.spread(2, 6) == [(0, 2), (1, 5)]
+    assert layer_selection.spread(4, 4) == [(i, i) for i in range(4)]
+    assert layer_selection.spread(3, 2)[-1] == (2, 1)
+
+
+def test_influence_is_that_of_a_plain_forward(tmp_path: Path) -> None:
+    folder, ids = save(tmp_path / "model", "llama"), tokens()
+    host = Host(tmp_path, "evaluate.perplexity", folder, ids)
+    found = layer_dropping.influence(host, folder, ids, tmp_path / "influence", after=2)
+    model, states = model_of(folder), []
+    for layer in model.model.layers:
+        layer.register_forward_pre_hook(lambda module, given: states.append(given[0].double()))
+    model.model.norm.register_forward_pre_hook(lambda module, given: states.append(given[0].double()))
+    with torch.no_grad():
+        model(input_ids=ids)
+    expected = []
+    for before, after in pairwise(states):
+        cosine = (before * after).sum(-1) / before.norm(dim=-1) / after.norm(dim=-1)
+        expected.append(1 - float(cosine.mean()))
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert [(e["layer"], e["layers"]) for e in host.events] == [(1, 5), (2, 5), (3, 5)]
+    assert [path.name for path in (tmp_path / "influence").iterdir()] == ["influence.json"]
+
+
+def test_influence_is_measured_once(tmp_path: Path) -> None:
+    folder, ids = save(tmp_path / "model", "llama"), tokens()
+    with pytest.raises(Interrupted):
+        layer_dropping.influence(
+            Host(tmp_path, "evaluate.perplexity", folder, ids, stop_after=1), folder, ids, tmp_path / "i"
+        )
+    host = Host(tmp_path, "evaluate.perplexity", folder, ids)
+    found = layer_dropping.influence(host, folder, ids, tmp_path / "i")
+    assert len(host.layers()) == len(found) == 3
+    assert json.loads((tmp_path / "i" / "influence.json").read_text()) == found
+    assert layer_dropping.influence(host, folder, ids, tmp_path / "i") == found
+    assert len(host.layers()) == 3
