@@ -89,11 +89,11 @@ def _old(path: Path, upgrade: str | None) -> dict[Entry, Any]:
 
 def _resolved(args: argparse.Namespace, old: Mapping[Entry, Any]) -> tuple[dict[str, Any], set[Entry]]:
     """The lock as things are now, but for the pins that are kept, and the entries that are to move."""
-    from runner.model import trust
+    from runner.model.architecture import remote_code
     from runner.plan import lock, lock_file, resolve
     from runner.recipe import load
 
-    trust.allow(args.trust_remote_code)
+    remote_code.allow(args.trust_remote_code)
     chosen = set(old) if args.upgrade == EVERYTHING else _named(args, old) if args.upgrade is not None else set()
     kept = _without(old, chosen)
     recipes = load.load_all(args.recipe, args.sets, lock.parent_pins(kept))

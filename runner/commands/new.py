@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from runner.errors import RunnerError, UsageError
 
 if TYPE_CHECKING:
-    from runner.model.facts import CheckpointFacts
+    from runner.contracts.facts import CheckpointFacts
 
 GOALS = {
     "int4": "Quantize to INT4 with GPTQ, and check what it cost.",
@@ -139,8 +139,8 @@ def _facts(model: str) -> CheckpointFacts | None:
     """What the model's headers say, where it lies on this machine; the Hub is not asked."""
     if not model.startswith("demo:") and not Path(model).is_dir():
         return None
-    from runner.model.headers import facts
-    from runner.model.source import locate_model
+    from runner.model.architecture.inspect import facts
+    from runner.model.source.locate import locate_model
     from runner.recipe.types import ModelSpec
 
     try:

@@ -124,10 +124,10 @@ def job_of(args: argparse.Namespace) -> tuple[Path, str]:
 
 def recipes_of(file: str, args: argparse.Namespace) -> tuple[Recipe, ...]:
     """The recipes in a file, as its lock pins them: one for each combination of its matrix."""
-    from runner.model import trust
+    from runner.model.architecture import remote_code
     from runner.recipe import load
 
-    trust.allow(getattr(args, "trust_remote_code", False))
+    remote_code.allow(getattr(args, "trust_remote_code", False))
     return load.load_all(file, args.sets, locking_of(file, args).pins)
 
 

@@ -39,8 +39,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from runner.contracts.context import Artifact, Context, DataFacts, Params, Result
+from runner.contracts.facts import CheckpointFacts
 from runner.errors import Diagnostic
-from runner.model.facts import CheckpointFacts
 
 __all__ = [
     "CHECKPOINT", "ENGINE", "METRICS_ONLY", "QUANTIZED", "SAME", "Artifact", "Context", "Cost", "DataFacts", "Inputs",

@@ -84,7 +84,7 @@ def _parquet(path: Path, field: str) -> Iterator[Document]:
 
 
 def _hub(spec: DataSpec) -> Iterator[Document]:
-    from runner.model.hub import told
+    from runner.model.source.hub import told
 
     try:
         import datasets

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from runner.errors import Diagnostic, RecipeError
-from runner.model.source import DEMO, demo_path
+from runner.model.source.locate import DEMO, demo_path
 
 SUFFIXES = (".yaml", ".yml")
 _HELP = "name a task file (.yaml), a folder of them, `demo:continuation`, or a task of lm-evaluation-harness"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from runner.data.chat_template import Template
 from runner.data.documents import Document, documents_of
 from runner.errors import Diagnostic, RecipeError
-from runner.model import trust
+from runner.model.architecture import supported
 from runner.recipe.types import DataSpec
 
 Ids = NDArray[np.int64]
@@ -171,7 +171,7 @@ class Tokenizer:
 
             try:
                 self._slow = AutoTokenizer.from_pretrained(
-                    folder, local_files_only=True, trust_remote_code=trust.runs(config)
+                    folder, local_files_only=True, trust_remote_code=supported.runs_own_code(config)
                 )
             except (OSError, ValueError, ImportError) as error:
                 reason = str(error).strip().splitlines()[0]

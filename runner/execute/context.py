@@ -13,9 +13,9 @@ from runner.contracts.step_kind import Artifact, DataFacts
 from runner.errors import Interrupted, RecipeError
 from runner.execute.messages import Request
 from runner.job.entries import Stage
-from runner.model import usage
 from runner.progress.events import Event, make
 from runner.recipe.types import DataSpec
+from runner.system import peak_memory
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +64,7 @@ class StepContext:
     def emit(self, event: str, **fields: Any) -> None:
         """Send one event of this step; `layer` events get the peak memory so far."""
         if event == "layer":
-            fields.setdefault("memory", usage.peak())
+            fields.setdefault("memory", peak_memory.peak())
         self._send(make(event, **{"step": self._request.index, **fields}))
 
     def safe_point(self) -> None:

@@ -12,13 +12,13 @@ from typing import IO, cast
 
 from runner.execute import messages
 from runner.execute.messages import Request
-from runner.model.processor import WAITING
 from runner.progress.events import Event
+from runner.system.cpu import WAITING
 
 # glibc gives larger blocks pages of their own, which go back to the system when freed. Left alone it raises this limit
 # to 32 MiB, and the heap of a worker that streams many layers grows in fragments. Told this limit, it would give back
 # the end of the heap after every 128 KiB freed, and ask for the same pages again: a fifth of all page faults. What is
-# kept instead goes back between layers and steps (runner.model.heap).
+# kept instead goes back between layers and steps (runner.system.heap).
 _OWN_PAGES = str(8 << 20)
 _KEPT_AT_THE_END = str(64 << 20)
 

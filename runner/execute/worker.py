@@ -26,8 +26,8 @@ from runner.job import environment
 from runner.job.entries import Stage, StoreEntry
 from runner.job.records import Record
 from runner.job.store import Store
-from runner.model import heap, lifetime, usage
 from runner.progress.events import Event, encode, make
+from runner.system import heap, parent_death, peak_memory
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     os.dup2(2, 1)
     faulthandler.enable()
     # The end of stdin tells too, but not while the GIL is held in C.
-    lifetime.die_with_parent(os.environ.get(messages.PARENT))
+    parent_death.die_with_parent(os.environ.get(messages.PARENT))
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             # A handler instead of SIG_IGN, which the processes that a step starts would inherit.
@@ -124,7 +124,7 @@ class Worker:
                 "step_started", step=request.index, id=request.id, kind=request.kind, key=request.key,
                 resumed_at=resumed, layers=layers, unit=store.unit(request.key),
             ))  # fmt: skip
-            usage.reset_peak()
+            peak_memory.reset_peak()
             started = time.perf_counter()
             imports.imports(request)
             kind = _kind(request)
@@ -132,7 +132,7 @@ class Worker:
             context = StepContext(request, stage, self.send, self._stop)
             context.safe_point()
             result = kind.run(context)
-            memory = usage.peak()
+            memory = peak_memory.peak()
             _give_back()
             record = Record(
                 key=request.key,

@@ -15,7 +15,7 @@ from runner.export.decoder import Shape, shape_of
 from runner.export.external_data import DataFile
 from runner.export.trace import DOMAIN, trace
 from runner.export.weights import MICROSOFT, Filler, Options
-from runner.model.skeleton import Skeleton
+from runner.model.layerwise.streamed_model import Skeleton
 
 FILE = "model.onnx"
 DATA = "model.onnx.data"

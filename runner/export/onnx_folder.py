@@ -8,8 +8,8 @@ from typing import Any
 
 from runner.contracts.context import Context
 from runner.export import graph, integer_layouts, supported
-from runner.model import headers
-from runner.model.output import copy_companions, write_json
+from runner.model.checkpoint import headers
+from runner.model.checkpoint.companions import copy_companions, write_json
 
 ENGINE = "engine.json"
 OPSET = 21

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from runner.contracts.facts import CheckpointFacts, LinearFacts
 from runner.errors import Diagnostic
 from runner.export import integer_layouts, supported
-from runner.model.facts import CheckpointFacts, LinearFacts
-from runner.model.formats.config import parse
-from runner.model.formats.rules import Scheme, ceil_div
+from runner.model.checkpoint.formats.config import parse
+from runner.model.checkpoint.formats.rules import Scheme, ceil_div
 
 FLOAT_BYTES = {"fp32": 4, "fp16": 2}
 

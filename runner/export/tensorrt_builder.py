@@ -31,8 +31,8 @@ from runner.export.tensorrt import (
     is_memory,
     quoted,
 )  # fmt: skip
-from runner.model import usage
-from runner.model.safetensors_file import write_all, written
+from runner.model.checkpoint.safetensors_writer import write_all, written
+from runner.system import peak_memory
 
 
 def build(order: Order) -> Built:
@@ -67,7 +67,7 @@ def build(order: Order) -> Built:
     return Built(
         version=trt.__version__,
         seconds=seconds,
-        memory=usage.peak(),
+        memory=peak_memory.peak(),
         engine_bytes=plan.nbytes,
         weights_bytes=log.weights,
         capabilities=capabilities,

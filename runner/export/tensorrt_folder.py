@@ -18,8 +18,8 @@ from runner.contracts.context import Context
 from runner.errors import StepFailed
 from runner.export import graph
 from runner.export.tensorrt import NAMES, RTX, Built, Order
-from runner.model import headers
-from runner.model.output import copy_companions, write_json
+from runner.model.checkpoint import headers
+from runner.model.checkpoint.companions import copy_companions, write_json
 
 ENGINE = "engine.json"
 

@@ -18,7 +18,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from runner.export.decoder import Decoder, own_attention, shape_of
-from runner.model.skeleton import Skeleton
+from runner.model.layerwise.streamed_model import Skeleton
 
 DOMAIN = "runner"  # of the placeholders
 LINEAR, EMBEDDING = "Linear", "Embedding"

@@ -16,10 +16,11 @@ from runner.errors import StepFailed
 from runner.export import integer_layouts, integers
 from runner.export.external_data import DataFile
 from runner.export.trace import DOMAIN, EMBEDDING
-from runner.model import adapters
-from runner.model.formats.rules import Scheme
-from runner.model.quantized import Quantized
-from runner.model.skeleton import Skeleton, is_conv1d
+from runner.model.checkpoint import adapter_config
+from runner.model.checkpoint.formats.quantized import Quantized
+from runner.model.checkpoint.formats.rules import Scheme
+from runner.model.layerwise.linear import is_conv1d
+from runner.model.layerwise.streamed_model import Skeleton
 
 MICROSOFT = "com.microsoft"
 
@@ -137,8 +138,8 @@ class Filler:
         """out + s·B(A(x)) of a low-rank adapter."""
         adapter = self.skeleton.adapter
         assert adapter is not None
-        a, b = (adapter.reader.read(f"{adapters.PREFIX}{module}.lora_{part}.weight") for part in "AB")
-        scale = torch.tensor(adapters.scaling(adapter.config, module, a.shape[0]), dtype=self.options.dtype)
+        a, b = (adapter.reader.read(f"{adapter_config.PREFIX}{module}.lora_{part}.weight") for part in "AB")
+        scale = torch.tensor(adapter_config.scaling(adapter.config, module, a.shape[0]), dtype=self.options.dtype)
         inner = made.node("MatMul", [x, self._add(made, f"{module}.lora_A", self._convert(a, module).t())])
         inner = made.node("Mul", [inner, self._add(made, f"{module}.lora_scale", scale)])
         branch = made.node("MatMul", [inner, self._add(made, f"{module}.lora_B", self._convert(b, module).t())])

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import runner
-from runner.model import processor
+from runner.system import cpu
 
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
 # What of an environment can change the sums of a step, beside packages: the order and the width of additions.
@@ -31,7 +31,7 @@ def packages() -> dict[str, str]:
 
 
 def cpu_model() -> str:
-    return processor.model() or platform.processor() or platform.machine()
+    return cpu.model() or platform.processor() or platform.machine()
 
 
 def instructions() -> list[str]:
@@ -39,7 +39,7 @@ def instructions() -> list[str]:
 
     The name of the model does not tell: virtual machines show one name for many processors.
     """
-    found = processor.flags()
+    found = cpu.flags()
     return [name for name in _INSTRUCTIONS if name in found]
 
 

@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from runner.model.method import Transformed
+from runner.model.layerwise.method import Transformed
 
 UNSTRUCTURED = "unstructured"
 CHUNK = 1 << 22  # elements ranked at once

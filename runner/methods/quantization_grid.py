@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch.linalg import vecdot, vector_norm
 
-from runner.model.quantized import Quantized
+from runner.model.checkpoint.formats.quantized import Quantized
 
 METHODS = ("minmax", "mse", "weighted_mse")
 STEPS = 10  # ranges tried

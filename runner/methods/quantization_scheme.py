@@ -6,8 +6,8 @@ import torch
 
 from runner.contracts.context import Params
 from runner.methods.quantization_grid import Scheme
-from runner.model.formats import scale_dtype
-from runner.model.shards import DTYPE_NAMES, DTYPES
+from runner.model.checkpoint.formats import scale_dtype
+from runner.model.checkpoint.reader import DTYPE_NAMES, DTYPES
 
 
 def grid_scheme(params: Params, weight_dtype: torch.dtype) -> Scheme:

@@ -15,10 +15,10 @@ from typing import Any
 import yaml
 
 from runner.contracts.context import Context
-from runner.model.adapters import FOLDER, adapter_config, unpacks_late
-from runner.model.formats.config import parse
-from runner.model.formats.rules import GPTQ, PACK_QUANTIZED, Scheme, served_by_vllm, validate_together
-from runner.model.headers import read_headers
+from runner.model.checkpoint.adapter_config import FOLDER, adapter_config, unpacks_late
+from runner.model.checkpoint.formats.config import parse
+from runner.model.checkpoint.formats.rules import GPTQ, PACK_QUANTIZED, Scheme, served_by_vllm, validate_together
+from runner.model.checkpoint.headers import read_headers
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _FOLDER = "path/to/this/folder"

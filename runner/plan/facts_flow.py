@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import METRICS_ONLY, Cost, DataFacts, Inputs, MachineFacts
 from runner.errors import Diagnostic
-from runner.model.facts import CheckpointFacts
 from runner.plan.types import PlannedStep
 from runner.steps import kinds
 

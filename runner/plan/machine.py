@@ -15,7 +15,7 @@ from pathlib import Path
 
 from runner.contracts.step_kind import MachineFacts
 from runner.errors import Diagnostic, MachineError
-from runner.model.processor import fast_bf16, flags
+from runner.system.cpu import fast_bf16, flags
 
 _DISK_BYTES_PER_SECOND = 5e8  # written and synced; a slow SSD, a fast hard disk
 _MEASURED_SECONDS = 0.01

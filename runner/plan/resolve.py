@@ -8,7 +8,7 @@ from pathlib import Path
 
 from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, SAME, Kind, MachineFacts
 from runner.errors import Diagnostic, MachineError, RecipeError
-from runner.model import hub
+from runner.model.source import hub
 from runner.plan import keys, lock, resolve_inputs
 from runner.plan.facts_flow import Flow
 from runner.plan.machine import MachineRefusal, machine_facts, package_version, resolve_device

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import DataFacts
 from runner.data.windows import no_tokenizer, too_short
 from runner.errors import Diagnostic, RecipeError, Span
-from runner.model import architectures, headers, hub, source, trust
-from runner.model.facts import CheckpointFacts
+from runner.model.architecture import inspect, remote_code, supported
+from runner.model.source import hub, locate
 from runner.plan.counts import count_tokens
 from runner.plan.digests import digest_files, digest_named
 from runner.plan.types import ResolvedData, ResolvedModel
@@ -32,13 +33,13 @@ def find_model(spec: ModelSpec, cache_file: Path | None, span: Span | None = Non
     """A model with its facts; a Hub model at the commit `pinned`, if given. RecipeError placed at `span`."""
     files: dict[str, str] = {}
     try:
-        path, commit = source.locate_model(replace(spec, revision=pinned) if pinned else spec)
+        path, commit = locate.locate_model(replace(spec, revision=pinned) if pinned else spec)
         if path is None and commit is not None:
             tokenizer = hub.download_small(spec.source, commit)
             facts = hub.remote_facts(spec.source, commit, tokenizer)
         else:
             tokenizer = path = path or Path()
-            facts = headers.facts(path, spec.source)
+            facts = inspect.facts(path, spec.source)
         if commit is not None:
             # The same before and after the download, and in every cache.
             digest = hashlib.sha256(f"hub model {spec.source}@{commit}".encode()).hexdigest()
@@ -53,7 +54,7 @@ def find_model(spec: ModelSpec, cache_file: Path | None, span: Span | None = Non
 def digest_files_of(folder: Path, facts: CheckpointFacts, cache_file: Path | None) -> dict[str, str]:
     """The sha256 of each file of a checkpoint: weights, config, tokenizer and generation config."""
     names = {tensor.shard for tensor in facts.tensors.values()}
-    patterns = (*_DIGESTED, *((trust.CODE,) if trust.needed(folder) else ()))
+    patterns = (*_DIGESTED, *((remote_code.CODE,) if inspect.needs_own_code(folder) else ()))
     names |= {path.name for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     digests = digest_files((folder / name for name in sorted(names)), cache_file)
     return {path.name: digest for path, digest in digests.items()}
@@ -68,7 +69,7 @@ def find_data(
     for name in sorted(set(names)):
         try:
             spec, commit = recipe.data[name], pinned(recipe.data[name])
-            location = source.locate_data(replace(spec, revision=commit) if commit else spec)
+            location = locate.locate_data(replace(spec, revision=commit) if commit else spec)
             found[name] = _locate(location, cache_file)
         except RecipeError as error:
             complaints += [d.at(d.span or recipe.span(("data", name, _key(d.code)))) for d in error.diagnostics]
@@ -81,7 +82,7 @@ def _key(code: str) -> str:
     return {"R462": "field", "R466": "split", "R464": "samples"}.get(code, "source")
 
 
-def _locate(location: source.DataLocation, cache_file: Path | None) -> ResolvedData:
+def _locate(location: locate.DataLocation, cache_file: Path | None) -> ResolvedData:
     spec = location.spec
     if location.commit is not None:
         digest = hashlib.sha256(f"hub dataset {spec.source}@{location.commit}".encode()).hexdigest()
@@ -97,7 +98,7 @@ def check_lengths(recipe: Recipe, found: Found, data: Mapping[str, ResolvedData]
     complaints: list[Diagnostic] = []
     if data and found.tokenizer is not None and (missing := no_tokenizer(found.tokenizer)) is not None:
         raise RecipeError([missing.at(recipe.span(("model", "source")))])
-    context_key, context = architectures.positions(found.model.facts.config)
+    context_key, context = supported.positions(found.model.facts.config)
     for name, entry in data.items():
         length = entry.spec.sequence_length
         if 0 < context < length:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import Cost, DataFacts, MachineFacts
-from runner.model.facts import CheckpointFacts
 from runner.recipe.types import DataSpec, Recipe
 
 MODEL = "model"  # what the recipe's own model is called among the inputs of steps

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from runner.job.environment import cpu_model
-from runner.model.processor import fast_bf16, flags
 from runner.plan.machine import machine_facts
 from runner.progress import units
+from runner.system.cpu import fast_bf16, flags
 
 OLDEST_PYTHON = (3, 11)
 LITTLE_MEMORY = 4e9

@@ -11,8 +11,9 @@ from typing import Any
 from runner.errors import RunnerError
 from runner.job import files, listing, provenance, records
 from runner.job.directory import read_json
-from runner.model import headers, hub
-from runner.model.source import locate_model
+from runner.model.architecture import inspect
+from runner.model.source import hub
+from runner.model.source.locate import locate_model
 from runner.plan.types import MODEL
 from runner.progress import board
 from runner.progress.events import Event
@@ -204,7 +205,7 @@ def _model_weights(model: Mapping[str, Any]) -> int | None:
         return None  # the Hub is not asked
     try:
         folder = hub.cached_model(source, commit) if commit else locate_model(ModelSpec(source))[0]
-        return headers.facts(folder, source).nbytes if folder is not None else None
+        return inspect.facts(folder, source).nbytes if folder is not None else None
     except (RunnerError, OSError):
         return None
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from runner.errors import StepFailed
-from runner.model import processor
 from runner.runtime import limits
 from runner.runtime import open as find
 from runner.runtime.protocol import Ids, Logits
+from runner.system import cpu
 
 FILE = "model.pt2"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -60,7 +60,7 @@ class Package:
                 what = "torch " if key == "torch" else ""
                 message = f"`{path}` is compiled for {what}{wanted[key]}; here is {what}{here}"
                 raise StepFailed(message, _BUILD_AGAIN)
-        missing = sorted(instructions.difference(processor.instructions())) if self._device.type == "cpu" else []
+        missing = sorted(instructions.difference(cpu.instructions())) if self._device.type == "cpu" else []
         if missing:
             raise StepFailed(
                 f"`{path}` is compiled for a processor that has {', '.join(missing)}; this one has not", _BUILD_AGAIN

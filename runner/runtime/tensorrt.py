@@ -14,7 +14,7 @@ import torch
 
 from runner.errors import MachineError, RunnerError, StepFailed
 from runner.export.tensorrt import CAPABILITIES, MODULES, NAMES, RTX, complaints, is_memory, quoted
-from runner.model.safetensors_file import write_all, written
+from runner.model.checkpoint.safetensors_writer import write_all, written
 from runner.recipe.origins import cache
 from runner.runtime import limits
 from runner.runtime import open as find

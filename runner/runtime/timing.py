@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from runner.errors import RunnerError
-from runner.model import usage
 from runner.runtime import open
 from runner.runtime.greedy import likeliest
+from runner.system import peak_memory
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def measure(settings: Settings, said: Callable[[int], None]) -> Timing:
     used = None if free is None else max(0, free - (_gpu_free(settings.device) or 0))
     name = runtime.name
     runtime.close()
-    return Timing(name, load, prefill, decode, usage.peak(), used)
+    return Timing(name, load, prefill, decode, peak_memory.peak(), used)
 
 
 def rate(tokens: int, seconds: list[float]) -> tuple[float, float]:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from runner.model.shards import ShardReader
-from runner.model.skeleton import Skeleton
+from runner.model.checkpoint.reader import ShardReader
+from runner.model.layerwise.streamed_model import Skeleton
 from runner.runtime import limits
 from runner.runtime.protocol import Ids, Logits
 

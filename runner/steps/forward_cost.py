@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import Cost, DataFacts, Inputs, MachineFacts, Params
 from runner.errors import Diagnostic
-from runner.model import memory
-from runner.model.facts import CheckpointFacts
+from runner.model.architecture import config
+from runner.model.layerwise import memory_budget
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
@@ -20,16 +21,16 @@ def estimate_forward(models: Sequence[CheckpointFacts], data: DataFacts, machine
     peak, seconds, scratch = 0, 5.0, 0
     heads = 0
     for facts in models:
-        value = memory.compute_bytes(facts, machine.device)
-        batch = memory.batch_bytes(facts, data.sequence_length, value, machine.device)
-        rest = memory.rest_bytes(facts, value)
+        value = memory_budget.compute_bytes(facts, machine.device)
+        batch = memory_budget.batch_bytes(facts, data.sequence_length, value, machine.device)
+        rest = memory_budget.rest_bytes(facts, value)
         heads += rest
-        peak = max(peak, max(memory.layer_bytes(facts, value), rest) + batch)
+        peak = max(peak, max(memory_budget.layer_bytes(facts, value), rest) + batch)
         weights = sum(i.in_features * i.out_features for i in facts.linears)
-        head = memory.hidden_size(facts.config) * int(memory.text_config(facts.config).get("vocab_size", 0))
+        head = config.hidden_size(facts.config) * int(config.text_config(facts.config).get("vocab_size", 0))
         seconds += 2 * data.tokens * (weights + head) / machine.flops
-        scratch += 2 * data.tokens * memory.hidden_size(facts.config) * value
-    logits = memory.LOGIT_BYTES * 3 + heads
+        scratch += 2 * data.tokens * config.hidden_size(facts.config) * value
+    logits = memory_budget.LOGIT_BYTES * 3 + heads
     if machine.device != "cpu":  # batches and logits are on the card
-        return Cost(memory.RUNTIME + memory.CUDA_RUNTIME + heads, 0, scratch, seconds)
-    return Cost(memory.RUNTIME + max(peak, logits), 0, scratch, seconds)
+        return Cost(memory_budget.RUNTIME + memory_budget.CUDA_RUNTIME + heads, 0, scratch, seconds)
+    return Cost(memory_budget.RUNTIME + max(peak, logits), 0, scratch, seconds)

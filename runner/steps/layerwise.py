@@ -16,11 +16,12 @@ from dataclasses import replace
 from functools import partial
 
 from runner.contracts.context import Context, Result
+from runner.contracts.facts import DTYPE_BYTES, CheckpointFacts, TensorHeader
 from runner.contracts.step_kind import Cost, Inputs, Params
 from runner.errors import Diagnostic
-from runner.model import adapters, memory
-from runner.model.facts import DTYPE_BYTES, CheckpointFacts, TensorHeader
-from runner.model.formats import (
+from runner.model.architecture import config
+from runner.model.checkpoint import adapter_config
+from runner.model.checkpoint.formats import (
     PACK_QUANTIZED,
     quantization_config,
     stored_tensors,
@@ -28,8 +29,10 @@ from runner.model.formats import (
     validate,
     validate_together,
 )
-from runner.model.method import LayerMethod, matches
-from runner.model.schemes import chosen, planned_schemes, scheme
+from runner.model.layerwise import memory_budget
+from runner.model.layerwise.method import LayerMethod
+from runner.model.layerwise.patterns import matches
+from runner.model.layerwise.targets import chosen, planned_schemes, scheme
 
 Bound = tuple[
     Callable[[Params, Inputs], list[Diagnostic]],
@@ -45,14 +48,14 @@ def bind(method: LayerMethod) -> Bound:
 
 
 def run(method: LayerMethod, ctx: Context) -> Result:
-    from runner.model.stream import transform
+    from runner.model.layerwise.engine import transform
 
     return transform(ctx, method)
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     facts = inputs.checkpoint
-    found = adapters.carried(facts.adapter, "this step would change those") + unmatched(params, facts)
+    found = adapter_config.carried(facts.adapter, "this step would change those") + unmatched(params, facts)
     linears = chosen(params, facts)
     if not linears:
         found.append(Diagnostic("R410", "`ignore` leaves no linear module to change", path=("ignore",)))
@@ -100,25 +103,27 @@ def estimate(method: LayerMethod, params: Params, inputs: Inputs) -> Cost:
     want = method.wants(params)
     if want == "none":
         seconds = 2.5 + copy_seconds + facts.nbytes / machine.disk_bytes_per_second + 60 * weights / machine.flops
-        layer = memory.layer_weights(facts)
-        return Cost(memory.WEIGHTS_RUNTIME + working_bytes(biggest) + 2 * layer, disk, disk, seconds)
+        layer = memory_budget.layer_weights(facts)
+        return Cost(memory_budget.WEIGHTS_RUNTIME + working_bytes(biggest) + 2 * layer, disk, disk, seconds)
     data = inputs.data["data"]
     lanes = 2 if want == "cross" else 1
     tokens = data.tokens
-    value = memory.compute_bytes(facts, machine.device)
-    hidden, columns = memory.hidden_size(facts.config), memory.widest(facts)
-    held = memory.suspended_bytes(tokens, hidden, columns, value, lanes)
-    suspends = held <= memory.suspend_limit(machine.device_memory) and params.get("true_sequential", True)
+    value = memory_budget.compute_bytes(facts, machine.device)
+    hidden, columns = config.hidden_size(facts.config), memory_budget.widest(facts)
+    held = memory_budget.suspended_bytes(tokens, hidden, columns, value, lanes)
+    suspends = held <= memory_budget.suspend_limit(machine.device_memory) and params.get("true_sequential", True)
     solving = max(
         (0 if want == "input_norms" else 4 * width**2 * (3 + lanes)) + working_bytes(stack)
         for width, stack in stacks(method, facts).items()
     )
-    peak = memory.RUNTIME + max(memory.layer_bytes(facts, value) * lanes, memory.rest_bytes(facts, value))
+    peak = memory_budget.RUNTIME + max(
+        memory_budget.layer_bytes(facts, value) * lanes, memory_budget.rest_bytes(facts, value)
+    )
     if machine.device == "cpu":
-        peak += int(held * memory.SUSPENDED_HEAP) if suspends else 0
-        peak += max(memory.batch_bytes(facts, data.sequence_length, value, machine.device), solving)
+        peak += int(held * memory_budget.SUSPENDED_HEAP) if suspends else 0
+        peak += max(memory_budget.batch_bytes(facts, data.sequence_length, value, machine.device), solving)
     else:  # forwards and solving are on the card
-        peak += memory.CUDA_RUNTIME
+        peak += memory_budget.CUDA_RUNTIME
     forward = 2 * tokens * weights * lanes * (1 if suspends else 2.6)
     square = 0.0 if want == "input_norms" else sum(tokens * k**2 for k in distinct_inputs(facts)) * (2 * lanes - 1)
     seconds = 5 + copy_seconds + (forward + square) / machine.flops

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import Context, Inputs, Params
 from runner.errors import Diagnostic
-from runner.model import architectures, memory, source
-from runner.model.facts import CheckpointFacts
+from runner.model.architecture import supported
+from runner.model.layerwise import memory_budget
+from runner.model.source import locate
 from runner.training import vocabulary
 from runner.training.task import Task
 
@@ -25,13 +27,13 @@ def forward_tokens(params: Params, inputs: Inputs) -> int:
 
 def chunk_bytes(params: Params, inputs: Inputs, student: CheckpointFacts) -> int:
     """Bytes of the float32 logits that a loss against a teacher works on at once."""
-    return min(memory.LOGIT_BYTES, 4 * forward_tokens(params, inputs) * vocabulary.size(student.config))
+    return min(memory_budget.LOGIT_BYTES, 4 * forward_tokens(params, inputs) * vocabulary.size(student.config))
 
 
 def located(facts: CheckpointFacts) -> Path | None:
     """The folder of a checkpoint's tokenizer, where it is on this machine: steps hand their source's on unchanged."""
-    if facts.source.startswith(source.DEMO):
-        return source.demo_path("models", facts.source.removeprefix(source.DEMO))
+    if facts.source.startswith(locate.DEMO):
+        return locate.demo_path("models", facts.source.removeprefix(locate.DEMO))
     folder = Path(facts.source).expanduser()
     return folder if folder.is_dir() else None
 
@@ -39,7 +41,7 @@ def located(facts: CheckpointFacts) -> Path | None:
 def context_complaints(name: str, facts: CheckpointFacts, inputs: Inputs) -> list[Diagnostic]:
     """Whether the windows of the data are longer than the context of the model that the parameter `name` gives."""
     data = inputs.data["data"]
-    key, limit = architectures.positions(facts.config)
+    key, limit = supported.positions(facts.config)
     if not 0 < limit < data.sequence_length:
         return []
     message = (
@@ -56,7 +58,7 @@ def listen(ctx: Context, task: Task, student: Path, cache: Path, *, before: int 
     """
     import torch
 
-    from runner.model.headers import read_config
+    from runner.model.checkpoint.headers import read_config
     from runner.training import teacher_cache
     from runner.training.sampler import order
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import Context, Cost, Inputs, Params
 from runner.errors import Diagnostic
-from runner.model import memory
-from runner.model.facts import CheckpointFacts
+from runner.model.architecture import config
+from runner.model.layerwise import memory_budget
 from runner.steps import forward_cost
 from runner.steps import teacher as teaching
 from runner.training import vocabulary
@@ -65,9 +66,9 @@ def estimate(params: Params, inputs: Inputs, trained: int, disk: int, beside: in
     from runner.training import estimate as training
 
     facts = inputs.checkpoint
-    value = memory.compute_bytes(facts, inputs.machine.device)
+    value = memory_budget.compute_bytes(facts, inputs.machine.device)
     if params["precision"] != "auto":
-        value = 2 if params["precision"] == "bf16" and memory.stored_type(facts) == "bfloat16" else 4
+        value = 2 if params["precision"] == "bf16" and config.stored_type(facts) == "bfloat16" else 4
     frozen = facts.nbytes if facts.quantization else facts.parameters * value
     biggest = max((i.in_features * i.out_features for i in facts.linears), default=0)
     distils = params["loss"] == "distill"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from runner.model.processor import fast_bf16
+from runner.system.cpu import fast_bf16
 from runner.training.task import Task
 
 

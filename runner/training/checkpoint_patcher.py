@@ -11,16 +11,17 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from runner.contracts.facts import TensorHeader
 from runner.errors import StepFailed
-from runner.model.facts import TensorHeader
-from runner.model.formats import GPTQ
-from runner.model.headers import INDEX
-from runner.model.headers import facts as read_facts
-from runner.model.output import COMPRESSION, copy_companions, write_json
-from runner.model.parts import PartWriter
-from runner.model.safetensors_file import copy_range, write_all, written
-from runner.model.shards import DTYPES, ShardReader, require_finite
-from runner.model.skeleton import Skeleton, is_conv1d
+from runner.model.architecture.inspect import facts as read_facts
+from runner.model.checkpoint.companions import COMPRESSION, copy_companions, write_json
+from runner.model.checkpoint.formats import GPTQ
+from runner.model.checkpoint.headers import INDEX
+from runner.model.checkpoint.reader import DTYPES, ShardReader, require_finite
+from runner.model.checkpoint.safetensors_writer import copy_range, write_all, written
+from runner.model.checkpoint.writer import PartWriter
+from runner.model.layerwise.linear import is_conv1d
+from runner.model.layerwise.streamed_model import Skeleton
 from runner.training.modules import packed_linear
 from runner.training.modules.lora_math import is_pruned, merged
 from runner.training.objectives.recovery import NORM, SCALE

@@ -13,14 +13,14 @@ import torch
 from safetensors import safe_open
 
 from runner.contracts.context import Context
+from runner.contracts.facts import CheckpointFacts
 from runner.errors import StepFailed
 from runner.model import card
-from runner.model.facts import CheckpointFacts
-from runner.model.headers import facts as read_facts
-from runner.model.output import copy_companions, write_json
-from runner.model.parts import PartWriter, parse_size
-from runner.model.shards import DTYPES, ShardReader, require_finite
-from runner.model.skeleton import Skeleton
+from runner.model.architecture.inspect import facts as read_facts
+from runner.model.checkpoint.companions import copy_companions, write_json
+from runner.model.checkpoint.reader import DTYPES, ShardReader, require_finite
+from runner.model.checkpoint.writer import PartWriter, parse_size
+from runner.model.layerwise.streamed_model import Skeleton
 
 
 def checkpoint(ctx: Context, source: Path, trained: Path | Mapping[str, torch.Tensor]) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from runner.contracts.context import Params
-from runner.model import memory
-from runner.model.facts import CheckpointFacts
-from runner.model.processor import fast_bf16
+from runner.contracts.facts import CheckpointFacts
+from runner.model.architecture import config
+from runner.model.layerwise import memory_budget as memory
+from runner.system.cpu import fast_bf16
 from runner.training.task import settings
 
 if TYPE_CHECKING:
@@ -88,13 +89,13 @@ def memory_of_layer(facts: CheckpointFacts, value: int) -> int:
     Two norms keep their input and what they make of it in float32; the products keep what goes into attention, out of
     it, and four rows as wide as the MLP.
     """
-    hidden = memory.hidden_size(facts.config)
+    hidden = config.hidden_size(facts.config)
     wide = max((linear.out_features for linear in facts.linears), default=4 * hidden)
     return 4 * hidden * 4 + (6 * hidden + 4 * max(wide, memory.widest(facts))) * value
 
 
 def vocabulary(facts: CheckpointFacts) -> int:
-    return int(memory.text_config(facts.config).get("vocab_size") or 0)
+    return int(config.text_config(facts.config).get("vocab_size") or 0)
 
 
 def vocabulary_weights(facts: CheckpointFacts) -> int:
@@ -113,7 +114,7 @@ def _held(facts: CheckpointFacts, value: int, checkpointing: bool) -> int:
     """Bytes of a token that are held at once over all layers."""
     layer = memory_of_layer(facts, value)
     if checkpointing:
-        return facts.layer_count * memory.hidden_size(facts.config) * 4 + layer
+        return facts.layer_count * config.hidden_size(facts.config) * 4 + layer
     return facts.layer_count * layer
 
 

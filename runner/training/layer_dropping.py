@@ -13,15 +13,16 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from runner.contracts.context import Context
-from runner.model import heap, trust
-from runner.model.flow import Flow
-from runner.model.headers import facts as read_facts
-from runner.model.output import copy_companions
-from runner.model.parts import PartWriter
-from runner.model.passes import forward
-from runner.model.safetensors_file import sync_folder, write_all, written
-from runner.model.shards import ShardReader
-from runner.model.skeleton import Skeleton
+from runner.model.architecture import inspect
+from runner.model.architecture.inspect import facts as read_facts
+from runner.model.checkpoint.companions import copy_companions
+from runner.model.checkpoint.reader import ShardReader
+from runner.model.checkpoint.safetensors_writer import sync_folder, write_all, written
+from runner.model.checkpoint.writer import PartWriter
+from runner.model.layerwise.forward_modes import forward
+from runner.model.layerwise.hidden_states import Flow
+from runner.model.layerwise.streamed_model import Skeleton
+from runner.system import heap
 from runner.training import layer_selection
 
 MEASURED_TOKENS = 1 << 16  # enough for a ranking: block influence hardly moves with the text (ShortGPT, section 4)
@@ -42,7 +43,7 @@ def cut(source: Path, keep: Sequence[int], out: Path) -> None:
     names = layer_selection.renamed(facts, keep)
     with ShardReader(source, facts.tensors) as reader:
         PartWriter(unfinished).copy("model", reader, names, names)
-    derived = AutoConfig.from_pretrained(source, trust_remote_code=trust.needed(source)).to_dict()
+    derived = AutoConfig.from_pretrained(source, trust_remote_code=inspect.needs_own_code(source)).to_dict()
     text = json.dumps(layer_selection.config(facts.config, keep, derived), indent=2, sort_keys=True) + "\n"
     with written(unfinished / "config.json") as file:
         write_all(file, text.encode())

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from runner.model import architectures
-from runner.model.facts import CheckpointFacts
+from runner.contracts.facts import CheckpointFacts
+from runner.model.architecture import supported
 
 
 def most_influential(count: int, influence: Sequence[float]) -> list[int]:
@@ -47,7 +47,7 @@ def config(source: Mapping[str, Any], keep: Sequence[int], derived: Mapping[str,
     transformers reads it: what it concludes from a layer's number (`layer_types` mostly) is written out, because the
     numbers change.
     """
-    found = architectures.layer_count(source)
+    found = supported.layer_count(source)
     if found is None:
         raise ValueError("config.json does not say how many decoder layers the model has")
     key, layers = found

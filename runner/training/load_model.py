@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from runner.model import trust
-from runner.model.shards import ShardReader
-from runner.model.skeleton import Skeleton
+from runner.model.architecture import inspect
+from runner.model.checkpoint.reader import ShardReader
+from runner.model.layerwise.streamed_model import Skeleton
 from runner.training.modules import packed_linear
 
 
@@ -32,7 +32,9 @@ def load(folder: Path, device: str | torch.device, dtype: torch.dtype) -> Any:
 def _dense(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust.needed(folder))
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, trust_remote_code=inspect.needs_own_code(folder)
+    )
     return model.to(device)
 
 

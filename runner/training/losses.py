@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from runner.model.memory import LOGIT_BYTES
+from runner.model.layerwise.memory_budget import LOGIT_BYTES
 
 DIVERGENCES = ("forward", "reverse", "js")
 

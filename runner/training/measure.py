@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from runner.model import usage
+from runner.system import peak_memory as usage
 
 
 def peak_memory(device: torch.device) -> int:

@@ -15,14 +15,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runner.model import lifetime
+from runner.system import parent_death
 from runner.training.launch import EVENTS, PARENT, STOP, TASK, encoded, threads
 from runner.training.task import Task
 
 
 def main(arguments: list[str]) -> None:
     role, folder = arguments[0], Path(arguments[1])
-    lifetime.die_with_parent(os.environ.get(PARENT))
+    parent_death.die_with_parent(os.environ.get(PARENT))
     for name in ("SIGINT", "SIGHUP"):
         signal.signal(getattr(signal, name), lambda *_: None)
     (agent if role == "agent" else rank)(folder)

@@ -19,11 +19,11 @@ import torch
 
 from runner.contracts.context import Context
 from runner.errors import StepFailed
-from runner.model.activations import as_bytes
-from runner.model.flow import Flow
-from runner.model.forward import final_hidden, position_chunks
-from runner.model.safetensors_file import write_all, written
-from runner.model.skeleton import Skeleton
+from runner.model.checkpoint.safetensors_writer import write_all, written
+from runner.model.layerwise.activation_file import as_bytes
+from runner.model.layerwise.final_hidden import final_hidden, position_chunks
+from runner.model.layerwise.hidden_states import Flow
+from runner.model.layerwise.streamed_model import Skeleton
 from runner.training.losses import TopK
 
 _MARKER = "cache.json"

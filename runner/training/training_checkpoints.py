@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from runner.model.parts import PartWriter
+from runner.model.checkpoint.writer import PartWriter
 from runner.training.curve import Curve
 
 if TYPE_CHECKING:

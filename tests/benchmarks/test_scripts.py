@@ -40,7 +40,7 @@ def test_sizes_are_layers_by_width() -> None:
 def test_windows_are_those_of_the_product() -> None:
     """Peers and judge get what the product makes of the same text, by other code."""
     from runner.data.windows import windows
-    from runner.model.source import locate_data
+    from runner.model.source.locate import locate_data
     from runner.recipe.types import DataSpec
 
     location = locate_data(DataSpec("calibration", "demo:stdlib", "calibration", 128, samples=40))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from runner.commands import new
-from runner.model.facts import CheckpointFacts, LinearFacts
+from runner.contracts.facts import CheckpointFacts, LinearFacts
 from runner.recipe import load
 from tests.commands.conftest import Run
 

@@ -12,7 +12,7 @@ import pytest
 from runner.data import windows
 from runner.data.documents import documents_of
 from runner.errors import RecipeError
-from runner.model import source
+from runner.model.source import locate
 from runner.recipe.types import DataSpec, ModelSpec
 
 
@@ -23,7 +23,7 @@ def spec(split: str = "calibration", **changes: Any) -> DataSpec:
 
 @pytest.fixture(scope="module")
 def model() -> Path:
-    folder, _ = source.locate_model(ModelSpec("demo:tiny-llama"))
+    folder, _ = locate.locate_model(ModelSpec("demo:tiny-llama"))
     assert folder is not None
     return folder
 
@@ -31,7 +31,7 @@ def model() -> Path:
 @pytest.mark.parametrize(("split", "tokens", "count"), [("calibration", 142_662, 278), ("evaluation", 171_490, 334)])
 def test_the_embedded_text(model: Path, split: str, tokens: int, count: int) -> None:
     entry = spec(split)
-    files = source.locate_data(entry).files
+    files = locate.locate_data(entry).files
     assert len(windows.tokens(entry, documents_of(entry, files), windows.Tokenizer(model))) == tokens
     ids = windows.windows(entry, files, model)
     assert ids.shape == (count, 512)
@@ -40,7 +40,7 @@ def test_the_embedded_text(model: Path, split: str, tokens: int, count: int) -> 
 
 @pytest.mark.parametrize("packing", ["documents", "joined"])
 def test_samples_are_the_first_windows(model: Path, packing: str) -> None:
-    files = source.locate_data(spec()).files
+    files = locate.locate_data(spec()).files
     whole = windows.windows(spec(packing=packing), files, model)
     for samples in (1, 7, 128):
         some = windows.windows(spec(packing=packing, samples=samples), files, model)
@@ -96,7 +96,7 @@ def test_less_than_one_window(model: Path, tmp_path: Path) -> None:
 def test_tokenizer_of_another_model(model: Path, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes((model / "tokenizer.json").read_bytes())
     (tmp_path / "config.json").write_text('{"vocab_size": 100}')
-    code, text, help = message(spec(samples=1), list(source.locate_data(spec()).files), tmp_path)
+    code, text, help = message(spec(samples=1), list(locate.locate_data(spec()).files), tmp_path)
     assert (code, help) == ("R448", "download model and tokenizer together")
     assert text.endswith("; config.json has `vocab_size` = 100, so the two do not belong together")
 

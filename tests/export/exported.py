@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from runner.model.formats import PACK_QUANTIZED, Scheme
+from runner.model.checkpoint.formats import PACK_QUANTIZED, Scheme
 from runner.runtime.onnxruntime import OnnxRuntime
 from runner.runtime.protocol import Ids
 from runner.runtime.transformers import Transformers

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from runner.data.windows import Tokenizer
-from runner.model import adapters
+from runner.model.checkpoint import adapter_config, adapter_writer
 from runner.runtime.greedy import greedy
 from runner.runtime.onnxruntime import OnnxRuntime
 from runner.runtime.protocol import Ids
@@ -44,12 +44,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         f"{ADAPTED}.lora_A.weight": torch.randn(4, weight[1], generator=generator) / 16,
         f"{ADAPTED}.lora_B.weight": torch.randn(weight[0], 4, generator=generator) / 16,
     }
-    adapters.write(host.out_dir, adapters.config(4, 8.0, [ADAPTED]), tensors)
+    adapter_writer.write(host.out_dir, adapter_config.config(4, 8.0, [ADAPTED]), tensors)
     return host.out_dir, build(folder / "onnx", host.out_dir)
 
 
 def find_shape(module: str) -> tuple[int, ...]:
-    from runner.model.shards import ShardReader
+    from runner.model.checkpoint.reader import ShardReader
 
     with ShardReader(MODEL) as reader:
         return tuple(reader.header(f"{module}.weight").shape)

@@ -13,9 +13,9 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from runner.model import adapters
-from runner.model.formats import GPTQ, Scheme
-from runner.model.shards import ShardReader
+from runner.model.checkpoint import adapter_config, adapter_writer
+from runner.model.checkpoint.formats import GPTQ, Scheme
+from runner.model.checkpoint.reader import ShardReader
 from runner.runtime.greedy import greedy
 from tests.export.exported import LONG, build, packed, pair, prompts
 from tests.tiny import save
@@ -98,7 +98,7 @@ def test_an_adapter_stays_a_branch(scheme: Scheme | None, tmp_path: Path) -> Non
         f"{module}.lora_A.weight": torch.randn(2, 96, generator=generator),
         f"{module}.lora_B.weight": torch.randn(64, 2, generator=generator),
     }
-    adapters.write(source, adapters.config(2, 4, [module], rslora=True), tensors)
+    adapter_writer.write(source, adapter_config.config(2, 4, [module], rslora=True), tensors)
     engine = build(tmp_path, source)
     ours, theirs = pair(engine, source)
     ids = prompts(2, 12)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from runner.export.integer_layouts import ONNXRUNTIME, TENSORRT, Carried, carried
-from runner.model.formats import Scheme
+from runner.model.checkpoint.formats import Scheme
 
 
 @pytest.mark.parametrize(("scheme", "columns", "wanted"), [

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from runner.export.integers import blocks, signed
-from runner.model.quantized import Quantized
+from runner.model.checkpoint.formats.quantized import Quantized
 
 
 def made(rows: int, columns: int, bits: int, group: int | str, symmetric: bool) -> Quantized:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runner.model.facts import CheckpointFacts
+from runner.contracts.facts import CheckpointFacts
 from runner.plan.types import Plan, PlannedStep, ResolvedModel
 from runner.recipe.types import ModelSpec, Recipe
 

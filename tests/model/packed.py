@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from runner.model.formats import (
+from runner.model.checkpoint.formats import (
     GPTQ,
     Scheme,
     gptq_version,
@@ -19,9 +19,9 @@ from runner.model.formats import (
     stored_tensors,
     unpacked_modules,
 )
-from runner.model.parts import PartWriter
-from runner.model.quantized import Quantized
-from runner.model.shards import DTYPE_NAMES, DTYPES, ShardReader
+from runner.model.checkpoint.formats.quantized import Quantized
+from runner.model.checkpoint.reader import DTYPE_NAMES, DTYPES, ShardReader
+from runner.model.checkpoint.writer import PartWriter
 from tests.tiny import save
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}

@@ -12,7 +12,7 @@ import yaml
 
 from runner.model import card
 from runner.model.card import ModelCard
-from runner.model.formats import GPTQ, PACK_QUANTIZED, Scheme
+from runner.model.checkpoint.formats import GPTQ, PACK_QUANTIZED, Scheme
 
 RECIPE = "version: 1\nname: small\nmodel: {source: org/tiny-7b}\n"
 QUANTIZED = ModelCard(

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from runner.model.formats import (
+from runner.model.checkpoint.formats import (
     GPTQ,
     PACK_QUANTIZED,
     Scheme,
@@ -26,10 +26,10 @@ from runner.model.formats import (
     validate,
     validate_together,
 )
-from runner.model.formats.bits import pack_rows, unpack_rows
-from runner.model.formats.rules import served_by_vllm
-from runner.model.quantized import Quantized
-from runner.model.shards import ShardReader
+from runner.model.checkpoint.formats.bit_packing import pack_rows, unpack_rows
+from runner.model.checkpoint.formats.quantized import Quantized
+from runner.model.checkpoint.formats.rules import served_by_vllm
+from runner.model.checkpoint.reader import ShardReader
 from tests.model.packed import linears, logits, make
 
 has_gptqmodel = importlib.util.find_spec("gptqmodel") is not None
@@ -422,5 +422,6 @@ def test_what_vllm_serves() -> None:
 
 
 def test_the_planner_needs_no_torch() -> None:
-    code = "import sys, runner.model.formats, runner.model.parts, runner.model.card; sys.exit('torch' in sys.modules)"
+    modules = "runner.model.checkpoint.formats, runner.model.checkpoint.writer, runner.model.card"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

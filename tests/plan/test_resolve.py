@@ -12,7 +12,7 @@ import pytest
 
 from runner.contracts.step_kind import Requirement
 from runner.errors import MachineError, RecipeError
-from runner.model import hub, source
+from runner.model.source import hub, locate
 from runner.plan import machine, resolve, resolve_inputs
 from runner.plan.types import Plan
 from runner.recipe.types import ModelSpec
@@ -138,7 +138,7 @@ def test_seeds_belong_to_ids() -> None:
 
 
 def copy_of_model(folder: Path) -> Path:
-    found, _ = source.locate_model(ModelSpec("demo:tiny-llama"))
+    found, _ = locate.locate_model(ModelSpec("demo:tiny-llama"))
     assert found is not None
     return Path(shutil.copytree(found, folder))
 

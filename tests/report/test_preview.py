@@ -3,8 +3,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from runner.contracts.facts import CheckpointFacts, TensorHeader
 from runner.contracts.step_kind import Cost, MachineFacts
-from runner.model.facts import CheckpointFacts, TensorHeader
 from runner.plan.types import Forecast, Plan, PlannedStep, Preview, ResolvedModel
 from runner.recipe.types import ModelSpec, Recipe
 from runner.report import preview as report

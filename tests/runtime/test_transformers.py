@@ -48,7 +48,7 @@ def test_packed_weights_rounded_and_exact(tmp_path: Path, format: str) -> None:
     find("quantize.rtn").run(host)
     rounded, exact = (Transformers(host.out_dir, dtype=torch.float32, exact=e) for e in (False, True))
     name = "model.layers.0.mlp.up_proj"
-    from runner.model.shards import ShardReader
+    from runner.model.checkpoint.reader import ShardReader
 
     with ShardReader(host.out_dir) as reader:
         stored = reader.read_module_weight(name).float()
@@ -61,16 +61,16 @@ def test_packed_weights_rounded_and_exact(tmp_path: Path, format: str) -> None:
 
 @pytest.mark.filterwarnings("ignore")  # of peft and what it imports
 def test_an_adapter_acts(tmp_path: Path) -> None:
-    from runner.model import adapters
+    from runner.model.checkpoint import adapter_config, adapter_writer
 
     folder = tiny.save(tmp_path)
     ids = tiny.tokens(1, 6).numpy()
     before = Transformers(folder).prefill(ids)
-    config = adapters.config(2, 4.0, ["q_proj"])
+    config = adapter_config.config(2, 4.0, ["q_proj"])
     module = "model.layers.0.self_attn.q_proj"
     generator = torch.Generator().manual_seed(3)
     a, b = torch.randn(2, 32, generator=generator), torch.randn(32, 2, generator=generator)
-    adapters.write(folder, config, {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b})
+    adapter_writer.write(folder, config, {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b})
     found = Transformers(folder).prefill(ids)
     assert np.abs(found - before).max() > 1e-2
     from peft import PeftModel

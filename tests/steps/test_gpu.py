@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from runner.errors import Interrupted
-from runner.model.shards import ShardReader
+from runner.model.checkpoint.reader import ShardReader
 from runner.steps.kinds import find
 from tests import tiny
 from tests.host import Host

@@ -12,7 +12,7 @@ import torch
 
 from runner.contracts.step_kind import DataFacts, Inputs, MachineFacts
 from runner.errors import RecipeError
-from runner.model.headers import facts
+from runner.model.architecture.inspect import facts
 from runner.plan.machine import machine_facts
 from runner.plan.resolve import resolve
 from runner.recipe.load import loads

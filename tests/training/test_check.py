@@ -9,18 +9,19 @@ from typing import Any
 import pytest
 
 from runner.contracts.step_kind import DataFacts, Inputs, MachineFacts
-from runner.model import headers
+from runner.model.architecture import inspect
+from runner.model.checkpoint import headers
 from runner.training.check import check
 from tests.training.plain import PARAMS
 
 CPU = MachineFacts(2, 10**10, 10**10, "cpu", 0, None, 1e11, 5e8)
 GPU = replace(CPU, device="cuda", device_memory=80 * 10**9, gpu_name="NVIDIA H100")
-DEMO = Path(headers.__file__).parents[1] / "demo" / "models" / "tiny-llama"
+DEMO = Path(headers.__file__).parents[2] / "demo" / "models" / "tiny-llama"
 
 
 def said(machine: MachineFacts = CPU, processes: int = 1, samples: int | None = 64, **params: Any) -> list[str]:
     data = {"data": DataFacts("text", samples, 128, 10**6, "0" * 64)}
-    inputs = Inputs(headers.facts(DEMO, "demo"), {}, data, machine, processes)
+    inputs = Inputs(inspect.facts(DEMO, "demo"), {}, data, machine, processes)
     return [found.render() for found in check(PARAMS | params, inputs)]
 
 

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from runner.contracts.step_kind import Cost, DataFacts, Inputs, MachineFacts
-from runner.model import headers
-from runner.model.processor import fast_bf16
+from runner.model.architecture import inspect
+from runner.system.cpu import fast_bf16
 from runner.training.estimate import RUNTIME, estimate
 from tests.training.measured import LENGTH
 from tests.training.plain import PARAMS
 from tests.training.test_check import CPU, DEMO, GPU
 
-FACTS = headers.facts(DEMO, "demo")
+FACTS = inspect.facts(DEMO, "demo")
 QUERIES = 6 * 256 * 256  # weights of all q_proj
 
 

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from runner.errors import Interrupted
-from runner.model.headers import facts
-from runner.model.shards import ShardReader
-from runner.model.skeleton import find_layers
+from runner.model.architecture.inspect import facts
+from runner.model.checkpoint.reader import ShardReader
+from runner.model.layerwise.streamed_model import find_layers
 from runner.training import layer_dropping, layer_selection
 from tests.host import Host
 from tests.tiny import ARCHITECTURES, save, tokens

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import (  # fmt: skip
     CHECKPOINT,
     ENGINE,
@@ -23,8 +24,8 @@ from runner.contracts.step_kind import (  # fmt: skip
 )
 from runner.errors import Diagnostic
 from runner.export import supported
-from runner.model import memory, processor
-from runner.model.facts import CheckpointFacts
+from runner.model.layerwise import memory_budget
+from runner.system import cpu
 
 VERSION = 2
 CONSUMES = (CHECKPOINT, QUANTIZED)
@@ -41,7 +42,7 @@ def environment(params: Params, machine: MachineFacts) -> Mapping[str, str]:
     """The code is for the kind of processor or GPU that is there when it is compiled."""
     if machine.device != "cpu":
         return {"gpu": str(machine.gpu_name)}
-    return {"instruction sets": hashlib.sha256(" ".join(processor.instructions()).encode()).hexdigest()[:12]}
+    return {"instruction sets": hashlib.sha256(" ".join(cpu.instructions()).encode()).hexdigest()[:12]}
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
@@ -72,13 +73,13 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     value = _BYTES[params["precision"]]
     weights = dense_bytes(facts, value)
     seconds = 15 + _LAYER_SECONDS * facts.layer_count + 3 * weights / inputs.machine.disk_bytes_per_second
-    return Cost(memory.FULL_RUNTIME + _COMPILER + 3 * weights, weights, 2 * weights, seconds)
+    return Cost(memory_budget.FULL_RUNTIME + _COMPILER + 3 * weights, weights, 2 * weights, seconds)
 
 
 def dense_bytes(facts: CheckpointFacts, value: int) -> int:
     """Bytes of all weights unpacked, `value` bytes each."""
     linears = sum(i.in_features * i.out_features for i in facts.linears)
-    return linears * value + memory.rest_bytes(facts, value)
+    return linears * value + memory_budget.rest_bytes(facts, value)
 
 
 def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:

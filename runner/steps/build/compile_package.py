@@ -11,11 +11,12 @@ import torch
 from runner.contracts.context import Context, Result
 from runner.errors import StepFailed
 from runner.export.decoder import Decoder, Shape, own_attention, shape_of
-from runner.model import headers, processor
-from runner.model.output import copy_companions, write_json
+from runner.model.checkpoint import headers
+from runner.model.checkpoint.companions import copy_companions, write_json
 from runner.runtime.aotinductor import FILE, PRECISIONS, target
 from runner.runtime.transformers import load
 from runner.steps.build.compile import described
+from runner.system import cpu
 
 _CARD = """\
 # {model} compiled by AOTInductor
@@ -61,7 +62,7 @@ def write(ctx: Context) -> Result:
     ctx.emit("progress", phase="compiling", done=3, total=3, unit="stages")
     engine = {
         **described(config, precision), **target(skeleton.device), "file": FILE, "layers": shape.layers,
-        "instructions": processor.instructions() if ctx.device == "cpu" else [], "kv_heads": shape.kv_heads,
+        "instructions": cpu.instructions() if ctx.device == "cpu" else [], "kv_heads": shape.kv_heads,
         "head_dim": shape.head_dim, "source": {"digest": source.digest},
     }  # fmt: skip
     write_json(out / "engine.json", engine)

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import CHECKPOINT, ENGINE, QUANTIZED, Context, Cost, Inputs, Params, Requirement, Result
 from runner.errors import Diagnostic
-from runner.model import adapters, memory
-from runner.model.facts import CheckpointFacts
+from runner.model.checkpoint import adapter_config
+from runner.model.layerwise import memory_budget
 
 VERSION = 1
 CONSUMES = (CHECKPOINT, QUANTIZED)
@@ -29,7 +30,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     from runner.export.gguf_blocks import BLOCK, carried
 
     facts = inputs.checkpoint
-    found = adapters.carried(facts.adapter, "GGUF has no place for it")
+    found = adapter_config.carried(facts.adapter, "GGUF has no place for it")
     refusal = _architecture(facts.config)
     if refusal is not None:
         return [*found, Diagnostic("R479", refusal[0], refusal[1])]
@@ -76,9 +77,9 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     widest = max((i.in_features * i.out_features for i in facts.linears), default=0)
     width = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 1.0625, "q4_0": 0.5625, "q4_1": 0.625}
     disk = facts.nbytes * 1.2 if facts.quantization else linears * width[params["dense"]]
-    disk += memory.rest_bytes(facts, 2) * (width[params["embedding"]] / 2)
+    disk += memory_budget.rest_bytes(facts, 2) * (width[params["embedding"]] / 2)
     return Cost(
-        memory.WEIGHTS_RUNTIME + 12 * max(largest, widest), int(disk), 0, 5 + facts.nbytes / 1e8
+        memory_budget.WEIGHTS_RUNTIME + 12 * max(largest, widest), int(disk), 0, 5 + facts.nbytes / 1e8
     )  # fmt: skip
 
 

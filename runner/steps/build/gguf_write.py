@@ -17,9 +17,10 @@ from runner.contracts.context import Context, Result
 from runner.errors import StepFailed
 from runner.export import gguf_vocabulary
 from runner.export.gguf_blocks import BLOCK, PACKERS, Integers, carried, permutation
-from runner.model import headers
-from runner.model.output import copy_companions, write_json
-from runner.model.shards import ShardReader
+from runner.model.architecture import inspect
+from runner.model.checkpoint import headers
+from runner.model.checkpoint.companions import copy_companions, write_json
+from runner.model.checkpoint.reader import ShardReader
 from runner.steps.build.gguf import FILE, described
 from runner.training.modules import packed_linear
 
@@ -77,7 +78,7 @@ def write(ctx: Context) -> Result:
     source = ctx.inputs["checkpoint"]
     config = headers.read_config(source.path)
     vocabulary = gguf_vocabulary.read(source.path, int(config["vocab_size"]))
-    linears = {i.name: (i.out_features, i.in_features) for i in headers.facts(source.path, "the checkpoint").linears}
+    linears = {i.name: (i.out_features, i.in_features) for i in inspect.facts(source.path, "the checkpoint").linears}
     rounding = 0.0
     with ShardReader(source.path) as reader:
         entries = [_typed(reader, entry) for entry in _entries(ctx, config)]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import CHECKPOINT, ENGINE, QUANTIZED, Context, Cost, Inputs, Params, Requirement, Result
 from runner.errors import Diagnostic
 from runner.export import preflight
-from runner.model import memory
-from runner.model.facts import CheckpointFacts
+from runner.model.layerwise import memory_budget
 
 VERSION = 2
 CONSUMES = (CHECKPOINT, QUANTIZED)
@@ -32,7 +32,7 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     written = preflight.nbytes(facts, str(params["target"]), str(params["precision"]))
     value = preflight.FLOAT_BYTES[str(params["precision"])]
     tensors = preflight.largest(facts) * (4 + 2 * value)
-    peak = memory.FULL_RUNTIME + _EXPORTER + _LAYER * facts.layer_count + tensors
+    peak = memory_budget.FULL_RUNTIME + _EXPORTER + _LAYER * facts.layer_count + tensors
     seconds = _SECONDS + _LAYER_SECONDS * facts.layer_count
     seconds += (facts.nbytes + written) / max(1.0, inputs.machine.disk_bytes_per_second)
     return Cost(peak, written, 0, seconds)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import (
     CHECKPOINT,
     ENGINE,
@@ -24,9 +25,8 @@ from runner.contracts.step_kind import (
 from runner.errors import Diagnostic, StepFailed
 from runner.export import integer_layouts, preflight, supported, tensorrt
 from runner.export.tensorrt import CAPABILITIES, ENTERPRISE, PORTABLE, RTX
-from runner.model import memory
-from runner.model.facts import CheckpointFacts
-from runner.model.parts import parse_size
+from runner.model.checkpoint.writer import parse_size
+from runner.model.layerwise import memory_budget
 
 VERSION = 2
 CONSUMES = (CHECKPOINT, QUANTIZED)
@@ -165,12 +165,12 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     graph = preflight.nbytes(facts, integer_layouts.TENSORRT, str(params["precision"]))
     tensors = preflight.largest(facts) * (4 + 2 * preflight.FLOAT_BYTES[str(params["precision"])])
     given = "graph" in inputs.others
-    exporter = memory.FULL_RUNTIME + _EXPORTER + _LAYER * facts.layer_count
+    exporter = memory_budget.FULL_RUNTIME + _EXPORTER + _LAYER * facts.layer_count
     builder = tensorrt.BUILDER_BYTES + tensorrt.BUILDER_LAYER * facts.layer_count + tensorrt.BUILDER_FACTOR * graph
     seconds = graph / _BUILD_RATE + graph / max(1.0, inputs.machine.disk_bytes_per_second)
     written = 2 * graph + _CODE * facts.layer_count
     if given:
-        return Cost(memory.FULL_RUNTIME + builder, written, 0, _BUILDER_SECONDS + seconds)
+        return Cost(memory_budget.FULL_RUNTIME + builder, written, 0, _BUILDER_SECONDS + seconds)
     seconds += _SECONDS + _LAYER_SECONDS * facts.layer_count
     seconds += (facts.nbytes + graph) / max(1.0, inputs.machine.disk_bytes_per_second)
     return Cost(exporter + max(tensors, builder), written, graph, seconds)
@@ -199,7 +199,7 @@ def _capabilities(params: Params) -> list[str] | None:
 
 def run(ctx: Context) -> Result:
     from runner.export import graph, tensorrt_folder
-    from runner.model import headers
+    from runner.model.checkpoint import headers
 
     params, source = ctx.params, ctx.inputs["checkpoint"]
     config = headers.read_config(source.path)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import CHECKPOINT, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic
-from runner.model import memory
-from runner.model.facts import CheckpointFacts
+from runner.model.architecture import config
+from runner.model.layerwise import memory_budget
 from runner.steps import teacher as teaching
 from runner.steps.distill import pair
 from runner.training import vocabulary
@@ -53,12 +54,12 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
 def estimate(params: Params, inputs: Inputs) -> Cost:
     """A training, with the teacher's weights and forward beside it in every process."""
     teacher, machine = inputs.others["teacher"], inputs.machine
-    value = memory.compute_bytes(teacher, machine.device)
+    value = memory_budget.compute_bytes(teacher, machine.device)
     tokens = teaching.forward_tokens(params, inputs)
     length = inputs.data["data"].sequence_length
     heads = int(teacher.config.get("num_attention_heads") or teacher.config.get("n_head") or 0)
     maps = 4 * heads * length * teacher.layer_count if params["attention_weight"] else 0
-    states = 2 * 4 * teacher.layer_count * memory.hidden_size(teacher.config)
+    states = 2 * 4 * teacher.layer_count * config.hidden_size(teacher.config)
     beside = teacher.parameters * value + tokens * (vocabulary.size(teacher.config) * value + states + 3 * maps)
     cost = pair.trained(params, inputs, pair.WHOLE_COPIES, beside)
     forwards = 2 * pair.seen_windows(params, inputs) * length * teacher.parameters / machine.flops
@@ -70,7 +71,7 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
 
 
 def run(ctx: Context) -> Result:
-    from runner.model.headers import facts
+    from runner.model.architecture.inspect import facts
     from runner.training import checkpoint_writer, layer_selection
     from runner.training import run as fit
     from runner.training.objectives import features

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import CHECKPOINT, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic
-from runner.model.facts import CheckpointFacts
 from runner.steps import forward_cost
 from runner.steps import teacher as teaching
 from runner.steps.distill import pair
@@ -49,7 +49,7 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
 
 
 def run(ctx: Context) -> Result:
-    from runner.model.headers import facts
+    from runner.model.architecture.inspect import facts
     from runner.training import checkpoint_writer
     from runner.training import run as fit
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from runner.contracts.context import Context
+from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import Cost, Inputs, Params
 from runner.errors import Diagnostic, RecipeError
-from runner.model import adapters
-from runner.model.facts import CheckpointFacts
+from runner.model.checkpoint import adapter_config
 from runner.steps import forward_cost
 from runner.steps import teacher as teaching
 from runner.training import check as training
@@ -66,7 +66,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     """What no training of this student with this teacher could do, and what no training could."""
     found = layer_complaints(params, source_facts(inputs))
     student = source_facts(inputs) if found else student_facts(params, inputs)
-    found += adapters.carried(source_facts(inputs).adapter, "training would change those")
+    found += adapter_config.carried(source_facts(inputs).adapter, "training would change those")
     if "student" in inputs.others and inputs.others["student"].quantization:
         message = "`student` names a quantized checkpoint, whose integers take no gradient"
         found.append(Diagnostic("R449", message, "name it as it was before it was quantized", path=("student",)))
@@ -180,7 +180,7 @@ def make(ctx: Context, after: int = 0) -> Student:
     `after` is the number of layers that the step runs later, for events. RecipeError where teacher and student do not
     share a tokenizer: for models of the Hub it is known only here.
     """
-    from runner.model.headers import facts as read_facts
+    from runner.model.architecture.inspect import facts as read_facts
     from runner.training import layer_dropping as student
 
     source_folder = ctx.inputs["student" if "student" in ctx.inputs else "checkpoint"].path

@@ -32,8 +32,8 @@ def run(ctx: Context) -> Result:
     import torch
     from torch.nn.functional import kl_div
 
-    from runner.model.forward import final_hidden, position_chunks
-    from runner.model.skeleton import Skeleton
+    from runner.model.layerwise.final_hidden import final_hidden, position_chunks
+    from runner.model.layerwise.streamed_model import Skeleton
 
     ids = ctx.data("data")
     base = Skeleton(ctx.inputs["against"].path, ctx.device)

@@ -29,8 +29,9 @@ from runner.contracts.step_kind import (
 )
 from runner.errors import Diagnostic, MachineError, StepFailed
 from runner.export.preflight import unrunnable
-from runner.model import memory
-from runner.model.processor import WAITING
+from runner.model.architecture import config
+from runner.model.layerwise import memory_budget
+from runner.system.cpu import WAITING
 
 VERSION = 1
 CONSUMES = (CHECKPOINT, QUANTIZED, ENGINE)
@@ -46,7 +47,7 @@ _POLL = 0.2  # seconds between two looks at whether the job is to stop
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     """Prompt and continuation fit the model, and the engine's batch."""
     engine = inputs.checkpoint.engine or {}
-    positions = memory.text_config(inputs.checkpoint.config).get("max_position_embeddings")
+    positions = config.text_config(inputs.checkpoint.config).get("max_position_embeddings")
     context = engine.get("context", positions)
     found = unrunnable(inputs.checkpoint, inputs.machine.device)
     total = params["prompt_tokens"] + params["new_tokens"]
@@ -64,15 +65,15 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
 def estimate(params: Params, inputs: Inputs) -> Cost:
     """The dense weights; every token of decoding reads all of them once."""
     facts, machine = inputs.checkpoint, inputs.machine
-    value = memory.compute_bytes(facts, machine.device)
+    value = memory_budget.compute_bytes(facts, machine.device)
     weights = sum(i.in_features * i.out_features for i in facts.linears)
-    vocabulary = int(memory.text_config(facts.config).get("vocab_size", 0))
-    head = memory.hidden_size(facts.config) * vocabulary
-    resident = weights * value + memory.rest_bytes(facts, value)
+    vocabulary = int(config.text_config(facts.config).get("vocab_size", 0))
+    head = config.hidden_size(facts.config) * vocabulary
+    resident = weights * value + memory_budget.rest_bytes(facts, value)
     tokens = params["batch_size"] * (params["prompt_tokens"] + 4 * params["new_tokens"])
     times = params["warmup"] + params["repetitions"]
     seconds = 15 + times * 4 * tokens * (weights + head) / machine.flops
-    return Cost(memory.FULL_RUNTIME + resident + 4 * params["batch_size"] * vocabulary, 0, 0, seconds)
+    return Cost(memory_budget.FULL_RUNTIME + resident + 4 * params["batch_size"] * vocabulary, 0, 0, seconds)
 
 
 def run(ctx: Context) -> Result:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from runner.contracts.step_kind import ENGINE, METRICS_ONLY, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic
 from runner.export.preflight import unrunnable
-from runner.model import memory
+from runner.model.architecture import config
+from runner.model.layerwise import memory_budget
 
 if TYPE_CHECKING:
     from runner.runtime.protocol import Ids, Runtime
@@ -58,13 +59,15 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     """The dense checkpoint in float32 and the engine, both in memory, and the logits of a window of each."""
     facts, machine = inputs.checkpoint, inputs.machine
     weights = sum(i.in_features * i.out_features for i in facts.linears)
-    vocabulary = int(memory.text_config(facts.config).get("vocab_size", 0))
-    head = memory.hidden_size(facts.config) * vocabulary
+    vocabulary = int(config.text_config(facts.config).get("vocab_size", 0))
+    head = config.hidden_size(facts.config) * vocabulary
     length = inputs.data["data"].sequence_length
     tokens = params["windows"] * length + params["prompts"] * (params["prompt_tokens"] + 4 * params["new_tokens"])
     logits = 5 * 8 * length * vocabulary  # both, and what is made of them, as float64
-    resident = 2 * (weights * 4 + memory.rest_bytes(facts, 4)) + logits
-    return Cost(memory.FULL_RUNTIME + _ENGINE + resident, 0, 0, 10 + 4 * tokens * (weights + head) / machine.flops)
+    resident = 2 * (weights * 4 + memory_budget.rest_bytes(facts, 4)) + logits
+    return Cost(
+        memory_budget.FULL_RUNTIME + _ENGINE + resident, 0, 0, 10 + 4 * tokens * (weights + head) / machine.flops
+    )
 
 
 def run(ctx: Context) -> Result:

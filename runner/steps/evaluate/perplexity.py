@@ -27,8 +27,8 @@ def run(ctx: Context) -> Result:
     import torch
     from torch.nn.functional import cross_entropy
 
-    from runner.model.forward import final_hidden, position_chunks
-    from runner.model.skeleton import Skeleton
+    from runner.model.layerwise.final_hidden import final_hidden, position_chunks
+    from runner.model.layerwise.streamed_model import Skeleton
 
     ids = ctx.data("data")
     skeleton = Skeleton(ctx.inputs["checkpoint"].path, ctx.device)

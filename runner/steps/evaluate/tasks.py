@@ -20,7 +20,8 @@ from runner.contracts.step_kind import (
 )
 from runner.data import harness_tasks
 from runner.errors import Diagnostic, StepFailed
-from runner.model import memory
+from runner.model.architecture import config
+from runner.model.layerwise import memory_budget
 from runner.wording import did_you_mean
 
 VERSION = 1
@@ -45,18 +46,18 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
 def estimate(params: Params, inputs: Inputs) -> Cost:
     """The dense weights, the logits of a batch twice; how many questions there are is a guess without `limit`."""
     facts, machine = inputs.checkpoint, inputs.machine
-    value = memory.compute_bytes(facts, machine.device)
+    value = memory_budget.compute_bytes(facts, machine.device)
     weights = sum(i.in_features * i.out_features for i in facts.linears)
-    vocabulary = int(memory.text_config(facts.config).get("vocab_size", 0))
+    vocabulary = int(config.text_config(facts.config).get("vocab_size", 0))
     logits = 2 * 4 * params["batch_size"] * LENGTH * vocabulary
     limit = params.get("limit") or 1.0
     questions = limit if limit > 1 else limit * QUESTIONS
     tokens = len(params["tasks"]) * questions * CHOICES * LENGTH / 2
-    head = memory.hidden_size(facts.config) * vocabulary
-    batch = memory.batch_bytes(facts, LENGTH, value, machine.device)
-    resident = weights * value + memory.rest_bytes(facts, value) + batch + logits
+    head = config.hidden_size(facts.config) * vocabulary
+    batch = memory_budget.batch_bytes(facts, LENGTH, value, machine.device)
+    resident = weights * value + memory_budget.rest_bytes(facts, value) + batch + logits
     return Cost(
-        memory.FULL_RUNTIME + HARNESS + resident, 0, 1 << 20, 15 + 2 * tokens * (weights + head) / machine.flops
+        memory_budget.FULL_RUNTIME + HARNESS + resident, 0, 1 << 20, 15 + 2 * tokens * (weights + head) / machine.flops
     )
 
 
@@ -110,7 +111,7 @@ def _model(ctx: Context) -> Any:
     """The checkpoint as a dense model of transformers, packed weights unpacked, an adapter acting."""
     from transformers import GenerationConfig
 
-    from runner.model.skeleton import Skeleton
+    from runner.model.layerwise.streamed_model import Skeleton
 
     skeleton = Skeleton(ctx.inputs["checkpoint"].path, ctx.device)
     skeleton.load_rest()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import CHECKPOINT, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic
 from runner.methods.sparsity_schedule import Schedule
-from runner.model import adapters
-from runner.model.facts import CheckpointFacts
-from runner.model.method import matches
+from runner.model.checkpoint import adapter_config
+from runner.model.layerwise.patterns import matches
 from runner.steps import training_objective
 from runner.steps.layerwise import unmatched
 from runner.training.task import settings
@@ -36,7 +36,7 @@ def schedule(params: Params, steps: int) -> Schedule:
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
-    found = adapters.carried(inputs.checkpoint.adapter, "this step would change those")
+    found = adapter_config.carried(inputs.checkpoint.adapter, "this step would change those")
     found += unmatched(params, inputs.checkpoint) + training_objective.check(params, inputs, damages=True)
     data = inputs.data["data"]
     steps = settings(params, max(1, data.tokens // data.sequence_length), data.sequence_length).steps
@@ -65,7 +65,7 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
 
 
 def run(ctx: Context) -> Result:
-    from runner.model.headers import facts as read_facts
+    from runner.model.architecture.inspect import facts as read_facts
     from runner.training import checkpoint_writer
 
     source = ctx.inputs["checkpoint"].path

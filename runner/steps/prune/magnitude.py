@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from runner.contracts.step_kind import CHECKPOINT, Params
-from runner.model.method import LayerMethod, Linear, Statistics, Transformed
+from runner.model.layerwise.method import LayerMethod, Linear, Statistics, Transformed
 from runner.steps.layerwise import bind
 
 VERSION = 1

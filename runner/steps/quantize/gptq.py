@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, Cost, Inputs, MachineFacts, Params
-from runner.model.facts import CheckpointFacts
-from runner.model.method import LayerMethod, Linear, Statistics, Transformed
+from runner.model.layerwise.method import LayerMethod, Linear, Statistics, Transformed
 from runner.steps.layerwise import bind, distinct_inputs
 
 VERSION = 5

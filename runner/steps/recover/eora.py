@@ -14,17 +14,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.contracts.facts import CheckpointFacts, LinearFacts
 from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, SAME, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic, StepFailed
-from runner.model import adapters, architectures, memory
-from runner.model.facts import CheckpointFacts, LinearFacts
-from runner.model.method import LayerMethod, Linear, Statistics, Transformed
-from runner.model.schemes import chosen
+from runner.model.architecture import supported
+from runner.model.checkpoint import adapter_config, adapter_writer
+from runner.model.layerwise import memory_budget
+from runner.model.layerwise.method import LayerMethod, Linear, Statistics, Transformed
+from runner.model.layerwise.targets import chosen
 from runner.steps import layerwise
 
 if TYPE_CHECKING:
-    from runner.model.output import Results
-    from runner.model.shards import ShardReader
+    from runner.model.checkpoint.reader import ShardReader
+    from runner.model.layerwise.output import Results
 
 VERSION = 4
 CONSUMES = (CHECKPOINT, QUANTIZED)
@@ -43,9 +45,11 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     linears = list(chosen(params, facts))
     if not linears:
         found.append(Diagnostic("R410", "`ignore` leaves no linear module to change", path=("ignore",)))
-    found += adapters.carried(facts.adapter, "one more would be fitted to them without it")
+    found += adapter_config.carried(facts.adapter, "one more would be fitted to them without it")
     if reference.adapter is not None:
-        message = f"`against` names a checkpoint with an adapter in `{adapters.FOLDER}/`, which its weights do not hold"
+        message = (
+            f"`against` names a checkpoint with an adapter in `{adapter_config.FOLDER}/`, which its weights do not hold"
+        )
         found.append(Diagnostic("R471", message, "name the checkpoint as it was before", path=("against",)))
     found += _differing(linears, reference)
     narrow = [i for i in linears if params["rank"] > min(i.in_features, i.out_features)]
@@ -97,7 +101,7 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     work = sum(10.0 * small**3 + 6.0 * outs * ins**2 for small, ins, outs in sides)
     working = max((4 * (4 * small**2 + 2 * ins**2) for small, ins, _ in sides), default=0)
     return Cost(
-        memory=max(cost.memory + working, memory.RUNTIME + adapter),
+        memory=max(cost.memory + working, memory_budget.RUNTIME + adapter),
         disk=facts.nbytes + adapter,
         scratch=cost.scratch - facts.nbytes + adapter,
         seconds=cost.seconds + work / inputs.machine.flops,
@@ -117,20 +121,22 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
     """The same checkpoint with an adapter beside it."""
     facts = inputs.checkpoint
     linears = chosen(params, facts)
-    names = adapters.targets([i.name for i in linears], [i.name for i in facts.linears])
-    return replace(facts, adapter=adapters.config(params["rank"], params["rank"], names, transposed=_conv1d(facts)))
+    names = adapter_config.targets([i.name for i in linears], [i.name for i in facts.linears])
+    return replace(
+        facts, adapter=adapter_config.config(params["rank"], params["rank"], names, transposed=_conv1d(facts))
+    )
 
 
 def _conv1d(facts: CheckpointFacts) -> bool:
     """Whether the linears are GPT-2's, which keep a dense weight as [in, out]."""
-    return facts.config.get("model_type") in architectures.CONV1D_TYPES
+    return facts.config.get("model_type") in supported.CONV1D_TYPES
 
 
 def run(ctx: Context) -> Result:
-    from runner.model import stream
-    from runner.model.headers import facts as read_facts
-    from runner.model.parts import PartWriter
-    from runner.model.shards import ShardReader
+    from runner.model.architecture.inspect import facts as read_facts
+    from runner.model.checkpoint.reader import ShardReader
+    from runner.model.checkpoint.writer import PartWriter
+    from runner.model.layerwise import engine
 
     source, against = ctx.inputs["checkpoint"].path, ctx.inputs["against"].path
     facts = read_facts(source, str(source))
@@ -138,7 +144,7 @@ def run(ctx: Context) -> Result:
     want = wanted(ctx.params)
     with ShardReader(against) as reference:
         method = LayerMethod(partial(term, reference, _conv1d(facts)), statistics=want)
-        layers = stream.Calibrated(ctx, method, want, facts, unchanged=against)
+        layers = engine.Calibrated(ctx, method, want, facts, unchanged=against)
         names = layers.model_names()
 
         def keep(index: int, changed: Mapping[str, Transformed]) -> dict[str, Any]:
@@ -148,15 +154,15 @@ def run(ctx: Context) -> Result:
             parts.add(f"layer-{index:05d}", tensors)
             return {"layer": index, "modules": {name: dict(result.metrics) for name, result in changed.items()}}
 
-        results = stream.walk(ctx, layers, facts.layer_count, keep)
+        results = engine.walk(ctx, layers, facts.layer_count, keep)
     if not any(module["error_before"] for layer in results for module in layer["modules"].values()):
         raise StepFailed(
             "there is no error to make up for: the weights of the checkpoint are those of `against`",
             "let `from` name the compressed checkpoint, and `against` the one it was made from",
         )
     _finish(ctx, parts.folder, sorted(names.values()), facts, results)
-    found = stream.summary(ctx, results)
-    size = (ctx.out_dir / adapters.FOLDER / adapters.WEIGHTS).stat().st_size
+    found = engine.summary(ctx, results)
+    size = (ctx.out_dir / adapter_config.FOLDER / adapter_config.WEIGHTS).stat().st_size
     return replace(found, metrics={**found.metrics, "rank": ctx.params["rank"], "adapter_bytes": size})
 
 
@@ -187,9 +193,9 @@ def term(
 
 def _finish(ctx: Context, parts: Path, names: list[str], facts: CheckpointFacts, results: Results) -> None:
     """The files of the compressed checkpoint, and the adapter beside them; what is there already is written anew."""
-    from runner.model.headers import INDEX, read_shard
-    from runner.model.output import COMPRESSION, copy_companions
-    from runner.model.shards import ShardReader
+    from runner.model.checkpoint.companions import COMPRESSION, copy_companions
+    from runner.model.checkpoint.headers import INDEX, read_shard
+    from runner.model.checkpoint.reader import ShardReader
 
     source, out = ctx.inputs["checkpoint"].path, ctx.out_dir
     copy_companions(source, out)
@@ -203,8 +209,8 @@ def _finish(ctx: Context, parts: Path, names: list[str], facts: CheckpointFacts,
         tensors = {name: reader.read(name) for name in reader.names()}
     chosen_names = sorted({name.rpartition(".lora_")[0] for name in tensors})
     rank = ctx.params["rank"]
-    targets = adapters.targets(chosen_names, names)
-    adapters.write(out, adapters.config(rank, rank, targets, transposed=_conv1d(facts)), tensors)
+    targets = adapter_config.targets(chosen_names, names)
+    adapter_writer.write(out, adapter_config.config(rank, rank, targets, transposed=_conv1d(facts)), tensors)
     (out / "README.md").write_text(_card(source, rank, results), encoding="utf-8")
 
 

@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from runner.contracts.facts import CheckpointFacts, LinearFacts
 from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, SAME, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic
-from runner.model import adapters, architectures
-from runner.model.facts import CheckpointFacts, LinearFacts
-from runner.model.method import matches
+from runner.model.architecture import supported
+from runner.model.checkpoint import adapter_config, adapter_writer
+from runner.model.layerwise.patterns import matches
 from runner.steps import layerwise, teacher, training_objective
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ SHOWN = 5  # modules that a complaint lists, the narrowest first
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     facts = inputs.checkpoint
-    found = adapters.carried(facts.adapter, "a second one would be trained without it")
+    found = adapter_config.carried(facts.adapter, "a second one would be trained without it")
     found += layerwise.unmatched(params, facts, ("target_modules",))
     linears = targets(params, facts)
     wide = [i for i in linears if params["rank"] > min(i.in_features, i.out_features)]
@@ -99,15 +100,15 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
 
 def conv1d(facts: CheckpointFacts) -> bool:
     """Whether the linears are GPT-2's, which keep a dense weight as [in, out]."""
-    return facts.config.get("model_type") in architectures.CONV1D_TYPES and not facts.quantization
+    return facts.config.get("model_type") in supported.CONV1D_TYPES and not facts.quantization
 
 
 def config(params: Params, chosen: list[str], linears: list[str], transposed: bool) -> dict[str, Any]:
     """The adapter_config.json of what is trained, for modules by their names in the model."""
-    return adapters.config(
+    return adapter_config.config(
         params["rank"],
         params["alpha"],
-        adapters.targets(chosen, linears),
+        adapter_config.targets(chosen, linears),
         rslora=params["variant"] == "rslora",
         dora=params["variant"] == "dora",
         dropout=params["dropout"],
@@ -116,8 +117,8 @@ def config(params: Params, chosen: list[str], linears: list[str], transposed: bo
 
 
 def run(ctx: Context) -> Result:
-    from runner.model.headers import facts as read_facts
-    from runner.model.skeleton import Skeleton
+    from runner.model.architecture.inspect import facts as read_facts
+    from runner.model.layerwise.streamed_model import Skeleton
     from runner.steps.recover import requantize
     from runner.training.modules import lora
 
@@ -144,8 +145,8 @@ def _write(
 ) -> Mapping[str, float]:
     """Write the checkpoint; what quantizing again has measured."""
     from runner.model import card
-    from runner.model.headers import read_config
-    from runner.model.output import write_json
+    from runner.model.checkpoint.companions import write_json
+    from runner.model.checkpoint.headers import read_config
     from runner.steps.recover import requantize
     from runner.training import checkpoint_patcher
 
@@ -153,12 +154,12 @@ def _write(
     if how == "keep":
         checkpoint_patcher.weights(source, out, {})
         checkpoint_patcher.beside(source, out)
-        write_json(out / "config.json", adapters.loadable(read_config(source)))
-        adapters.write(out, adapter, tensors)
+        write_json(out / "config.json", adapter_config.loadable(read_config(source)))
+        adapter_writer.write(out, adapter, tensors)
         (out / "README.md").write_text(card.render(ctx, read_config(out), []), encoding="utf-8")
         return {}
     names = {name.rpartition(".lora_A")[0]: t.shape[0] for name, t in tensors.items() if ".lora_A" in name}
-    scales = {name: adapters.scaling(adapter, name, rank) for name, rank in names.items()}
+    scales = {name: adapter_config.scaling(adapter, name, rank) for name, rank in names.items()}
     adapted = checkpoint_patcher.Adapted(source, tensors, scales)
     if how == "requantize":
         folder = ctx.scratch_dir / "merged"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def recorded(folder: Path) -> Mapping[str, Any]:
     """compression.json of a quantized checkpoint. StepFailed where it has none: another tool quantized it."""
-    from runner.model.output import COMPRESSION
+    from runner.model.checkpoint.companions import COMPRESSION
 
     path = folder / COMPRESSION
     try:
@@ -35,7 +35,7 @@ def recorded(folder: Path) -> Mapping[str, Any]:
 
 def run(ctx: Context, dense: Path) -> Result:
     """Quantize the dense checkpoint as the step's own was; the result is in `ctx.out_dir`. Repeatable."""
-    from runner.model.stream import transform
+    from runner.model.layerwise.engine import transform
     from runner.steps import kinds
 
     made = recorded(ctx.inputs["checkpoint"].path)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 
+from runner.contracts.facts import CheckpointFacts, TensorHeader
 from runner.contracts.step_kind import QUANTIZED, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic
-from runner.model import adapters
-from runner.model.facts import CheckpointFacts, TensorHeader
+from runner.model.checkpoint import adapter_config
 from runner.steps import training_objective
 
 VERSION = 3
@@ -22,7 +22,7 @@ DISTRIBUTED = True
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
-    found = adapters.carried(inputs.checkpoint.adapter, "this step would change those")
+    found = adapter_config.carried(inputs.checkpoint.adapter, "this step would change those")
     return found + training_objective.check(params, inputs)
 
 
@@ -46,7 +46,7 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
 
 def run(ctx: Context) -> Result:
     from runner.model import card
-    from runner.model.headers import read_config
+    from runner.model.checkpoint.headers import read_config
     from runner.training import checkpoint_patcher
 
     source, out = ctx.inputs["checkpoint"].path, ctx.out_dir

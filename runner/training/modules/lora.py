@@ -17,7 +17,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from runner.model import adapters
+from runner.model.checkpoint import adapter_config
 from runner.training.modules.lora_math import directed, is_pruned, product, row_norms
 from runner.training.modules.packed_linear import PackedLinear
 
@@ -103,7 +103,7 @@ class HeldBranch(Branch):
 def exported(trained: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
     """Trained parameters by their names in the wrapped model → (module and kind, tensor), as `adapters.write` takes."""
     for name, tensor in sorted(trained.items()):
-        short = name.removeprefix(adapters.PREFIX).replace(f".{_NAME}.weight", ".weight").replace(f".{_NAME}", "")
+        short = name.removeprefix(adapter_config.PREFIX).replace(f".{_NAME}.weight", ".weight").replace(f".{_NAME}", "")
         yield short.replace("lora_magnitude_vector.weight", "lora_magnitude_vector"), tensor
 
 

@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from runner.errors import StepFailed
-from runner.model.formats import GPTQ, INT_QUANTIZED, Scheme, compressed_tensors
-from runner.model.formats.bits import pack_rows, unpack_rows
-from runner.model.quantized import Quantized
-from runner.model.shards import ShardReader
+from runner.model.checkpoint.formats import GPTQ, INT_QUANTIZED, Scheme, compressed_tensors
+from runner.model.checkpoint.formats.bit_packing import pack_rows, unpack_rows
+from runner.model.checkpoint.formats.quantized import Quantized
+from runner.model.checkpoint.reader import ShardReader
 
 
 @dataclass(frozen=True)

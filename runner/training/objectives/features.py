@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from runner.errors import Diagnostic, RecipeError
-from runner.model import trust
-from runner.model.headers import read_shard
-from runner.model.parts import PartWriter
-from runner.model.shards import ShardReader
-from runner.model.skeleton import compute_dtype, find_layers, stored_dtype
+from runner.model.architecture import inspect
+from runner.model.checkpoint.headers import read_shard
+from runner.model.checkpoint.reader import ShardReader
+from runner.model.checkpoint.writer import PartWriter
+from runner.model.layerwise.dtypes import compute_dtype, stored_dtype
+from runner.model.layerwise.streamed_model import find_layers
 from runner.training import losses
 from runner.training.load_model import load
 from runner.training.losses import Mix
@@ -155,7 +156,7 @@ def require_attention(folder: Path, name: str) -> None:
     """RecipeError if the architecture of a checkpoint returns no attention probabilities; found on the meta device."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    own_code = trust.needed(folder)
+    own_code = inspect.needs_own_code(folder)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=own_code)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -188,7 +189,7 @@ def _teacher(folder: Path, device: str) -> Any:
     """The teacher in the type it is stored in, or float32 where the hardware has no fast products of that type."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust.needed(folder))
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=inspect.needs_own_code(folder))
     dtype = compute_dtype(stored_dtype(config), torch.device(device))
     teacher = load(folder, device, dtype)
     teacher.requires_grad_(False)

@@ -11,7 +11,7 @@ from torch import nn
 
 from runner.methods.pruning_masks import UNSTRUCTURED, magnitude_mask
 from runner.methods.sparsity_schedule import Schedule
-from runner.model.skeleton import Skeleton
+from runner.model.layerwise.streamed_model import Skeleton
 from runner.training.load_model import load
 from runner.training.objectives.recovery import Recovery, recovery
 from runner.training.task import Batch

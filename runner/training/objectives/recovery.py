@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from runner.model import trust
-from runner.model.shards import ShardReader
-from runner.model.skeleton import stored_dtype
+from runner.model.architecture import inspect
+from runner.model.checkpoint.reader import ShardReader
+from runner.model.layerwise.dtypes import stored_dtype
 from runner.training import losses
 from runner.training.arguments import computes_bf16
 from runner.training.load_model import load
@@ -111,5 +111,5 @@ def frozen_dtype(folder: Path, device: str, precision: str) -> torch.dtype:
     """What frozen weights are kept in: bfloat16 where they are stored so and computed with so, float32 elsewhere."""
     from transformers import AutoConfig
 
-    stored = stored_dtype(AutoConfig.from_pretrained(folder, trust_remote_code=trust.needed(folder)))
+    stored = stored_dtype(AutoConfig.from_pretrained(folder, trust_remote_code=inspect.needs_own_code(folder)))
     return torch.bfloat16 if stored == torch.bfloat16 and computes_bf16(device, precision) else torch.float32

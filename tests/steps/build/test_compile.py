@@ -15,8 +15,8 @@ import torch
 
 from runner.contracts.step_kind import Inputs
 from runner.errors import StepFailed
-from runner.model import adapters, processor
-from runner.model.headers import facts
+from runner.model.architecture.inspect import facts
+from runner.model.checkpoint import adapter_config, adapter_writer
 from runner.plan.machine import machine_facts
 from runner.runtime import open as runtimes
 from runner.runtime.greedy import greedy
@@ -24,6 +24,7 @@ from runner.runtime.transformers import Transformers
 from runner.steps import kinds
 from runner.steps.build import compile as kind
 from runner.steps.kinds import find
+from runner.system import cpu
 from tests import tiny
 from tests.host import Host
 
@@ -50,8 +51,8 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     module = "model.layers.1.self_attn.q_proj"
     draw = partial(torch.randn, generator=torch.Generator().manual_seed(3))
     parts = {"lora_A.weight": draw(2, 32), "lora_B.weight": draw(64, 2), "lora_magnitude_vector": draw(64).abs()}
-    config = adapters.config(2, 4.0, [module], dora=True)
-    adapters.write(host.out_dir, config, {f"{module}.{name}": tensor for name, tensor in parts.items()})
+    config = adapter_config.config(2, 4.0, [module], dora=True)
+    adapter_writer.write(host.out_dir, config, {f"{module}.{name}": tensor for name, tensor in parts.items()})
     return built(folder, host.out_dir), host.out_dir
 
 
@@ -77,7 +78,7 @@ def test_the_folder(package: tuple[Path, Path]) -> None:
     assert engine == {
         "format": "aotinductor", "precision": "fp32", "context": 64, "vocabulary": 96, "max_batch": None,
         "device": "cpu", "capability": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__,
-        "file": "model.pt2", "layers": 2, "instructions": processor.instructions(), "kv_heads": 2, "head_dim": 16,
+        "file": "model.pt2", "layers": 2, "instructions": cpu.instructions(), "kv_heads": 2, "head_dim": 16,
         "source": {"digest": "0" * 64},
     }  # fmt: skip
     assert "quantization_config" not in json.loads((package[0] / "config.json").read_text())
@@ -89,7 +90,7 @@ def test_the_folder(package: tuple[Path, Path]) -> None:
     ({"torch": "2.0.0"}, f"is compiled for torch 2.0.0; here is torch {torch.__version__}"),
     ({"capability": "AVX1"}, f"is compiled for AVX1; here is {torch.backends.cpu.get_cpu_capability()}"),
     ({"device": "cuda"}, "is compiled for the device cuda, not cpu"),
-    ({"instructions": ["avx1024", "amx_zeta", *processor.instructions()]},
+    ({"instructions": ["avx1024", "amx_zeta", *cpu.instructions()]},
      "is compiled for a processor that has amx_zeta, avx1024; this one has not"),
 ], ids=["torch", "processor", "device", "instructions"])  # fmt: skip
 def test_a_package_for_elsewhere(
@@ -136,7 +137,7 @@ def test_a_package_is_compiled_again_for_another_processor(monkeypatch: pytest.M
     """The key of a step holds what its code is for, so that a shared store gives no package to the wrong machine."""
     here = kinds.environment(find(KIND), {}, machine_facts("cpu"))
     assert here == kinds.environment(find(KIND), {}, machine_facts("cpu"))
-    monkeypatch.setattr(processor, "flags", lambda: frozenset({"avx", "fpu"}))
+    monkeypatch.setattr(cpu, "flags", lambda: frozenset({"avx", "fpu"}))
     assert kinds.environment(find(KIND), {}, machine_facts("cpu")) != here
     gpu = replace(machine_facts("cpu"), device="cuda", gpu_name="NVIDIA H100")
     assert kinds.environment(find(KIND), {}, gpu) == {"gpu": "NVIDIA H100"}

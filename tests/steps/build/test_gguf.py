@@ -14,7 +14,7 @@ import torch
 
 from runner.contracts.step_kind import Inputs, Result
 from runner.errors import StepFailed
-from runner.model.headers import facts
+from runner.model.architecture.inspect import facts
 from runner.plan.machine import machine_facts
 from runner.runtime import open as runtimes
 from runner.runtime.transformers import Transformers
@@ -93,7 +93,7 @@ def test_integers_stay_as_they_are(tmp_path: Path, params: dict[str, Any], type:
 def test_the_gguf_package_reads_the_weights(tmp_path: Path) -> None:
     checkpoint = quantized(tmp_path, model(tmp_path / "model", dtype=torch.float16))
     made, _ = built(tmp_path, checkpoint)
-    from runner.model.shards import ShardReader
+    from runner.model.checkpoint.reader import ShardReader
 
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(made / "model.gguf").tensors}
     with ShardReader(checkpoint) as reader:

@@ -13,8 +13,8 @@ import pytest
 
 from runner.contracts.step_kind import Inputs
 from runner.export.supported import MASKS
-from runner.model.formats import GPTQ, Scheme
-from runner.model.headers import facts
+from runner.model.architecture.inspect import facts
+from runner.model.checkpoint.formats import GPTQ, Scheme
 from runner.plan.machine import machine_facts
 from runner.steps.kinds import find
 from tests.export.exported import packed

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
+from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import Inputs, MachineFacts
 from runner.errors import MachineError, StepFailed
 from runner.export.tensorrt import CAPABILITIES, MODULES, NAMES, Built
-from runner.model import headers
-from runner.model.facts import CheckpointFacts
+from runner.model.architecture import inspect
 from runner.recipe.schema.load import defaults
 from runner.runtime import open
 from runner.steps import kinds
@@ -43,7 +43,7 @@ def quantized(folder: Path, name: str = "llama", sizes: dict[str, Any] | None = 
 
 def complaints(checkpoint: Path, device: str = "cpu", **params: Any) -> list[tuple[str, str, str | None, Any]]:
     machine = MachineFacts(2, 8 << 30, 8 << 30, device, 0, None, 1e11, 1e9)
-    inputs = Inputs(headers.facts(checkpoint, "model"), {}, {}, machine)
+    inputs = Inputs(inspect.facts(checkpoint, "model"), {}, {}, machine)
     found = kinds.find("build.tensorrt").check(defaults("build.tensorrt", params), inputs)
     return [(d.code, d.message, d.help, d.path) for d in found]
 
@@ -100,7 +100,7 @@ def test_the_folder_tells_what_it_is(built: tuple[Host, Any]) -> None:
 def test_the_planner_foresees_engine_json(built: tuple[Host, Any]) -> None:
     host, _ = built
     machine = MachineFacts(2, 8 << 30, 8 << 30, "cpu", 0, None, 1e11, 1e9)
-    inputs = Inputs(headers.facts(host.inputs["checkpoint"].path, "model"), {}, {}, machine)
+    inputs = Inputs(inspect.facts(host.inputs["checkpoint"].path, "model"), {}, {}, machine)
     kind = kinds.find("build.tensorrt")
     foreseen = kind.outcome(host.params, inputs).engine
     engine = json.loads((host.out_dir / "engine.json").read_text())
@@ -147,7 +147,7 @@ def test_a_graph_of_another_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 def test_graphs_that_do_not_fit(tmp_path: Path) -> None:
-    facts = headers.facts(quantized(tmp_path), "model")
+    facts = inspect.facts(quantized(tmp_path), "model")
     machine = MachineFacts(2, 8 << 30, 8 << 30, "cpu", 0, None, 1e11, 1e9)
     kind = kinds.find("build.tensorrt")
 
@@ -280,7 +280,7 @@ def test_integers_that_tensorrt_cannot_keep(tmp_path: Path) -> None:
 
 
 def test_a_dora_adapter_is_refused(tmp_path: Path) -> None:
-    facts = replace(headers.facts(quantized(tmp_path), "model"), adapter={"r": 4, "use_dora": True})
+    facts = replace(inspect.facts(quantized(tmp_path), "model"), adapter={"r": 4, "use_dora": True})
     inputs = Inputs(facts, {}, {}, MachineFacts(2, 8 << 30, 8 << 30, "cpu", 0, None, 1e11, 1e9))
     (found,) = kinds.find("build.tensorrt").check(defaults("build.tensorrt", {}), inputs)
     assert found.message == "the checkpoint carries a DoRA adapter, whose branch depends on the weights beside it"

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import DataFacts, Inputs
 from runner.errors import Interrupted, RecipeError
-from runner.model.facts import CheckpointFacts
-from runner.model.headers import facts
+from runner.model.architecture.inspect import facts
 from runner.plan.machine import machine_facts
 from runner.plan.resolve import resolve
 from runner.recipe.load import loads

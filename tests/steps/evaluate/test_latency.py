@@ -13,7 +13,7 @@ import pytest
 
 from runner.contracts.step_kind import Inputs
 from runner.errors import Interrupted, MachineError, StepFailed
-from runner.model.headers import facts
+from runner.model.architecture.inspect import facts
 from runner.plan.machine import machine_facts
 from runner.runtime import open as runtimes
 from runner.runtime import timing

@@ -13,7 +13,7 @@ import torch
 
 from runner.contracts.context import DataFacts
 from runner.contracts.step_kind import Inputs, Result
-from runner.model.headers import facts
+from runner.model.architecture.inspect import facts
 from runner.plan.machine import machine_facts
 from runner.runtime import open as runtimes
 from runner.steps.kinds import find

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from runner.contracts.step_kind import DataFacts, Inputs
 from runner.errors import Interrupted
-from runner.model.headers import facts
+from runner.model.architecture.inspect import facts
 from runner.plan.machine import machine_facts
 from runner.recipe.schema.load import defaults
 from runner.steps.prune import gradual

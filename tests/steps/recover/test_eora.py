@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import SAME, DataFacts, Inputs
 from runner.errors import Interrupted, StepFailed
-from runner.model.facts import CheckpointFacts
-from runner.model.headers import facts
+from runner.model.architecture.inspect import facts
 from runner.plan.machine import machine_facts
 from runner.recipe.schema.load import defaults
 from runner.steps.kinds import find
@@ -84,13 +84,13 @@ def test_the_full_rank_is_the_dense_model(tmp_path: Path) -> None:
 
 def test_earlier_terms_act_while_later_layers_are_calibrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the branches left out of the running model, the later layers' terms are fitted to other inputs."""
-    from runner.model import stream
+    from runner.model.layerwise import engine
 
     dense = save(tmp_path / "model", "llama")
     compressed = made(tmp_path / "compressed", "quantize.rtn", dense, bits=2, group_size=16)
     host = recovered(tmp_path / "acting", compressed, dense)
     find(KIND).run(host)
-    monkeypatch.setattr(stream, "install", lambda module, result, stored: [])
+    monkeypatch.setattr(engine, "install", lambda module, result, stored: [])
     without = recovered(tmp_path / "apart", compressed, dense)
     find(KIND).run(without)
     file = "adapter/adapter_model.safetensors"
@@ -136,7 +136,7 @@ def test_peft_reads_it_on_the_packed_base(tmp_path: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
-    from tests.model.test_forward import streamed_logits
+    from tests.model.layerwise.test_final_hidden import streamed_logits
 
     dense = save(tmp_path / "model", "llama")
     compressed = made(tmp_path / "compressed", "quantize.rtn", dense, bits=4, group_size=32)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from runner.errors import Interrupted, StepFailed
-from runner.model.headers import facts
-from runner.model.output import COMPRESSION
-from runner.model.shards import ShardReader
+from runner.model.architecture.inspect import facts
+from runner.model.checkpoint.companions import COMPRESSION
+from runner.model.checkpoint.reader import ShardReader
 from runner.steps.kinds import find
 from tests.host import Host
 from tests.tiny import save, tokens

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import DataFacts, Inputs
-from runner.model import adapters
-from runner.model.facts import CheckpointFacts
-from runner.model.headers import facts
+from runner.model.architecture.inspect import facts
+from runner.model.checkpoint import adapter_config
 from runner.plan.machine import machine_facts
 from runner.recipe.schema.load import defaults
 from runner.steps.kinds import find
@@ -86,7 +86,7 @@ def test_a_checkpoint_does_not_learn_from_itself(kind: str, model: CheckpointFac
 
 
 def test_a_second_adapter(model: CheckpointFacts) -> None:
-    carrying = replace(model, adapter=adapters.config(4, 8, ["q_proj"]))
+    carrying = replace(model, adapter=adapter_config.config(4, 8, ["q_proj"]))
     assert refused("recover.lora", inputs(carrying, model)).startswith(
         "error[R471]: the checkpoint carries an adapter in `adapter/`, which fits its present weights"
     )
@@ -123,7 +123,7 @@ def test_windows_longer_than_the_teacher_s_positions(model: CheckpointFacts) -> 
 
 
 def test_layer_wise_steps_refuse_an_adapter(model: CheckpointFacts) -> None:
-    carrying = replace(model, adapter=adapters.config(4, 8, ["q_proj"]))
+    carrying = replace(model, adapter=adapter_config.config(4, 8, ["q_proj"]))
     for kind in ("quantize.rtn", "prune.magnitude"):
         params = {"bits": 4, "group_size": 16} if kind == "quantize.rtn" else {}
         found = find(kind).check(defaults(kind, params), inputs(carrying, model))
@@ -138,7 +138,7 @@ def test_forecasts(tmp_path: Path) -> None:
     params = defaults("recover.lora", {"data": "text", "rank": 4, "target_modules": ["q_proj"]})
     trained = 2 * 4 * (64 + 64)
     assert kind.estimate(params, seen).disk == packed.nbytes + 4 * trained
-    assert kind.outcome(params, seen).adapter == adapters.config(4, 32, ["q_proj"])
+    assert kind.outcome(params, seen).adapter == adapter_config.config(4, 32, ["q_proj"])
     again = params | {"merge": "requantize"}
     assert kind.estimate(again, seen).disk == packed.nbytes
     assert kind.estimate(again, seen).scratch > kind.estimate(params, seen).scratch

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from runner.model.shards import ShardReader
+from runner.model.checkpoint.reader import ShardReader
 from runner.steps.kinds import find
 from tests.host import Host
 from tests.tiny import tokens

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from runner.model import adapters
-from runner.model.formats import PACK_QUANTIZED, Scheme
+from runner.model.checkpoint import adapter_config
+from runner.model.checkpoint.formats import PACK_QUANTIZED, Scheme
 from runner.training.load_model import load
 from runner.training.modules import lora, lora_math
 from runner.training.modules.packed_linear import PackedLinear
@@ -23,7 +23,7 @@ VARIANTS = {"lora": {}, "rslora": {"rslora": True}, "dora": {"dora": True}}
 
 def wrapped(model: Any, variant: str = "lora", dropout: float = 0.0, **options: Any) -> Any:
     torch.manual_seed(7)
-    config = adapters.config(
+    config = adapter_config.config(
         4, 8, ["q_proj", "o_proj", "down_proj"], dropout=dropout, **VARIANTS[variant]  # type: ignore[arg-type]
     )  # fmt: skip
     found = lora.wrap(model, config, **options)
@@ -58,10 +58,10 @@ def merge_all(model: Any) -> dict[str, torch.Tensor]:
     found = {}
     for name, module in model.named_modules():
         if isinstance(module, lora.Branch):
-            short = name.removeprefix(adapters.PREFIX)
+            short = name.removeprefix(adapter_config.PREFIX)
             a, b = tensors[f"{short}.lora_A.weight"], tensors[f"{short}.lora_B.weight"]
             magnitude = tensors.get(f"{short}.lora_magnitude_vector")
-            scale = adapters.scaling(config, short, a.shape[0])
+            scale = adapter_config.scaling(config, short, a.shape[0])
             found[short] = lora_math.merged(module.base_weight(), a, b, scale, magnitude, masked=module.masked)
     return found
 
@@ -106,11 +106,11 @@ def test_merging_rounds_once_to_the_stored_type(variant: str) -> None:
 
 
 def test_scaling() -> None:
-    assert adapters.scaling(adapters.config(16, 32, ["*"]), "model.q", 16) == 2
-    assert adapters.scaling(adapters.config(16, 32, ["*"], rslora=True), "model.q", 16) == 8
-    own = adapters.config(16, 32, ["*"], alphas={"q": 8})
-    assert adapters.scaling(own, "model.q", 4) == 2
-    assert adapters.scaling(own, "model.k", 4) == 8
+    assert adapter_config.scaling(adapter_config.config(16, 32, ["*"]), "model.q", 16) == 2
+    assert adapter_config.scaling(adapter_config.config(16, 32, ["*"], rslora=True), "model.q", 16) == 8
+    own = adapter_config.config(16, 32, ["*"], alphas={"q": 8})
+    assert adapter_config.scaling(own, "model.q", 4) == 2
+    assert adapter_config.scaling(own, "model.k", 4) == 8
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -145,7 +145,7 @@ def test_only_the_adapters_are_trained_in_float32(variant: str, tmp_path: Path) 
 
 def test_a_fresh_adapter_changes_nothing(tmp_path: Path) -> None:
     folder = save(tmp_path / "model")
-    config = adapters.config(4, 8, ["q_proj"], dora=True)
+    config = adapter_config.config(4, 8, ["q_proj"], dora=True)
     ids = tokens(2, 8)
     with torch.no_grad():
         expected = load(folder, "cpu", torch.float32)(ids).logits
@@ -188,7 +188,7 @@ def test_conv1d_modules_are_merged_in_their_orientation(tmp_path: Path) -> None:
     model = load(folder, "cpu", torch.float64)
     assert lora.transposed(model)
     torch.manual_seed(7)
-    adapted = lora.wrap(model, adapters.config(4, 8, ["c_attn", "c_fc"], transposed=True)).double().eval()
+    adapted = lora.wrap(model, adapter_config.config(4, 8, ["c_attn", "c_fc"], transposed=True)).double().eval()
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:

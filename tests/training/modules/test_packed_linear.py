@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from runner.errors import StepFailed
-from runner.model.formats import GPTQ, PACK_QUANTIZED, Scheme
-from runner.model.shards import ShardReader
+from runner.model.checkpoint.formats import GPTQ, PACK_QUANTIZED, Scheme
+from runner.model.checkpoint.reader import ShardReader
 from runner.training.load_model import load
 from runner.training.modules.packed_linear import Packed, PackedLinear, read
 from tests.model.packed import logits, make, rounded

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
+from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import Context, Cost, Inputs, Requirement, Result
 from runner.errors import Diagnostic, StepFailed
-from runner.model.facts import CheckpointFacts
 
 VERSION = 1
 CONSUMES = ("checkpoint",)

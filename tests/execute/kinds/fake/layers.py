@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import Context, Cost, Inputs, Requirement, Result
 from runner.errors import Diagnostic, MachineError, StepFailed
-from runner.model.facts import CheckpointFacts
 
 VERSION = 1
 CONSUMES = ("checkpoint",)

@@ -1,0 +1,260 @@
+"""The decoder layers of a checkpoint, found from the names and shapes of its tensors alone."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from runner.contracts.facts import CheckpointFacts, LinearFacts, TensorHeader
+from runner.errors import Diagnostic, RecipeError
+from runner.model.architecture import supported, supported_weights
+
+_REMEDY = "the checkpoint is incomplete or was edited; download it again"
+_SHOWN = 12  # complaints of one class; a shard that went wrong would repeat itself thousands of times
+_PACKED = (".weight_packed", ".qweight")
+
+
+def build(
+    config: Mapping[str, Any],
+    tensors: Mapping[str, TensorHeader],
+    source: str,
+    packed_shapes: Mapping[str, Sequence[int]],
+) -> CheckpointFacts:
+    """Facts of a checkpoint, or RecipeError with everything that makes it unusable.
+
+    `packed_shapes` are the [out_features, in_features] that compressed-tensors stores beside packed weights, where
+    they could be read.
+    """
+    refusal = supported.refuse_tensors(config, tuple(tensors), f"`{source}`")
+    if refusal:
+        raise RecipeError([refusal])
+    prefix, members = find(tensors)
+    if not prefix:
+        raise RecipeError([_no_layers(tensors, source)])
+    complaints = _gaps(prefix, members, source)
+    if not complaints:
+        complaints = _counted(config, prefix, members, source) + _embedding(config, tensors, source)
+        complaints += _uneven(config, tensors, prefix, members)
+    if complaints:
+        raise RecipeError(complaints)
+    found = linears(config, tensors, prefix, members, packed_shapes)
+    refusal = supported_weights.refuse(config, tensors, found, source)
+    if refusal:
+        raise RecipeError([refusal])
+    return CheckpointFacts(
+        source=source,
+        config=config,
+        tensors=tensors,
+        layers_prefix=prefix,
+        layer_count=len(members),
+        linears=found,
+        quantization=config.get("quantization_config"),
+    )
+
+
+def find(tensors: Mapping[str, TensorHeader]) -> tuple[str, dict[int, list[str]]]:
+    """The prefix of the decoder layers ("model.layers.") and, by index, the rest of the names of each one's tensors.
+
+    It is the dotted prefix before an integer that holds the most numbered entries with linear weights. Only the first
+    integer of a name counts, so that a list inside a layer is never taken for the layers.
+    """
+    weights: defaultdict[str, Counter[int]] = defaultdict(Counter)
+    members: defaultdict[str, defaultdict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for name, header in tensors.items():
+        parts = name.split(".")
+        at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+        if at is None:
+            continue
+        prefix, index = "".join(part + "." for part in parts[:at]), int(parts[at])
+        members[prefix][index].append(".".join(parts[at + 1 :]))
+        if _is_linear(name, header):
+            weights[prefix][index] += 1
+    if not weights:
+        return "", {}
+    best = min(weights, key=lambda prefix: (-len(weights[prefix]), -weights[prefix].total(), prefix))
+    return best, {index: sorted(members[best][index]) for index in sorted(members[best])}
+
+
+def _is_linear(name: str, header: TensorHeader) -> bool:
+    return name.endswith(_PACKED) or (name.endswith(".weight") and len(header.shape) == 2)
+
+
+def linears(
+    config: Mapping[str, Any],
+    tensors: Mapping[str, TensorHeader],
+    prefix: str,
+    members: Mapping[int, Sequence[str]],
+    packed_shapes: Mapping[str, Sequence[int]],
+) -> tuple[LinearFacts, ...]:
+    """The linear modules of the decoder layers, plain or packed, by layer and then by name."""
+    transposed = config.get("model_type") in supported.CONV1D_TYPES
+    found = []
+    for index, names in members.items():
+        for suffix in names:
+            header = tensors[f"{prefix}{index}.{suffix}"]
+            if not _is_linear(header.name, header):
+                continue
+            module = header.name.rpartition(".")[0]
+            packed = header.name.endswith(_PACKED)
+            if packed:
+                out_features, in_features = _unpacked(config, header, packed_shapes.get(module))
+                scale = tensors.get(f"{module}.weight_scale") or tensors.get(f"{module}.scales")
+                dtype = scale.dtype if scale else header.dtype
+            else:
+                out_features, in_features = reversed(header.shape) if transposed else header.shape
+                dtype = header.dtype
+            found.append(LinearFacts(module, index, in_features, out_features, dtype, transposed and not packed))
+    return tuple(sorted(found, key=lambda linear: (linear.layer, linear.name)))
+
+
+def _unpacked(config: Mapping[str, Any], header: TensorHeader, stored: Sequence[int] | None) -> tuple[int, int]:
+    """[out_features, in_features] of a packed weight: as stored beside it, or from the number of bits."""
+    if stored is not None and len(stored) == 2:
+        return int(stored[0]), int(stored[1])
+    quantization = config.get("quantization_config") or {}
+    if header.name.endswith(".qweight"):  # int32 [in_features · bits / 32, out_features]
+        bits = int(quantization.get("bits") or 4)
+        return header.shape[1], header.shape[0] * 32 // bits
+    groups = quantization.get("config_groups") or {}
+    first: Mapping[str, Any] = next(iter(groups.values()), {})
+    bits = int((first.get("weights") or {}).get("num_bits") or 4)
+    return header.shape[0], header.shape[1] * 32 // bits
+
+
+def _no_layers(tensors: Mapping[str, TensorHeader], source: str) -> Diagnostic:
+    numbered = sorted({name for name in tensors if any(part.isdigit() for part in name.split("."))})
+    if numbered:
+        return Diagnostic(
+            "R447",
+            f"the numbered layers of `{source}` hold no linear weights: none of its {len(numbered):,} tensors, such as "
+            f"`{numbered[0]}`, is a 2-D `.weight`",
+            "only models whose decoder layers are built of linear modules can be compressed",
+        )
+    return Diagnostic(
+        "R444",
+        f"`{source}` has no decoder layers: none of its {len(tensors):,} tensors has a numbered name such as "
+        "`model.layers.0.self_attn.q_proj.weight`",
+        "name a decoder-only language model",
+    )
+
+
+def _gaps(prefix: str, members: Mapping[int, Sequence[str]], source: str) -> list[Diagnostic]:
+    missing = sorted(set(range(max(members) + 1)) - set(members))
+    if not missing:
+        return []
+    shown = ", ".join(str(index) for index in missing[:_SHOWN]) + (", …" if len(missing) > _SHOWN else "")
+    noun = "layer" if len(missing) == 1 else "layers"
+    return [
+        Diagnostic(
+            "R446", f"`{source}` lacks {noun} {shown}: its tensors `{prefix}N.` go from 0 to {max(members)}", _REMEDY
+        )
+    ]
+
+
+def _counted(
+    config: Mapping[str, Any], prefix: str, members: Mapping[int, Sequence[str]], source: str
+) -> list[Diagnostic]:
+    declared = supported.layer_count(config)
+    if declared is None or declared[1] == len(members):
+        return []
+    return [
+        Diagnostic(
+            "R445",
+            f"config.json of `{source}` has `{declared[0]}` = {declared[1]}; its shards hold {len(members)} "
+            f"decoder layers (`{prefix}0.` to `{prefix}{max(members)}.`)",
+            _REMEDY,
+        )
+    ]
+
+
+def _embedding(config: Mapping[str, Any], tensors: Mapping[str, TensorHeader], source: str) -> list[Diagnostic]:
+    """The token embedding must be [vocab_size, hidden_size] as config.json has them."""
+    key = next((key for key in supported.EMBEDDING_SIZE_KEYS if isinstance(config.get(key), int)), None)
+    name = next((n for n in tensors if n.endswith(supported.EMBEDDING_NAMES) and len(tensors[n].shape) == 2), None)
+    if key is None or name is None or any(part.isdigit() for part in name.split(".")):
+        return []
+    rows, columns = tensors[name].shape
+    vocabulary = config.get("vocab_size")
+    if columns == config[key] and (not isinstance(vocabulary, int) or rows == vocabulary):
+        return []
+    return [
+        Diagnostic(
+            "R445",
+            f"`{name}` of `{source}` has the shape [{rows}, {columns}]; config.json has `vocab_size` = {vocabulary} "
+            f"and `{key}` = {config[key]}",
+            "config.json belongs to another model; download both together",
+        )
+    ]
+
+
+def _uneven(
+    config: Mapping[str, Any], tensors: Mapping[str, TensorHeader], prefix: str, members: Mapping[int, Sequence[str]]
+) -> list[Diagnostic]:
+    """Layers of one kind must hold the same tensors in the same shapes.
+
+    Layers of several kinds are told apart by `layer_types` (and by sharing keys and values) in config.json; where that
+    says nothing, a pattern that repeats along the layers counts as intended.
+    """
+    groups: defaultdict[tuple[str, bool], list[int]] = defaultdict(list)
+    types = config.get("layer_types") or config.get("layers_block_type")
+    sharing = config.get("num_kv_shared_layers")
+    first_shared = len(members) - (sharing if isinstance(sharing, int) else 0)
+    for index in members:
+        kind = str(types[index]) if isinstance(types, list) and len(types) == len(members) else ""
+        groups[kind, index >= first_shared].append(index)
+    complaints: list[Diagnostic] = []
+    for group in groups.values():
+        shapes: defaultdict[str, dict[int, tuple[int, ...]]] = defaultdict(dict)
+        for index in group:
+            for suffix in members[index]:
+                shapes[suffix][index] = tensors[f"{prefix}{index}.{suffix}"].shape
+        for suffix in sorted(shapes):
+            held = shapes[suffix]
+            complaints += _missing(prefix, suffix, group, held)
+            complaints += _misshaped(prefix, suffix, group, held)
+    hidden = len(complaints) - _SHOWN
+    if hidden > 0:
+        complaints = [
+            *complaints[:_SHOWN],
+            Diagnostic("R446", f"{hidden:,} more tensors are missing or have other shapes"),
+        ]
+    return complaints
+
+
+def _repeats(row: Sequence[Any]) -> bool:
+    """True where a sequence is periodic with a period of at most half its length."""
+    return any(
+        all(row[i] == row[i - period] for i in range(period, len(row))) for period in range(1, len(row) // 2 + 1)
+    )
+
+
+def _others(count: int) -> str:
+    return "the other layer has it" if count == 1 else f"the other {count} layers have it"
+
+
+def _missing(prefix: str, suffix: str, group: Sequence[int], held: Mapping[int, tuple[int, ...]]) -> list[Diagnostic]:
+    absent = [index for index in group if index not in held]
+    if not absent or len(absent) > len(held) or _repeats([index in held for index in group]):
+        return []
+    return [
+        Diagnostic("R446", f"layer {index} has no `{prefix}{index}.{suffix}`; {_others(len(held))}", _REMEDY)
+        for index in absent
+    ]
+
+
+def _misshaped(prefix: str, suffix: str, group: Sequence[int], held: Mapping[int, tuple[int, ...]]) -> list[Diagnostic]:
+    counts = Counter(held.values())
+    usual, votes = counts.most_common(1)[0]
+    if len(counts) == 1 or 2 * votes <= len(held) or _repeats([held.get(index) for index in group]):
+        return []
+    return [
+        Diagnostic(
+            "R446",
+            f"`{prefix}{index}.{suffix}` has the shape {list(shape)}; in {votes} of {len(held)} layers it is "
+            f"{list(usual)}",
+            _REMEDY,
+        )
+        for index, shape in held.items()
+        if shape != usual
+    ]

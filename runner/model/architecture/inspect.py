@@ -1,0 +1,40 @@
+"""Read a local checkpoint into CheckpointFacts: config.json, the headers of its shards, its adapter."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+from runner.contracts.facts import CheckpointFacts, TensorHeader
+from runner.errors import RecipeError
+from runner.model.architecture import decoder_layers, supported
+from runner.model.architecture.supported import runs_own_code
+from runner.model.checkpoint.adapter_config import adapter_config
+from runner.model.checkpoint.headers import read_config, read_headers
+
+
+def facts(folder: Path, source: str) -> CheckpointFacts:
+    """All that the planner needs of a local checkpoint; RecipeError with everything wrong with it."""
+    config = read_config(folder)
+    refusal = supported.refuse_config(config, f"`{source}`")
+    if refusal:
+        raise RecipeError([refusal])
+    tensors = read_headers(folder)
+    shapes = {
+        name.removesuffix(".weight_shape"): _read_shape(folder, header)
+        for name, header in tensors.items()
+        if name.endswith(".weight_shape")
+    }
+    return replace(decoder_layers.build(config, tensors, source, shapes), adapter=adapter_config(folder))
+
+
+def _read_shape(folder: Path, header: TensorHeader) -> tuple[int, ...]:
+    with (folder / header.shard).open("rb") as file:
+        file.seek(header.begin)
+        return struct.unpack(f"<{header.nbytes // 8}q", file.read(header.nbytes // 8 * 8))
+
+
+def needs_own_code(folder: Path) -> bool:
+    """The value of transformers' `trust_remote_code` for the checkpoint in a folder."""
+    return runs_own_code(read_config(folder))

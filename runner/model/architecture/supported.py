@@ -1,0 +1,172 @@
+"""Which model types can be compressed, as data. The installed transformers is read as text, never imported."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from runner.errors import Diagnostic, MachineError
+from runner.model.architecture import remote_code
+
+# Their decoder layers hold Conv1D modules, whose weight is [in_features, out_features].
+CONV1D_TYPES = frozenset({"gpt2", "gpt-sw3", "openai-gpt"})
+
+# Their mixers read weights outside nn.Linear.forward, so that statistics of a linear's input say nothing.
+STATE_SPACE_TYPES = frozenset({
+    "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "mamba", "mamba2", "nemotron_h",
+    "recurrent_gemma", "rwkv", "xlstm", "zamba", "zamba2",
+})  # fmt: skip
+_STATE_SPACE_TENSORS = (".A_log", ".time_decay", ".recurrent_param")
+
+# Configurations name the number of experts in many ways; a dense model has the key at null, 0 or 1.
+_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
+
+LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+EMBEDDING_NAMES = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+EMBEDDING_SIZE_KEYS = ("word_embed_proj_dim", "hidden_size", "n_embd", "d_model")
+
+_POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+
+
+@lru_cache(maxsize=1)
+def causal_models() -> Mapping[str, str]:
+    """Model type → class of the causal language model, as the installed transformers maps them."""
+    try:
+        spec = importlib.util.find_spec("transformers")
+    except ValueError:  # transformers is half imported
+        spec = None
+    if spec is None or spec.origin is None:
+        raise MachineError("transformers is not installed", "`pip install transformers`")
+    text = (Path(spec.origin).parent / "models" / "auto" / "modeling_auto.py").read_text("utf-8")
+    found = re.search(r"^MODEL_FOR_CAUSAL_LM_MAPPING_NAMES\s*=\s*OrderedDict\((.*?)^\)", text, re.DOTALL | re.MULTILINE)
+    if found is None:
+        raise MachineError(
+            "the installed transformers has no MODEL_FOR_CAUSAL_LM_MAPPING_NAMES in models/auto/modeling_auto.py",
+            "`runner doctor` shows the version of transformers; install one that this release of runner supports",
+        )
+    return {str(name): str(value) for name, value in ast.literal_eval(found.group(1).strip().rstrip(","))}
+
+
+def layer_count(config: Mapping[str, Any]) -> tuple[str, int] | None:
+    """The key of config.json that holds the number of decoder layers, and that number."""
+    for key in LAYER_COUNT_KEYS:
+        if isinstance(config.get(key), int):
+            return key, int(config[key])
+    return None
+
+
+def positions(config: Mapping[str, Any]) -> tuple[str, int]:
+    """The key of config.json that says how many tokens a context has, and its value; ("", 0) where none does."""
+    values = ((key, config[key]) for key in _POSITIONS if isinstance(config.get(key), int))
+    return next(values, ("", 0))
+
+
+def _experts(config: Mapping[str, Any], tensors: tuple[str, ...]) -> str | None:
+    """What shows that the model is a mixture of experts: `num_experts` = 8 in config.json, or a tensor's name."""
+    for key in _EXPERT_COUNTS:
+        value = config.get(key)
+        if isinstance(value, int) and value > 1:
+            return f"config.json has `{key}` = {value}"
+    for key in sorted(config):
+        if key.startswith("moe_") and config[key]:
+            return f"config.json has `{key}` = {config[key]}"
+    for name in tensors:
+        if ".experts." in name:
+            return f"it holds `{name}`"
+    return None
+
+
+def refuse_config(config: Mapping[str, Any], source: str) -> Diagnostic | None:
+    """Why a model of this configuration cannot be compressed, or None."""
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        return Diagnostic(
+            "R440",
+            f"config.json of {source} has no `model_type`, so its architecture is unknown",
+            "name a folder that `save_pretrained` of transformers wrote",
+        )
+    inner = config.get("text_config")
+    if isinstance(inner, dict):
+        text_type = inner.get("model_type") or f"{model_type}_text"
+        return Diagnostic(
+            "R443",
+            f"{source} is a `{model_type}` model, which wraps its language model in others (images, sound); "
+            "only the language model alone can be compressed",
+            f"save the language model on its own (model type `{text_type}`) with `save_pretrained` of transformers "
+            "and name that folder",
+        )
+    if config.get("is_encoder_decoder"):
+        return Diagnostic(
+            "R442",
+            f"{source} is an encoder-decoder (`{model_type}`); only decoder-only language models can be compressed",
+            "choose a decoder-only model, such as one of type `llama`, `qwen3` or `gemma2`",
+        )
+    known = causal_models()
+    if model_type not in known and not remote_code.may_run(config):
+        near = difflib.get_close_matches(model_type, known, n=1, cutoff=0.7)
+        hint = f"; did you mean `{near[0]}`?" if near and not remote_code.brings_code(config) else ""
+        remedy = (
+            remote_code.remedy(config)
+            if remote_code.brings_code(config)
+            else "upgrade transformers if the model is newer than it: `pip install --upgrade transformers`"
+        )
+        return Diagnostic(
+            "R440",
+            f"{source} has the model type `{model_type}`, which the installed transformers does not know as a causal "
+            f"language model{hint}",
+            remedy,
+        )
+    experts = _experts(config, ())
+    if experts:
+        return _mixture(source, model_type, experts)
+    if model_type in STATE_SPACE_TYPES:
+        return _state_space(source, model_type)
+    classes = config.get("architectures") or []
+    expected = known.get(model_type, classes[0] if classes else "")
+    if classes and not (classes[0].lower() == expected.lower() or classes[0].endswith(("ForCausalLM", "LMHeadModel"))):
+        return Diagnostic(
+            "R440",
+            f"{source} is a `{classes[0]}`; only causal language models can be compressed "
+            f"(`{expected}` for the model type `{model_type}`)",
+            "choose a checkpoint of the language model itself",
+        )
+    return None
+
+
+def refuse_tensors(config: Mapping[str, Any], tensors: tuple[str, ...], source: str) -> Diagnostic | None:
+    """Why a model with tensors of these names cannot be compressed, or None."""
+    model_type = str(config.get("model_type"))
+    experts = _experts(config, tensors)
+    if experts:
+        return _mixture(source, model_type, experts)
+    if any(name.endswith(_STATE_SPACE_TENSORS) for name in tensors):
+        return _state_space(source, model_type)
+    return None
+
+
+def _mixture(source: str, model_type: str, evidence: str) -> Diagnostic:
+    return Diagnostic(
+        "R441",
+        f"{source} (`{model_type}`) is a mixture of experts: {evidence}; mixtures cannot be compressed yet",
+        "choose a dense model",
+    )
+
+
+def _state_space(source: str, model_type: str) -> Diagnostic:
+    return Diagnostic(
+        "R447",
+        f"{source} (`{model_type}`) has state-space layers, whose weights are not used through linear modules; "
+        "they cannot be compressed",
+        "choose a model whose decoder layers are attention and feed-forward blocks",
+    )
+
+
+def runs_own_code(config: Mapping[str, Any]) -> bool:
+    """Return the value of transformers' `trust_remote_code` for a checkpoint with this config.json."""
+    return remote_code.may_run(config) and config.get("model_type") not in causal_models()

@@ -1,0 +1,46 @@
+"""Whether the weights of a checkpoint are stored in a way that can be read as what they mean. Imports no torch.
+
+Integers and 8-bit floats mean nothing without their scales: a reader that took them for weights would measure and
+compress another model, and say nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from runner.contracts.facts import LinearFacts, TensorHeader
+from runner.errors import Diagnostic
+from runner.model.checkpoint.formats import parse
+
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+_REMEDY = "start from the model as it was before it was quantized"
+
+
+def refuse(
+    config: Mapping[str, Any], tensors: Mapping[str, TensorHeader], linears: tuple[LinearFacts, ...], source: str
+) -> Diagnostic | None:
+    """Why the weights of a checkpoint cannot be read, or None."""
+    quantization = config.get("quantization_config")
+    try:
+        packing = parse(quantization)
+    except ValueError as error:
+        return Diagnostic("R409", f"`{source}`: {error}", _REMEDY)
+    groups: Mapping[str, Any] = (quantization or {}).get("config_groups") or {}
+    if any(group.get("input_activations") for group in groups.values()):
+        message = f"`{source}` quantizes activations too, which is not computed here"
+        return Diagnostic("R409", message, _REMEDY)
+    for linear in linears:
+        weight = tensors.get(f"{linear.name}.weight")
+        if weight is None:
+            if packing is not None and packing.scheme(linear.name) is not None:
+                continue
+            message = f"`{linear.name}` of `{source}` is packed, and nothing in config.json says how"
+            return Diagnostic("R409", message, _REMEDY)
+        if weight.dtype in _FLOATS:
+            continue
+        if packing is not None and weight.dtype == "I8" and f"{linear.name}.weight_scale" in tensors:
+            continue
+        message = f"`{weight.name}` of `{source}` is stored as {weight.dtype}, and nothing in config.json says how"
+        return Diagnostic("R409", message, _REMEDY)
+    return None

@@ -1,0 +1,145 @@
+"""The files of a low-rank adapter stored in a checkpoint's folder `adapter/`, as peft reads and writes them.
+
+    adapter_config.json            r, lora_alpha, use_rslora, use_dora, target_modules, ...
+    adapter_model.safetensors      base_model.model.<module>.lora_A.weight  [r, in]
+                                   base_model.model.<module>.lora_B.weight  [out, r]
+                                   base_model.model.<module>.lora_magnitude_vector  [out], DoRA only
+
+`PeftModel.from_pretrained(model, folder, subfolder="adapter")` loads it on the model of the same folder. Modules have
+the names of transformers' model. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from runner.errors import Diagnostic, RecipeError
+
+FOLDER = "adapter"
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+
+
+# What peft can put into an adapter that changes its formula; each must be absent or empty.
+_OTHERWISE = ("modules_to_save", "lora_bias", "alora_invocation_tokens", "layer_replication", "target_parameters",
+              "trainable_token_indices", "use_bdlora", "velora_config", "monteclora_config", "kasa_config",
+              "arrow_config", "use_qalora")  # fmt: skip
+
+
+def adapter_config(folder: Path) -> Mapping[str, Any] | None:
+    """adapter_config.json of the adapter that the checkpoint in `folder` carries; None where it carries none.
+
+    RecipeError where it cannot be read, or is none that can be applied: LoRA, rsLoRA and DoRA can.
+    """
+    path = folder / FOLDER / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise _refused(f"`{path}` cannot be read as JSON: {error}") from None
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        held = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
+        raise _refused(f"`{path}` holds an adapter of the type `{held}`; LoRA, rsLoRA and DoRA can be applied")
+    used = [key for key in _OTHERWISE if config.get(key)]
+    if used or config.get("bias", "none") != "none":
+        key = used[0] if used else "bias"
+        raise _refused(f"`{path}` sets `{key}`: {json.dumps(config[key])}, which cannot be applied")
+    return config
+
+
+def _refused(message: str) -> RecipeError:
+    return RecipeError([Diagnostic("R470", message, "merge the adapter into its model, or remove that folder")])
+
+
+def carried(config: Mapping[str, Any] | None, step: str) -> list[Diagnostic]:
+    """What a step that rewrites weights says of a checkpoint with an adapter; `step` says what it would do to them."""
+    if config is None:
+        return []
+    return [
+        Diagnostic(
+            "R471",
+            f"the checkpoint carries an adapter in `{FOLDER}/`, which fits its present weights; {step}",
+            "merge it first (`merge: requantize`, on a dense checkpoint `merge: auto`, in `recover.lora`), or do this "
+            "before the step that makes the adapter",
+        )
+    ]
+
+
+def config(
+    rank: int,
+    alpha: float,
+    targets: Sequence[str],
+    *,
+    rslora: bool = False,
+    dora: bool = False,
+    dropout: float = 0.0,
+    transposed: bool = False,
+    ranks: Mapping[str, int] | None = None,
+    alphas: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """The adapter_config.json of an adapter on the modules `targets`: ends of names, or whole names.
+
+    `ranks` and `alphas` name modules that have others than `rank` and `alpha`; `transposed`: they are Conv1D modules.
+    """
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": dropout,
+        "use_rslora": rslora,
+        "use_dora": dora,
+        "bias": "none",
+        "fan_in_fan_out": transposed,
+        "target_modules": sorted(targets),
+        "modules_to_save": None,
+        "rank_pattern": dict(sorted((ranks or {}).items())),
+        "alpha_pattern": dict(sorted((alphas or {}).items())),
+    }
+
+
+def scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
+    """s in W + s·B·A for a module with an adapter of `rank`: α / r, or α / √r for rsLoRA (Kalajdzievski 2023)."""
+    alpha = config["lora_alpha"]
+    for pattern, own in (config.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            alpha = own
+            break
+    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def targets(chosen: Sequence[str], linears: Sequence[str]) -> list[str]:
+    """The shortest `target_modules` that name exactly `chosen` among all `linears` of a model: last parts of names
+
+    where those suffice, else whole names.
+    """
+    tails = {name.rpartition(".")[2] for name in chosen}
+    exact = {name for name in linears if name.rpartition(".")[2] in tails} == set(chosen)
+    return sorted(tails if exact else chosen)
+
+
+def loadable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of a checkpoint that carries an adapter: packed weights are unpacked on loading, where they can be.
+
+    peft wraps modules that have a weight; transformers leaves those of compressed-tensors packed until the first
+    forward, unless told so. It can be told so for one scheme alone: 5.23 would read several as the first.
+    """
+    quantization = config.get("quantization_config") or {}
+    if quantization.get("quant_method") != "compressed-tensors" or len(quantization["config_groups"]) > 1:
+        return dict(config)
+    return {**config, "quantization_config": {**quantization, "dequantize": True}}
+
+
+def unpacks_late(config: Mapping[str, Any]) -> bool:
+    """Whether transformers unpacks the weights of a checkpoint with this config.json in the first forward only."""
+    quantization = config.get("quantization_config") or {}
+    return quantization.get("quant_method") == "compressed-tensors" and not quantization.get("dequantize")

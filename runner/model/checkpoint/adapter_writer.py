@@ -1,0 +1,22 @@
+"""Writing an adapter into the folder of its checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runner.model.checkpoint.adapter_config import CONFIG, FOLDER, PREFIX, WEIGHTS
+
+
+def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write the adapter of the checkpoint in `folder`; `tensors` by module and kind: "model.…q_proj.lora_A.weight"."""
+    from runner.model.checkpoint.writer import PartWriter
+
+    parts = PartWriter(folder / FOLDER)
+    parts.add(WEIGHTS.removesuffix(".safetensors"), {PREFIX + name: tensor for name, tensor in tensors.items()})
+    text = json.dumps(dict(config), indent=2, sort_keys=True) + "\n"
+    (folder / FOLDER / CONFIG).write_text(text, encoding="utf-8")

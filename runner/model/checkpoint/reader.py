@@ -1,0 +1,225 @@
+"""Reading tensors of a safetensors checkpoint one at a time, each into memory of its own.
+
+Nothing is mapped: pages of a mapped shard count as resident until the kernel takes them back, and a step promises that
+its memory is one layer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+from runner.contracts.facts import TensorHeader
+from runner.errors import StepFailed
+from runner.model.checkpoint.formats import (
+    GPTQ,
+    INT_QUANTIZED,
+    PACK_QUANTIZED,
+    Packing,
+    Scheme,
+    compressed_tensors,
+    gptq,
+    parse,
+)
+from runner.model.checkpoint.formats.quantized import Quantized
+from runner.model.checkpoint.headers import read_headers
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
+    "I16": torch.int16, "I8": torch.int8, "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16,
+    "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_OPEN_SHARDS = 8
+_DOWNLOAD_AGAIN = "download or copy the checkpoint again"
+
+
+class ShardReader:
+    """The tensors of a checkpoint folder. Use as a context manager, or call `close`."""
+
+    def __init__(self, folder: Path, headers: Mapping[str, TensorHeader] | None = None) -> None:
+        self.folder = folder
+        self.headers = read_headers(folder) if headers is None else headers
+        self._files: OrderedDict[str, int] = OrderedDict()
+        self._packing: Packing | None = None
+        self._config_read = False
+
+    def __enter__(self) -> ShardReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def names(self) -> tuple[str, ...]:
+        """Every tensor of the checkpoint, sorted."""
+        return tuple(sorted(self.headers))
+
+    def has(self, name: str) -> bool:
+        return name in self.headers
+
+    def header(self, name: str) -> TensorHeader:
+        found = self.headers.get(name)
+        if found is None:
+            raise StepFailed(f"the checkpoint in {self.folder} has no tensor `{name}`", _DOWNLOAD_AGAIN)
+        return found
+
+    def read(self, name: str, *, finite: bool = True) -> torch.Tensor:
+        """A fresh tensor in the dtype of the shard. StepFailed: not there, cut short, or (`finite`) NaN or infinite."""
+        header = self.header(name)
+        dtype = DTYPES.get(header.dtype)
+        if dtype is None:
+            raise StepFailed(f"`{name}` in {header.shard} has the dtype {header.dtype}, which cannot be read")
+        buffer = torch.empty(header.nbytes, dtype=torch.uint8)
+        self._fill(header, buffer.numpy().data)
+        tensor = buffer.view(dtype).view(header.shape)
+        if finite:
+            require_finite(tensor, name, header.shard)
+        return tensor
+
+    def file(self, shard: str) -> int:
+        """An open descriptor of a shard; it stays open until other shards push it out."""
+        if shard in self._files:
+            self._files.move_to_end(shard)
+            return self._files[shard]
+        if len(self._files) >= _OPEN_SHARDS:
+            os.close(self._files.popitem(last=False)[1])
+        try:
+            self._files[shard] = os.open(self.folder / shard, os.O_RDONLY)
+        except OSError as error:
+            raise StepFailed(f"cannot open {self.folder / shard}: {error.strerror}", _DOWNLOAD_AGAIN) from error
+        return self._files[shard]
+
+    def _fill(self, header: TensorHeader, buffer: memoryview) -> None:
+        file, done = self.file(header.shard), 0
+        while done < len(buffer):
+            try:
+                count = os.preadv(file, [buffer[done : done + (1 << 30)]], header.begin + done)
+            except OSError as error:
+                raise StepFailed(f"cannot read `{header.name}` in {header.shard}: {error.strerror}") from error
+            if not count:
+                raise truncated(header, done)
+            done += count
+
+    @property
+    def packing(self) -> Packing | None:
+        """How packed modules are stored; None for a dense checkpoint."""
+        if not self._config_read:
+            path = self.folder / "config.json"
+            try:
+                config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+                self._packing = parse(config.get("quantization_config"))
+            except ValueError as error:
+                raise StepFailed(f"{path}: {error}") from error
+            self._config_read = True
+        return self._packing
+
+    def is_packed(self, name: str) -> bool:
+        """Whether a weight ("model.layers.0.mlp.up_proj.weight", or its module's name) is stored as integers."""
+        return self._layout(name.removesuffix(".weight")) is not None
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The floating dtype in which `read_weight` gives a weight."""
+        layout = self._layout(module := name.removesuffix(".weight"))
+        scale = f"{module}.scales" if layout == GPTQ else f"{module}.weight_scale"
+        return DTYPES[self.header(name if layout is None else scale).dtype]
+
+    def _layout(self, module: str) -> str | None:
+        if f"{module}.weight_packed" in self.headers:
+            return PACK_QUANTIZED
+        if f"{module}.qweight" in self.headers:
+            return GPTQ
+        weight = self.headers.get(f"{module}.weight")
+        if weight is not None and weight.dtype == "I8" and f"{module}.weight_scale" in self.headers:
+            return INT_QUANTIZED
+        return None
+
+    def read_weight(self, name: str) -> torch.Tensor:
+        """A parameter by its full name: as stored, or, where it is packed, dequantized to the dtype of its scales.
+
+        A packed weight is always [out, in], that of a Conv1D module too.
+        """
+        module = name.removesuffix(".weight")
+        if self._layout(module) is None:
+            return self.read(name)
+        layout, scheme, version = self._packed(module)
+        try:
+            if layout == GPTQ:
+                return gptq.dequantize(module, scheme, version, self.read)
+        except (ValueError, RuntimeError) as error:
+            raise self._misfit(module, scheme, error) from error
+        weight = self.read_quantized(module)
+        return weight.dequantize(weight.scale.dtype)
+
+    def read_quantized(self, module: str) -> Quantized:
+        """A packed weight as the integers that the checkpoint stores. StepFailed: it is not packed, or not soundly;
+
+        or its groups are not in the order of its columns (`desc_act` of other tools).
+        """
+        layout, scheme, version = self._packed(module)
+        try:
+            if layout == GPTQ:
+                return gptq.unpack(module, scheme, version, self.read)
+            unpack = compressed_tensors.unpack if layout == PACK_QUANTIZED else compressed_tensors.unpack_plain
+            return unpack(module, scheme, self.read)
+        except (ValueError, RuntimeError) as error:
+            raise self._misfit(module, scheme, error) from error
+
+    def _packed(self, module: str) -> tuple[str | None, Scheme, int]:
+        """Layout, scheme and version of a packed module."""
+        packing = self.packing
+        scheme = packing.scheme(module) if packing else None
+        if packing is None or scheme is None:
+            raise StepFailed(
+                f"`{module}` is packed, but quantization_config in {self.folder / 'config.json'} does not describe it",
+                _DOWNLOAD_AGAIN,
+            )
+        return self._layout(module), scheme, packing.version
+
+    def _misfit(self, module: str, scheme: Scheme, error: Exception) -> StepFailed:
+        message = f"the packed tensors of `{module}` do not fit its scheme ({scheme.describe()}): {error}"
+        return StepFailed(message, _DOWNLOAD_AGAIN)
+
+    def read_module_weight(self, module: str) -> torch.Tensor:
+        """`read_weight` by the name of the module."""
+        return self.read_weight(f"{module}.weight")
+
+
+def truncated(header: TensorHeader, read: int) -> StepFailed:
+    return StepFailed(
+        f"{header.shard} is cut short: `{header.name}` takes {header.nbytes} bytes there, only {read} could be read",
+        _DOWNLOAD_AGAIN,
+    )
+
+
+def require_finite(tensor: torch.Tensor, name: str, shard: str) -> None:
+    """StepFailed if a floating tensor holds NaN or infinite values: how many, and where the first is."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return
+    if tensor.element_size() == 1:  # fp8 has no arithmetic of its own
+        tensor = tensor.to(torch.float16)
+    low, high = torch.aminmax(tensor)  # one vectorized pass, no temporary; NaN propagates
+    if bool(torch.isfinite(low)) and bool(torch.isfinite(high)):
+        return
+    flat = tensor.reshape(-1)
+    nans, infinite = int(flat.isnan().sum()), int(flat.isinf().sum())
+    first = int((~flat.isfinite()).nonzero()[0])
+    index = [int(i) for i in torch.unravel_index(torch.tensor(first), tensor.shape)]
+    kinds = [f"{count} {kind}" for count, kind in ((nans, "NaN"), (infinite, "infinite")) if count]
+    values = "value" if nans + infinite == 1 else "values"
+    raise StepFailed(
+        f"`{name}` in {shard} holds {' and '.join(kinds)} {values}, the first at {index}",
+        "the checkpoint is damaged or its training diverged; " + _DOWNLOAD_AGAIN,
+    )

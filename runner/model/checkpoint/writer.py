@@ -1,0 +1,197 @@
+"""Writing a checkpoint in parts that survive a crash, and putting the parts together in the end.
+
+A layer-wise step writes one part per layer while it runs: a safetensors file that exists only once it is whole.
+`finish` lays the tensors of all parts out in shards as Hugging Face names them, by copying bytes: memory stays
+constant, equal parts give equal bytes, and a crash at any point is repaired by calling it again. A part is removed once
+every shard that takes from it is whole, so that the disk holds the checkpoint once, plus one shard. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.errors import StepFailed
+from runner.model.checkpoint.safetensors_writer import (
+    Entry,
+    aligned,
+    copy_range,
+    header,
+    read_entries,
+    write_all,
+    written,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from runner.model.checkpoint.reader import ShardReader
+
+_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B\s*$", re.IGNORECASE)
+_PLAN = "consolidation.json"
+_INDEX = "model.safetensors.index.json"
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "5GB" (10⁹, as transformers counts), "512MiB" (2²⁰), "800KB", "123B". ValueError: what is allowed."""
+    found = _SIZE.match(text)
+    power = " KMGT".index(found.group(2).upper() or " ") if found else 0
+    size = int(float(found.group(1)) * (1024 if found.group(3) else 1000) ** power) if found else 0
+    if size < 1 or (found is not None and found.group(3) and not power):
+        raise ValueError(f"`{text}` is no size; write a number and a unit, like 5GB, 800MB or 512MiB")
+    return size
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A tensor on its way into a shard: its bytes lie at `offset` of the part's file."""
+
+    part: str
+    offset: int
+    entry: Entry
+
+
+class PartWriter:
+    """The parts of one checkpoint, in a folder of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, part: str) -> Path:
+        return self.folder / f"{part}.safetensors"
+
+    def has(self, part: str) -> bool:
+        return self.path(part).exists()
+
+    def add(self, part: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Write a part from tensors, replacing one of that name. Equal tensors give equal bytes, in any order."""
+        import torch
+
+        from runner.model.checkpoint.reader import DTYPE_NAMES
+
+        entries = aligned(
+            Entry(name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), tensor.nbytes)
+            for name, tensor in sorted(tensors.items())
+        )
+        with written(self.path(part)) as file:
+            write_all(file, header(entries))
+            for entry in entries:
+                flat = tensors[entry.name].detach().cpu().contiguous().reshape(-1)
+                write_all(file, flat.view(torch.uint8).numpy().data)
+
+    def copy(
+        self, part: str, reader: ShardReader, names: Iterable[str], renamed: Mapping[str, str] | None = None
+    ) -> None:
+        """Write a part from tensors of another checkpoint as they are, without loading them.
+
+        `renamed` gives tensors of these names others in the part.
+        """
+        new = renamed or {}
+        found = {new.get(name, name): reader.header(name) for name in sorted(names)}
+        entries = aligned(Entry(name, h.dtype, h.shape, h.nbytes) for name, h in sorted(found.items()))
+        with written(self.path(part)) as file:
+            write_all(file, header(entries))
+            for entry in entries:
+                source = found[entry.name]
+                what = f"{source.shard}, tensor `{source.name}`,"
+                copy_range(reader.file(source.shard), source.begin, entry.nbytes, file, what)
+
+    def finish(self, out: Path, max_shard_bytes: int, order: Sequence[str] | None = None) -> tuple[str, ...]:
+        """Put the parts together in `out`, in `order` (by name if None); return the names of the files, sorted.
+
+        Call it again after a crash with the same arguments; once it is done, calling it again changes nothing.
+        """
+        plan_file = self.folder / _PLAN
+        if plan_file.exists():
+            shards = _decode(json.loads(plan_file.read_text(encoding="utf-8")))
+        else:
+            shards = self._plan(max_shard_bytes, order)
+            with written(plan_file) as file:
+                write_all(file, json.dumps(_encode(shards)).encode())
+        out.mkdir(parents=True, exist_ok=True)
+        last_use = {piece.part: name for name, pieces in shards.items() for piece in pieces}
+        for name, pieces in shards.items():
+            if not (out / name).exists():
+                self._write_shard(out / name, pieces)
+            for part, last in last_use.items():
+                if last == name:
+                    self.path(part).unlink(missing_ok=True)
+        if len(shards) == 1:
+            return tuple(shards)
+        with written(out / _INDEX) as file:
+            write_all(file, _index(shards))
+        return tuple(sorted((*shards, _INDEX)))
+
+    def _plan(self, max_shard_bytes: int, order: Sequence[str] | None) -> dict[str, list[_Piece]]:
+        """Fill shards in order up to the limit; a tensor beyond the limit has a shard to itself."""
+        filled: list[list[_Piece]] = [[]]
+        size, seen = 0, set()
+        for part in sorted(p.stem for p in self.folder.glob("*.safetensors")) if order is None else order:
+            if not self.has(part):
+                raise self._missing(part)
+            for name, (entry, offset) in sorted(read_entries(self.path(part)).items()):
+                if name in seen:
+                    raise ValueError(f"tensor {name!r} is in two parts")
+                seen.add(name)
+                if filled[-1] and size + entry.nbytes > max_shard_bytes:
+                    filled.append([])
+                    size = 0
+                filled[-1].append(_Piece(part, offset, entry))
+                size += entry.nbytes
+        if len(filled) == 1:
+            return {"model.safetensors": filled[0]}
+        return {f"model-{i:05d}-of-{len(filled):05d}.safetensors": pieces for i, pieces in enumerate(filled, 1)}
+
+    def _missing(self, part: str) -> StepFailed:
+        return StepFailed(
+            f"part `{part}` of the checkpoint is missing in {self.folder}",
+            "remove that folder's parent, and the step starts again",
+        )
+
+    def _write_shard(self, path: Path, pieces: Sequence[_Piece]) -> None:
+        by_name = {piece.entry.name: piece for piece in pieces}
+        entries = aligned(piece.entry for piece in pieces)
+        files: dict[str, int] = {}
+        try:
+            with written(path) as target:
+                write_all(target, header(entries))
+                for entry in entries:
+                    piece = by_name[entry.name]
+                    if piece.part not in files:
+                        if not self.has(piece.part):
+                            raise self._missing(piece.part)
+                        files[piece.part] = os.open(self.path(piece.part), os.O_RDONLY)
+                    copy_range(files[piece.part], piece.offset, entry.nbytes, target, f"part `{piece.part}`")
+        finally:
+            for file in files.values():
+                os.close(file)
+
+
+def _index(shards: Mapping[str, Sequence[_Piece]]) -> bytes:
+    weights = {piece.entry.name: name for name, pieces in shards.items() for piece in pieces}
+    total = sum(piece.entry.nbytes for pieces in shards.values() for piece in pieces)
+    index = {"metadata": {"total_size": total}, "weight_map": weights}
+    return (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _encode(shards: Mapping[str, Sequence[_Piece]]) -> dict[str, Any]:
+    return {
+        name: [[p.part, p.offset, p.entry.name, p.entry.dtype, list(p.entry.shape), p.entry.nbytes] for p in pieces]
+        for name, pieces in shards.items()
+    }
+
+
+def _decode(plan: Mapping[str, Any]) -> dict[str, list[_Piece]]:
+    return {
+        name: [
+            _Piece(part, offset, Entry(tensor, dtype, tuple(shape), nbytes))
+            for part, offset, tensor, dtype, shape, nbytes in rows
+        ]
+        for name, rows in plan.items()
+    }

@@ -1,0 +1,72 @@
+"""From the linears of one group and their statistics to new weights: stacking, the method, splitting, installing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from runner.model.checkpoint.formats.quantized import Quantized
+from runner.model.layerwise.method import LayerMethod, Linear, Statistics, Transformed
+from runner.model.layerwise.patterns import module_params
+
+Weights = Mapping[str, torch.Tensor]  # module's name in the checkpoint → weight [out, in], in the type it is stored in
+
+
+def solve(method: LayerMethod, params: Mapping[str, Any], weights: Weights, seen: Statistics) -> dict[str, Transformed]:
+    """Transform linears that see one input. Linears that `ignore` names are absent from the result."""
+    done: dict[str, Transformed] = {}
+    for names, own in teams(method, params, list(weights)):
+        stacked = torch.cat([weights[name].float() for name in names])
+        linear = Linear(tuple(names), stacked, weights[names[0]].dtype)
+        done |= split(names, weights, method.transform(linear, seen, own))
+    return done
+
+
+def teams(
+    method: LayerMethod, params: Mapping[str, Any], names: Sequence[str]
+) -> list[tuple[list[str], dict[str, Any]]]:
+    """Which linears are solved together, and with which params: all with equal ones if the method stacks, else each."""
+    found: list[tuple[list[str], dict[str, Any]]] = []
+    for name in names:
+        own = module_params(params, name)
+        if own is None:
+            continue
+        team = next((t for t, p in found if p == own), None) if method.stacked else None
+        if team is None:
+            found.append(([name], own))
+        else:
+            team.append(name)
+    return found
+
+
+def split(names: Sequence[str], weights: Weights, whole: Transformed) -> dict[str, Transformed]:
+    """Give each module its rows of a stacked result. Metrics are those of the stack."""
+    if len(names) == 1:
+        return {names[0]: whole}
+    sizes = [weights[name].shape[0] for name in names]
+    done, start = {}, 0
+    for name, size in zip(names, sizes, strict=True):
+        rows = slice(start, start + size)
+        start += size
+        if whole.quantized is not None:
+            done[name] = replace(whole, quantized=take_rows(whole.quantized, rows))
+        elif whole.weight is not None:
+            done[name] = replace(whole, weight=whole.weight[rows])
+    return done
+
+
+def take_rows(q: Quantized, rows: slice) -> Quantized:
+    zero = None if q.zero_point is None else q.zero_point[rows].contiguous()
+    return replace(q, integers=q.integers[rows].contiguous(), scale=q.scale[rows].contiguous(), zero_point=zero)
+
+
+def dense(result: Transformed, stored: torch.dtype) -> torch.Tensor:
+    """The weight [out, in] as a reader of the written checkpoint will see it."""
+    if result.quantized is not None:
+        return result.quantized.dequantize(stored)
+    if result.weight is None:
+        raise ValueError("a method gives back a weight or a quantized one")
+    return result.weight.to(stored)

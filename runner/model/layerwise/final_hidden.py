@@ -1,0 +1,56 @@
+"""A checkpoint's final hidden states, streamed layer by layer, and the logits made of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from runner.contracts.context import Context
+from runner.model.layerwise import progress_file
+from runner.model.layerwise.forward_modes import forward
+from runner.model.layerwise.hidden_states import Flow
+from runner.model.layerwise.memory_budget import LOGIT_BYTES
+from runner.model.layerwise.streamed_model import Skeleton
+from runner.system import heap
+
+
+def final_hidden(
+    ctx: Context, skeleton: Skeleton, ids: torch.Tensor, folder: Path, progress: Path, before: int = 0, after: int = 0
+) -> Flow:
+    """Run `ids` through every layer; file (0, len(skeleton)) of the result holds what enters the last norm.
+
+    `before` and `after` are the layers that the step runs before and after these: events count all of them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    flow = Flow(skeleton, ids, folder)
+    saved = progress_file.load(progress, len(skeleton))
+    left = heap.Layers()
+    with torch.no_grad():
+        if not flow.begin(saved.layer, saved.hidden):
+            saved = progress_file.Progress(len(skeleton))
+            flow.begin(0, [])
+        for index in range(saved.layer, len(skeleton)):
+            ctx.safe_point()
+            started = time.perf_counter()
+            lane = flow.lane(0, index, skeleton.load(index))
+            for span in flow.spans:
+                lane.write(span[0], forward(lane, span, flow.call(index, span)))
+            skeleton.free(index)
+            saved.layer, saved.hidden = index + 1, flow.finished(index + 1)
+            saved.save(progress)
+            flow.drop(index)
+            left.ended()
+            seconds = time.perf_counter() - started
+            layers = before + len(skeleton) + after
+            ctx.emit("layer", layer=before + index + 1, layers=layers, seconds=seconds, error=None)
+    return flow
+
+
+def position_chunks(length: int, windows: int, vocabulary: int) -> Iterator[torch.Tensor]:
+    """Positions 0 … length − 2 (those with a next token), in chunks whose float32 logits fit LOGIT_BYTES."""
+    size = max(1, LOGIT_BYTES // (4 * windows * vocabulary))
+    for start in range(0, length - 1, size):
+        yield torch.arange(start, min(length - 1, start + size))

@@ -1,0 +1,96 @@
+"""What a layer-wise method is given and what it gives back. Importing this loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from runner.model.checkpoint.formats.quantized import Quantized
+
+STATISTICS = ("none", "input_norms", "hessian", "cross")
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear module, or several that see the same input stacked along their rows.
+
+    weight   float32 [out, in]
+    names    the modules' names in the checkpoint
+    dtype    the floating type the checkpoint stores weights in
+    """
+
+    names: tuple[str, ...]
+    weight: torch.Tensor
+    dtype: torch.dtype
+
+    @property
+    def in_features(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.shape[0]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the calibration inputs X [tokens, in] of a linear say, as far as the method asked for it.
+
+    input_norms  float32 [in]: the Euclidean norm of each input column
+    hessian      float32 [in, in]: (2 / tokens) · XᵀX
+    cross        float32 [in, in]: (2 / tokens) · (X_dense − X)ᵀ X, X_dense the inputs of the unchanged model
+    """
+
+    tokens: int = 0
+    input_norms: torch.Tensor | None = None
+    hessian: torch.Tensor | None = None
+    cross: torch.Tensor | None = None
+
+    def of(self, name: str) -> torch.Tensor:
+        """The named statistic; ValueError where the method did not ask for it."""
+        found: torch.Tensor | None = getattr(self, name)
+        if found is None:
+            raise ValueError(f"the method did not ask for the statistic {name!r}")
+        return found
+
+
+@dataclass(frozen=True)
+class Transformed:
+    """The new weight: `weight` float [out, in] for a dense checkpoint, or `quantized`. Or the weight stays, and what is
+
+    `added` to it acts beside it: (A [r, in], B [out, r]) of a term B A. `metrics` go into the record; `error`, where
+    given, is the relative squared error of the layer's output, tr(E H Eᵀ) / tr(W H Wᵀ).
+    """
+
+    weight: torch.Tensor | None = None
+    quantized: Quantized | None = None
+    added: tuple[torch.Tensor, torch.Tensor] | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+Transform = Callable[[Linear, Statistics, Mapping[str, Any]], Transformed]
+
+
+@dataclass(frozen=True)
+class LayerMethod:
+    """A method as the stream runs it.
+
+    statistics   what to collect: a name of STATISTICS, or a function of the params that gives one
+    stacked      rows are independent of each other: linears with one input and equal params are solved as one
+    """
+
+    transform: Transform
+    statistics: str | Callable[[Mapping[str, Any]], str] = "none"
+    stacked: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The step kind whose module holds `transform`: "quantize.gptq"."""
+        return ".".join(self.transform.__module__.split(".")[-2:])
+
+    def wants(self, params: Mapping[str, Any]) -> str:
+        return self.statistics if isinstance(self.statistics, str) else self.statistics(params)

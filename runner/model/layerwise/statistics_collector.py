@@ -1,0 +1,38 @@
+"""Collecting one group's calibration statistics, batch by batch."""
+
+from __future__ import annotations
+
+import torch
+
+from runner.model.layerwise import statistics
+from runner.model.layerwise.method import Statistics
+
+
+class Gatherer:
+    """Accumulates what a method wants of a linear's inputs; `add` takes [batch, length, in] of each lane."""
+
+    def __init__(self, want: str, columns: int, device: torch.device) -> None:
+        self.want = want
+        self.tokens = 0
+        self.squares = statistics.new_square_sums(columns, device) if want == "input_norms" else None
+        self.gram = statistics.new_gram(columns, device) if want in ("hessian", "cross") else None
+        self.cross = statistics.new_gram(columns, device) if want == "cross" else None
+
+    def add(self, changed: torch.Tensor, unchanged: torch.Tensor | None = None) -> None:
+        """`changed` is the input in the model being changed, `unchanged` in the original one (for "cross")."""
+        x = changed.reshape(-1, changed.shape[-1])
+        self.tokens += x.shape[0]
+        if self.squares is not None:
+            statistics.add_square_sums(self.squares, x)
+        if self.gram is not None:
+            statistics.add_gram(self.gram, x)
+        if self.cross is not None and unchanged is not None:
+            statistics.add_cross(self.cross, unchanged.reshape(x.shape), x)
+
+    def finish(self) -> Statistics:
+        return Statistics(
+            tokens=self.tokens,
+            input_norms=None if self.squares is None else statistics.input_norms(self.squares),
+            hessian=None if self.gram is None else statistics.finish_gram(self.gram, self.tokens),
+            cross=None if self.cross is None else statistics.finish_cross(self.cross, self.tokens),
+        )

@@ -1,0 +1,279 @@
+"""A causal language model of transformers whose weights come and go: built on the meta device, a layer real at a time.
+
+Nothing here knows an architecture. The decoder layers are found as the module list that holds them, buffers that no
+checkpoint carries (rotary tables, masks) are rebuilt by the model's own initializer, and one probing forward with
+pass-through layers records the arguments that each layer is called with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from runner.errors import Diagnostic, RecipeError
+from runner.model.architecture import inspect
+from runner.model.checkpoint.reader import ShardReader
+from runner.model.layerwise import adapter
+from runner.model.layerwise.dtypes import compute_dtype, stored_dtype
+from runner.model.layerwise.empty_model import build_empty
+from runner.model.layerwise.layer_probes import Call, EndOfLayers, Injector, Recorder, replaced
+from runner.model.layerwise.linear import is_conv1d, is_linear
+
+
+class Skeleton:
+    """A checkpoint opened for streaming. `layers[i]` is on the meta device except between `load` and `free`.
+
+    An adapter that the checkpoint carries acts on its linears from `load` to `free`. `dtype` is what the forward runs
+    in; by default the type that `compute_dtype` finds fastest.
+    """
+
+    def __init__(self, folder: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
+        from transformers import AutoConfig
+
+        self.folder = folder
+        self.device = torch.device(device)
+        self.reader = ShardReader(folder)
+        own_code = inspect.needs_own_code(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=own_code)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config  # packed weights are read as dense ones, by the reader
+        self.config = config
+        self.stored_dtype = stored_dtype(config)
+        self.dtype = dtype or compute_dtype(self.stored_dtype, self.device)
+        self.model = build_empty(config, dtype=self.dtype, trust_remote_code=own_code)
+        self.model.eval().requires_grad_(False)
+        self.layers_name, layers = find_layers(self.model, config)
+        self.layers: list[nn.Module] = list(layers)
+        self._names = stored_names(self.model, self.reader)
+        self._tied = tied_names(self.model)
+        self._wrap = False  # whether this architecture's layers return a tuple
+        self._check()
+        self.adapter = adapter.opened(folder)
+        if self.adapter is not None:
+            self.adapter.check({n: m for n, m in self.model.named_modules() if n.startswith(self.layers_name + ".")})
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def stored_name(self, parameter: str) -> str | None:
+        """The name of a parameter in the checkpoint; None where it has none."""
+        return self._names.get(parameter)
+
+    def tied_to(self, parameter: str) -> list[str]:
+        """The parameters that share their tensor with this one."""
+        return [name for name, source in self._tied.items() if source == parameter]
+
+    def layer_name(self, index: int) -> str:
+        """The name of a decoder layer in the skeleton: "model.layers.3"."""
+        return f"{self.layers_name}.{index}"
+
+    def stored_module(self, name: str) -> str:
+        """The name that a module with a weight has in the checkpoint."""
+        return self._names[f"{name}.weight"].removesuffix(".weight")
+
+    def widest(self) -> int:
+        """The most columns that any linear of the decoder layers has."""
+        inside = [module for layer in self.layers for module in layer.modules()]
+        conv1d = [int(module.get_parameter("weight").shape[0]) for module in inside if is_conv1d(module)]
+        return max([*conv1d, *(module.in_features for module in inside if isinstance(module, nn.Linear))], default=0)
+
+    def linear_names(self) -> dict[str, str]:
+        """Name in the checkpoint → name in the model, of every linear of the decoder layers."""
+        inside = ((n, m) for n, m in self.model.named_modules() if n.startswith(self.layers_name + "."))
+        return {self.stored_module(n): n for n, m in inside if is_linear(m)}
+
+    def load(self, index: int) -> nn.Module:
+        """Read one decoder layer from the shards into memory; weights are checked to be finite."""
+        layer = self.layers[index]
+        self._materialize(layer, self.layer_name(index) + ".")
+        if self.adapter is not None:
+            self.adapter.attach(layer, self.layer_name(index))
+        return layer
+
+    def free(self, index: int) -> None:
+        if self.adapter is not None:
+            self.adapter.detach(self.layer_name(index))
+        self.layers[index].to("meta")
+
+    def is_packed(self, name: str) -> bool:
+        """Whether the checkpoint stores the weight of a module, named as in the model, as integers."""
+        weight = f"{name}.weight"
+        return self._packed(self._names.get(weight, weight))
+
+    def load_module(self, name: str, keys: tuple[str, ...] | None = None) -> None:
+        """Make the parameters and buffers that a module itself holds real; with `keys` only the parameters so named."""
+        self._materialize(self.model.get_submodule(name), f"{name}." if name else "", recurse=False, keys=keys)
+
+    def load_rest(self, *, embedding: bool = True) -> None:
+        """Make all but the decoder layers real; without `embedding` the input table stays away unless it is tied."""
+        skipped = None
+        if not embedding and not self._tied:
+            skipped = self.model.get_input_embeddings()
+        for name, module in self.model.named_modules():
+            if name == self.layers_name or name.startswith(self.layers_name + ".") or module is skipped:
+                continue
+            self._materialize(module, f"{name}." if name else "", recurse=False)
+
+    def free_rest(self) -> None:
+        for name, module in self.model.named_modules():
+            if not (name == self.layers_name or name.startswith(self.layers_name + ".")):
+                module._apply(lambda tensor: tensor.to("meta"), recurse=False)
+
+    def calls(self, ids: torch.Tensor) -> tuple[torch.Tensor, list[Call]]:
+        """Embed `ids` [batch, length] and return the first layer's input [batch, length, hidden] and, for every layer,
+
+        the positional and keyword arguments it gets after the hidden states. Needs `load_rest`.
+        """
+        hidden: torch.Tensor | None = None
+        for wrap in (False, True):
+            self._wrap = wrap
+            recorders = [Recorder(layer, wrap, i == len(self) - 1) for i, layer in enumerate(self.layers)]
+            with self._replaced(recorders), contextlib.suppress(EndOfLayers):
+                self.model(input_ids=ids, use_cache=False)
+            hidden = recorders[0].hidden
+            if all(r.hidden is not None and hidden is not None and r.hidden.shape == hidden.shape for r in recorders):
+                break
+        if hidden is None:
+            message = f"{type(self.model).__name__} does not run its decoder layers in order"
+            raise RecipeError([Diagnostic("R405", message)])
+        return hidden, [recorder.call for recorder in recorders]
+
+    def logits(self, hidden: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        """The model's head on final hidden states [batch, length, hidden], at the positions `keep`: float32 logits.
+
+        The model's own forward runs around injected layers, so that norms, scalings and soft caps are its own.
+        """
+        with self._replaced([Injector(layer, hidden, self._wrap) for layer in self.layers]):
+            out = self.model(inputs_embeds=hidden, use_cache=False, logits_to_keep=keep).logits
+        logits: torch.Tensor = out.float()
+        return logits
+
+    def _replaced(self, modules: list[Any]) -> Any:
+        return replaced(self.model, self.layers_name, modules)
+
+    def _check(self) -> None:
+        """Every tensor the model wants is in the shards, with the shape it wants."""
+        missing, wrong = [], []
+        wanted = [*self.model.named_parameters(), *persistent_buffers(self.model)]
+        for name, tensor in wanted:
+            stored = self._names.get(name, name)
+            if self._packed(stored):
+                continue
+            header = self.reader.headers.get(stored)
+            if header is None:
+                if name not in self._tied:
+                    missing.append(stored)
+            elif tuple(header.shape) != tuple(tensor.shape):
+                is_, wants = list(header.shape), list(tensor.shape)
+                wrong.append(f"`{stored}` is {is_} in {header.shard}, the model wants {wants}")
+        found = [
+            *(Diagnostic("R406", f"tensor `{n}` is missing from {self.folder}") for n in missing),
+            *(Diagnostic("R407", text) for text in wrong),
+        ]
+        if found:
+            raise RecipeError(found)
+
+    def _materialize(
+        self, module: nn.Module, prefix: str, recurse: bool = True, keys: tuple[str, ...] | None = None
+    ) -> None:
+        modules = module.named_modules() if recurse else [("", module)]
+        for name, inner in modules:
+            where = f"{prefix}{name}." if name else prefix
+            for key, parameter in list(inner._parameters.items()):
+                if parameter is not None and parameter.is_meta and (keys is None or key in keys):
+                    inner._parameters[key] = self._parameter(inner, key, where)
+            if keys is not None:
+                continue
+            saved = dict(persistent_buffers(inner, recurse=False))
+            fresh = False
+            for key, buffer in list(inner._buffers.items()):
+                if buffer is not None and buffer.is_meta:
+                    if key in saved and where + key in self._names:
+                        inner._buffers[key] = self.reader.read(self._names[where + key]).to(self.device)
+                    else:
+                        inner._buffers[key] = torch.empty(buffer.shape, dtype=buffer.dtype, device=self.device)
+                        fresh = True
+            if fresh:
+                self.model._init_weights(inner)
+
+    def _parameter(self, module: nn.Module, key: str, where: str) -> nn.Parameter:
+        name = where + key
+        stored = self._names.get(name, name)
+        packed = self._packed(stored)
+        if stored not in self.reader.headers and not packed and name in self._tied:
+            stored = self._names[self._tied[name]]
+        tensor = self.reader.read_module_weight(stored.removesuffix(".weight")) if packed else self.reader.read(stored)
+        if packed and is_conv1d(module):
+            tensor = tensor.T.contiguous()
+        parameter = nn.Parameter(tensor.to(self.device, self.dtype), requires_grad=False)
+        parameter._is_hf_initialized = True  # type: ignore[attr-defined]  # or _init_weights would draw it anew
+        return parameter
+
+    def _packed(self, stored: str) -> bool:
+        module, _, key = stored.rpartition(".")
+        return key == "weight" and self.reader.is_packed(module)
+
+
+def stored_names(model: Any, reader: ShardReader) -> dict[str, str]:
+    """Parameter or buffer name in the model → name in the checkpoint, by transformers' own table of renamings.
+
+    A packed module counts as holding `<module>.weight`.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+    transforms = get_model_conversion_mapping(model)
+    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+    converters: list[Any] = [t for t in transforms if not isinstance(t, WeightRenaming)]
+    wanted = model.state_dict()
+    names: dict[str, str] = {}
+    for stored in reader.names():
+        module, _, key = stored.rpartition(".")
+        weight = f"{module}.weight" if key in ("weight_packed", "qweight") else stored
+        name, converter = rename_source_key(weight, renamings, converters, model.base_model_prefix, wanted)
+        if converter is not None:
+            message = f"`{stored}` is stored in a form that transformers converts on loading, which cannot be streamed"
+            raise RecipeError([Diagnostic("R408", message, "load it with transformers and save it again")])
+        names[name] = weight
+    return names
+
+
+def find_layers(model: nn.Module, config: Any) -> tuple[str, nn.ModuleList]:
+    """The outermost module list with as many entries as the configuration has hidden layers."""
+    text = config.get_text_config()
+    count = text.num_hidden_layers
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return name, module
+    raise RecipeError([Diagnostic("R404", f"{type(model).__name__} has no list of {count} decoder layers")])
+
+
+def persistent_buffers(module: nn.Module, recurse: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
+    """Buffers that a checkpoint carries."""
+    for name, inner in module.named_modules() if recurse else [("", module)]:
+        for key, buffer in inner._buffers.items():
+            if buffer is not None and key not in inner._non_persistent_buffers_set:
+                yield (f"{name}.{key}" if name else key), buffer
+
+
+def tied_names(model: Any) -> dict[str, str]:
+    """Parameter name → the name it shares its tensor with, where the configuration ties the embeddings."""
+    if not getattr(model.config, "tie_word_embeddings", False):
+        return {}
+    keys = getattr(model, "_tied_weights_keys", None) or {}
+    if isinstance(keys, dict):
+        return dict(keys)
+    embedding = model.get_input_embeddings()
+    source = next(n for n, m in model.named_modules() if m is embedding)
+    return dict.fromkeys(keys, f"{source}.weight")
+
+
+def dense_copy(layer: nn.Module) -> nn.Module:
+    """The layer with its present weights, which later changes of the original do not touch."""
+    return copy.deepcopy(layer)

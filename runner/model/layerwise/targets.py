@@ -1,0 +1,31 @@
+"""Which modules a step changes and how it stores them, from its params and the headers. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from runner.contracts.facts import CheckpointFacts, LinearFacts
+from runner.model.checkpoint.formats.rules import Scheme
+from runner.model.layerwise.patterns import module_params
+
+Params = Mapping[str, Any]
+
+
+def chosen(params: Params, facts: CheckpointFacts) -> dict[LinearFacts, dict[str, Any]]:
+    """The linears a step changes, each with the params that hold for it."""
+    own = ((linear, module_params(params, linear.name)) for linear in facts.linears)
+    return {linear: p for linear, p in own if p is not None}
+
+
+def scheme(params: Params) -> Scheme | None:
+    """How a step with these params stores a weight; None for one that keeps weights dense."""
+    if "bits" not in params or "format" not in params:
+        return None
+    return Scheme(int(params["bits"]), params["group_size"], bool(params["symmetric"]))
+
+
+def planned_schemes(params: Params, facts: CheckpointFacts) -> dict[str, Scheme]:
+    """Module → scheme, for every module that will be packed."""
+    found = {linear.name: scheme(own) for linear, own in chosen(params, facts).items()}
+    return {name: stored for name, stored in found.items() if stored is not None}

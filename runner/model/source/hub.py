@@ -1,0 +1,165 @@
+"""Models and data of the Hugging Face Hub: what is cached first, else over the network, always pinned to a commit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from runner.contracts.facts import DTYPE_BYTES, CheckpointFacts, TensorHeader
+from runner.errors import Diagnostic, RecipeError
+from runner.model.architecture import decoder_layers, remote_code
+from runner.model.architecture.supported import refuse_config
+from runner.model.checkpoint import headers
+
+_COMPANIONS = ["*.json", "*.model", "*.txt", "*.jinja"]
+_WEIGHTS = ["model*.safetensors"]
+_NESTED = ["*/*"]  # other formats and originals live in subfolders
+
+
+def _small() -> list[str]:
+    """What is fetched beside weights: code, too, where it may run."""
+    return [*_COMPANIONS, *([remote_code.CODE] if remote_code.is_allowed() else [])]
+
+
+def cached_model(id: str, revision: str | None) -> Path | None:
+    """The folder of a model that is wholly in the local cache, or None. Its name is the commit."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(
+            snapshot_download(
+                id,
+                revision=revision,
+                local_files_only=True,
+                allow_patterns=_small() + _WEIGHTS,
+                ignore_patterns=_NESTED,
+            )
+        )
+    except (OSError, ValueError):
+        return None
+    return folder if _complete(folder) else None
+
+
+def _complete(folder: Path) -> bool:
+    """Whether config.json and every shard are there; what is wrong inside them is told later, with its own message."""
+    if not (folder / "config.json").is_file():
+        return False
+    if (folder / headers.SINGLE).is_file():
+        return True
+    try:
+        return all((folder / shard).is_file() for shard in set(headers.read_index(folder).values()))
+    except RecipeError:
+        return False
+
+
+def model_commit(id: str, revision: str | None) -> str:
+    """The commit that a branch or tag of a model stands for now."""
+    from huggingface_hub import HfApi
+
+    with told("model", id, revision):
+        return str(HfApi().model_info(id, revision=revision).sha)
+
+
+def download_small(id: str, commit: str) -> Path:
+    """Config and tokenizer, without weights: all that a plan needs beside the headers."""
+    from huggingface_hub import snapshot_download
+
+    with told("model", id, commit):
+        return Path(snapshot_download(id, revision=commit, allow_patterns=_small(), ignore_patterns=_NESTED))
+
+
+def download_model(id: str, commit: str) -> Path:
+    """The whole checkpoint at a commit; what is already in the cache is not fetched again."""
+    from huggingface_hub import snapshot_download
+
+    with told("model", id, commit):
+        return Path(snapshot_download(id, revision=commit, allow_patterns=_small() + _WEIGHTS, ignore_patterns=_NESTED))
+
+
+def remote_facts(id: str, commit: str, folder: Path) -> CheckpointFacts:
+    """Facts from the headers on the Hub; no weights are downloaded. `folder` is that of `download_small`."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import NotASafetensorsRepoError
+
+    config = headers.read_config(folder)
+    refusal = refuse_config(config, f"`{id}`")
+    if refusal:
+        raise RecipeError([refusal])
+    with told("model", id, commit):
+        try:
+            metadata = HfApi().get_safetensors_metadata(id, revision=commit)
+        except NotASafetensorsRepoError:
+            raise RecipeError(
+                [
+                    Diagnostic(
+                        "R433",
+                        f"`{id}` has no safetensors files on the Hub",
+                        "convert it with `save_pretrained` of transformers and name the new folder",
+                    )
+                ]
+            ) from None
+    tensors = {}
+    for shard in sorted(metadata.files_metadata):
+        for name, info in sorted(metadata.files_metadata[shard].tensors.items()):
+            if info.dtype not in DTYPE_BYTES:
+                raise RecipeError(
+                    [Diagnostic("R438", f"`{name}` of `{id}` has the dtype {info.dtype}, which is unknown")]
+                )
+            begin, end = info.data_offsets
+            tensors[name] = TensorHeader(name, str(info.dtype), tuple(info.shape), shard, begin, end)
+    return decoder_layers.build(config, tensors, id, {})
+
+
+def dataset_commit(id: str, revision: str | None) -> str:
+    """The commit that a branch or tag of a dataset stands for: now, or when it was last downloaded if offline."""
+    from huggingface_hub import HfApi, constants
+
+    try:
+        with told("dataset", id, revision):
+            return str(HfApi().dataset_info(id, revision=revision).sha)
+    except RecipeError:
+        reference = Path(constants.HF_HUB_CACHE) / f"datasets--{id.replace('/', '--')}" / "refs" / (revision or "main")
+        if reference.is_file():
+            return reference.read_text("utf-8").strip()
+        raise
+
+
+@contextmanager
+def told(noun: str, id: str, revision: str | None) -> Iterator[None]:
+    """Turns what huggingface_hub raises into a RecipeError with the remedy."""
+    from huggingface_hub import errors
+
+    # The HTTP library below changed its name between releases; its base error is a base of HfHubHTTPError.
+    bases = errors.HfHubHTTPError.__mro__
+    unreached: tuple[type[Exception], ...] = (OSError,)
+    unreached += tuple(base for base in bases if issubclass(base, Exception) and base.__name__ == "HTTPError")
+    at = f" at revision `{revision}`" if revision else ""
+    try:
+        yield
+    except errors.GatedRepoError:
+        message = f"the {noun} `{id}` is gated: its terms must be accepted on https://huggingface.co/{id}"
+        help = "accept them there, then `hf auth login` or set HF_TOKEN"
+    except errors.RevisionNotFoundError:
+        message, help = f"the {noun} `{id}` has no revision `{revision}`", "name a branch, tag or commit of it"
+    except errors.RepositoryNotFoundError:
+        message = f"there is no {noun} `{id}` on the Hub, or it is private"
+        help = "check the spelling; for a private one, `hf auth login` or set HF_TOKEN"
+    except errors.HFValidationError:
+        message, help = f"`{id}` is not an id of the Hub", "an id has the form `organisation/name`"
+    except errors.OfflineModeIsEnabled:
+        asked = os.environ.get("RUNNER_OFFLINE") == "1"
+        who = "--offline" if asked else "HF_HUB_OFFLINE"
+        message = f"the {noun} `{id}`{at} is not in the local cache, and {who} forbids the network"
+        help = f"{'leave out' if asked else 'unset'} {who}, or download it elsewhere and name its folder"
+    except unreached as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        message = f"the {noun} `{id}`{at} is not in the local cache, and the Hub cannot be reached: {reason}"
+        help = (
+            f"check the network, or download it elsewhere (`hf download {id}"
+            f"{' --repo-type dataset' if noun == 'dataset' else ''}`) and name its folder"
+        )
+    else:
+        return
+    raise RecipeError([Diagnostic("R431", message, help)])

@@ -1,0 +1,162 @@
+"""What is refused before anything is read, by name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner.errors import RecipeError
+from runner.model.architecture import inspect, supported
+from tests.model.checkpoints import LLAMA, llama_shapes, write
+
+ENCODER_REMEDY = "choose a decoder-only model, such as one of type `llama`, `qwen3` or `gemma2`"
+UPGRADE = "upgrade transformers if the model is newer than it: `pip install --upgrade transformers`"
+UNKNOWN = "`m` has the model type `{}`, which the installed transformers does not know as a causal language model"
+
+
+def test_the_models_of_transformers_are_known() -> None:
+    """The list read as text is the one that transformers itself uses."""
+    code = (
+        "from runner.model.architecture.supported import causal_models; found = dict(causal_models()); import sys; "
+        "assert 'transformers' not in sys.modules and 'torch' not in sys.modules; "
+        "from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as known; "
+        "assert found == dict(known), found"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2", "opt", "gpt_neox"],
+)
+def test_supported(model_type: str) -> None:
+    config = {"model_type": model_type, "architectures": [supported.causal_models()[model_type]]}
+    assert supported.refuse_config(config, "`m`") is None
+
+
+REFUSED: list[tuple[dict[str, Any], tuple[str, str, str]]] = [
+    (
+        {},
+        (
+            "R440",
+            "config.json of `m` has no `model_type`, so its architecture is unknown",
+            "name a folder that `save_pretrained` of transformers wrote",
+        ),
+    ),
+    ({"model_type": "lama"}, ("R440", UNKNOWN.format("lama") + "; did you mean `llama`?", UPGRADE)),
+    (
+        {"model_type": "zzzz", "auto_map": {"AutoModel": "modeling_x.X"}},
+        (
+            "R440",
+            UNKNOWN.format("zzzz"),
+            (
+                "the model brings its own code (modeling_x.py), which is not run: read it, then give "
+                "`--trust-remote-code`; or use a checkpoint converted to an architecture of transformers"
+            ),
+        ),
+    ),
+    (
+        {"model_type": "t5", "is_encoder_decoder": True},
+        (
+            "R442",
+            "`m` is an encoder-decoder (`t5`); only decoder-only language models can be compressed",
+            ENCODER_REMEDY,
+        ),
+    ),
+    (
+        {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}},
+        (
+            "R443",
+            (
+                "`m` is a `gemma3` model, which wraps its language model in others (images, sound); only the language "
+                "model alone can be compressed"
+            ),
+            (
+                "save the language model on its own (model type `gemma3_text`) with `save_pretrained` of transformers "
+                "and name that folder"
+            ),
+        ),
+    ),
+    (
+        {"model_type": "mixtral", "num_local_experts": 8},
+        (
+            "R441",
+            (
+                "`m` (`mixtral`) is a mixture of experts: config.json has `num_local_experts` = 8; mixtures cannot be "
+                "compressed yet"
+            ),
+            "choose a dense model",
+        ),
+    ),
+    (
+        {"model_type": "qwen2_moe", "moe_intermediate_size": 64},
+        (
+            "R441",
+            (
+                "`m` (`qwen2_moe`) is a mixture of experts: config.json has `moe_intermediate_size` = 64; mixtures "
+                "cannot be compressed yet"
+            ),
+            "choose a dense model",
+        ),
+    ),
+    (
+        {"model_type": "mamba"},
+        (
+            "R447",
+            (
+                "`m` (`mamba`) has state-space layers, whose weights are not used through linear modules; they cannot "
+                "be compressed"
+            ),
+            "choose a model whose decoder layers are attention and feed-forward blocks",
+        ),
+    ),
+    (
+        {"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]},
+        (
+            "R440",
+            (
+                "`m` is a `LlamaForSequenceClassification`; only causal language models can be compressed "
+                "(`LlamaForCausalLM` for the model type `llama`)"
+            ),
+            "choose a checkpoint of the language model itself",
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("config", "expected"), REFUSED)
+def test_refused(config: dict[str, Any], expected: tuple[str, str, str]) -> None:
+    found = supported.refuse_config(config, "`m`")
+    assert found is not None
+    assert (found.code, found.message, found.help) == expected
+
+
+def test_dense_models_may_have_empty_keys_of_mixtures() -> None:
+    config: dict[str, Any] = {
+        "model_type": "gemma4_text",
+        "num_experts": None,
+        "moe_intermediate_size": None,
+        "moe_layers": [],
+    }
+    assert supported.refuse_config(config, "`m`") is None
+
+
+def test_experts_in_the_names_of_tensors(tmp_path: Path) -> None:
+    shapes = llama_shapes() | {"model.layers.0.mlp.experts.0.up_proj.weight": ("BF16", [8, 8])}
+    with pytest.raises(RecipeError) as caught:
+        inspect.facts(write(tmp_path, shapes), "m")
+    assert caught.value.message == (
+        "`m` (`llama`) is a mixture of experts: it holds `model.layers.0.mlp.experts.0.up_proj.weight`; mixtures "
+        "cannot be compressed yet"
+    )
+
+
+def test_state_space_tensors(tmp_path: Path) -> None:
+    shapes = llama_shapes() | {f"model.layers.{i}.mixer.A_log": ("F32", [8, 8]) for i in range(4)}
+    with pytest.raises(RecipeError) as caught:
+        inspect.facts(write(tmp_path, shapes, LLAMA), "m")
+    assert [d.code for d in caught.value.diagnostics] == ["R447"]
