@@ -1,4 +1,7 @@
-"""The import graph: it flows one way, has no cycle, and concrete kinds are found by name, never imported."""
+"""The import graph: it flows one way, has no circle, keeps torch where it computes, and finds concrete kinds by name.
+
+Every import counts, those inside functions too; only those for type checkers do not.
+"""
 
 from __future__ import annotations
 
@@ -10,60 +13,82 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = (
-    "cli",
-    "commands",
-    "report",
-    "execute",
-    "job",
-    "progress",
-    "plan",
-    "steps",
-    "training",
-    "runtime",
-    "export",
-    "model",
-    "recipe",
-    "demo",
-    "errors",
+# Rooms from left to right: a module imports from its own room or from one further right. Rooms of one line are peers.
+ORDER = (
+    ("cli",),
+    ("commands",),
+    ("report",),
+    ("execute",),
+    ("search",),
+    ("job",),
+    ("plan",),
+    ("steps",),
+    ("training", "export", "runtime"),
+    ("methods",),
+    ("model.layerwise",),
+    ("data",),
+    ("model.source",),
+    ("model.card",),
+    ("model.architecture",),
+    ("model.checkpoint",),
+    ("contracts",),
+    ("recipe",),
+    ("progress",),
+    ("system",),
+    ("wording",),
+    ("errors",),
+    ("demo",),
 )
-LEAVES = {"runner", "runner.errors"}  # anyone may import these
-# Kinds say what happens, and everything may know the words for it.
-ALSO = {(package, "runner.progress.events") for package in ("steps", "training", "model")}
+LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
+# Rooms that never import what computes, and the modules in them that do because they handle tensors.
+LIGHT = (
+    "cli", "commands", "report", "execute", "search", "job", "plan", "contracts", "recipe", "progress", "wording",
+    "errors", "model.source", "model.architecture", "model.checkpoint",
+)  # fmt: skip
+COMPUTING = {
+    "runner.execute.worker", "runner.execute.context", "runner.execute.imports",
+    "runner.model.checkpoint.reader", "runner.model.checkpoint.writer", "runner.model.checkpoint.adapter_writer",
+    "runner.model.checkpoint.formats.bit_packing", "runner.model.checkpoint.formats.compressed_tensors",
+    "runner.model.checkpoint.formats.gptq", "runner.model.checkpoint.formats.quantized",
+}  # fmt: skip
+HEAVY = ("torch", "transformers", "accelerate", "peft", "compressed_tensors", "datasets", "triton", "onnxruntime")
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted((ROOT / "runner").rglob("*.py"))
 }
 
 
-def imports(tree: ast.AST, package: str, deferred: bool) -> Iterator[str]:
-    """The modules of this project that a file imports when it runs; with `deferred` those inside functions too."""
+def imports(tree: ast.AST) -> Iterator[str]:
+    """The modules that a file imports when it runs, at any depth."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and not deferred:
-            continue
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "runner")
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative import"
-            if node.module and node.module.split(".")[0] == "runner":
-                for alias in node.names:
-                    name = f"{node.module}.{alias.name}"
-                    yield name if name in MODULES else node.module
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name in MODULES else str(node.module)
         else:
-            yield from imports(node, package, deferred)
+            yield from imports(node)
 
 
-def edges(deferred: bool) -> dict[str, set[str]]:
-    return {
-        name: set(imports(ast.parse(path.read_text(encoding="utf-8")), name, deferred)) - {name}
-        for name, path in MODULES.items()
-    }
+EDGES = {
+    name: set(imports(ast.parse(path.read_text(encoding="utf-8")))) - {name} for name, path in MODULES.items()
+}  # fmt: skip
 
 
-def package(module: str) -> str:
-    return module.split(".")[1] if "." in module else ""
+def room(module: str) -> str:
+    """The room of a module of this project: "plan", "model.checkpoint"; "" for `runner` and `runner.__main__`."""
+    parts = module.split(".")[1:]
+    if not parts or parts[0] == "__main__":
+        return ""
+    return ".".join(parts[:2]) if parts[0] == "model" else parts[0]
+
+
+def ours(module: str) -> set[str]:
+    return {target for target in EDGES[module] if target in MODULES}
 
 
 def is_concrete(module: str) -> bool:
@@ -73,22 +98,20 @@ def is_concrete(module: str) -> bool:
 
 def test_it_found_the_project() -> None:
     assert {"runner.cli", "runner.errors", "runner.contracts.step_kind"} <= set(MODULES)
-    assert "runner.plan.resolve" in edges(deferred=True)["runner.commands.validate"]
+    assert "runner.plan.resolve" in EDGES["runner.commands.validate"]
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if "." in name and name != "runner.__main__"])
-def test_every_module_is_in_a_known_package(module: str) -> None:
-    assert package(module) in PACKAGES
+@pytest.mark.parametrize("module", [name for name in MODULES if room(name)])
+def test_every_module_is_in_a_known_room(module: str) -> None:
+    assert room(module) in {*LEVEL, "model"}
 
 
-def test_no_import_goes_back() -> None:
+def test_no_import_goes_left() -> None:
     back = [
         f"{module} imports {target}"
-        for module, targets in edges(deferred=True).items()
-        for target in sorted(targets - LEAVES)
-        if module not in ("runner", "runner.__main__")
-        and PACKAGES.index(package(target)) < PACKAGES.index(package(module))
-        and (package(module), target) not in ALSO
+        for module in MODULES
+        for target in sorted(ours(module))
+        if room(module) in LEVEL and room(target) in LEVEL and LEVEL[room(target)] < LEVEL[room(module)]
     ]
     assert back == []
 
@@ -96,26 +119,35 @@ def test_no_import_goes_back() -> None:
 def test_no_concrete_kind_is_imported_by_name() -> None:
     named = [
         f"{module} imports {target}"
-        for module, targets in edges(deferred=True).items()
-        for target in sorted(targets)
+        for module in MODULES
+        for target in sorted(ours(module))
         if is_concrete(target) and target.rpartition(".")[0] != module.rpartition(".")[0]
     ]
     assert named == []
 
 
-def test_no_cycle() -> None:
-    graph, done = edges(deferred=False), set[str]()
+def test_light_rooms_import_nothing_that_computes() -> None:
+    heavy = {
+        module: sorted(found)
+        for module in MODULES
+        if room(module) in LIGHT and (found := {t for t in EDGES[module] if t.split(".")[0] in HEAVY})
+    }
+    assert set(heavy) <= COMPUTING, {module: found for module, found in heavy.items() if module not in COMPUTING}
+
+
+def test_no_circle() -> None:
+    done = set[str]()
 
     def visit(module: str, path: list[str]) -> list[str]:
         if module in path:
             return [*path[path.index(module) :], module]
         if module in done:
             return []
-        for target in sorted(graph.get(module, ())):
-            if cycle := visit(target, [*path, module]):
-                return cycle
+        for target in sorted(ours(module)):
+            if circle := visit(target, [*path, module]):
+                return circle
         done.add(module)
         return []
 
-    for module in graph:
+    for module in MODULES:
         assert visit(module, []) == []

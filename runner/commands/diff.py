@@ -56,7 +56,7 @@ def _side(name: str, args: argparse.Namespace) -> Side:
 
     file = Path(name)
     if file.is_file() and file.suffix in (".yaml", ".yml"):
-        lock = lock_file.find_beside(name)
+        lock = lock_file.find_lock(name)
         return Side(name, load.load(name).document, lock_file.read(lock) if lock is not None else {})
     found = job_report.read(*options.job_of(argparse.Namespace(job=name, jobs=args.jobs)))
     return Side(

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         message = f"the lock of a recipe lies beside it, and `{args.recipe}` is in an installed package"
         raise UsageError(message, f"lock a file of your own that says `extends: {args.recipe}`")
     options.go_offline(args)
-    path = lock_file.find_beside(args.recipe) or lock_file.path_of(args.recipe)
+    path = lock_file.find_lock(args.recipe) or lock_file.path_of(args.recipe)
     old = _old(path, args.upgrade)
     fresh, chosen = _resolved(args, old)
     entries = {

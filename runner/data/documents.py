@@ -84,7 +84,7 @@ def _parquet(path: Path, field: str) -> Iterator[Document]:
 
 
 def _hub(spec: DataSpec) -> Iterator[Document]:
-    from runner.model.source.hub import told
+    from runner.model.source.hub import hub_errors_as_diagnostics
 
     try:
         import datasets
@@ -95,7 +95,7 @@ def _hub(spec: DataSpec) -> Iterator[Document]:
         ) from None
     id, _, configuration = spec.source.partition(":")
     empty = True
-    with told("dataset", id, spec.revision):
+    with hub_errors_as_diagnostics("dataset", id, spec.revision):
         try:
             rows = datasets.load_dataset(
                 id, configuration or None, split=spec.split, revision=spec.revision, streaming=True

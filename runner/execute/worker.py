@@ -44,7 +44,7 @@ def main() -> None:
             # A handler instead of SIG_IGN, which the processes that a step starts would inherit.
             signal.signal(getattr(signal, name), lambda *_: None)
     worker = Worker(events)
-    threading.Thread(target=worker.listen, args=(requests,), daemon=True).start()
+    threading.Thread(target=worker.read_messages, args=(requests,), daemon=True).start()
     while True:
         worker.serve(worker.requests.get())
 
@@ -59,7 +59,7 @@ class Worker:
         self._step: int | None = None
         self._writing = threading.Lock()
 
-    def listen(self, fd: int) -> None:
+    def read_messages(self, fd: int) -> None:
         """Read messages until the parent closes them; then there is nothing left to live for."""
         with os.fdopen(fd, "rb") as file:
             for line in file:
@@ -133,7 +133,7 @@ class Worker:
             context.safe_point()
             result = kind.run(context)
             memory = peak_memory.peak()
-            _give_back()
+            _release_memory()
             record = Record(
                 key=request.key,
                 key_inputs=request.key_inputs,
@@ -153,7 +153,7 @@ class Worker:
             return store.commit(stage, record)
 
 
-def _give_back() -> None:
+def _release_memory() -> None:
     """Free what the step has left behind, so that the next one begins with little."""
     gc.collect()
     heap.trim()

@@ -37,7 +37,7 @@ class Blocks(NamedTuple):
     rounding: float
 
 
-def carried(scheme: Scheme) -> str | tuple[str, str]:
+def block_type_for(scheme: Scheme) -> str | tuple[str, str]:
     """The type whose blocks hold the integers of a scheme; or (what is wrong, remedy), to follow the module's name."""
     group = scheme.group_size
     if isinstance(group, int) and group % BLOCK:

@@ -15,7 +15,7 @@ from runner.export.decoder import Shape, shape_of
 from runner.export.external_data import DataFile
 from runner.export.trace import DOMAIN, trace
 from runner.export.weights import MICROSOFT, Filler, Options
-from runner.model.layerwise.streamed_model import Skeleton
+from runner.model.layerwise.streamed_model import StreamedModel
 
 FILE = "model.onnx"
 DATA = "model.onnx.data"
@@ -56,15 +56,15 @@ def export(
     StepFailed as the checkpoint's readers have them; StepFailed too where integers cannot be carried as they are.
     """
     dtype = PRECISIONS[precision]
-    skeleton = Skeleton(checkpoint, "cpu", dtype)
-    model = trace(skeleton, opset)
+    streamed = StreamedModel(checkpoint, "cpu", dtype)
+    model = trace(streamed, opset)
     graph = model.graph
     with DataFile(out / DATA) as data:
-        filler = Filler(graph, skeleton, data, Options(target, dtype, accuracy_level))
+        filler = Filler(graph, streamed, data, Options(target, dtype, accuracy_level))
         filler.fill(progress)
-    skeleton.reader.close()
-    shape = shape_of(skeleton.config)
-    vocabulary = int(skeleton.config.vocab_size)
+    streamed.reader.close()
+    shape = shape_of(streamed.config)
+    vocabulary = int(streamed.config.vocab_size)
     inputs, outputs = _interface(shape, vocabulary, dtype)
     _clean(model)
     _name(graph, inputs, outputs)

@@ -18,7 +18,7 @@ BLOCKS = (256, 128, 64, 32, 16)  # MatMulNBits
 
 
 @dataclass(frozen=True)
-class Carried:
+class IntegerLayout:
     """`field` bits hold each integer; `block` columns share a stored scale (0: the whole row or matrix)."""
 
     field: int
@@ -31,36 +31,36 @@ class Carried:
         return f"{scheme.bits}-bit integers in fields of {self.field} bits"
 
 
-def carried(target: str, scheme: Scheme, in_features: int) -> Carried | tuple[str, str]:
+def layout_for(target: str, scheme: Scheme, in_features: int) -> IntegerLayout | tuple[str, str]:
     """How a weight of `in_features` columns goes into a graph for `target`; or (what is wrong, remedy)."""
     field = 4 if scheme.bits <= 4 else 8
     if target == TENSORRT:
         return _tensorrt(scheme, field, in_features)
     if scheme.strategy != "group":
-        return Carried(field, 128)
+        return IntegerLayout(field, 128)
     block = next((size for size in BLOCKS if scheme.columns(in_features) % size == 0), None)
     if block is None:
         return (
             f"has group_size {scheme.group_size}, which is no multiple of 16: MatMulNBits takes blocks of 16 to 256",
             f"quantize with group_size {_near(scheme.columns(in_features))}",
         )
-    return Carried(field, block)
+    return IntegerLayout(field, block)
 
 
-def _tensorrt(scheme: Scheme, field: int, in_features: int) -> Carried | tuple[str, str]:
+def _tensorrt(scheme: Scheme, field: int, in_features: int) -> IntegerLayout | tuple[str, str]:
     if not scheme.symmetric:
         return (
             "is quantized asymmetrically; TensorRT's INT4 and INT8 have no zero points",
             "quantize with `symmetric: true`, or use `target: onnxruntime`",
         )
     if scheme.strategy != "group":
-        return Carried(field, 0)
+        return IntegerLayout(field, 0)
     if in_features % scheme.columns(in_features):
         return (
             f"has {in_features} columns, which group_size {scheme.group_size} does not divide",
             "quantize with a group_size that divides them, or use `target: onnxruntime`",
         )
-    return Carried(field, scheme.columns(in_features))
+    return IntegerLayout(field, scheme.columns(in_features))
 
 
 def _near(size: int) -> int:

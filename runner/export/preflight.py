@@ -61,8 +61,8 @@ def _weights(facts: CheckpointFacts, target: str) -> list[Diagnostic]:
         ]
     complaints: dict[tuple[str, str], list[str]] = {}
     for name, (linear, scheme) in packed.items():
-        how = integer_layouts.carried(target, scheme, linear.in_features)
-        if not isinstance(how, integer_layouts.Carried):
+        how = integer_layouts.layout_for(target, scheme, linear.in_features)
+        if not isinstance(how, integer_layouts.IntegerLayout):
             complaints.setdefault(how, []).append(name)
     return [Diagnostic("R478", f"{_names(names)} {wrong}", remedy) for (wrong, remedy), names in complaints.items()]
 
@@ -78,8 +78,8 @@ def nbytes(facts: CheckpointFacts, target: str, precision: str) -> int:
     packed = schemes(facts)
     total = 0
     for linear, scheme in packed.values():
-        how = integer_layouts.carried(target, scheme, linear.in_features)
-        if isinstance(how, integer_layouts.Carried):
+        how = integer_layouts.layout_for(target, scheme, linear.in_features)
+        if isinstance(how, integer_layouts.IntegerLayout):
             block = how.block or linear.in_features
             groups = ceil_div(linear.in_features, block)
             total += linear.out_features * (groups * block * how.field // 8 + groups * (value + how.field // 8))

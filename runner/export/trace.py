@@ -18,26 +18,26 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from runner.export.decoder import Decoder, own_attention, shape_of
-from runner.model.layerwise.streamed_model import Skeleton
+from runner.model.layerwise.streamed_model import StreamedModel
 
 DOMAIN = "runner"  # of the placeholders
 LINEAR, EMBEDDING = "Linear", "Embedding"
 
 
-def trace(skeleton: Skeleton, opset: int) -> ir.Model:
+def trace(streamed: StreamedModel, opset: int) -> ir.Model:
     """The graph of a model; its weights are nodes `Linear` and `Embedding` of DOMAIN, with the attribute `module`."""
-    shape = shape_of(skeleton.config)
-    own_attention(skeleton.model)
-    _prepare(skeleton)
+    shape = shape_of(streamed.config)
+    own_attention(streamed.model)
+    _prepare(streamed)
     batch, new, past = 2, 3, 5  # any, but no two alike, and neither 0 nor 1
-    keys = torch.zeros(batch, shape.kv_heads, past, shape.head_dim, dtype=skeleton.dtype)
+    keys = torch.zeros(batch, shape.kv_heads, past, shape.head_dim, dtype=streamed.dtype)
     ids, positions = (torch.ones(batch, new, dtype=torch.int64) for _ in range(2))  # one tensor would be one input
     example = (ids, torch.ones(batch, past + new, dtype=torch.int64), positions, [keys.clone() for _ in shape.past])
     any_ = torch.export.Dim.DYNAMIC
     sizes = ({0: any_, 1: any_}, {0: any_, 1: any_}, {0: any_, 1: any_}, [{0: any_, 2: any_} for _ in shape.past])
     with torch.no_grad(), _placeholders(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own deprecations
-        program = torch.export.export(Decoder(skeleton.model), example, dynamic_shapes=sizes, strict=False)
+        program = torch.export.export(Decoder(streamed.model), example, dynamic_shapes=sizes, strict=False)
         exported = torch.onnx.export(
             program,
             input_names=["input_ids", "attention_mask", "position_ids", *shape.past],
@@ -50,25 +50,25 @@ def trace(skeleton: Skeleton, opset: int) -> ir.Model:
     return exported.model
 
 
-def _prepare(skeleton: Skeleton) -> None:
+def _prepare(streamed: StreamedModel) -> None:
     """Make everything real but the weights of linears and embeddings, which become empty."""
-    for name, module in skeleton.model.named_modules():
+    for name, module in streamed.model.named_modules():
         if isinstance(module, nn.Linear | Conv1D | nn.Embedding):
-            _empty(skeleton, name, module)
+            _empty(streamed, name, module)
         else:
-            skeleton.load_module(name)
+            streamed.load_module(name)
 
 
-def _empty(skeleton: Skeleton, name: str, module: Any) -> None:
+def _empty(streamed: StreamedModel, name: str, module: Any) -> None:
     module.placeholder = name
     if not isinstance(module, nn.Embedding):
         module.width = int(module.weight.shape[1 if isinstance(module, Conv1D) else 0])
     for key in list(module._parameters):
         if module._parameters[key] is not None:
-            module._parameters[key] = nn.Parameter(torch.empty(0, dtype=skeleton.dtype), requires_grad=False)
+            module._parameters[key] = nn.Parameter(torch.empty(0, dtype=streamed.dtype), requires_grad=False)
     if module._buffers:  # Gemma scales its embeddings
         module.padding_idx = None  # or the model's own initializer would clear that row of the empty weight
-        skeleton.load_module(name)
+        streamed.load_module(name)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from runner.model.checkpoint import adapter_config
 from runner.model.checkpoint.formats.quantized import Quantized
 from runner.model.checkpoint.formats.rules import Scheme
 from runner.model.layerwise.linear import is_conv1d
-from runner.model.layerwise.streamed_model import Skeleton
+from runner.model.layerwise.streamed_model import StreamedModel
 
 MICROSOFT = "com.microsoft"
 
@@ -40,15 +40,15 @@ class Filler:
     checkpoint stores them, `carried` those whose integers lie in wider fields.
     """
 
-    def __init__(self, graph: ir.Graph, skeleton: Skeleton, data: DataFile, options: Options) -> None:
-        self.graph, self.skeleton, self.data, self.options = graph, skeleton, data, options
+    def __init__(self, graph: ir.Graph, streamed: StreamedModel, data: DataFile, options: Options) -> None:
+        self.graph, self.streamed, self.data, self.options = graph, streamed, data, options
         self.stored: Counter[str] = Counter()
         self.carried: Counter[str] = Counter()
-        self._modules = dict(skeleton.model.named_modules())
+        self._modules = dict(streamed.model.named_modules())
         self._tables: dict[str, ir.Value] = {}  # embedding matrices, by module
         embeddings = [name for name, m in self._modules.items() if isinstance(m, torch.nn.Embedding)]
-        self._tied = {tied: name for name in embeddings for tied in skeleton.tied_to(f"{name}.weight")}
-        self._adapted = set(skeleton.adapter.modules()) if skeleton.adapter is not None else set()
+        self._tied = {tied: name for name in embeddings for tied in streamed.tied_to(f"{name}.weight")}
+        self._adapted = set(streamed.adapter.modules()) if streamed.adapter is not None else set()
 
     def fill(self, progress: Callable[[int, int], None]) -> None:
         nodes = [node for node in self.graph if node.domain == DOMAIN]
@@ -71,7 +71,7 @@ class Filler:
     def _table(self, made: _Made, module: str) -> ir.Value:
         """The matrix [vocabulary, hidden] of an embedding, written once."""
         if module not in self._tables:
-            weight = self.skeleton.reader.read_weight(self._stored(f"{module}.weight"))
+            weight = self.streamed.reader.read_weight(self._stored(f"{module}.weight"))
             self._tables[module] = made.constant(self.data.add(f"{module}.weight", self._convert(weight, module)))
         return self._tables[module]
 
@@ -79,17 +79,17 @@ class Filler:
         tied = self._tied.get(f"{module}.weight")
         if tied is not None:
             out = self._product_with_table(made, self._table(made, tied), x)
-        elif self.skeleton.is_packed(module):
+        elif self.streamed.is_packed(module):
             out = self._quantized(made, module, x)
         else:
-            weight = self.skeleton.reader.read_weight(self._stored(f"{module}.weight"))
+            weight = self.streamed.reader.read_weight(self._stored(f"{module}.weight"))
             weight = self._convert(weight, module)
             weight = weight if is_conv1d(self._modules[module]) else weight.t().contiguous()
             out = made.node("MatMul", [x, made.constant(self.data.add(f"{module}.weight", weight))])
             self._note(module, "dense")
         bias = f"{module}.bias"
         if self._modules[module]._parameters.get("bias") is not None:
-            tensor = self._convert(self.skeleton.reader.read(self._stored(bias)), module)
+            tensor = self._convert(self.streamed.reader.read(self._stored(bias)), module)
             out = made.node("Add", [out, made.constant(self.data.add(bias, tensor))])
         return self._branch(made, module, x, out) if module in self._adapted else out
 
@@ -104,10 +104,10 @@ class Filler:
         return made.node("Reshape", [product, shape])
 
     def _quantized(self, made: _Made, module: str, x: ir.Value) -> ir.Value:
-        q = self.skeleton.reader.read_quantized(self.skeleton.stored_module(module))
+        q = self.streamed.reader.read_quantized(self.streamed.stored_module(module))
         scheme = Scheme(q.bits, q.group_size if q.strategy == "group" else q.strategy, q.symmetric)
-        how = integer_layouts.carried(self.options.target, scheme, q.in_features)
-        if not isinstance(how, integer_layouts.Carried):
+        how = integer_layouts.layout_for(self.options.target, scheme, q.in_features)
+        if not isinstance(how, integer_layouts.IntegerLayout):
             raise StepFailed(f"`{module}` {how[0]}", how[1])
         self._note(module, scheme.describe(), how.describe(scheme))
         if self.options.target == integer_layouts.TENSORRT:
@@ -124,7 +124,7 @@ class Filler:
         return made.node("MatMulNBits", inputs, attributes, MICROSOFT)
 
     def _dequantized(
-        self, made: _Made, module: str, x: ir.Value, q: Quantized, how: integer_layouts.Carried
+        self, made: _Made, module: str, x: ir.Value, q: Quantized, how: integer_layouts.IntegerLayout
     ) -> ir.Value:
         parts = integers.signed(q, how.field, self.options.dtype)
         shape = (q.in_features, q.out_features)
@@ -136,7 +136,7 @@ class Filler:
 
     def _branch(self, made: _Made, module: str, x: ir.Value, out: ir.Value) -> ir.Value:
         """out + s·B(A(x)) of a low-rank adapter."""
-        adapter = self.skeleton.adapter
+        adapter = self.streamed.adapter
         assert adapter is not None
         a, b = (adapter.reader.read(f"{adapter_config.PREFIX}{module}.lora_{part}.weight") for part in "AB")
         scale = torch.tensor(adapter_config.scaling(adapter.config, module, a.shape[0]), dtype=self.options.dtype)
@@ -146,7 +146,7 @@ class Filler:
         return made.node("Add", [out, branch])
 
     def _note(self, module: str, stored: str, carried: str = "") -> None:
-        if module.startswith(self.skeleton.layers_name + "."):
+        if module.startswith(self.streamed.layers_name + "."):
             self.stored[stored] += 1
             self.carried.update([carried] if carried else [])
 
@@ -154,7 +154,7 @@ class Filler:
         return made.constant(self.data.add(name, tensor))
 
     def _stored(self, parameter: str) -> str:
-        return self.skeleton.stored_name(parameter) or parameter
+        return self.streamed.stored_name(parameter) or parameter
 
     def _convert(self, tensor: torch.Tensor, module: str) -> torch.Tensor:
         return self._checked(tensor.to(self.options.dtype), module)

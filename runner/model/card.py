@@ -114,11 +114,11 @@ def _title(card: ModelCard) -> str:
 
 
 def _step(kind: str, params: Mapping[str, Any]) -> str:
-    shown = ", ".join(f"{key} {_value(value)}" for key, value in params.items() if _telling(key, value))
+    shown = ", ".join(f"{key} {_value(value)}" for key, value in params.items() if _is_result_relevant(key, value))
     return f"`{kind}`" + (f": {shown}" if shown else "")
 
 
-def _telling(key: str, value: Any) -> bool:
+def _is_result_relevant(key: str, value: Any) -> bool:
     return value not in (None, {}, [], "") and key not in ("max_shard_size", "gates")
 
 

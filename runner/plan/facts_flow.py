@@ -11,7 +11,7 @@ from runner.plan.types import PlannedStep
 from runner.steps import kinds
 
 
-class Flow:
+class FactsFlow:
     """Walks a plan in order: for each step `inputs`, `check` or `cost`, then `advance`."""
 
     def __init__(

@@ -36,7 +36,7 @@ def path_of(recipe: str) -> Path:
     return Path(recipe).with_suffix(".lock")
 
 
-def find_beside(recipe: str) -> Path | None:
+def find_lock(recipe: str) -> Path | None:
     """The lock of a recipe, where it has one."""
     own = path_of(recipe)
     if own.is_file():
@@ -142,7 +142,7 @@ def words_of(found: Sequence[Drift]) -> str:
 
 def use(recipe: str, *, strict: bool = False) -> Locking:
     """The lock of a recipe, read. UsageError where it has none and `strict` asks for one."""
-    path = find_beside(recipe)
+    path = find_lock(recipe)
     if path is None:
         if strict:
             raise UsageError(

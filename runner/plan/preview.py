@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from runner.contracts.step_kind import Cost
 from runner.errors import Diagnostic
 from runner.plan import machine, resolve_inputs
-from runner.plan.facts_flow import Flow
+from runner.plan.facts_flow import FactsFlow
 from runner.plan.reasons import Previous, reason
 from runner.plan.types import Forecast, Plan, PlannedStep, Preview
 from runner.recipe.types import Recipe
@@ -46,7 +46,7 @@ def preview(plan: Plan, store: StoreView, previous: Previous | None = None) -> P
     facts = machine.machine_facts(plan.device)
     found = resolve_inputs.Found(plan.model, plan.model.path)
     models = {id: model.facts for id, model in plan.given().items()}
-    flow = Flow(models, resolve_inputs.data_facts(found, plan.data, store.root / CACHE), facts)
+    flow = FactsFlow(models, resolve_inputs.data_facts(found, plan.data, store.root / CACHE), facts)
     states: dict[str, str] = {}
     forecasts: list[Forecast] = []
     for step in plan.steps:

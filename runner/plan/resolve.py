@@ -10,7 +10,7 @@ from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, SAME, Kind, Machin
 from runner.errors import Diagnostic, MachineError, RecipeError
 from runner.model.source import hub
 from runner.plan import keys, lock, resolve_inputs
-from runner.plan.facts_flow import Flow
+from runner.plan.facts_flow import FactsFlow
 from runner.plan.machine import MachineRefusal, machine_facts, package_version, resolve_device
 from runner.plan.tasks import find_tasks
 from runner.plan.types import MODEL, Plan, PlannedStep, ResolvedData, ResolvedModel, ResolvedTasks
@@ -48,7 +48,7 @@ def resolve(
     machine = machine_facts(resolved_device)
     planner = _Planner(recipe, given, data, tasks, environment(resolved_device), machine)
     facts = {id: model.facts for id, model in given.items()}
-    flow = Flow(facts, resolve_inputs.data_facts(found, data, cache_file), machine)
+    flow = FactsFlow(facts, resolve_inputs.data_facts(found, data, cache_file), machine)
     complaints: list[Diagnostic] = []
     planned: list[PlannedStep] = []
     for step in recipe.steps:

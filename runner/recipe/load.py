@@ -58,15 +58,15 @@ def loads_all(
     text: str, file: str, sets: Sequence[str] = (), pins: Pins | None = None, place: Place | None = None
 ) -> tuple[Recipe, ...]:
     """As `load_all`, of text; `place` is where it is, where that is no file."""
-    gathered = extends.gather_all(text, place or FilePlace(file), pins or Pins())
-    root = gathered.root
+    merged_recipe = extends.merge_place(text, place or FilePlace(file), pins or Pins())
+    root = merged_recipe.root
     expansion, complaints = matrix.expand(root, sets)
     _raise(complaints)
     recipes: list[Recipe] = []
     failed: list[tuple[matrix.Combination, Sequence[Diagnostic]]] = []
     for combination in expansion.combinations:
         try:
-            recipes.append(_loaded(gathered, file, sets, combination, expansion.names))
+            recipes.append(_loaded(merged_recipe, file, sets, combination, expansion.names))
         except RecipeError as error:
             failed.append((combination, error.diagnostics))
     _raise(matrix.joined(failed, len(expansion.combinations)))
@@ -75,10 +75,14 @@ def loads_all(
 
 
 def _loaded(
-    gathered: extends.Gathered, file: str, sets: Sequence[str], combination: matrix.Combination, names: Sequence[str]
+    merged_recipe: extends.MergedRecipe,
+    file: str,
+    sets: Sequence[str],
+    combination: matrix.Combination,
+    names: Sequence[str],
 ) -> Recipe:
     """The recipe of one combination; `names` are the params that any combination sets."""
-    root = gathered.root
+    root = merged_recipe.root
     values, complaints = params.resolve(root, sets, combination)
     root = params.substitute(root, values, _not_substituted, complaints.append)
     params.check_size(root, complaints.append)
@@ -87,8 +91,8 @@ def _loaded(
     _raise(complaints)
     kept, gone = _parted(root, left_out)
     recipe = _recipe(kept, file, values.values, {name: values.values[name] for name in names})
-    recipe = replace(recipe, parents=gathered.parents)
-    _raise(step_graph.check(recipe, gone, gathered.removed))
+    recipe = replace(recipe, parents=merged_recipe.parents)
+    _raise(step_graph.check(recipe, gone, merged_recipe.removed))
     return recipe
 
 
@@ -169,7 +173,7 @@ def _data(name: str, entry: Mapping[str, Any]) -> DataSpec:
 
 
 def _step(entry: Mapping[str, Any], index: int) -> Step:
-    beside = step_entries.beside()
+    beside = step_entries.sibling_keys()
     kind = next(key for key in entry if key not in beside)
     return Step(
         id=entry["id"],

@@ -1,4 +1,4 @@
-"""Jobs beside each other: the params that differ, size, quality, speed, memory, and which of them no other beats."""
+"""Jobs side by side: the params that differ, size, quality, speed, memory, and which of them no other dominates."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def compare(jobs: Sequence[tuple[JobReport, Mapping[str, Any]]], metric: str | N
     return Comparison(marked, params, metric, higher, speed, axes)
 
 
-def beats(one: Sequence[float], other: Sequence[float]) -> bool:
+def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
     """Whether a point is at least as good in everything, and better in something; lower is better."""
     return all(x <= y for x, y in zip(one, other, strict=True)) and tuple(one) != tuple(other)
 
@@ -143,7 +143,7 @@ def _speeds(job: JobReport) -> dict[str, float]:
 def _marked(row: Row, points: Mapping[str, Sequence[float]]) -> Row:
     if row.id not in points:
         return row
-    better = next((id for id, point in points.items() if beats(point, points[row.id])), None)
+    better = next((id for id, point in points.items() if dominates(point, points[row.id])), None)
     return replace(row, front=better is None, beaten_by=better)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from runner.model.checkpoint.reader import ShardReader
-from runner.model.layerwise.streamed_model import Skeleton
+from runner.model.checkpoint.reader import CheckpointReader
+from runner.model.layerwise.streamed_model import StreamedModel
 from runner.runtime import limits
 from runner.runtime.protocol import Ids, Logits
 
@@ -19,8 +19,8 @@ _SCALES = (".scales", ".weight_scale")
 _UNLIMITED = 1 << 20  # tokens, where config.json names no end
 
 
-class Exact(ShardReader):
-    """Reads packed weights as scale · (integers − zero point) in float32, where `ShardReader` rounds that product
+class Exact(CheckpointReader):
+    """Reads packed weights as scale · (integers − zero point) in float32, where `CheckpointReader` rounds that product
 
     to the type of the scales, as the readers of those formats do. An engine that keeps the integers does not round.
     """
@@ -30,20 +30,20 @@ class Exact(ShardReader):
         return tensor.float() if name.endswith(_SCALES) else tensor
 
 
-def load(folder: Path, device: str, dtype: torch.dtype | None, *, exact: bool = False) -> Skeleton:
+def load(folder: Path, device: str, dtype: torch.dtype | None, *, exact: bool = False) -> StreamedModel:
     """A checkpoint with all its weights in memory, dense, the adapter acting; its files are closed."""
-    skeleton = Skeleton(folder, device, dtype)
+    streamed = StreamedModel(folder, device, dtype)
     if exact:
-        skeleton.reader.close()
-        skeleton.reader = Exact(folder)
-    skeleton.load_rest()
-    for index in range(len(skeleton)):
-        skeleton.load(index)
-    skeleton.reader.close()
-    if skeleton.adapter is not None:
-        skeleton.adapter.reader.close()
-    skeleton.model.tie_weights()
-    return skeleton
+        streamed.reader.close()
+        streamed.reader = Exact(folder)
+    streamed.load_rest()
+    for index in range(len(streamed)):
+        streamed.load(index)
+    streamed.reader.close()
+    if streamed.adapter is not None:
+        streamed.adapter.reader.close()
+    streamed.model.tie_weights()
+    return streamed
 
 
 class Transformers:
@@ -55,8 +55,8 @@ class Transformers:
     def __init__(
         self, folder: Path, device: str = "cpu", dtype: torch.dtype | None = None, *, exact: bool = False
     ) -> None:
-        skeleton = load(folder, device, dtype, exact=exact)
-        self._start(skeleton.model, skeleton.device)
+        streamed = load(folder, device, dtype, exact=exact)
+        self._start(streamed.model, streamed.device)
 
     def _start(self, model: Any, device: torch.device) -> None:
         text = model.config.get_text_config()

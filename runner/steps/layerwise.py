@@ -55,7 +55,7 @@ def run(method: LayerMethod, ctx: Context) -> Result:
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     facts = inputs.checkpoint
-    found = adapter_config.carried(facts.adapter, "this step would change those") + unmatched(params, facts)
+    found = adapter_config.adapter_conflicts(facts.adapter, "this step would change those") + unmatched(params, facts)
     linears = chosen(params, facts)
     if not linears:
         found.append(Diagnostic("R410", "`ignore` leaves no linear module to change", path=("ignore",)))

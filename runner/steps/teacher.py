@@ -51,7 +51,7 @@ def context_complaints(name: str, facts: CheckpointFacts, inputs: Inputs) -> lis
     return [Diagnostic("R465", message, f"lower `sequence_length` to {limit} or less", path=(name,))]
 
 
-def listen(ctx: Context, task: Task, student: Path, cache: Path, *, before: int = 0) -> None:
+def cache_teacher_outputs(ctx: Context, task: Task, student: Path, cache: Path, *, before: int = 0) -> None:
     """Let the teacher run over the windows that `task` will see, and keep what it says in `cache`. Repeatable.
 
     `student` is the checkpoint that learns; `before` counts the layers that the step ran already, for events.

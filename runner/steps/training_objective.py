@@ -97,7 +97,7 @@ def estimate(params: Params, inputs: Inputs, trained: int, disk: int, beside: in
     )
 
 
-def learn(ctx: Context, build: str, arguments: Mapping[str, Any], *, evaluate_from: int = 0) -> Fitted:
+def train(ctx: Context, build: str, arguments: Mapping[str, Any], *, evaluate_from: int = 0) -> Fitted:
     """Let the teacher speak once, then train what `build` makes of `arguments`. Repeatable.
 
     States before the step `evaluate_from` are not measured, and so never kept as the best.
@@ -115,5 +115,5 @@ def learn(ctx: Context, build: str, arguments: Mapping[str, Any], *, evaluate_fr
         **arguments,
     }, params={**ctx.params, "evaluate_from": evaluate_from})  # fmt: skip
     if distils:
-        teaching.listen(ctx, task, folder, cache)
+        teaching.cache_teacher_outputs(ctx, task, folder, cache)
     return run.fit(ctx, task)

@@ -17,11 +17,11 @@ from runner.model.architecture.inspect import facts as read_facts
 from runner.model.checkpoint.companions import COMPRESSION, copy_companions, write_json
 from runner.model.checkpoint.formats import GPTQ
 from runner.model.checkpoint.headers import INDEX
-from runner.model.checkpoint.reader import DTYPES, ShardReader, require_finite
+from runner.model.checkpoint.reader import DTYPES, CheckpointReader, require_finite
 from runner.model.checkpoint.safetensors_writer import copy_range, write_all, written
-from runner.model.checkpoint.writer import PartWriter
+from runner.model.checkpoint.writer import CheckpointWriter
 from runner.model.layerwise.linear import is_conv1d
-from runner.model.layerwise.streamed_model import Skeleton
+from runner.model.layerwise.streamed_model import StreamedModel
 from runner.training.modules import packed_linear
 from runner.training.modules.lora_math import is_pruned, merged
 from runner.training.objectives.recovery import NORM, SCALE
@@ -36,7 +36,7 @@ def weights(source: Path, out: Path, changes: Mapping[str, Change]) -> None:
     A new value has the shape of the old one and is rounded once to its type, so that files keep their size and their
     layout. One changed tensor is in memory at a time. StepFailed for a value that is not finite once rounded.
     """
-    with ShardReader(source) as reader:
+    with CheckpointReader(source) as reader:
         shards: dict[str, list[TensorHeader]] = {}
         for header in reader.headers.values():
             shards.setdefault(header.shard, []).append(header)
@@ -60,7 +60,7 @@ def _put(target: int, header: TensorHeader, value: torch.Tensor) -> None:
     write_all(target, tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
-def beside(source: Path, out: Path) -> None:
+def copy_companion_files(source: Path, out: Path) -> None:
     """Copy what stands beside the weights, but for the model card."""
     copy_companions(source, out)
     for name in ("config.json", "quantize_config.json", COMPRESSION):
@@ -72,12 +72,12 @@ class Adapted:
     """The adapter of a checkpoint in `source`: `scales` by module in the model, `tensors` as `adapters.write` takes."""
 
     def __init__(self, source: Path, tensors: Mapping[str, torch.Tensor], scales: Mapping[str, float]) -> None:
-        self.reader = ShardReader(source)
+        self.reader = CheckpointReader(source)
         self.tensors, self.scales = tensors, scales
-        skeleton = Skeleton(source)
-        self.stored = {name: skeleton.stored_module(name) for name in scales}
-        self.conv1d = {n for n in scales if is_conv1d(skeleton.model.get_submodule(n)) and not skeleton.is_packed(n)}
-        skeleton.reader.close()
+        streamed = StreamedModel(source)
+        self.stored = {name: streamed.stored_module(name) for name in scales}
+        self.conv1d = {n for n in scales if is_conv1d(streamed.model.get_submodule(n)) and not streamed.is_packed(n)}
+        streamed.reader.close()
 
     def changes(self) -> dict[str, Change]:
         """Every adapted weight merged, by the name of the tensor: [out, in], or as a Conv1D module stores it."""
@@ -104,7 +104,7 @@ def dense(adapted: Adapted, scratch: Path, out: Path) -> None:
     reader = adapted.reader
     facts = read_facts(reader.folder, str(reader.folder))
     model_names = {stored: name for name, stored in adapted.stored.items()}
-    parts = PartWriter(scratch)
+    parts = CheckpointWriter(scratch)
     inside: set[str] = set()
     for index in range(facts.layer_count):
         names = facts.layer_tensors(index)
@@ -131,19 +131,19 @@ def dense(adapted: Adapted, scratch: Path, out: Path) -> None:
 
 def scale_changes(source: Path, trained: Path) -> dict[str, Change]:
     """The tensors that training of `recovery.scales` changes, from the file of its trained parameters."""
-    skeleton = Skeleton(source)
-    reader, changes = skeleton.reader, {}
+    streamed = StreamedModel(source)
+    reader, changes = streamed.reader, {}
     with safe_open(trained, framework="pt") as file:
         names = sorted(file.keys())
     for name in names:
         if name.endswith(SCALE):
-            module = skeleton.stored_module(name.removesuffix(SCALE))
+            module = streamed.stored_module(name.removesuffix(SCALE))
             gptq = reader.packing is not None and reader.packing.format == GPTQ
             stored = f"{module}.scales" if gptq else f"{module}.weight_scale"
             changes[stored] = _scale(reader, stored, trained, name, gptq)
         elif name.endswith(NORM):
             parameter = f"{name.removesuffix(NORM)}.weight"
-            found = skeleton.stored_name(parameter)
+            found = streamed.stored_name(parameter)
             if found is None:
                 raise StepFailed(f"the trained parameter `{parameter}` is not in {source}")
             changes[found] = _value(trained, name)
@@ -152,7 +152,7 @@ def scale_changes(source: Path, trained: Path) -> dict[str, Change]:
     return changes
 
 
-def _scale(reader: ShardReader, stored: str, trained: Path, name: str, transposed: bool) -> Change:
+def _scale(reader: CheckpointReader, stored: str, trained: Path, name: str, transposed: bool) -> Change:
     """s·(1 + δ) as `PackedLinear` computes it, in the layout of the file."""
 
     def value() -> torch.Tensor:

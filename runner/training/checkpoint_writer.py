@@ -18,9 +18,9 @@ from runner.errors import StepFailed
 from runner.model import card
 from runner.model.architecture.inspect import facts as read_facts
 from runner.model.checkpoint.companions import copy_companions, write_json
-from runner.model.checkpoint.reader import DTYPES, ShardReader, require_finite
-from runner.model.checkpoint.writer import PartWriter, parse_size
-from runner.model.layerwise.streamed_model import Skeleton
+from runner.model.checkpoint.reader import DTYPES, CheckpointReader, require_finite
+from runner.model.checkpoint.writer import CheckpointWriter, parse_size
+from runner.model.layerwise.streamed_model import StreamedModel
 
 
 def checkpoint(ctx: Context, source: Path, trained: Path | Mapping[str, torch.Tensor]) -> None:
@@ -30,16 +30,16 @@ def checkpoint(ctx: Context, source: Path, trained: Path | Mapping[str, torch.Te
     memory at a time. StepFailed where `trained` holds a name the checkpoint has not, or a value that is not finite.
     """
     facts = read_facts(source, str(source))
-    skeleton = Skeleton(source)
-    with ShardReader(source) as reader, _opened(trained) as values:
+    streamed = StreamedModel(source)
+    with CheckpointReader(source) as reader, _opened(trained) as values:
         changed: dict[str, str] = {}  # stored name → name in the model
         for name in values.names:
-            stored = skeleton.stored_name(name)
+            stored = streamed.stored_name(name)
             if stored is None:
                 raise StepFailed(f"the trained parameter `{name}` is not in {source}")
             changed[stored] = name
-            changed |= {also: name for tied in skeleton.tied_to(name) if (also := skeleton.stored_name(tied))}
-        parts = PartWriter(ctx.scratch_dir / "parts")
+            changed |= {also: name for tied in streamed.tied_to(name) if (also := streamed.stored_name(tied))}
+        parts = CheckpointWriter(ctx.scratch_dir / "parts")
         for part, tensors in _parts(facts):
             new = [name for name in tensors if name in changed]
             parts.add(part, {name: values.read(changed[name], DTYPES[reader.header(name).dtype]) for name in new})

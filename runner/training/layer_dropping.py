@@ -16,12 +16,12 @@ from runner.contracts.context import Context
 from runner.model.architecture import inspect
 from runner.model.architecture.inspect import facts as read_facts
 from runner.model.checkpoint.companions import copy_companions
-from runner.model.checkpoint.reader import ShardReader
+from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.checkpoint.safetensors_writer import sync_folder, write_all, written
-from runner.model.checkpoint.writer import PartWriter
+from runner.model.checkpoint.writer import CheckpointWriter
 from runner.model.layerwise.forward_modes import forward
-from runner.model.layerwise.hidden_states import Flow
-from runner.model.layerwise.streamed_model import Skeleton
+from runner.model.layerwise.hidden_states import HiddenStates
+from runner.model.layerwise.streamed_model import StreamedModel
 from runner.system import heap
 from runner.training import layer_selection
 
@@ -41,8 +41,8 @@ def cut(source: Path, keep: Sequence[int], out: Path) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     facts = read_facts(source, str(source))
     names = layer_selection.renamed(facts, keep)
-    with ShardReader(source, facts.tensors) as reader:
-        PartWriter(unfinished).copy("model", reader, names, names)
+    with CheckpointReader(source, facts.tensors) as reader:
+        CheckpointWriter(unfinished).copy("model", reader, names, names)
     derived = AutoConfig.from_pretrained(source, trust_remote_code=inspect.needs_own_code(source)).to_dict()
     text = json.dumps(layer_selection.config(facts.config, keep, derived), indent=2, sort_keys=True) + "\n"
     with written(unfinished / "config.json") as file:
@@ -68,28 +68,28 @@ def influence(ctx: Context, folder: Path, ids: torch.Tensor, scratch: Path, afte
         found: list[float] = json.loads(answer.read_text(encoding="utf-8"))
         return found
     scratch.mkdir(parents=True, exist_ok=True)
-    skeleton = Skeleton(folder, ctx.device)
-    flow = Flow(skeleton, ids[: max(1, MEASURED_TOKENS // ids.shape[1])], scratch)
+    streamed = StreamedModel(folder, ctx.device)
+    flow = HiddenStates(streamed, ids[: max(1, MEASURED_TOKENS // ids.shape[1])], scratch)
     influences: list[float] = []
     with torch.no_grad():
         flow.begin(0, [])
-        for index in range(len(skeleton)):
+        for index in range(len(streamed)):
             ctx.safe_point()
             started = time.perf_counter()
-            influences.append(1 - _mean_cosine(flow, index, skeleton.load(index)))
-            skeleton.free(index)
+            influences.append(1 - _mean_cosine(flow, index, streamed.load(index)))
+            streamed.free(index)
             flow.drop(index)
             heap.trim()
             seconds = time.perf_counter() - started
-            ctx.emit("layer", layer=index + 1, layers=len(skeleton) + after, seconds=seconds, error=None)
-    flow.drop(len(skeleton))
-    skeleton.reader.close()
+            ctx.emit("layer", layer=index + 1, layers=len(streamed) + after, seconds=seconds, error=None)
+    flow.drop(len(streamed))
+    streamed.reader.close()
     with written(answer) as file:
         write_all(file, json.dumps(influences).encode())
     return influences
 
 
-def _mean_cosine(flow: Flow, index: int, layer: torch.nn.Module) -> float:
+def _mean_cosine(flow: HiddenStates, index: int, layer: torch.nn.Module) -> float:
     """Mean cosine of what enters and what leaves a layer; its output goes to the next one."""
     lane = flow.lane(0, index, layer)
     total = 0.0

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from runner.model.architecture import inspect
-from runner.model.checkpoint.reader import ShardReader
-from runner.model.layerwise.streamed_model import Skeleton
+from runner.model.checkpoint.reader import CheckpointReader
+from runner.model.layerwise.streamed_model import StreamedModel
 from runner.training.modules import packed_linear
 
 
@@ -20,9 +20,9 @@ def load(folder: Path, device: str | torch.device, dtype: torch.dtype) -> Any:
     """The transformers model of a checkpoint on `device`, in `dtype`, without a cache of keys and values.
 
     Linear modules that the checkpoint stores packed are `packed.PackedLinear`, computing in the type of their input.
-    Nothing requires a gradient in them; all other parameters do. RecipeError and StepFailed as `Skeleton` has them.
+    Nothing requires a gradient in them; all other parameters do. Raises what `StreamedModel` raises.
     """
-    with ShardReader(folder) as reader:
+    with CheckpointReader(folder) as reader:
         is_packed = reader.packing is not None
     model = _packed(folder, torch.device(device), dtype) if is_packed else _dense(folder, torch.device(device), dtype)
     model.config.use_cache = False
@@ -40,18 +40,18 @@ def _dense(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
 
 def _packed(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     """Built empty, packed linears put in place of the empty ones, everything else read tensor by tensor."""
-    skeleton = Skeleton(folder, str(device), dtype)
-    model: Any = skeleton.model
-    names = [name for name, module in model.named_modules() if hasattr(module, "weight") and skeleton.is_packed(name)]
+    streamed = StreamedModel(folder, str(device), dtype)
+    model: Any = streamed.model
+    names = [name for name, module in model.named_modules() if hasattr(module, "weight") and streamed.is_packed(name)]
     for name in names:
-        skeleton.load_module(name, ("bias",))
+        streamed.load_module(name, ("bias",))
         old = model.get_submodule(name)
         bias = getattr(old, "bias", None)
-        new = packed_linear.PackedLinear(packed_linear.read(skeleton.reader, skeleton.stored_module(name)), bias, dtype)
+        new = packed_linear.PackedLinear(packed_linear.read(streamed.reader, streamed.stored_module(name)), bias, dtype)
         model.set_submodule(name, new.to(device))
     for name, _ in list(model.named_modules()):
-        skeleton.load_module(name)
-    skeleton.reader.close()
+        streamed.load_module(name)
+    streamed.reader.close()
     model.tie_weights()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.rpartition(".")[0] not in names)

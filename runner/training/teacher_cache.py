@@ -22,8 +22,8 @@ from runner.errors import StepFailed
 from runner.model.checkpoint.safetensors_writer import write_all, written
 from runner.model.layerwise.activation_file import as_bytes
 from runner.model.layerwise.final_hidden import final_hidden, position_chunks
-from runner.model.layerwise.hidden_states import Flow
-from runner.model.layerwise.streamed_model import Skeleton
+from runner.model.layerwise.hidden_states import HiddenStates
+from runner.model.layerwise.streamed_model import StreamedModel
 from runner.training.losses import TopK
 
 _MARKER = "cache.json"
@@ -111,11 +111,11 @@ def cache(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _MARKER).unlink(missing_ok=True)
         hidden.mkdir(parents=True, exist_ok=True)
-        skeleton = Skeleton(checkpoint, ctx.device)
-        flow = final_hidden(ctx, skeleton, ids[rows], hidden, hidden / "progress.json", before=before)
-        _write(ctx, skeleton, flow, layout, folder)
-        flow.drop(len(skeleton))
-        skeleton.reader.close()
+        streamed = StreamedModel(checkpoint, ctx.device)
+        flow = final_hidden(ctx, streamed, ids[rows], hidden, hidden / "progress.json", before=before)
+        _write(ctx, streamed, flow, layout, folder)
+        flow.drop(len(streamed))
+        streamed.reader.close()
         with written(folder / _MARKER) as file:
             write_all(file, json.dumps({"layout": asdict(layout), "rows": rows.tolist()}).encode())
     shutil.rmtree(hidden, ignore_errors=True)
@@ -141,21 +141,21 @@ def _finished(folder: Path, layout: Layout) -> bool:
         return False
 
 
-def _write(ctx: Context, skeleton: Skeleton, flow: Flow, layout: Layout, folder: Path) -> None:
+def _write(ctx: Context, streamed: StreamedModel, flow: HiddenStates, layout: Layout, folder: Path) -> None:
     """The head on the final hidden states of `flow`, a few windows and positions at a time."""
-    final = flow.file(0, len(skeleton))
-    skeleton.load_rest(embedding=False)
-    columns = skeleton.config.get_text_config().vocab_size
+    final = flow.file(0, len(streamed))
+    streamed.load_rest(embedding=False)
+    columns = streamed.config.get_text_config().vocab_size
     with torch.no_grad(), ExitStack() as stack:
         files = [stack.enter_context(written(folder / name)) for name in _FILES]
         for start, stop in flow.spans:
             ctx.safe_point()
             hidden = final.read(start, stop)
             chunks = [
-                truncated(skeleton.logits(hidden, keep), layout)
+                truncated(streamed.logits(hidden, keep), layout)
                 for keep in position_chunks(flow.length, stop - start, columns)
             ]
             for file, dtype, parts in zip(files, layout.types(), zip(*chunks, strict=True), strict=True):
                 write_all(file, as_bytes(torch.cat(parts, 1).to("cpu", dtype).contiguous()))
             ctx.emit("progress", phase="teacher", done=stop, total=flow.windows, unit="windows")
-    skeleton.free_rest()
+    streamed.free_rest()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from runner.model.checkpoint.writer import PartWriter
+from runner.model.checkpoint.writer import CheckpointWriter
 from runner.training.curve import Curve
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def last(folder: Path, label: Mapping[str, Any]) -> Path | None:
 
 def write_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
     """A safetensors file that appears whole: float32 tensors by name; equal tensors give equal bytes."""
-    PartWriter(path.parent).add(path.name.removesuffix(".safetensors"), weights)
+    CheckpointWriter(path.parent).add(path.name.removesuffix(".safetensors"), weights)
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:

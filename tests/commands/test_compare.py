@@ -106,4 +106,4 @@ def test_no_jobs(run: Run) -> None:
     [((1, 2), (1, 3), True), ((1, 2), (1, 2), False), ((1, 3), (2, 2), False), ((2, 2), (1, 1), False)],
 )
 def test_what_beats(one: tuple[int, int], other: tuple[int, int], so: bool) -> None:
-    assert compare.beats(one, other) is so
+    assert compare.dominates(one, other) is so

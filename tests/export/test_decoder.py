@@ -17,13 +17,13 @@ LENGTHS = (14, 10, 5, 1)
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3_text"])
 def test_rows_of_padding_stay_finite_in_half_precision(name: str, tmp_path: Path) -> None:
     """Scores of a row that sees nothing must not pass the lowest number: NaN there would reach every later row."""
-    skeleton = load(tiny.save(tmp_path, name), "cpu", torch.float16)
-    own_attention(skeleton.model)
+    streamed = load(tiny.save(tmp_path, name), "cpu", torch.float16)
+    own_attention(streamed.model)
     with torch.no_grad():
-        for module, weight in skeleton.model.named_parameters():
+        for module, weight in streamed.model.named_parameters():
             if module.endswith(("q_proj.weight", "q_norm.weight")):
                 weight *= 100  # scores of some tens, as models have them
-    decoder, shape = Decoder(skeleton.model), shape_of(skeleton.config)
+    decoder, shape = Decoder(streamed.model), shape_of(streamed.config)
 
     def run(ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         past = [torch.zeros(len(ids), shape.kv_heads, 0, shape.head_dim, dtype=torch.float16) for _ in shape.past]

@@ -49,9 +49,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def find_shape(module: str) -> tuple[int, ...]:
-    from runner.model.checkpoint.reader import ShardReader
+    from runner.model.checkpoint.reader import CheckpointReader
 
-    with ShardReader(MODEL) as reader:
+    with CheckpointReader(MODEL) as reader:
         return tuple(reader.header(f"{module}.weight").shape)
 
 

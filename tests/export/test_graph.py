@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 from runner.model.checkpoint import adapter_config, adapter_writer
 from runner.model.checkpoint.formats import GPTQ, Scheme
-from runner.model.checkpoint.reader import ShardReader
+from runner.model.checkpoint.reader import CheckpointReader
 from runner.runtime.greedy import greedy
 from tests.export.exported import LONG, build, packed, pair, prompts
 from tests.tiny import save
@@ -76,7 +76,7 @@ def test_the_integers_are_those_of_the_checkpoint(tmp_path: Path) -> None:
     source = packed(tmp_path / "model", Scheme(4, 32, False))
     model = onnx.load(build(tmp_path, source) / "model.onnx")
     held = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    with ShardReader(source) as reader:
+    with CheckpointReader(source) as reader:
         for name in ("model.layers.0.self_attn.k_proj", "model.layers.1.mlp.down_proj"):
             q = reader.read_quantized(name)
             data = torch.from_numpy(held[f"{name}.weight"].copy())
@@ -153,17 +153,17 @@ def test_a_tied_embedding_is_written_once_and_equal_checkpoints_give_equal_bytes
 def test_one_weight_is_held_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However large the checkpoint: when a weight is read, those before it are gone."""
     source = save(tmp_path / "model")
-    read = ShardReader.read_weight
+    read = CheckpointReader.read_weight
     given: list[weakref.ref[torch.Tensor]] = []
 
-    def watched(self: ShardReader, name: str) -> torch.Tensor:
+    def watched(self: CheckpointReader, name: str) -> torch.Tensor:
         gc.collect()
         assert not [reference for reference in given if reference() is not None], name
         weight = read(self, name)
         given.append(weakref.ref(weight))
         return weight
 
-    monkeypatch.setattr(ShardReader, "read_weight", watched)
+    monkeypatch.setattr(CheckpointReader, "read_weight", watched)
     gc.freeze()  # what was there before is not looked through each time
     try:
         build(tmp_path, source)

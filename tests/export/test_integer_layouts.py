@@ -4,35 +4,35 @@ from __future__ import annotations
 
 import pytest
 
-from runner.export.integer_layouts import ONNXRUNTIME, TENSORRT, Carried, carried
+from runner.export.integer_layouts import ONNXRUNTIME, TENSORRT, IntegerLayout, layout_for
 from runner.model.checkpoint.formats import Scheme
 
 
 @pytest.mark.parametrize(("scheme", "columns", "wanted"), [
-    (Scheme(4, 128, True), 256, Carried(4, 128)),
-    (Scheme(4, 128, False), 256, Carried(4, 128)),
-    (Scheme(4, 16, True), 64, Carried(4, 16)),
-    (Scheme(4, 512, True), 1024, Carried(4, 256)),
-    (Scheme(4, 96, True), 192, Carried(4, 32)),
-    (Scheme(4, 48, True), 96, Carried(4, 16)),
-    (Scheme(2, 64, True), 64, Carried(4, 64)),
-    (Scheme(3, 64, False), 64, Carried(4, 64)),
-    (Scheme(5, 64, True), 64, Carried(8, 64)),
-    (Scheme(8, "channel", True), 200, Carried(8, 128)),
-    (Scheme(8, "tensor", False), 64, Carried(8, 128)),
+    (Scheme(4, 128, True), 256, IntegerLayout(4, 128)),
+    (Scheme(4, 128, False), 256, IntegerLayout(4, 128)),
+    (Scheme(4, 16, True), 64, IntegerLayout(4, 16)),
+    (Scheme(4, 512, True), 1024, IntegerLayout(4, 256)),
+    (Scheme(4, 96, True), 192, IntegerLayout(4, 32)),
+    (Scheme(4, 48, True), 96, IntegerLayout(4, 16)),
+    (Scheme(2, 64, True), 64, IntegerLayout(4, 64)),
+    (Scheme(3, 64, False), 64, IntegerLayout(4, 64)),
+    (Scheme(5, 64, True), 64, IntegerLayout(8, 64)),
+    (Scheme(8, "channel", True), 200, IntegerLayout(8, 128)),
+    (Scheme(8, "tensor", False), 64, IntegerLayout(8, 128)),
 ])  # fmt: skip
-def test_for_onnxruntime(scheme: Scheme, columns: int, wanted: Carried) -> None:
-    assert carried(ONNXRUNTIME, scheme, columns) == wanted
+def test_for_onnxruntime(scheme: Scheme, columns: int, wanted: IntegerLayout) -> None:
+    assert layout_for(ONNXRUNTIME, scheme, columns) == wanted
 
 
 @pytest.mark.parametrize(("scheme", "wanted"), [
-    (Scheme(4, 128, True), Carried(4, 128)),
-    (Scheme(3, 96, True), Carried(4, 96)),
-    (Scheme(8, "channel", True), Carried(8, 0)),
-    (Scheme(6, 64, True), Carried(8, 64)),
+    (Scheme(4, 128, True), IntegerLayout(4, 128)),
+    (Scheme(3, 96, True), IntegerLayout(4, 96)),
+    (Scheme(8, "channel", True), IntegerLayout(8, 0)),
+    (Scheme(6, 64, True), IntegerLayout(8, 64)),
 ])  # fmt: skip
-def test_for_tensorrt(scheme: Scheme, wanted: Carried) -> None:
-    assert carried(TENSORRT, scheme, 384) == wanted
+def test_for_tensorrt(scheme: Scheme, wanted: IntegerLayout) -> None:
+    assert layout_for(TENSORRT, scheme, 384) == wanted
 
 
 @pytest.mark.parametrize(("target", "scheme", "columns", "wanted"), [
@@ -50,9 +50,9 @@ def test_for_tensorrt(scheme: Scheme, wanted: Carried) -> None:
     )),
 ])  # fmt: skip
 def test_what_is_refused(target: str, scheme: Scheme, columns: int, wanted: tuple[str, str]) -> None:
-    assert carried(target, scheme, columns) == wanted
+    assert layout_for(target, scheme, columns) == wanted
 
 
 def test_wider_fields_are_told() -> None:
-    assert Carried(4, 64).describe(Scheme(3, 64, True)) == "3-bit integers in fields of 4 bits"
-    assert Carried(4, 64).describe(Scheme(4, 64, True)) == ""
+    assert IntegerLayout(4, 64).describe(Scheme(3, 64, True)) == "3-bit integers in fields of 4 bits"
+    assert IntegerLayout(4, 64).describe(Scheme(4, 64, True)) == ""

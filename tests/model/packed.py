@@ -20,8 +20,8 @@ from runner.model.checkpoint.formats import (
     unpacked_modules,
 )
 from runner.model.checkpoint.formats.quantized import Quantized
-from runner.model.checkpoint.reader import DTYPE_NAMES, DTYPES, ShardReader
-from runner.model.checkpoint.writer import PartWriter
+from runner.model.checkpoint.reader import DTYPE_NAMES, DTYPES, CheckpointReader
+from runner.model.checkpoint.writer import CheckpointWriter
 from tests.tiny import save
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
@@ -60,8 +60,8 @@ def make(
     source = save(folder.with_name(f"{folder.name}-dense"), name, dtype, **(sizes | changes))
     model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(source)
     weights = model.state_dict()
-    parts = PartWriter(folder.with_name(f"{folder.name}-parts"))
-    with ShardReader(source) as reader:
+    parts = CheckpointWriter(folder.with_name(f"{folder.name}-parts"))
+    with CheckpointReader(source) as reader:
         inside = [n.removesuffix(".weight") for n in linears(reader)]
         schemes = {module: scheme for module in inside if (scheme := scheme_of(module)) is not None}
         tensors: dict[str, torch.Tensor] = {}
@@ -87,7 +87,7 @@ def make(
     return model.eval()
 
 
-def linears(reader: ShardReader) -> Iterable[str]:
+def linears(reader: CheckpointReader) -> Iterable[str]:
     for name, header in sorted(reader.headers.items()):
         numbered = any(part.isdigit() for part in name.split("."))
         if numbered and name.endswith(".weight") and len(header.shape) == 2:

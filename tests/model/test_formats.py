@@ -29,7 +29,7 @@ from runner.model.checkpoint.formats import (
 from runner.model.checkpoint.formats.bit_packing import pack_rows, unpack_rows
 from runner.model.checkpoint.formats.quantized import Quantized
 from runner.model.checkpoint.formats.rules import served_by_vllm
-from runner.model.checkpoint.reader import ShardReader
+from runner.model.checkpoint.reader import CheckpointReader
 from tests.model.packed import linears, logits, make
 
 has_gptqmodel = importlib.util.find_spec("gptqmodel") is not None
@@ -125,7 +125,7 @@ def test_tied_and_biased_models_and_linears_outside_the_layers(name: str, tmp_pa
     changes: dict[str, Any] = {"opt": {"word_embed_proj_dim": 32, "ffn_dim": 96}}.get(name, {})
     dense = make(tmp_path / "packed", PACK_QUANTIZED, lambda _: Scheme(4, 32, True), name, **changes)
     assert torch.equal(logits(load(tmp_path / "packed")), logits(dense))
-    with ShardReader(tmp_path / "packed") as reader:
+    with CheckpointReader(tmp_path / "packed") as reader:
         assert not (name == "llama_tied" and reader.has("lm_head.weight"))
 
 
@@ -157,7 +157,7 @@ def load(folder: Path, **options: Any) -> torch.nn.Module:
 def assert_read_back(folder: Path, dense: torch.nn.Module) -> None:
     """Our own reader gives the weights that the dense model has."""
     weights = dense.state_dict()
-    with ShardReader(folder.with_name(f"{folder.name}-dense")) as source, ShardReader(folder) as reader:
+    with CheckpointReader(folder.with_name(f"{folder.name}-dense")) as source, CheckpointReader(folder) as reader:
         for name in linears(source):
             read = reader.read_weight(name)
             assert read.dtype == reader.dtype(name)
@@ -183,7 +183,7 @@ def test_int_quantized_weights_of_others_are_read(tmp_path: Path) -> None:
                 "config_groups": {"group_0": group},
             }
             (tmp_path / "config.json").write_text(json.dumps({"quantization_config": config}))
-            with ShardReader(tmp_path) as reader:
+            with CheckpointReader(tmp_path) as reader:
                 assert reader.is_packed("m.weight")
                 assert torch.equal(reader.read_weight("m.weight"), writer.decompress(stored, scheme)["weight"])
 
@@ -231,7 +231,7 @@ def test_our_reader_follows_dynamic_schemes_and_the_order_of_groups(tmp_path: Pa
     name = "model.layers.0.self_attn.k_proj"
     tensors[f"{name}.g_idx"] = tensors[f"{name}.g_idx"].flip(0)
     save_file(tensors, tmp_path / "packed" / "model.safetensors")
-    with ShardReader(tmp_path / "packed") as reader:
+    with CheckpointReader(tmp_path / "packed") as reader:
         flipped = reader.read_module_weight(name)
         scale = tensors[f"{name}.scales"].T.repeat_interleave(32, 1).flip(1)
         codes = unpack_rows(tensors[f"{name}.qweight"].T, 4, 64).to(torch.float16)

@@ -10,7 +10,7 @@ import pytest
 from runner.contracts.step_kind import Cost, MachineFacts
 from runner.errors import MachineError
 from runner.plan import machine, preview, resolve
-from runner.plan.facts_flow import Flow
+from runner.plan.facts_flow import FactsFlow
 from runner.plan.types import Plan
 from tests.plan.recipes import FakeStore, recipe
 
@@ -86,7 +86,7 @@ def test_reasons_come_from_the_last_job(plan: Plan, tmp_path: Path) -> None:
 
 def test_more_memory_than_the_machine_has(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "machine_facts", lambda device: replace(MACHINE, memory=10**8))
-    monkeypatch.setattr(Flow, "cost", lambda self, step: Cost(3 * 10**9 if step.id == "gptq" else 1, 0, 0, 1.0))
+    monkeypatch.setattr(FactsFlow, "cost", lambda self, step: Cost(3 * 10**9 if step.id == "gptq" else 1, 0, 0, 1.0))
     with pytest.raises(MachineError) as caught:
         preview.preview(plan, FakeStore(tmp_path))
     assert caught.value.exit_code == 4
@@ -115,7 +115,7 @@ def test_what_memory_grows_with_depends_on_the_step(
     kind: str, help: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "machine_facts", lambda device: replace(MACHINE, memory=10**8))
-    monkeypatch.setattr(Flow, "cost", lambda self, step: Cost(3 * 10**9, 0, 0, 1.0))
+    monkeypatch.setattr(FactsFlow, "cost", lambda self, step: Cost(3 * 10**9, 0, 0, 1.0))
     made = resolve.resolve(recipe(f"steps:\n  - {kind}\n"), device="cpu")
     with pytest.raises(MachineError) as caught:
         preview.preview(made, FakeStore(tmp_path))
@@ -130,14 +130,14 @@ def test_cached_steps_need_nothing(plan: Plan, tmp_path: Path, monkeypatch: pyte
 
 def test_memory_that_is_in_use_is_a_note(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "machine_facts", lambda device: replace(MACHINE, memory_available=10**9))
-    monkeypatch.setattr(Flow, "cost", lambda self, step: Cost(3 * 10**9 if step.id == "gptq" else 1, 0, 0, 1.0))
+    monkeypatch.setattr(FactsFlow, "cost", lambda self, step: Cost(3 * 10**9 if step.id == "gptq" else 1, 0, 0, 1.0))
     found = preview.preview(plan, FakeStore(tmp_path))
     assert found.notes == ("step `gptq` needs 3.0 GB of memory; 1.0 GB are free now",)
 
 
 def test_a_disk_that_is_too_small(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "free_disk", lambda folder: 10**9)
-    monkeypatch.setattr(Flow, "cost", lambda self, step: Cost(1, 3 * 10**8, 2 * 10**8, 1.0))
+    monkeypatch.setattr(FactsFlow, "cost", lambda self, step: Cost(1, 3 * 10**8, 2 * 10**8, 1.0))
     with pytest.raises(MachineError) as caught:
         preview.preview(plan, FakeStore(tmp_path))
     assert caught.value.render() == (

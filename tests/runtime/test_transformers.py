@@ -48,9 +48,9 @@ def test_packed_weights_rounded_and_exact(tmp_path: Path, format: str) -> None:
     find("quantize.rtn").run(host)
     rounded, exact = (Transformers(host.out_dir, dtype=torch.float32, exact=e) for e in (False, True))
     name = "model.layers.0.mlp.up_proj"
-    from runner.model.checkpoint.reader import ShardReader
+    from runner.model.checkpoint.reader import CheckpointReader
 
-    with ShardReader(host.out_dir) as reader:
+    with CheckpointReader(host.out_dir) as reader:
         stored = reader.read_module_weight(name).float()
     ours = rounded._model.get_submodule(name).weight
     assert torch.equal(ours, stored)

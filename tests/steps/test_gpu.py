@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from runner.errors import Interrupted
-from runner.model.checkpoint.reader import ShardReader
+from runner.model.checkpoint.reader import CheckpointReader
 from runner.steps.kinds import find
 from tests import tiny
 from tests.host import Host
@@ -60,7 +60,7 @@ def test_a_layerwise_kind_does_the_same(kind: str, params: dict[str, Any], tmp_p
     probe = tiny.tokens(4, 24)
     theirs = score(tmp_path / "b", cpu.out_dir, probe)
     assert score(tmp_path / "a", gpu.out_dir, probe) == pytest.approx(theirs, rel=0.1)
-    with ShardReader(gpu.out_dir) as a, ShardReader(cpu.out_dir) as b:
+    with CheckpointReader(gpu.out_dir) as a, CheckpointReader(cpu.out_dir) as b:
         assert a.headers.keys() == b.headers.keys()
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from runner.errors import Interrupted
 from runner.model.architecture.inspect import facts
-from runner.model.checkpoint.reader import ShardReader
+from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.layerwise.streamed_model import find_layers
 from runner.training import layer_dropping, layer_selection
 from tests.host import Host
@@ -89,7 +89,7 @@ def test_bytes_are_copied_and_companions_come_along(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == [
         "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
     ]  # fmt: skip
-    with ShardReader(folder) as source, ShardReader(tmp_path / "cut") as cut:
+    with CheckpointReader(folder) as source, CheckpointReader(tmp_path / "cut") as cut:
         assert {name for name in cut.names() if ".layers." not in name} == {
             name for name in source.names() if ".layers." not in name
         }

@@ -43,22 +43,22 @@ def adapter_config(folder: Path) -> Mapping[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise _refused(f"`{path}` cannot be read as JSON: {error}") from None
+        raise unusable_adapter(f"`{path}` cannot be read as JSON: {error}") from None
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         held = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        raise _refused(f"`{path}` holds an adapter of the type `{held}`; LoRA, rsLoRA and DoRA can be applied")
+        raise unusable_adapter(f"`{path}` holds an adapter of the type `{held}`; LoRA, rsLoRA and DoRA can be applied")
     used = [key for key in _OTHERWISE if config.get(key)]
     if used or config.get("bias", "none") != "none":
         key = used[0] if used else "bias"
-        raise _refused(f"`{path}` sets `{key}`: {json.dumps(config[key])}, which cannot be applied")
+        raise unusable_adapter(f"`{path}` sets `{key}`: {json.dumps(config[key])}, which cannot be applied")
     return config
 
 
-def _refused(message: str) -> RecipeError:
+def unusable_adapter(message: str) -> RecipeError:
     return RecipeError([Diagnostic("R470", message, "merge the adapter into its model, or remove that folder")])
 
 
-def carried(config: Mapping[str, Any] | None, step: str) -> list[Diagnostic]:
+def adapter_conflicts(config: Mapping[str, Any] | None, step: str) -> list[Diagnostic]:
     """What a step that rewrites weights says of a checkpoint with an adapter; `step` says what it would do to them."""
     if config is None:
         return []

@@ -14,9 +14,9 @@ from runner.model.checkpoint.adapter_config import CONFIG, FOLDER, PREFIX, WEIGH
 
 def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
     """Write the adapter of the checkpoint in `folder`; `tensors` by module and kind: "model.…q_proj.lora_A.weight"."""
-    from runner.model.checkpoint.writer import PartWriter
+    from runner.model.checkpoint.writer import CheckpointWriter
 
-    parts = PartWriter(folder / FOLDER)
+    parts = CheckpointWriter(folder / FOLDER)
     parts.add(WEIGHTS.removesuffix(".safetensors"), {PREFIX + name: tensor for name, tensor in tensors.items()})
     text = json.dumps(dict(config), indent=2, sort_keys=True) + "\n"
     (folder / FOLDER / CONFIG).write_text(text, encoding="utf-8")

@@ -41,7 +41,7 @@ _OPEN_SHARDS = 8
 _DOWNLOAD_AGAIN = "download or copy the checkpoint again"
 
 
-class ShardReader:
+class CheckpointReader:
     """The tensors of a checkpoint folder. Use as a context manager, or call `close`."""
 
     def __init__(self, folder: Path, headers: Mapping[str, TensorHeader] | None = None) -> None:
@@ -51,7 +51,7 @@ class ShardReader:
         self._packing: Packing | None = None
         self._config_read = False
 
-    def __enter__(self) -> ShardReader:
+    def __enter__(self) -> CheckpointReader:
         return self
 
     def __exit__(

@@ -30,7 +30,7 @@ from runner.model.checkpoint.safetensors_writer import (
 if TYPE_CHECKING:
     import torch
 
-    from runner.model.checkpoint.reader import ShardReader
+    from runner.model.checkpoint.reader import CheckpointReader
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B\s*$", re.IGNORECASE)
 _PLAN = "consolidation.json"
@@ -56,7 +56,7 @@ class _Piece:
     entry: Entry
 
 
-class PartWriter:
+class CheckpointWriter:
     """The parts of one checkpoint, in a folder of their own."""
 
     def __init__(self, folder: Path) -> None:
@@ -86,7 +86,7 @@ class PartWriter:
                 write_all(file, flat.view(torch.uint8).numpy().data)
 
     def copy(
-        self, part: str, reader: ShardReader, names: Iterable[str], renamed: Mapping[str, str] | None = None
+        self, part: str, reader: CheckpointReader, names: Iterable[str], renamed: Mapping[str, str] | None = None
     ) -> None:
         """Write a part from tensors of another checkpoint as they are, without loading them.
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.model.checkpoint.adapter_config import FOLDER, PREFIX, WEIGHTS, _refused, adapter_config, scaling
+from runner.model.checkpoint.adapter_config import FOLDER, PREFIX, WEIGHTS, adapter_config, scaling, unusable_adapter
 from runner.model.layerwise.linear import widths
 
 if TYPE_CHECKING:
@@ -39,10 +39,10 @@ class Adapter:
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         from runner.model.checkpoint.headers import read_shard
-        from runner.model.checkpoint.reader import ShardReader
+        from runner.model.checkpoint.reader import CheckpointReader
 
         self.config = config
-        self.reader = ShardReader(folder, read_shard(folder, WEIGHTS))
+        self.reader = CheckpointReader(folder, read_shard(folder, WEIGHTS))
         self._handles: dict[str, list[Any]] = {}
 
     def modules(self) -> list[str]:
@@ -64,7 +64,7 @@ class Adapter:
                 found.append(f"`{name}` is [{out_features}, {in_features}], the adapter is for [{b[0]}, {a[1]}]")
         if found:
             lines = "".join(f"\n    {line}" for line in found)
-            raise _refused(f"the adapter in `{self.reader.folder}` does not fit the checkpoint:{lines}")
+            raise unusable_adapter(f"the adapter in `{self.reader.folder}` does not fit the checkpoint:{lines}")
 
     def attach(self, layer: nn.Module, name: str) -> None:
         """Let it act on the linears of the decoder layer called `name`, whose weights are loaded."""

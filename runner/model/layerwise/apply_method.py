@@ -15,7 +15,9 @@ from runner.model.layerwise.patterns import module_params
 Weights = Mapping[str, torch.Tensor]  # module's name in the checkpoint → weight [out, in], in the type it is stored in
 
 
-def solve(method: LayerMethod, params: Mapping[str, Any], weights: Weights, seen: Statistics) -> dict[str, Transformed]:
+def transform_group(
+    method: LayerMethod, params: Mapping[str, Any], weights: Weights, seen: Statistics
+) -> dict[str, Transformed]:
     """Transform linears that see one input. Linears that `ignore` names are absent from the result."""
     done: dict[str, Transformed] = {}
     for names, own in teams(method, params, list(weights)):

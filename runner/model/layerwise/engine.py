@@ -22,16 +22,16 @@ from runner.contracts.context import Context, Result
 from runner.contracts.facts import CheckpointFacts
 from runner.model.architecture.config import hidden_size
 from runner.model.architecture.inspect import facts as read_facts
-from runner.model.checkpoint.reader import ShardReader
+from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.layerwise import adapter, block_attention, forward_modes, progress_file
-from runner.model.layerwise.apply_method import dense, solve
-from runner.model.layerwise.hidden_states import Flow
+from runner.model.layerwise.apply_method import dense, transform_group
+from runner.model.layerwise.hidden_states import HiddenStates
 from runner.model.layerwise.linear import is_conv1d, is_linear
 from runner.model.layerwise.memory_budget import suspend_limit, suspended_bytes, widest
 from runner.model.layerwise.method import LayerMethod, Statistics, Transformed
 from runner.model.layerwise.output import Output, Results
-from runner.model.layerwise.statistics_collector import Gatherer
-from runner.model.layerwise.streamed_model import Skeleton, dense_copy
+from runner.model.layerwise.statistics_collector import StatisticsCollector
+from runner.model.layerwise.streamed_model import StreamedModel, dense_copy
 from runner.system import heap
 
 
@@ -39,7 +39,7 @@ def transform(ctx: Context, method: LayerMethod) -> Result:
     """Run a layer-wise method over a checkpoint; the new checkpoint is in `ctx.out_dir`."""
     want = method.wants(ctx.params)
     facts = read_facts(ctx.inputs["checkpoint"].path, str(ctx.inputs["checkpoint"].path))
-    reader = ShardReader(ctx.inputs["checkpoint"].path)
+    reader = CheckpointReader(ctx.inputs["checkpoint"].path)
     transposed = frozenset(linear.name for linear in facts.linears if linear.transposed)
     output = Output(ctx, reader, facts, method.kind)
     names = [facts.layer_tensors(index) for index in range(facts.layer_count)]
@@ -85,7 +85,12 @@ class WeightsOnly:
     """Layers for a method that needs no calibration: weights are read one linear at a time, nothing is run."""
 
     def __init__(
-        self, ctx: Context, method: LayerMethod, reader: ShardReader, facts: CheckpointFacts, transposed: frozenset[str]
+        self,
+        ctx: Context,
+        method: LayerMethod,
+        reader: CheckpointReader,
+        facts: CheckpointFacts,
+        transposed: frozenset[str],
     ) -> None:
         self.ctx, self.method, self.reader, self.facts, self.transposed = ctx, method, reader, facts, transposed
         self.left: heap.Layers  # set by `walk`
@@ -99,7 +104,7 @@ class WeightsOnly:
             if linear.layer == index:
                 weight = self.reader.read_module_weight(linear.name).to(self.ctx.device)
                 weights = {linear.name: weight.T if linear.name in self.transposed else weight}
-                changed |= solve(self.method, self.ctx.params, weights, Statistics())
+                changed |= transform_group(self.method, self.ctx.params, weights, Statistics())
         return changed
 
     def finished(self, layer: int) -> list[str]:
@@ -123,19 +128,19 @@ class Calibrated:
         self, ctx: Context, method: LayerMethod, want: str, facts: CheckpointFacts, unchanged: Path | None = None
     ) -> None:
         self.ctx, self.method, self.want, self.facts = ctx, method, want, facts
-        self.skeleton = Skeleton(ctx.inputs["checkpoint"].path, ctx.device)
-        block_attention.use_blocks(self.skeleton.model, self.skeleton.device)
-        self.other: Skeleton | None = None
+        self.streamed = StreamedModel(ctx.inputs["checkpoint"].path, ctx.device)
+        block_attention.use_blocks(self.streamed.model, self.streamed.device)
+        self.other: StreamedModel | None = None
         if want == "cross" and unchanged is not None:
-            self.other = Skeleton(unchanged, ctx.device, self.skeleton.dtype)
+            self.other = StreamedModel(unchanged, ctx.device, self.streamed.dtype)
             block_attention.use_blocks(self.other.model, self.other.device)
         self.ids = ctx.data("data")
-        self.flow = Flow(self.skeleton, self.ids, ctx.scratch_dir, lanes=2 if want == "cross" else 1)
+        self.flow = HiddenStates(self.streamed, self.ids, ctx.scratch_dir, lanes=2 if want == "cross" else 1)
         self.pass_ = self._choose_pass()
         self.left: heap.Layers  # set by `walk`
 
     def begin(self, progress: progress_file.Progress) -> progress_file.Progress:
-        if progress.layer == len(self.skeleton):
+        if progress.layer == len(self.streamed):
             return progress  # stopped while the folder was put together: no layer is left to feed
         with torch.inference_mode():
             if self.flow.begin(progress.layer, progress.hidden):
@@ -143,77 +148,77 @@ class Calibrated:
             self.ctx.emit("message", level="warning", text="the hidden states of the interrupted run are not intact: "
                           "starting again at the first layer")  # fmt: skip
             self.flow.begin(0, [])
-            return progress_file.Progress(len(self.skeleton))
+            return progress_file.Progress(len(self.streamed))
 
     def run(self, index: int) -> dict[str, Transformed]:
-        flow, skeleton = self.flow, self.skeleton
-        layer = skeleton.layers[index]
+        flow, streamed = self.flow, self.streamed
+        layer = streamed.layers[index]
         linears = {name: module for name, module in layer.named_modules() if is_linear(module)}
-        skeleton.load(index)
+        streamed.load(index)
         groups = forward_modes.find_groups(layer, list(linears), *flow.scout(index))
         lanes = [flow.lane(0, index, layer)]
         if flow.lanes == 2:
             lanes.append(flow.lane(1, index, dense_copy(layer) if self.other is None else self.other.load(index)))
         changed: dict[str, Transformed] = {}
-        gatherers: dict[int, Gatherer] = {}
+        collectors: dict[int, StatisticsCollector] = {}
         branches: list[Any] = []
 
         def collect(group: int, inputs: tuple[torch.Tensor, ...]) -> None:
-            if group not in gatherers:
-                gatherers[group] = Gatherer(self.want, inputs[0].shape[-1], inputs[0].device)
-            gatherers[group].add(*inputs)
+            if group not in collectors:
+                collectors[group] = StatisticsCollector(self.want, inputs[0].shape[-1], inputs[0].device)
+            collectors[group].add(*inputs)
 
         def solve_group(group: int) -> None:
             members = {self._stored(index, name): linears[name] for name in groups[group]}
             weights = {name: self._weight(module) for name, module in members.items()}
-            done = solve(self.method, self.ctx.params, weights, gatherers.pop(group).finish())
+            done = transform_group(self.method, self.ctx.params, weights, collectors.pop(group).finish())
             for name, result in done.items():
-                branches.extend(install(members[name], result, skeleton.stored_dtype))
+                branches.extend(install(members[name], result, streamed.stored_dtype))
             changed.update(done)
             if flow.lanes > 1 or self.left.grows:
                 heap.trim()  # what forwards left: two flows of the demo model took 1.7 GB without it, 1.3 with it
 
-        last = index == len(skeleton) - 1
+        last = index == len(streamed) - 1
         heads = [names[0] for names in groups]
         self.pass_(lanes, flow.spans, lambda s: flow.call(index, s), heads, collect, solve_group, output=not last)
         for branch in branches:
             branch.remove()
-        skeleton.free(index)
+        streamed.free(index)
         if self.other is not None:
             self.other.free(index)
         return changed
 
     def model_names(self) -> dict[str, str]:
         """Name in the checkpoint → name in the model, of every linear of the decoder layers."""
-        return self.skeleton.linear_names()
+        return self.streamed.linear_names()
 
     def _stored(self, index: int, name: str) -> str:
-        return self.skeleton.stored_module(f"{self.skeleton.layer_name(index)}.{name}")
+        return self.streamed.stored_module(f"{self.streamed.layer_name(index)}.{name}")
 
     def _weight(self, module: nn.Module) -> torch.Tensor:
         """The weight [out, in] in the type it is stored in: what the forward rounded is not what is quantized."""
         weight = weight_of(module)
-        if weight.dtype != self.skeleton.stored_dtype:
-            weight = weight.to(self.skeleton.stored_dtype)
+        if weight.dtype != self.streamed.stored_dtype:
+            weight = weight.to(self.streamed.stored_dtype)
         return weight.T if is_conv1d(module) else weight
 
     def _choose_pass(self) -> Any:
         if not self.ctx.params.get("true_sequential", True):
             return forward_modes.run_at_once
-        tokens, value = self.ids.numel(), self.skeleton.dtype.itemsize
+        tokens, value = self.ids.numel(), self.streamed.dtype.itemsize
         width = hidden_size(self.facts.config)
         held = suspended_bytes(tokens, width, widest(self.facts), value, self.flow.lanes)
-        limit = suspend_limit(device_bytes(self.skeleton.device))
+        limit = suspend_limit(device_bytes(self.streamed.device))
         return forward_modes.run_suspended if held <= limit else forward_modes.run_again
 
     def finished(self, layer: int) -> list[str]:
-        return self.flow.finished(layer) if layer < len(self.skeleton) else []
+        return self.flow.finished(layer) if layer < len(self.streamed) else []
 
     def drop(self, layer: int) -> None:
         self.flow.drop(layer)
 
     def close(self) -> None:
-        self.flow.drop(len(self.skeleton))
+        self.flow.drop(len(self.streamed))
         if self.other is not None:
             self.other.reader.close()
 

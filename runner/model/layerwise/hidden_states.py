@@ -11,22 +11,22 @@ from runner.model.layerwise.activation_file import Activations, batches
 from runner.model.layerwise.forward_modes import Lane, Span
 from runner.model.layerwise.layer_probes import Call
 from runner.model.layerwise.memory_budget import batch_tokens
-from runner.model.layerwise.streamed_model import Skeleton
+from runner.model.layerwise.streamed_model import StreamedModel
 
 
-class Flow:
-    """Token windows `ids` [windows, length] through one skeleton; `lanes` flows run side by side from one embedding.
+class HiddenStates:
+    """Token windows `ids` [windows, length] on their way through one streamed model, in `lanes` versions of it.
 
     The file `hidden-<lane>-<i>` holds what enters layer i; a layer's input is removed when the next one is safe.
     """
 
-    def __init__(self, skeleton: Skeleton, ids: torch.Tensor, folder: Path, lanes: int = 1) -> None:
-        self.skeleton = skeleton
+    def __init__(self, streamed: StreamedModel, ids: torch.Tensor, folder: Path, lanes: int = 1) -> None:
+        self.streamed = streamed
         self.ids = ids
         self.folder = folder
         self.lanes = lanes
         self.windows, self.length = ids.shape
-        tokens = batch_tokens(skeleton.device.type, skeleton.widest())
+        tokens = batch_tokens(streamed.device.type, streamed.widest())
         self.spans: list[Span] = list(batches(self.windows, self.length, tokens))
         self._calls: dict[int, list[Call]] = {}
         self._scout: tuple[torch.Tensor, list[Call]] | None = None
@@ -37,16 +37,16 @@ class Flow:
 
         False where a file of an interrupted run is not intact: the caller starts again at layer 0.
         """
-        self.skeleton.load_rest()
+        self.streamed.load_rest()
         try:
-            self._scout = self.skeleton.calls(self.ids[:1, :2].to(self.skeleton.device))
+            self._scout = self.streamed.calls(self.ids[:1, :2].to(self.streamed.device))
             if layer == 0:
                 self._embed()
                 return True
             for span in (self.spans[0], self.spans[-1]):
                 self._record(span)
         finally:
-            self.skeleton.free_rest()
+            self.streamed.free_rest()
         files = [self.file(lane, layer) for lane in range(self.lanes)]
         return len(digests) == len(files) and all(f.intact(d) for f, d in zip(files, digests, strict=True))
 
@@ -57,18 +57,18 @@ class Flow:
                 self.file(lane, 0).write(span[0], hidden)
 
     def _record(self, span: Span) -> torch.Tensor:
-        ids = self.ids[span[0] : span[1]].to(self.skeleton.device)
-        hidden, calls = self.skeleton.calls(ids)
+        ids = self.ids[span[0] : span[1]].to(self.streamed.device)
+        hidden, calls = self.streamed.calls(ids)
         self._calls.setdefault(span[1] - span[0], calls)
         return hidden
 
     def file(self, lane: int, layer: int) -> Activations:
         key = (lane, layer)
         if key not in self._open:
-            width = self.skeleton.config.get_text_config().hidden_size
+            width = self.streamed.config.get_text_config().hidden_size
             path = self.folder / f"hidden-{lane}-{layer}"
             self._open[key] = Activations(
-                path, (self.windows, self.length, width), self.skeleton.dtype, self.skeleton.device
+                path, (self.windows, self.length, width), self.streamed.dtype, self.streamed.device
             )
         return self._open[key]
 

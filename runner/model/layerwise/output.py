@@ -13,8 +13,8 @@ from runner.contracts.facts import CheckpointFacts
 from runner.model import card
 from runner.model.checkpoint.companions import COMPRESSION, copy_companions, write_json
 from runner.model.checkpoint.formats import GPTQ, gptq_version, pack, quantization_config, unpacked_modules
-from runner.model.checkpoint.reader import DTYPES, ShardReader
-from runner.model.checkpoint.writer import PartWriter, parse_size
+from runner.model.checkpoint.reader import DTYPES, CheckpointReader
+from runner.model.checkpoint.writer import CheckpointWriter, parse_size
 from runner.model.layerwise.apply_method import dense
 from runner.model.layerwise.method import Transformed
 from runner.model.layerwise.targets import planned_schemes
@@ -25,13 +25,13 @@ Results = list[dict[str, Any]]  # one entry per finished layer, as kept in state
 class Output:
     """The checkpoint that a step of `kind` writes. `transposed` modules keep [in, out] on disk (GPT-2's Conv1D)."""
 
-    def __init__(self, ctx: Context, reader: ShardReader, facts: CheckpointFacts, kind: str) -> None:
+    def __init__(self, ctx: Context, reader: CheckpointReader, facts: CheckpointFacts, kind: str) -> None:
         self.ctx, self.reader, self.facts, self.kind = ctx, reader, facts, kind
         self.transposed = {linear.name for linear in facts.linears if linear.transposed}
         self.schemes = planned_schemes(ctx.params, facts)
         self.version = gptq_version(self.schemes.values())
         self.format: str = ctx.params.get("format", "")
-        self.parts = PartWriter(ctx.scratch_dir / "parts")
+        self.parts = CheckpointWriter(ctx.scratch_dir / "parts")
 
     def layer(self, index: int, names: Sequence[str], changed: Mapping[str, Transformed]) -> dict[str, Any]:
         """Write one decoder layer, `names` its tensors in the source checkpoint; return what the record says of it."""

@@ -8,7 +8,7 @@ from runner.model.layerwise import statistics
 from runner.model.layerwise.method import Statistics
 
 
-class Gatherer:
+class StatisticsCollector:
     """Accumulates what a method wants of a linear's inputs; `add` takes [batch, length, in] of each lane."""
 
     def __init__(self, want: str, columns: int, device: torch.device) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 
 from runner.errors import Diagnostic, RecipeError
 from runner.model.architecture import inspect
-from runner.model.checkpoint.reader import ShardReader
+from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.layerwise import adapter
 from runner.model.layerwise.dtypes import compute_dtype, stored_dtype
 from runner.model.layerwise.empty_model import build_empty
@@ -26,7 +26,7 @@ from runner.model.layerwise.layer_probes import Call, EndOfLayers, Injector, Rec
 from runner.model.layerwise.linear import is_conv1d, is_linear
 
 
-class Skeleton:
+class StreamedModel:
     """A checkpoint opened for streaming. `layers[i]` is on the meta device except between `load` and `free`.
 
     An adapter that the checkpoint carries acts on its linears from `load` to `free`. `dtype` is what the forward runs
@@ -38,7 +38,7 @@ class Skeleton:
 
         self.folder = folder
         self.device = torch.device(device)
-        self.reader = ShardReader(folder)
+        self.reader = CheckpointReader(folder)
         own_code = inspect.needs_own_code(folder)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=own_code)
         if hasattr(config, "quantization_config"):
@@ -70,7 +70,7 @@ class Skeleton:
         return [name for name, source in self._tied.items() if source == parameter]
 
     def layer_name(self, index: int) -> str:
-        """The name of a decoder layer in the skeleton: "model.layers.3"."""
+        """The name of a decoder layer in the streamed: "model.layers.3"."""
         return f"{self.layers_name}.{index}"
 
     def stored_module(self, name: str) -> str:
@@ -220,7 +220,7 @@ class Skeleton:
         return key == "weight" and self.reader.is_packed(module)
 
 
-def stored_names(model: Any, reader: ShardReader) -> dict[str, str]:
+def stored_names(model: Any, reader: CheckpointReader) -> dict[str, str]:
     """Parameter or buffer name in the model → name in the checkpoint, by transformers' own table of renamings.
 
     A packed module counts as holding `<module>.weight`.

@@ -58,7 +58,7 @@ def model_commit(id: str, revision: str | None) -> str:
     """The commit that a branch or tag of a model stands for now."""
     from huggingface_hub import HfApi
 
-    with told("model", id, revision):
+    with hub_errors_as_diagnostics("model", id, revision):
         return str(HfApi().model_info(id, revision=revision).sha)
 
 
@@ -66,7 +66,7 @@ def download_small(id: str, commit: str) -> Path:
     """Config and tokenizer, without weights: all that a plan needs beside the headers."""
     from huggingface_hub import snapshot_download
 
-    with told("model", id, commit):
+    with hub_errors_as_diagnostics("model", id, commit):
         return Path(snapshot_download(id, revision=commit, allow_patterns=_small(), ignore_patterns=_NESTED))
 
 
@@ -74,7 +74,7 @@ def download_model(id: str, commit: str) -> Path:
     """The whole checkpoint at a commit; what is already in the cache is not fetched again."""
     from huggingface_hub import snapshot_download
 
-    with told("model", id, commit):
+    with hub_errors_as_diagnostics("model", id, commit):
         return Path(snapshot_download(id, revision=commit, allow_patterns=_small() + _WEIGHTS, ignore_patterns=_NESTED))
 
 
@@ -87,7 +87,7 @@ def remote_facts(id: str, commit: str, folder: Path) -> CheckpointFacts:
     refusal = refuse_config(config, f"`{id}`")
     if refusal:
         raise RecipeError([refusal])
-    with told("model", id, commit):
+    with hub_errors_as_diagnostics("model", id, commit):
         try:
             metadata = HfApi().get_safetensors_metadata(id, revision=commit)
         except NotASafetensorsRepoError:
@@ -117,7 +117,7 @@ def dataset_commit(id: str, revision: str | None) -> str:
     from huggingface_hub import HfApi, constants
 
     try:
-        with told("dataset", id, revision):
+        with hub_errors_as_diagnostics("dataset", id, revision):
             return str(HfApi().dataset_info(id, revision=revision).sha)
     except RecipeError:
         reference = Path(constants.HF_HUB_CACHE) / f"datasets--{id.replace('/', '--')}" / "refs" / (revision or "main")
@@ -127,7 +127,7 @@ def dataset_commit(id: str, revision: str | None) -> str:
 
 
 @contextmanager
-def told(noun: str, id: str, revision: str | None) -> Iterator[None]:
+def hub_errors_as_diagnostics(noun: str, id: str, revision: str | None) -> Iterator[None]:
     """Turns what huggingface_hub raises into a RecipeError with the remedy."""
     from huggingface_hub import errors
 

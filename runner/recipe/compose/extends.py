@@ -21,7 +21,7 @@ DEEPEST = 16  # recipes that extend one another: a server could go on for ever
 
 
 @dataclass(frozen=True)
-class Gathered:
+class MergedRecipe:
     """The merged tree; the parents from elsewhere, in the order in which they were read; the steps taken away."""
 
     root: Node
@@ -54,20 +54,22 @@ def _with_own(error: PlaceError, named: str) -> PlaceError:
     return PlaceError(error.code, error.message, f"the one that comes with runner is `{packs.own().address(name)}`")
 
 
-def gather(content: str, file: str) -> Node:
+def merge_text(content: str, file: str) -> Node:
     """The tree of a recipe merged with all that it extends. Raises RecipeError with every complaint of syntax."""
-    return gather_all(content, FilePlace(file)).root
+    return merge_place(content, FilePlace(file)).root
 
 
-def gather_all(content: str, place: Place, pins: Pins = Pins()) -> Gathered:  # noqa: B008  # it is frozen
-    """As `gather`, of the text at a place; git parents are taken at the commits of `pins`."""
+def merge_place(content: str, place: Place, pins: Pins = Pins()) -> MergedRecipe:  # noqa: B008  # it is frozen
+    """As `merge_text`, of the text at a place; git parents are taken at the commits of `pins`."""
     found: list[Parent] = []
     removed: dict[str, Span] = {}
-    root = _gather(content, (_Link(place, None),), pins, found, removed)
-    return Gathered(root, tuple(found), removed)
+    root = _merge_chain(content, (_Link(place, None),), pins, found, removed)
+    return MergedRecipe(root, tuple(found), removed)
 
 
-def _gather(content: str, chain: tuple[_Link, ...], pins: Pins, found: list[Parent], removed: dict[str, Span]) -> Node:
+def _merge_chain(
+    content: str, chain: tuple[_Link, ...], pins: Pins, found: list[Parent], removed: dict[str, Span]
+) -> Node:
     at = chain[-1].place
     root = step_entries.identified(yaml_text.parse(content, at.name))
     named = root.entries.get("extends")
@@ -84,7 +86,7 @@ def _gather(content: str, chain: tuple[_Link, ...], pins: Pins, found: list[Pare
     pin = place.pin(above)
     if pin is not None:
         found.append(pin)
-    parent = _gather(above, (*chain, _Link(place, named.span)), pins, found, removed)
+    parent = _merge_chain(above, (*chain, _Link(place, named.span)), pins, found, removed)
     return merge.merged(parent, root, removed)
 
 

@@ -91,7 +91,7 @@ class GitPlace:
         shown = ", ".join(f"`{name}`" for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         return f"it has {shown}" if names else None
 
-    def beside(self, path: str) -> GitPlace:
+    def sibling(self, path: str) -> GitPlace:
         return GitPlace(self.repository, inside(posixpath.dirname(self.path), path, "the repository"))
 
     def pin(self, content: str) -> Parent:

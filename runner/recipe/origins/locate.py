@@ -39,7 +39,7 @@ def locate(written: object, at: Place, pins: Pins) -> Place:
     if match is None and ("::" in written or written.startswith("git+")):
         raise PlaceError("R122", f"`{written}` is no place that a recipe can be at", _HELP)
     if match is None:
-        return at.beside(written)
+        return at.sibling(written)
     if written.startswith(("git+file:", "file:", "local:")) and not at.local:
         message = f"a recipe from elsewhere names `{written}`, a file of this machine"
         raise PlaceError("R126", message, "a recipe from elsewhere extends only what came with it, or a remote place")

@@ -86,7 +86,7 @@ class PackPlace:
             message = f"the pack `{self.pack.name}` ({self.pack.package}) holds no recipe `{_stem(self.path)}`{meant}"
             raise PlaceError("R123", message, f"it holds {wording.ticked(known)}" if known else None) from None
 
-    def beside(self, path: str) -> PackPlace:
+    def sibling(self, path: str) -> PackPlace:
         return PackPlace(self.pack, inside(os.path.dirname(self.path), path, f"the pack `{self.pack.name}`"))
 
     def pin(self, content: str) -> Parent:

@@ -43,7 +43,7 @@ class Place(Protocol):
         """The text of the recipe. Raises PlaceError; RecipeError where it is not UTF-8."""
         ...
 
-    def beside(self, path: str) -> Place:
+    def sibling(self, path: str) -> Place:
         """The recipe at a path relative to this one. Raises PlaceError where that leaves what came with this one."""
         ...
 
@@ -84,7 +84,7 @@ class FilePlace:
         except ValueError as error:  # a null byte in the path
             raise PlaceError(self.code, f"cannot read `{self.file!r}`: {error}") from None
 
-    def beside(self, path: str) -> FilePlace:
+    def sibling(self, path: str) -> FilePlace:
         return FilePlace(os.path.normpath(os.path.join(os.path.dirname(self.file), path)), parent=True)
 
     def pin(self, content: str) -> None:

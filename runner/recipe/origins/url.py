@@ -56,7 +56,7 @@ class UrlPlace:
             _keep(content.encode())
         return content
 
-    def beside(self, path: str) -> UrlPlace:
+    def sibling(self, path: str) -> UrlPlace:
         parts = urlsplit(self.url)
         folder = posixpath.dirname(parts.path).lstrip("/")
         inner = inside(folder, path, f"{parts.scheme}://{parts.netloc}")

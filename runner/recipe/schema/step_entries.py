@@ -16,14 +16,14 @@ PLACING = ("remove", *ANCHORS)  # keys of a step that only a child has
 ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
-def beside() -> tuple[str, ...]:
+def sibling_keys() -> tuple[str, ...]:
     """The keys that stand beside the kind."""
     return tuple(load.step_schema()["properties"])
 
 
 def other_keys(step: Node) -> list[str]:
     """The keys of a step that should be a kind."""
-    known = beside()
+    known = sibling_keys()
     return [key for key in step.entries if key not in known]
 
 

@@ -113,7 +113,7 @@ def _stray(key: str, step: Node, kind: str | None) -> Diagnostic:
         message = f"`{key}` is a parameter of `{kind}`, and stands beside it"
         help = f"indent it further than `{kind}`, or move it into the braces"
         return Diagnostic("R205", message, help, step.keys[key])
-    names = step_entries.beside()
+    names = step_entries.sibling_keys()
     message = f"unknown key `{key}` of a step{wording.did_you_mean(key, names)}"
     return Diagnostic("R205", message, f"beside its kind a step may have {wording.ticked(names)}", step.keys[key])
 
@@ -194,7 +194,7 @@ def _unknown(error: ValidationError, path: Path, scope: _Scope) -> Iterator[Diag
         suggestion = _elsewhere(key, properties) or wording.did_you_mean(key, properties)
         message = f"unknown key `{key}` of {_owner(path, scope)}{suggestion}"
         help = scope.help or f"it may have {wording.ticked(properties)}"
-        if scope.kind and not path and key in step_entries.beside():
+        if scope.kind and not path and key in step_entries.sibling_keys():
             help = f"`{key}` stands beside `{scope.kind}`, not among its parameters"
             message = f"unknown key `{key}` of {_owner(path, scope)}"
         yield Diagnostic("R205", message, help, node.keys.get(key, node.span) if node is not None else None)

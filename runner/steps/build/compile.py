@@ -24,6 +24,7 @@ from runner.contracts.step_kind import (  # fmt: skip
 )
 from runner.errors import Diagnostic
 from runner.export import supported
+from runner.model.checkpoint.headers import read_config
 from runner.model.layerwise import memory_budget
 from runner.system import cpu
 
@@ -95,6 +96,6 @@ def described(config: Any, precision: str) -> dict[str, Any]:
 
 
 def run(ctx: Context) -> Result:
-    from runner.steps.build.compile_package import write
+    from runner.export.aotinductor_package import write
 
-    return write(ctx)
+    return write(ctx, described(read_config(ctx.inputs["checkpoint"].path), ctx.params["precision"]))

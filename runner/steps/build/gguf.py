@@ -11,6 +11,7 @@ from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import CHECKPOINT, ENGINE, QUANTIZED, Context, Cost, Inputs, Params, Requirement, Result
 from runner.errors import Diagnostic
 from runner.model.checkpoint import adapter_config
+from runner.model.checkpoint.headers import read_config
 from runner.model.layerwise import memory_budget
 
 VERSION = 1
@@ -27,10 +28,10 @@ _ANOTHER = "use build.onnx, or deploy the checkpoint itself"
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     """The architecture is one whose result was compared, and blocks can hold every packed module."""
     from runner.export import preflight
-    from runner.export.gguf_blocks import BLOCK, carried
+    from runner.export.gguf_blocks import BLOCK, block_type_for
 
     facts = inputs.checkpoint
-    found = adapter_config.carried(facts.adapter, "GGUF has no place for it")
+    found = adapter_config.adapter_conflicts(facts.adapter, "GGUF has no place for it")
     refusal = _architecture(facts.config)
     if refusal is not None:
         return [*found, Diagnostic("R479", refusal[0], refusal[1])]
@@ -43,7 +44,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
             if scheme is not None:
                 key = key[0], f"leave it out of the quantization, or {_ANOTHER}"
             wrong.setdefault(key, []).append(linear.name)
-        elif scheme is not None and not isinstance(fit := carried(scheme), str):
+        elif scheme is not None and not isinstance(fit := block_type_for(scheme), str):
             wrong.setdefault(fit, []).append(linear.name)
     for (what, remedy), names in wrong.items():
         more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
@@ -96,6 +97,6 @@ def described(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run(ctx: Context) -> Result:
-    from runner.steps.build.gguf_write import write
+    from runner.export.gguf_file import write
 
-    return write(ctx)
+    return write(ctx, described(read_config(ctx.inputs["checkpoint"].path)))

@@ -61,7 +61,7 @@ def run(ctx: Context) -> Result:
         **{name: ctx.params[name] for name in ("alpha", "temperature", "divergence")},
     }
     task = fit.prepare(ctx, "runner.training.objectives.logits:build", arguments)
-    teaching.listen(ctx, task, student.folder, cache, before=len(student.influence or ()))
+    teaching.cache_teacher_outputs(ctx, task, student.folder, cache, before=len(student.influence or ()))
     fitted = fit.fit(ctx, task)
     checkpoint_writer.checkpoint(ctx, student.folder, fitted.weights)
     return Result(metrics=fitted.metrics, details={**pair.details(student), **fitted.details})

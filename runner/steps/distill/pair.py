@@ -66,7 +66,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     """What no training of this student with this teacher could do, and what no training could."""
     found = layer_complaints(params, source_facts(inputs))
     student = source_facts(inputs) if found else student_facts(params, inputs)
-    found += adapter_config.carried(source_facts(inputs).adapter, "training would change those")
+    found += adapter_config.adapter_conflicts(source_facts(inputs).adapter, "training would change those")
     if "student" in inputs.others and inputs.others["student"].quantization:
         message = "`student` names a quantized checkpoint, whose integers take no gradient"
         found.append(Diagnostic("R449", message, "name it as it was before it was quantized", path=("student",)))

@@ -33,11 +33,11 @@ def run(ctx: Context) -> Result:
     from torch.nn.functional import kl_div
 
     from runner.model.layerwise.final_hidden import final_hidden, position_chunks
-    from runner.model.layerwise.streamed_model import Skeleton
+    from runner.model.layerwise.streamed_model import StreamedModel
 
     ids = ctx.data("data")
-    base = Skeleton(ctx.inputs["against"].path, ctx.device)
-    mine = Skeleton(ctx.inputs["checkpoint"].path, ctx.device)
+    base = StreamedModel(ctx.inputs["against"].path, ctx.device)
+    mine = StreamedModel(ctx.inputs["checkpoint"].path, ctx.device)
     staging = ctx.out_dir.parent
     base_flow = final_hidden(ctx, base, ids, ctx.scratch_dir / "against", staging / "against.json", after=len(mine))
     my_flow = final_hidden(ctx, mine, ids, ctx.scratch_dir / "checkpoint", staging / "progress.json", before=len(base))

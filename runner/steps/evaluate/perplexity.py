@@ -28,21 +28,21 @@ def run(ctx: Context) -> Result:
     from torch.nn.functional import cross_entropy
 
     from runner.model.layerwise.final_hidden import final_hidden, position_chunks
-    from runner.model.layerwise.streamed_model import Skeleton
+    from runner.model.layerwise.streamed_model import StreamedModel
 
     ids = ctx.data("data")
-    skeleton = Skeleton(ctx.inputs["checkpoint"].path, ctx.device)
+    streamed = StreamedModel(ctx.inputs["checkpoint"].path, ctx.device)
     progress = ctx.out_dir.parent / "progress.json"
-    flow = final_hidden(ctx, skeleton, ids, ctx.scratch_dir, progress)
-    final = flow.file(0, len(skeleton))
-    skeleton.load_rest(embedding=False)
+    flow = final_hidden(ctx, streamed, ids, ctx.scratch_dir, progress)
+    final = flow.file(0, len(streamed))
+    streamed.load_rest(embedding=False)
     total = torch.zeros((), dtype=torch.float64)
     with torch.no_grad():
         for start, stop in flow.spans:
             hidden = final.read(start, stop)
-            window = ids[start:stop].to(skeleton.device)
-            for keep in position_chunks(flow.length, stop - start, skeleton.config.get_text_config().vocab_size):
-                logits = skeleton.logits(hidden, keep)
+            window = ids[start:stop].to(streamed.device)
+            for keep in position_chunks(flow.length, stop - start, streamed.config.get_text_config().vocab_size):
+                logits = streamed.logits(hidden, keep)
                 targets = window[:, keep + 1]
                 total += cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum").double().cpu()
             ctx.emit("progress", phase="logits", done=stop, total=flow.windows, unit="windows")

@@ -111,16 +111,16 @@ def _model(ctx: Context) -> Any:
     """The checkpoint as a dense model of transformers, packed weights unpacked, an adapter acting."""
     from transformers import GenerationConfig
 
-    from runner.model.layerwise.streamed_model import Skeleton
+    from runner.model.layerwise.streamed_model import StreamedModel
 
-    skeleton = Skeleton(ctx.inputs["checkpoint"].path, ctx.device)
-    skeleton.load_rest()
-    for index in range(len(skeleton)):
-        skeleton.load(index)
-    skeleton.reader.close()
-    if (skeleton.folder / "generation_config.json").is_file():
-        skeleton.model.generation_config = GenerationConfig.from_pretrained(skeleton.folder)
-    return skeleton.model
+    streamed = StreamedModel(ctx.inputs["checkpoint"].path, ctx.device)
+    streamed.load_rest()
+    for index in range(len(streamed)):
+        streamed.load(index)
+    streamed.reader.close()
+    if (streamed.folder / "generation_config.json").is_file():
+        streamed.model.generation_config = GenerationConfig.from_pretrained(streamed.folder)
+    return streamed.model
 
 
 def _known(names: list[str], known: list[str]) -> None:

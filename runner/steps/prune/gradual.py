@@ -36,7 +36,7 @@ def schedule(params: Params, steps: int) -> Schedule:
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
-    found = adapter_config.carried(inputs.checkpoint.adapter, "this step would change those")
+    found = adapter_config.adapter_conflicts(inputs.checkpoint.adapter, "this step would change those")
     found += unmatched(params, inputs.checkpoint) + training_objective.check(params, inputs, damages=True)
     data = inputs.data["data"]
     steps = settings(params, max(1, data.tokens // data.sequence_length), data.sequence_length).steps
@@ -78,7 +78,7 @@ def run(ctx: Context) -> Result:
     steps = settings(ctx.params, data.tokens // data.sequence_length, data.sequence_length).steps
     own = schedule(ctx.params, steps)
     arguments = {"targets": targets, "schedule": asdict(own)}
-    fitted = training_objective.learn(
+    fitted = training_objective.train(
         ctx, "runner.training.objectives.gradual_pruning:build", arguments, evaluate_from=own.end
     )
     checkpoint_writer.checkpoint(ctx, source, fitted.weights)

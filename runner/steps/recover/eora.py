@@ -25,7 +25,7 @@ from runner.model.layerwise.targets import chosen
 from runner.steps import layerwise
 
 if TYPE_CHECKING:
-    from runner.model.checkpoint.reader import ShardReader
+    from runner.model.checkpoint.reader import CheckpointReader
     from runner.model.layerwise.output import Results
 
 VERSION = 4
@@ -45,7 +45,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     linears = list(chosen(params, facts))
     if not linears:
         found.append(Diagnostic("R410", "`ignore` leaves no linear module to change", path=("ignore",)))
-    found += adapter_config.carried(facts.adapter, "one more would be fitted to them without it")
+    found += adapter_config.adapter_conflicts(facts.adapter, "one more would be fitted to them without it")
     if reference.adapter is not None:
         message = (
             f"`against` names a checkpoint with an adapter in `{adapter_config.FOLDER}/`, which its weights do not hold"
@@ -134,15 +134,15 @@ def _conv1d(facts: CheckpointFacts) -> bool:
 
 def run(ctx: Context) -> Result:
     from runner.model.architecture.inspect import facts as read_facts
-    from runner.model.checkpoint.reader import ShardReader
-    from runner.model.checkpoint.writer import PartWriter
+    from runner.model.checkpoint.reader import CheckpointReader
+    from runner.model.checkpoint.writer import CheckpointWriter
     from runner.model.layerwise import engine
 
     source, against = ctx.inputs["checkpoint"].path, ctx.inputs["against"].path
     facts = read_facts(source, str(source))
-    parts = PartWriter(ctx.scratch_dir / "parts")
+    parts = CheckpointWriter(ctx.scratch_dir / "parts")
     want = wanted(ctx.params)
-    with ShardReader(against) as reference:
+    with CheckpointReader(against) as reference:
         method = LayerMethod(partial(term, reference, _conv1d(facts)), statistics=want)
         layers = engine.Calibrated(ctx, method, want, facts, unchanged=against)
         names = layers.model_names()
@@ -167,7 +167,7 @@ def run(ctx: Context) -> Result:
 
 
 def term(
-    reference: ShardReader, conv1d: bool, linear: Linear, statistics: Statistics, params: Mapping[str, Any]
+    reference: CheckpointReader, conv1d: bool, linear: Linear, statistics: Statistics, params: Mapping[str, Any]
 ) -> Transformed:
     """The low-rank term of one linear, whose compressed weight `linear` holds.
 
@@ -195,7 +195,7 @@ def _finish(ctx: Context, parts: Path, names: list[str], facts: CheckpointFacts,
     """The files of the compressed checkpoint, and the adapter beside them; what is there already is written anew."""
     from runner.model.checkpoint.companions import COMPRESSION, copy_companions
     from runner.model.checkpoint.headers import INDEX, read_shard
-    from runner.model.checkpoint.reader import ShardReader
+    from runner.model.checkpoint.reader import CheckpointReader
 
     source, out = ctx.inputs["checkpoint"].path, ctx.out_dir
     copy_companions(source, out)
@@ -205,7 +205,7 @@ def _finish(ctx: Context, parts: Path, names: list[str], facts: CheckpointFacts,
             shutil.copyfile(source / name, out / name)
     files = sorted(path.name for path in parts.glob("*.safetensors"))
     headers = {name: header for file in files for name, header in read_shard(parts, file).items()}
-    with ShardReader(parts, headers) as reader:
+    with CheckpointReader(parts, headers) as reader:
         tensors = {name: reader.read(name) for name in reader.names()}
     chosen_names = sorted({name.rpartition(".lora_")[0] for name in tensors})
     rank = ctx.params["rank"]

@@ -33,7 +33,7 @@ SHOWN = 5  # modules that a complaint lists, the narrowest first
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     facts = inputs.checkpoint
-    found = adapter_config.carried(facts.adapter, "a second one would be trained without it")
+    found = adapter_config.adapter_conflicts(facts.adapter, "a second one would be trained without it")
     found += layerwise.unmatched(params, facts, ("target_modules",))
     linears = targets(params, facts)
     wide = [i for i in linears if params["rank"] > min(i.in_features, i.out_features)]
@@ -118,7 +118,7 @@ def config(params: Params, chosen: list[str], linears: list[str], transposed: bo
 
 def run(ctx: Context) -> Result:
     from runner.model.architecture.inspect import facts as read_facts
-    from runner.model.layerwise.streamed_model import Skeleton
+    from runner.model.layerwise.streamed_model import StreamedModel
     from runner.steps.recover import requantize
     from runner.training.modules import lora
 
@@ -127,13 +127,13 @@ def run(ctx: Context) -> Result:
     how = merges(ctx.params, facts)
     if how == "requantize":
         requantize.recorded(source)
-    skeleton = Skeleton(source)
-    names = skeleton.linear_names()
-    skeleton.reader.close()
+    streamed = StreamedModel(source)
+    names = streamed.linear_names()
+    streamed.reader.close()
     chosen = [names[linear.name] for linear in targets(ctx.params, facts)]
     adapter = config(ctx.params, chosen, list(names.values()), conv1d(facts))
     arguments = {"adapter": adapter, "hold_packed_zeros": how == "requantize"}
-    fitted = training_objective.learn(ctx, "runner.training.objectives.recovery:adapters", arguments)
+    fitted = training_objective.train(ctx, "runner.training.objectives.recovery:adapters", arguments)
     tensors = lora.read(fitted.weights)
     metrics = {**fitted.metrics, "adapter_parameters": sum(tensor.numel() for tensor in tensors.values())}
     metrics |= _write(ctx, how, adapter, tensors)
@@ -153,7 +153,7 @@ def _write(
     source, out = ctx.inputs["checkpoint"].path, ctx.out_dir
     if how == "keep":
         checkpoint_patcher.weights(source, out, {})
-        checkpoint_patcher.beside(source, out)
+        checkpoint_patcher.copy_companion_files(source, out)
         write_json(out / "config.json", adapter_config.loadable(read_config(source)))
         adapter_writer.write(out, adapter, tensors)
         (out / "README.md").write_text(card.render(ctx, read_config(out), []), encoding="utf-8")
@@ -166,6 +166,6 @@ def _write(
         checkpoint_patcher.dense(adapted, ctx.scratch_dir / "merged-parts", folder)
         return requantize.run(ctx, folder).metrics
     checkpoint_patcher.weights(source, out, adapted.changes())
-    checkpoint_patcher.beside(source, out)
+    checkpoint_patcher.copy_companion_files(source, out)
     (out / "README.md").write_text(card.render(ctx, read_config(out), []), encoding="utf-8")
     return {}

@@ -22,7 +22,7 @@ DISTRIBUTED = True
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
-    found = adapter_config.carried(inputs.checkpoint.adapter, "this step would change those")
+    found = adapter_config.adapter_conflicts(inputs.checkpoint.adapter, "this step would change those")
     return found + training_objective.check(params, inputs)
 
 
@@ -50,9 +50,9 @@ def run(ctx: Context) -> Result:
     from runner.training import checkpoint_patcher
 
     source, out = ctx.inputs["checkpoint"].path, ctx.out_dir
-    fitted = training_objective.learn(ctx, "runner.training.objectives.recovery:scales", {"norms": ctx.params["norms"]})
+    fitted = training_objective.train(ctx, "runner.training.objectives.recovery:scales", {"norms": ctx.params["norms"]})
     changes = checkpoint_patcher.scale_changes(source, fitted.weights)
     checkpoint_patcher.weights(source, out, changes)
-    checkpoint_patcher.beside(source, out)
+    checkpoint_patcher.copy_companion_files(source, out)
     (out / "README.md").write_text(card.render(ctx, read_config(out), []), encoding="utf-8")
     return Result(metrics={**fitted.metrics, "changed_tensors": len(changes)}, details=fitted.details)

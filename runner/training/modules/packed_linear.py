@@ -16,7 +16,7 @@ from runner.errors import StepFailed
 from runner.model.checkpoint.formats import GPTQ, INT_QUANTIZED, Scheme, compressed_tensors
 from runner.model.checkpoint.formats.bit_packing import pack_rows, unpack_rows
 from runner.model.checkpoint.formats.quantized import Quantized
-from runner.model.checkpoint.reader import ShardReader
+from runner.model.checkpoint.reader import CheckpointReader
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Packed:
         return rows if self.strategy != "tensor" else rows.sum().reshape(1, 1)
 
 
-def read(reader: ShardReader, module: str) -> Packed:
+def read(reader: CheckpointReader, module: str) -> Packed:
     """A packed module of a checkpoint by its stored name. StepFailed where its tensors do not fit its scheme."""
     packing = reader.packing
     scheme = packing.scheme(module) if packing else None
@@ -101,7 +101,7 @@ def read(reader: ShardReader, module: str) -> Packed:
         ) from error
 
 
-def _read_gptq(reader: ShardReader, module: str, scheme: Scheme, version: int) -> Packed:
+def _read_gptq(reader: CheckpointReader, module: str, scheme: Scheme, version: int) -> Packed:
     scale = reader.read(f"{module}.scales").t().contiguous()
     words = reader.read(f"{module}.qweight").t().contiguous()
     zeros = unpack_rows(reader.read(f"{module}.qzeros"), scheme.bits, scale.shape[0]).t().contiguous()

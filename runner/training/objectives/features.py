@@ -17,8 +17,8 @@ from torch import nn
 from runner.errors import Diagnostic, RecipeError
 from runner.model.architecture import inspect
 from runner.model.checkpoint.headers import read_shard
-from runner.model.checkpoint.reader import ShardReader
-from runner.model.checkpoint.writer import PartWriter
+from runner.model.checkpoint.reader import CheckpointReader
+from runner.model.checkpoint.writer import CheckpointWriter
 from runner.model.layerwise.dtypes import compute_dtype, stored_dtype
 from runner.model.layerwise.streamed_model import find_layers
 from runner.training import losses
@@ -146,8 +146,8 @@ def without_projections(weights: Path, folder: Path) -> Path:
     names = [name for name in headers if not name.startswith(f"{PROJECTIONS}.")]
     if len(names) == len(headers):
         return weights
-    parts = PartWriter(folder)
-    with ShardReader(weights.parent, headers) as reader:
+    parts = CheckpointWriter(folder)
+    with CheckpointReader(weights.parent, headers) as reader:
         parts.copy("trained", reader, names)
     return parts.path("trained")
 

@@ -11,13 +11,13 @@ from torch import nn
 
 from runner.methods.pruning_masks import UNSTRUCTURED, magnitude_mask
 from runner.methods.sparsity_schedule import Schedule
-from runner.model.layerwise.streamed_model import Skeleton
+from runner.model.layerwise.streamed_model import StreamedModel
 from runner.training.load_model import load
 from runner.training.objectives.recovery import Recovery, recovery
 from runner.training.task import Batch
 
 
-class Growth:
+class GradualPruning:
     """Training with masks that move on a schedule. What is zero in a target's weight when training begins is held;
 
     a training that goes on finds its masks in the zeros of the restored state.
@@ -49,11 +49,11 @@ class Growth:
             self._keep = [weight.detach() != 0 for weight in self._weights]
 
 
-def build(arguments: Mapping[str, Any], device: str) -> Growth:
+def build(arguments: Mapping[str, Any], device: str) -> GradualPruning:
     """`arguments`: those of `recovery`, checkpoint (a folder), targets (stored module names), schedule (its fields)."""
     folder = Path(arguments["checkpoint"])
     model = load(folder, device, torch.float32)
-    skeleton = Skeleton(folder)
+    streamed = StreamedModel(folder)
     targets = {f"{name}.weight" for name in arguments["targets"]}
-    weights = [parameter for name, parameter in model.named_parameters() if skeleton.stored_name(name) in targets]
-    return Growth(recovery(model, arguments), weights, Schedule(**arguments["schedule"]))
+    weights = [parameter for name, parameter in model.named_parameters() if streamed.stored_name(name) in targets]
+    return GradualPruning(recovery(model, arguments), weights, Schedule(**arguments["schedule"]))

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from runner.model.architecture import inspect
-from runner.model.checkpoint.reader import ShardReader
+from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.layerwise.dtypes import stored_dtype
 from runner.training import losses
 from runner.training.arguments import computes_bf16
@@ -71,7 +71,7 @@ def scales(arguments: Mapping[str, Any], device: str) -> Recovery:
     """
     folder = Path(arguments["checkpoint"])
     model = _loaded(arguments, device).requires_grad_(False)
-    with ShardReader(folder) as reader:
+    with CheckpointReader(folder) as reader:
         names = [name for name, module in model.named_modules() if arguments["norms"] and is_norm(module)]
         for name in names:
             module = model.get_submodule(name)

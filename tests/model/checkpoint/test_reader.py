@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from runner.errors import StepFailed
-from runner.model.checkpoint.reader import DTYPES, ShardReader
+from runner.model.checkpoint.reader import DTYPES, CheckpointReader
 
 UP = "model.layers.3.mlp.up_proj.weight"
 
@@ -38,7 +38,7 @@ def two_shards(folder: Path, second: dict[str, torch.Tensor]) -> Path:
 def test_every_dtype_is_read_bit_for_bit(name: str, tmp_path: Path) -> None:
     raw = torch.arange(48, dtype=torch.uint8).repeat(8)  # 384 bytes, none of them NaN in any floating dtype
     stored = (raw % 2 if name == "BOOL" else raw).view(DTYPES[name]).reshape(2, 3, -1)
-    with ShardReader(shard(tmp_path, {"x": stored.clone(), "empty": torch.zeros(0, 3)})) as reader:
+    with CheckpointReader(shard(tmp_path, {"x": stored.clone(), "empty": torch.zeros(0, 3)})) as reader:
         read = reader.read("x")
         assert read.dtype == stored.dtype
         assert torch.equal(read.view(torch.uint8), stored.view(torch.uint8))
@@ -48,7 +48,7 @@ def test_every_dtype_is_read_bit_for_bit(name: str, tmp_path: Path) -> None:
 
 def test_scalars_and_many_shards(tmp_path: Path) -> None:
     two_shards(tmp_path, {"s": torch.tensor(2.5), UP: torch.full((2, 2), 3.0)})
-    with ShardReader(tmp_path) as reader:
+    with CheckpointReader(tmp_path) as reader:
         assert reader.read("s") == 2.5
         assert reader.read("model.embed_tokens.weight").sum() == 16
         assert reader.header(UP).shard == "model-00002-of-00002.safetensors"
@@ -60,7 +60,7 @@ def test_descriptors_are_few_and_are_closed(tmp_path: Path) -> None:
         shard(tmp_path, {name: torch.ones(2)}, file)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
     before = len(os.listdir("/proc/self/fd"))
-    with ShardReader(tmp_path) as reader:
+    with CheckpointReader(tmp_path) as reader:
         for name in [*names, *names]:
             assert reader.read(name).sum() == 2
         assert len(os.listdir("/proc/self/fd")) - before <= 8
@@ -92,16 +92,16 @@ def test_values_that_are_not_finite_are_told(
     values: list[tuple[int, int, float]], found: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     two_shards(tmp_path, {UP: nan_at(values, dtype)})
-    with ShardReader(tmp_path) as reader, pytest.raises(StepFailed) as caught:
+    with CheckpointReader(tmp_path) as reader, pytest.raises(StepFailed) as caught:
         reader.read(UP)
     assert caught.value.render() == (f"error: `{UP}` in model-00002-of-00002.safetensors holds {found}\nhelp: {HELP}")
-    with ShardReader(tmp_path) as reader:
+    with CheckpointReader(tmp_path) as reader:
         assert not reader.read(UP, finite=False).isfinite().all()
 
 
 def test_fp8_is_checked_too(tmp_path: Path) -> None:
     shard(tmp_path, {"w": nan_at([(1, 2, NAN)], torch.float8_e4m3fn), "ok": torch.ones(3, 3).to(torch.float8_e5m2)})
-    with ShardReader(tmp_path) as reader:
+    with CheckpointReader(tmp_path) as reader:
         reader.read("ok")
         with pytest.raises(StepFailed, match=r"`w` in model.safetensors holds 1 NaN value, the first at \[1, 2\]"):
             reader.read("w")
@@ -110,13 +110,13 @@ def test_fp8_is_checked_too(tmp_path: Path) -> None:
 def test_large_finite_values_pass(tmp_path: Path) -> None:
     """Their sum would overflow fp16."""
     shard(tmp_path, {"w": torch.full((64, 64), 60000.0).to(torch.float16)})
-    with ShardReader(tmp_path) as reader:
+    with CheckpointReader(tmp_path) as reader:
         assert reader.read("w").max() == 60000
 
 
 def test_a_shard_that_shrinks_while_reading(tmp_path: Path) -> None:
     shard(tmp_path, {"w": torch.ones(8, 8)})
-    with ShardReader(tmp_path) as reader:
+    with CheckpointReader(tmp_path) as reader:
         os.truncate(tmp_path / "model.safetensors", reader.header("w").begin + 100)
         with pytest.raises(StepFailed) as caught:
             reader.read("w")
@@ -128,14 +128,14 @@ def test_a_shard_that_shrinks_while_reading(tmp_path: Path) -> None:
 
 def test_a_tensor_that_is_not_there(tmp_path: Path) -> None:
     shard(tmp_path, {"w": torch.ones(1)})
-    with ShardReader(tmp_path) as reader, pytest.raises(StepFailed) as caught:
+    with CheckpointReader(tmp_path) as reader, pytest.raises(StepFailed) as caught:
         reader.read("v")
     assert caught.value.message == f"the checkpoint in {tmp_path} has no tensor `v`"
 
 
 def test_a_shard_that_vanishes(tmp_path: Path) -> None:
     shard(tmp_path, {"w": torch.ones(1)})
-    with ShardReader(tmp_path) as reader:
+    with CheckpointReader(tmp_path) as reader:
         (tmp_path / "model.safetensors").unlink()
         with pytest.raises(StepFailed) as caught:
             reader.read("w")
@@ -145,7 +145,7 @@ def test_a_shard_that_vanishes(tmp_path: Path) -> None:
 def test_packed_tensors_that_no_config_describes(tmp_path: Path) -> None:
     shard(tmp_path, {"m.weight_packed": torch.zeros(2, 2, dtype=torch.int32)})
     (tmp_path / "config.json").write_text("{}")
-    with ShardReader(tmp_path) as reader, pytest.raises(StepFailed) as caught:
+    with CheckpointReader(tmp_path) as reader, pytest.raises(StepFailed) as caught:
         reader.read_module_weight("m")
     config = tmp_path / "config.json"
     assert caught.value.message == f"`m` is packed, but quantization_config in {config} does not describe it"
@@ -154,7 +154,7 @@ def test_packed_tensors_that_no_config_describes(tmp_path: Path) -> None:
 def test_a_quantization_that_cannot_be_read(tmp_path: Path) -> None:
     shard(tmp_path, {"m.qweight": torch.zeros(2, 2, dtype=torch.int32)})
     (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "awq"}}')
-    with ShardReader(tmp_path) as reader, pytest.raises(StepFailed) as caught:
+    with CheckpointReader(tmp_path) as reader, pytest.raises(StepFailed) as caught:
         reader.read_module_weight("m")
     assert caught.value.message == (
         f"{tmp_path / 'config.json'}: checkpoints quantized with `awq` cannot be read; a dense checkpoint is needed"
@@ -168,8 +168,8 @@ def test_memory_is_one_tensor(tmp_path: Path) -> None:
     code = f"""
 import resource
 from pathlib import Path
-from runner.model.shards import ShardReader
-with ShardReader(Path({str(tmp_path)!r})) as reader:
+from runner.model.shards import CheckpointReader
+with CheckpointReader(Path({str(tmp_path)!r})) as reader:
     reader.read("t0")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for name in reader.names():

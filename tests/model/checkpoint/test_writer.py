@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from runner.errors import MachineError, StepFailed
 from runner.model.checkpoint import safetensors_writer
-from runner.model.checkpoint.reader import ShardReader
-from runner.model.checkpoint.writer import PartWriter, parse_size
+from runner.model.checkpoint.reader import CheckpointReader
+from runner.model.checkpoint.writer import CheckpointWriter, parse_size
 
 INDEX = "model.safetensors.index.json"
 
@@ -48,9 +48,9 @@ def source(folder: Path) -> Path:
     return folder
 
 
-def write(folder: Path, origin: Path, reverse: bool = False) -> PartWriter:
-    parts = PartWriter(folder)
-    with ShardReader(source(origin)) as reader:
+def write(folder: Path, origin: Path, reverse: bool = False) -> CheckpointWriter:
+    parts = CheckpointWriter(folder)
+    with CheckpointReader(source(origin)) as reader:
         parts.copy("rest", reader, list(reader.names())[:: -1 if reverse else 1])
     for index in (2, 1, 0) if reverse else (0, 1, 2):
         tensors = layer(index)
@@ -106,7 +106,7 @@ def test_many_shards_and_their_index(tmp_path: Path) -> None:
     for shard in shards:
         sizes = [t.nbytes for t in load_file(tmp_path / "out" / shard).values()]
         assert sum(sizes) <= 200 or len(sizes) == 1
-    with ShardReader(tmp_path / "out") as reader:  # the product's own reader agrees
+    with CheckpointReader(tmp_path / "out") as reader:  # the product's own reader agrees
         assert torch.equal(reader.read("model.layers.1.norm.weight"), expected["model.layers.1.norm.weight"])
 
 
@@ -125,13 +125,13 @@ def test_bytes_depend_on_the_tensors_alone(tmp_path: Path) -> None:
 
 def test_tensors_are_aligned_for_readers_that_view_in_place(tmp_path: Path) -> None:
     write(tmp_path / "parts", tmp_path / "model").finish(tmp_path / "out", 10**9)
-    with ShardReader(tmp_path / "out") as reader:
+    with CheckpointReader(tmp_path / "out") as reader:
         for header in reader.headers.values():
             assert header.begin % {"I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2}.get(header.dtype, 1) == 0
 
 
 def test_views_and_empty_parts(tmp_path: Path) -> None:
-    parts = PartWriter(tmp_path / "parts")
+    parts = CheckpointWriter(tmp_path / "parts")
     square = torch.arange(12.0).reshape(3, 4)
     parts.add("a", {"t": square.T, "scalar": torch.tensor(1.5), "none": torch.zeros(0, 2)})
     parts.add("b", {})
@@ -143,7 +143,7 @@ def test_views_and_empty_parts(tmp_path: Path) -> None:
 
 
 def test_a_tensor_in_two_parts_is_refused(tmp_path: Path) -> None:
-    parts = PartWriter(tmp_path)
+    parts = CheckpointWriter(tmp_path)
     parts.add("a", {"t": torch.ones(1)})
     parts.add("b", {"t": torch.ones(1)})
     with pytest.raises(ValueError, match="tensor 't' is in two parts"):
@@ -151,7 +151,7 @@ def test_a_tensor_in_two_parts_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_part_is_named(tmp_path: Path) -> None:
-    parts = PartWriter(tmp_path / "parts")
+    parts = CheckpointWriter(tmp_path / "parts")
     parts.add("a", {"t": torch.ones(1)})
     with pytest.raises(StepFailed, match=r"part `b` of the checkpoint is missing in .*parts"):
         parts.finish(tmp_path / "out", 10, ["a", "b"])
@@ -193,8 +193,8 @@ def test_a_crash_at_any_write_is_repaired(tmp_path: Path, monkeypatch: pytest.Mo
                 crashed = False
             except Killed:
                 crashed = True
-        PartWriter(folder / "parts").finish(folder / "out", limit)
-        PartWriter(folder / "parts").finish(folder / "out", limit)
+        CheckpointWriter(folder / "parts").finish(folder / "out", limit)
+        CheckpointWriter(folder / "parts").finish(folder / "out", limit)
         assert digests(folder / "out") == expected, f"after a crash at operation {steps}"
         if not crashed:
             break
@@ -203,7 +203,7 @@ def test_a_crash_at_any_write_is_repaired(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_part_exists_only_once_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parts = PartWriter(tmp_path)
+    parts = CheckpointWriter(tmp_path)
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         parts.add("layer-00000", layer(0))
@@ -219,7 +219,7 @@ def test_a_full_disk_is_told_and_leaves_nothing_behind(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(os, "write", full)
     with pytest.raises(MachineError) as caught:
-        PartWriter(tmp_path).add("layer-00000", layer(0))
+        CheckpointWriter(tmp_path).add("layer-00000", layer(0))
     assert caught.value.message.startswith(
         f"the disk is full: {tmp_path / 'layer-00000.safetensors'} could not be written,"
     )
@@ -233,7 +233,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "write", denied)
     with pytest.raises(StepFailed) as caught:
-        PartWriter(tmp_path).add("a", layer(0))
+        CheckpointWriter(tmp_path).add("a", layer(0))
     assert caught.value.message == f"cannot write {tmp_path / 'a.safetensors'}: Read-only file system"
 
 
@@ -254,10 +254,10 @@ def test_copying_without_help_of_the_kernel(how: str, tmp_path: Path, monkeypatc
 
 
 def test_a_source_that_is_cut_short(tmp_path: Path) -> None:
-    with ShardReader(source(tmp_path)) as reader:
+    with CheckpointReader(source(tmp_path)) as reader:
         os.truncate(tmp_path / "model.safetensors", reader.header("model.embed.weight").begin + 10)
         with pytest.raises(StepFailed) as caught:
-            PartWriter(tmp_path / "parts").copy("rest", reader, ["model.embed.weight"])
+            CheckpointWriter(tmp_path / "parts").copy("rest", reader, ["model.embed.weight"])
     assert caught.value.message == (
         "model.safetensors, tensor `model.embed.weight`, is cut short: 512 bytes were expected, only 10 could be read"
     )
@@ -279,8 +279,8 @@ def test_what_is_no_size(text: str) -> None:
 
 def test_copies_may_have_other_names(tmp_path: Path) -> None:
     """Names that swap places too: each tensor keeps its own bytes, and the order is that of the new names."""
-    parts = PartWriter(tmp_path / "parts")
-    with ShardReader(source(tmp_path / "origin")) as reader:
+    parts = CheckpointWriter(tmp_path / "parts")
+    with CheckpointReader(source(tmp_path / "origin")) as reader:
         parts.copy("swapped", reader, reader.names(), {"odd": "model.embed.weight", "model.embed.weight": "odd"})
         parts.copy("one", reader, ["odd"], {"odd": "even", "absent": "x"})
     original = load_file(tmp_path / "origin" / "model.safetensors")

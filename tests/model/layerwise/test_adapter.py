@@ -13,7 +13,7 @@ from runner.errors import RecipeError
 from runner.model.architecture.inspect import facts
 from runner.model.checkpoint import adapter_config, adapter_writer
 from runner.model.layerwise import adapter
-from runner.model.layerwise.streamed_model import Skeleton
+from runner.model.layerwise.streamed_model import StreamedModel
 from tests.tiny import save, tokens
 
 
@@ -52,19 +52,19 @@ def test_equal_adapters_have_equal_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dora", [False, True])
 def test_a_streamed_layer_has_its_branch_until_it_is_freed(dora: bool, tmp_path: Path) -> None:
     folder = adapted(tmp_path, dora=dora)
-    skeleton: Any = Skeleton(folder)
+    streamed_model: Any = StreamedModel(folder)
     x = torch.randn(3, 32)
-    plain = skeleton.load(0).mlp.up_proj
+    plain = streamed_model.load(0).mlp.up_proj
     assert torch.equal(plain(x), x @ plain.weight.T)
-    module = skeleton.load(1).mlp.up_proj
-    tensors = {n: skeleton.adapter.reader.read(n).double() for n in skeleton.adapter.reader.names()}
+    module = streamed_model.load(1).mlp.up_proj
+    tensors = {n: streamed_model.adapter.reader.read(n).double() for n in streamed_model.adapter.reader.names()}
     name = "base_model.model.model.layers.1.mlp.up_proj"
     a, b = tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]
     weight = module.weight.double() + 2 * b @ a
     if dora:
         weight = weight * (tensors[f"{name}.lora_magnitude_vector"] / weight.square().sum(1).sqrt())[:, None]
     torch.testing.assert_close(module(x).double(), x.double() @ weight.T, rtol=1e-4, atol=1e-4)
-    skeleton.free(1)
+    streamed_model.free(1)
     assert not module._forward_hooks
 
 
@@ -119,7 +119,7 @@ def test_an_adapter_of_another_model(tmp_path: Path) -> None:
     }
     adapter_writer.write(folder, adapter_config.config(2, 4, ["up_proj"]), tensors)
     with pytest.raises(RecipeError) as caught:
-        Skeleton(folder)
+        StreamedModel(folder)
     assert caught.value.diagnostics[0].message == (
         f"the adapter in `{folder / 'adapter'}` does not fit the checkpoint:\n"
         "    `model.layers.1.mlp.up_proj` is [64, 32], the adapter is for [64, 16]\n"
@@ -128,8 +128,8 @@ def test_an_adapter_of_another_model(tmp_path: Path) -> None:
 
 
 def test_steps_that_rewrite_weights_say_so() -> None:
-    assert adapter_config.carried(None, "this step would change those") == []
-    (found,) = adapter_config.carried(adapter_config.config(2, 4, ["*"]), "this step would change those")
+    assert adapter_config.adapter_conflicts(None, "this step would change those") == []
+    (found,) = adapter_config.adapter_conflicts(adapter_config.config(2, 4, ["*"]), "this step would change those")
     assert found.render() == (
         "error[R471]: the checkpoint carries an adapter in `adapter/`, which fits its present weights; this step would "
         "change those\n"

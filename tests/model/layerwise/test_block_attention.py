@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from runner.model.layerwise import block_attention
-from runner.model.layerwise.streamed_model import Skeleton
+from runner.model.layerwise.streamed_model import StreamedModel
 from runner.system import cpu
 from tests import tiny
 
@@ -57,10 +57,10 @@ def test_used_only_where_it_was_faster(tmp_path: Path, monkeypatch: pytest.Monke
     def chosen(model: str, *, bf16: bool, flags: frozenset[str], device: str = "cpu") -> str:
         monkeypatch.setattr(block_attention, "fast_bf16", lambda: bf16)
         monkeypatch.setattr(block_attention, "flags", lambda: flags)
-        skeleton = Skeleton(folder)
-        skeleton.model.config._attn_implementation = model
-        block_attention.use_blocks(skeleton.model, torch.device(device))
-        return str(skeleton.model.config._attn_implementation)
+        streamed = StreamedModel(folder)
+        streamed.model.config._attn_implementation = model
+        block_attention.use_blocks(streamed.model, torch.device(device))
+        return str(streamed.model.config._attn_implementation)
 
     assert chosen("sdpa", bf16=True, flags=frozenset()) == block_attention.NAME
     assert chosen("sdpa", bf16=True, flags=frozenset(), device="cuda") == "sdpa"

@@ -232,7 +232,7 @@ def test_overrides_and_ignore(tmp_path: Path) -> None:
 def test_zeros_of_a_pruned_checkpoint_survive_quantization(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    from runner.model.checkpoint.reader import ShardReader
+    from runner.model.checkpoint.reader import CheckpointReader
 
     folder = save(tmp_path / "model", "llama")
     pruned = Host(tmp_path / "pruned", "prune.wanda", folder, tokens(), pattern="2:4")
@@ -240,7 +240,7 @@ def test_zeros_of_a_pruned_checkpoint_survive_quantization(tmp_path: Path) -> No
     masks = {k: v == 0 for k, v in load_file(pruned.out_dir / "model.safetensors").items() if k.endswith("proj.weight")}
     assert all(abs(float(m.float().mean()) - 0.5) < 1e-6 for m in masks.values())
     host = gptq(tmp_path, "step", pruned.out_dir)
-    with ShardReader(host.out_dir) as reader:
+    with CheckpointReader(host.out_dir) as reader:
         for name, mask in masks.items():
             weight = reader.read_module_weight(name.removesuffix(".weight"))
             assert not weight[mask].any(), name

@@ -8,26 +8,26 @@ import pytest
 import torch
 
 from runner.model.layerwise.forward_modes import forward
-from runner.model.layerwise.hidden_states import Flow
-from runner.model.layerwise.streamed_model import Skeleton
+from runner.model.layerwise.hidden_states import HiddenStates
+from runner.model.layerwise.streamed_model import StreamedModel
 from tests.tiny import ARCHITECTURES, save, tokens
 
 
 def streamed_logits(folder: Path, ids: torch.Tensor, scratch: Path) -> torch.Tensor:
-    skeleton = Skeleton(folder)
+    streamed_model = StreamedModel(folder)
     scratch.mkdir()
-    flow = Flow(skeleton, ids, scratch)
+    flow = HiddenStates(streamed_model, ids, scratch)
     with torch.no_grad():
         assert flow.begin(0, [])
-        for index in range(len(skeleton)):
-            lane = flow.lane(0, index, skeleton.load(index))
+        for index in range(len(streamed_model)):
+            lane = flow.lane(0, index, streamed_model.load(index))
             for span in flow.spans:
                 lane.write(span[0], forward(lane, span, flow.call(index, span)))
-            skeleton.free(index)
+            streamed_model.free(index)
             flow.drop(index)
-        skeleton.load_rest(embedding=False)
-        final = flow.file(0, len(skeleton)).read(0, ids.shape[0])
-        return skeleton.logits(final, torch.arange(ids.shape[1]))
+        streamed_model.load_rest(embedding=False)
+        final = flow.file(0, len(streamed_model)).read(0, ids.shape[0])
+        return streamed_model.logits(final, torch.arange(ids.shape[1]))
 
 
 def plain_logits(folder: Path, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

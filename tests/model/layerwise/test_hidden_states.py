@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from runner.model.layerwise.activation_file import Activations
-from runner.model.layerwise.hidden_states import Flow
-from runner.model.layerwise.streamed_model import Skeleton
+from runner.model.layerwise.hidden_states import HiddenStates
+from runner.model.layerwise.streamed_model import StreamedModel
 from tests.tiny import save, tokens
 
 
@@ -25,8 +25,8 @@ def test_lanes_start_from_one_embedding_however_slow_the_disk_is(
         put(self, *args)
 
     monkeypatch.setattr(Activations, "_put", slowly)
-    skeleton = Skeleton(save(tmp_path / "model", "llama"))
-    flow = Flow(skeleton, tokens(), tmp_path, lanes=2)
+    streamed = StreamedModel(save(tmp_path / "model", "llama"))
+    flow = HiddenStates(streamed, tokens(), tmp_path, lanes=2)
     assert flow.begin(0, [])
     first, second = (flow.file(lane, 0).read(0, 6) for lane in (0, 1))
     assert torch.equal(first, second)

@@ -94,7 +94,7 @@ def test_hub_errors_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def fail(error: Exception) -> tuple[str, str, str | None]:
         def call() -> None:
-            with hub.told("model", "org/name", "v1"):
+            with hub.hub_errors_as_diagnostics("model", "org/name", "v1"):
                 raise error
 
         return refused(call)

@@ -71,7 +71,7 @@ def test_text_may_hold_what_looks_like_a_reference() -> None:
 
 
 def _root(written: str) -> Node:
-    return extends.gather(f"{HEAD}matrix: {written}\n{STEPS}", "r.yaml")
+    return extends.merge_text(f"{HEAD}matrix: {written}\n{STEPS}", "r.yaml")
 
 
 def test_set_fixes_a_param() -> None:

@@ -93,10 +93,10 @@ def test_integers_stay_as_they_are(tmp_path: Path, params: dict[str, Any], type:
 def test_the_gguf_package_reads_the_weights(tmp_path: Path) -> None:
     checkpoint = quantized(tmp_path, model(tmp_path / "model", dtype=torch.float16))
     made, _ = built(tmp_path, checkpoint)
-    from runner.model.checkpoint.reader import ShardReader
+    from runner.model.checkpoint.reader import CheckpointReader
 
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(made / "model.gguf").tensors}
-    with ShardReader(checkpoint) as reader:
+    with CheckpointReader(checkpoint) as reader:
         for name, module in (("ffn_down", "mlp.down_proj"), ("attn_v", "self_attn.v_proj")):
             found = tensors[f"blk.1.{name}.weight"]
             assert found.tensor_type.name == "Q4_0"

@@ -330,5 +330,5 @@ def test_a_quantized_student_is_refused(tmp_path: Path) -> None:
 def test_the_cut_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = save(tmp_path / "teacher", "llama")
     logits.run(host(tmp_path, teacher, student={"layers": 2}, steps=1))
-    monkeypatch.setattr(student, "PartWriter", None)
+    monkeypatch.setattr(student, "CheckpointWriter", None)
     logits.run(host(tmp_path, teacher, student={"layers": 2}, steps=1))

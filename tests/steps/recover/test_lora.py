@@ -12,7 +12,7 @@ import torch
 from runner.errors import Interrupted, StepFailed
 from runner.model.architecture.inspect import facts
 from runner.model.checkpoint.companions import COMPRESSION
-from runner.model.checkpoint.reader import ShardReader
+from runner.model.checkpoint.reader import CheckpointReader
 from runner.steps.kinds import find
 from tests.host import Host
 from tests.tiny import save, tokens
@@ -37,7 +37,7 @@ def test_an_adapter_kept_beside_integers(tmp_path: Path) -> None:
     host, result = run(tmp_path / "lora", packed, dense)
     assert losses(host)[-1] < 0.8 * losses(host)[0]
     assert result.details["merge"] == "keep"
-    with ShardReader(packed) as before, ShardReader(host.out_dir) as after:
+    with CheckpointReader(packed) as before, CheckpointReader(host.out_dir) as after:
         assert before.names() == after.names()
         for name in before.names():
             assert torch.equal(before.read(name), after.read(name))
@@ -93,7 +93,7 @@ def test_dense_weights_take_the_adapter_in(tmp_path: Path) -> None:
     assert losses(host)[-1] < losses(host)[0]
     assert result.details["merge"] == "merge"
     assert not (host.out_dir / "adapter").exists()
-    with ShardReader(dense) as before, ShardReader(host.out_dir) as after:
+    with CheckpointReader(dense) as before, CheckpointReader(host.out_dir) as after:
         assert {n: (h.dtype, h.shape, h.shard, h.begin) for n, h in before.headers.items()} == {
             n: (h.dtype, h.shape, h.shard, h.begin) for n, h in after.headers.items()
         }
@@ -110,7 +110,7 @@ def test_a_pruned_checkpoint_keeps_every_zero(variant: str, tmp_path: Path) -> N
     find("prune.wanda").run(prune)
     host, _ = run(tmp_path / "lora", prune.out_dir, dense, variant=variant)
     assert losses(host)[-1] < losses(host)[0]
-    with ShardReader(prune.out_dir) as before, ShardReader(host.out_dir) as after:
+    with CheckpointReader(prune.out_dir) as before, CheckpointReader(host.out_dir) as after:
         for linear in facts(prune.out_dir, "pruned").linears:
             old, new = (reader.read(f"{linear.name}.weight") for reader in (before, after))
             zeros = old == 0
@@ -147,7 +147,7 @@ def test_quantized_again_as_before(kind: str, format: str, tmp_path: Path) -> No
     assert made["calibration"] == ([6, 24] if kind == "quantize.gptq" else None)
     host, result = run(tmp_path / "lora", packed, dense, merge="requantize")
     assert result.details["merge"] == "requantize"
-    with ShardReader(packed) as before, ShardReader(host.out_dir) as after:
+    with CheckpointReader(packed) as before, CheckpointReader(host.out_dir) as after:
         assert {n: (h.dtype, h.shape) for n, h in before.headers.items()} == {
             n: (h.dtype, h.shape) for n, h in after.headers.items()
         }

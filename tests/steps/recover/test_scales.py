@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from runner.model.checkpoint.reader import ShardReader
+from runner.model.checkpoint.reader import CheckpointReader
 from runner.steps.kinds import find
 from tests.host import Host
 from tests.tiny import tokens
@@ -45,7 +45,7 @@ def test_only_scales_change(made: dict[str, Any], tmp_path: Path) -> None:
     for file in packed.iterdir():
         if file.suffix != ".safetensors" and file.name != "README.md":
             assert file.read_bytes() == (host.out_dir / file.name).read_bytes()
-    with ShardReader(packed) as before, ShardReader(host.out_dir) as after:
+    with CheckpointReader(packed) as before, CheckpointReader(host.out_dir) as after:
         assert before.headers == after.headers
         changed = {name for name in before.names() if not torch.equal(before.read(name), after.read(name))}
         scales = {name for name in before.names() if name.endswith((".weight_scale", ".scales"))}
@@ -60,7 +60,7 @@ def test_plain_transformers_computes_what_was_trained(symmetric: bool, tmp_path:
     """bfloat16 scales: what training computed with is what is stored. Norms too."""
     dense, packed = quantized(tmp_path, "quantize.rtn", torch.bfloat16, symmetric=symmetric)
     host = run(tmp_path / "scales", packed, dense, norms=True, loss="next_token")
-    with ShardReader(packed) as before, ShardReader(host.out_dir) as after:
+    with CheckpointReader(packed) as before, CheckpointReader(host.out_dir) as after:
         assert before.headers == after.headers
         changed = {name for name in before.names() if not torch.equal(before.read(name), after.read(name))}
         wanted = {n for n in before.names() if n.endswith("weight_scale") or "norm" in n}

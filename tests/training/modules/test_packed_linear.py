@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from runner.errors import StepFailed
 from runner.model.checkpoint.formats import GPTQ, PACK_QUANTIZED, Scheme
-from runner.model.checkpoint.reader import ShardReader
+from runner.model.checkpoint.reader import CheckpointReader
 from runner.training.load_model import load
 from runner.training.modules.packed_linear import Packed, PackedLinear, read
 from tests.model.packed import logits, make, rounded
@@ -151,7 +151,7 @@ def test_a_packed_checkpoint_is_loaded_packed(format: str, scheme: Scheme, name:
     model = load(folder, "cpu", torch.float32)
     assert model.config.use_cache is False
     packed = {n: m for n, m in model.named_modules() if isinstance(m, PackedLinear)}
-    with ShardReader(folder) as reader:
+    with CheckpointReader(folder) as reader:
         modules = [n for n in reader.names() if n.endswith(("weight_packed", "qweight"))]
         assert len(packed) == len(modules)
         for module in packed.values():
@@ -170,13 +170,13 @@ def test_a_gptq_checkpoint_in_another_order_of_groups(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     make(folder, GPTQ, lambda _: Scheme(4, 16, False))
     name = "model.layers.0.mlp.up_proj"
-    with ShardReader(folder) as reader:
+    with CheckpointReader(folder) as reader:
         header = reader.header(f"{name}.g_idx")
     order = torch.randperm(64, generator=torch.Generator().manual_seed(5)).int() // 16
     with (folder / header.shard).open("r+b") as file:
         file.seek(header.begin)
         file.write(order.numpy().tobytes())
-    with ShardReader(folder) as reader:
+    with CheckpointReader(folder) as reader:
         packed = read(reader, name)
         assert packed.groups is not None
         assert torch.equal(packed.dequantize(torch.float16), reader.read_module_weight(name))
@@ -205,7 +205,7 @@ def test_packed_tensors_without_a_description(tmp_path: Path) -> None:
     make(folder, PACK_QUANTIZED, lambda _: Scheme(4, 16, True))
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(config.replace('"targets": ["Linear"]', '"targets": ["re:nothing"]'))
-    with ShardReader(folder) as reader, pytest.raises(StepFailed) as caught:
+    with CheckpointReader(folder) as reader, pytest.raises(StepFailed) as caught:
         read(reader, "model.layers.0.mlp.up_proj")
     assert caught.value.message == (
         "`model.layers.0.mlp.up_proj` is packed, but quantization_config in "

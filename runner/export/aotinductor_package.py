@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from runner.model.checkpoint import headers
 from runner.model.checkpoint.companions import copy_companions, write_json
 from runner.runtime.aotinductor import FILE, PRECISIONS, target
 from runner.runtime.transformers import load
-from runner.steps.build.compile import described
 from runner.system import cpu
 
 _CARD = """\
@@ -46,22 +46,23 @@ For the next token give it alone, a mask as long as all tokens so far, its posit
 """
 
 
-def write(ctx: Context) -> Result:
+def write(ctx: Context, described: Mapping[str, Any]) -> Result:
+    """Write the package of `ctx`'s checkpoint; `described` is what the plan already puts into engine.json."""
     source, out = ctx.inputs["checkpoint"], ctx.out_dir
     precision = ctx.params["precision"]
     config = headers.read_config(source.path)
     ctx.emit("progress", phase="loading", done=0, total=3, unit="stages")
-    skeleton = load(source.path, ctx.device, PRECISIONS[precision], exact=True)
+    streamed = load(source.path, ctx.device, PRECISIONS[precision], exact=True)
     ctx.safe_point()
-    shape = shape_of(skeleton.config)
+    shape = shape_of(streamed.config)
     ctx.emit("progress", phase="exporting", done=1, total=3, unit="stages")
-    program = _export(skeleton.model, shape, skeleton.device, skeleton.dtype)
+    program = _export(streamed.model, shape, streamed.device, streamed.dtype)
     ctx.safe_point()
     ctx.emit("progress", phase="compiling", done=2, total=3, unit="stages")
     _compile(program, out / FILE, ctx.scratch_dir / "inductor")
     ctx.emit("progress", phase="compiling", done=3, total=3, unit="stages")
     engine = {
-        **described(config, precision), **target(skeleton.device), "file": FILE, "layers": shape.layers,
+        **described, **target(streamed.device), "file": FILE, "layers": shape.layers,
         "instructions": cpu.instructions() if ctx.device == "cpu" else [], "kv_heads": shape.kv_heads,
         "head_dim": shape.head_dim, "source": {"digest": source.digest},
     }  # fmt: skip

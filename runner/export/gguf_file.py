@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 from runner.contracts.context import Context, Result
 from runner.errors import StepFailed
 from runner.export import gguf_vocabulary
-from runner.export.gguf_blocks import BLOCK, PACKERS, Integers, carried, permutation
+from runner.export.gguf_blocks import BLOCK, PACKERS, Integers, block_type_for, permutation
 from runner.model.architecture import inspect
 from runner.model.checkpoint import headers
 from runner.model.checkpoint.companions import copy_companions, write_json
-from runner.model.checkpoint.reader import ShardReader
-from runner.steps.build.gguf import FILE, described
+from runner.model.checkpoint.reader import CheckpointReader
 from runner.training.modules import packed_linear
 
 # Module of transformers after "model.layers.N." → tensor of llama.cpp after "blk.N.".
@@ -74,13 +73,15 @@ class Entry(NamedTuple):
     heads: int
 
 
-def write(ctx: Context) -> Result:
+def write(ctx: Context, described: Mapping[str, Any]) -> Result:
+    """Write the GGUF file of `ctx`'s checkpoint; `described` is what the plan already puts into engine.json."""
+    file = ctx.out_dir / described["file"]
     source = ctx.inputs["checkpoint"]
     config = headers.read_config(source.path)
     vocabulary = gguf_vocabulary.read(source.path, int(config["vocab_size"]))
     linears = {i.name: (i.out_features, i.in_features) for i in inspect.facts(source.path, "the checkpoint").linears}
     rounding = 0.0
-    with ShardReader(source.path) as reader:
+    with CheckpointReader(source.path) as reader:
         entries = [_typed(reader, entry) for entry in _entries(ctx, config)]
         counts = {type: sum(e.type == type for e in entries) for type in sorted({e.type for e in entries})}
         writer = gguf.GGUFWriter(None, "llama")
@@ -91,7 +92,7 @@ def write(ctx: Context) -> Result:
             shape = reader.header(f"{entry.module}.weight").shape if dense else linears[entry.module]
             stored = gguf.quant_shape_to_byte_shape(shape, _type(entry))
             writer.add_tensor_info(entry.name, stored, np.dtype(np.uint8), math.prod(stored), raw_dtype=_type(entry))
-        writer.write_header_to_file(ctx.out_dir / FILE)
+        writer.write_header_to_file(file)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         try:
@@ -104,11 +105,11 @@ def write(ctx: Context) -> Result:
         finally:
             writer.close()
     engine = {
-        "format": "gguf", **described(config), "types": counts, "packages": {"gguf": version("gguf")},
+        "format": "gguf", **described, "types": counts, "packages": {"gguf": version("gguf")},
         "source": {"digest": source.digest},
     }  # fmt: skip
     _folder(ctx, source.path, config, engine)
-    metrics = {"bytes": (ctx.out_dir / FILE).stat().st_size, "scale_rounding": rounding}
+    metrics = {"bytes": file.stat().st_size, "scale_rounding": rounding}
     return Result(metrics=metrics, details={"types": counts})
 
 
@@ -118,7 +119,7 @@ def _folder(ctx: Context, source: Path, config: Mapping[str, Any], engine: Mappi
     write_json(ctx.out_dir / "config.json", {k: v for k, v in config.items() if k != "quantization_config"})
     copy_companions(source, ctx.out_dir)
     types = ", ".join(f"{count} {type.upper()}" for type, count in engine["types"].items())
-    text = _CARD.format(file=FILE, types=types, recipe=ctx.recipe_text.rstrip())
+    text = _CARD.format(file=engine["file"], types=types, recipe=ctx.recipe_text.rstrip())
     (ctx.out_dir / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -137,12 +138,12 @@ def _entries(ctx: Context, config: Mapping[str, Any]) -> Iterator[Entry]:
             yield Entry(f"blk.{layer}.{name}.weight", f"model.layers.{layer}.{part}", type, rows)
 
 
-def _typed(reader: ShardReader, entry: Entry) -> Entry:
+def _typed(reader: CheckpointReader, entry: Entry) -> Entry:
     """The entry with the type that holds its integers, if it has some."""
     scheme = reader.packing.scheme(entry.module) if reader.packing and reader.is_packed(entry.module) else None
     if scheme is None:
         return entry
-    fit = carried(scheme)
+    fit = block_type_for(scheme)
     if not isinstance(fit, str):
         raise StepFailed(f"`{entry.module}` {fit[0]}", fit[1])
     return entry._replace(type=fit)
@@ -152,7 +153,7 @@ def _type(entry: Entry) -> Any:
     return gguf.GGMLQuantizationType[entry.type.upper()]
 
 
-def _data(reader: ShardReader, entry: Entry) -> tuple[NDArray[np.uint8], float]:
+def _data(reader: CheckpointReader, entry: Entry) -> tuple[NDArray[np.uint8], float]:
     """The bytes of a tensor [rows, bytes], and how far fp16 moved its scales."""
     if reader.is_packed(entry.module):
         weight = _integers(reader, entry.module)
@@ -176,7 +177,7 @@ def _data(reader: ShardReader, entry: Entry) -> tuple[NDArray[np.uint8], float]:
     return np.ascontiguousarray(data).view(np.uint8), 0.0
 
 
-def _integers(reader: ShardReader, module: str) -> Integers:
+def _integers(reader: CheckpointReader, module: str) -> Integers:
     """The integers of a packed module with a scale for each block."""
     found = packed_linear.read(reader, module)
     if found.groups is not None:
