@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.data import special_tokens
 from runner.errors import Diagnostic, RecipeError
 from runner.wording import show
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-FILE = "chat_template.jinja"
 DAY = date(2024, 7, 26)  # what Llama 3's template says where it cannot ask
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FORM = 'write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
@@ -64,17 +64,17 @@ class Template:
     def __init__(self, folder: Path) -> None:
         import jinja2  # here: whoever reads plain text never waits for it
 
-        config = _read(folder / "tokenizer_config.json")
-        found = _source(folder, config)
+        found = special_tokens.chat_template(folder)
         if found is None:
             raise _error(
                 "R467",
                 f"the data holds chat messages, and the tokenizer in `{folder}` has no chat template: neither "
-                f"`{FILE}` nor `chat_template` in tokenizer_config.json is there",
+                f"`{special_tokens.TEMPLATE}` nor `chat_template` in tokenizer_config.json is there",
                 "use the model's chat version, or data whose field holds plain text",
             )
         self._folder = folder
-        self._tokens = {key: token for key in _SPECIAL if (token := _content(config.get(key))) is not None}
+        declared = special_tokens.declared(folder)
+        self._tokens = {key: token for key in _SPECIAL if (token := special_tokens.content(declared.get(key)))}
         try:
             self._template = _environment().from_string(found)
         except jinja2.TemplateError as error:
@@ -93,28 +93,6 @@ class Template:
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             message = f"{chat.where}: the chat template in `{self._folder}` refuses these messages: {error}"
             raise _error("R468", message, "bring them into the form that the model was trained on") from None
-
-
-def source(folder: Path) -> str | None:
-    """The text of the chat template that the tokenizer in a folder has; None where it has none."""
-    return _source(folder, _read(folder / "tokenizer_config.json"))
-
-
-def _source(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """The template's text: that of its own file before the one in tokenizer_config.json, there "default" of several."""
-    file = folder / FILE
-    if file.is_file():
-        return file.read_text("utf-8")
-    found = config.get("chat_template")
-    if isinstance(found, list):
-        named = {str(entry.get("name")): entry.get("template") for entry in found if isinstance(entry, dict)}
-        found = named.get("default")
-    return found if isinstance(found, str) else None
-
-
-def _content(token: Any) -> str | None:
-    found = token.get("content") if isinstance(token, dict) else token
-    return found if isinstance(found, str) else None
 
 
 @cache
@@ -148,14 +126,6 @@ def _tojson(
 ) -> str:  # fmt: skip
     """jinja's own filter escapes HTML, which no model was trained on."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _error(code: str, message: str, help: str | None = None) -> RecipeError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from runner.data import special_tokens
 from runner.data.chat_template import Template
 from runner.data.documents import Document, documents_of
 from runner.errors import Diagnostic, RecipeError
@@ -150,7 +150,7 @@ class Tokenizer:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        config = _read(folder / "config.json")
+        config = special_tokens.read_object(folder / "config.json")
         vocabulary = config.get("vocab_size")
         self.vocabulary = vocabulary if isinstance(vocabulary, int) else None
         self._fast: Any = None
@@ -198,18 +198,16 @@ class Tokenizer:
         return Template(self._folder)
 
     def _special(self, folder: Path, name: str, config: Mapping[str, Any]) -> int | None:
-        """tokenizer_config.json says which token it is, or with null that there is none; the configs come after it."""
-        declared = _read(folder / "tokenizer_config.json")
+        """The tokenizer's files say which token it is, or with null that there is none; the configs come after them."""
+        declared = special_tokens.declared(folder)
         key = f"{name}_token"
         if key in declared:
-            token = declared[key]
-            token = token.get("content") if isinstance(token, dict) else token
-            if token is None:
+            if declared[key] is None:
                 return None
-            id = self._fast.token_to_id(token)
+            id = self._fast.token_to_id(special_tokens.content(declared[key]) or "")
             if id is not None:
                 return int(id)
-        for source in (_read(folder / "generation_config.json"), config):
+        for source in (special_tokens.read_object(folder / "generation_config.json"), config):
             value = source.get(f"{name}_token_id")
             value = value[0] if isinstance(value, list) and value else value
             if isinstance(value, int):
@@ -235,11 +233,3 @@ def no_tokenizer(folder: Path) -> Diagnostic | None:
 def is_fast(folder: Path) -> bool:
     """Whether a folder's tokenizer can be used without transformers."""
     return (folder / "tokenizer.json").is_file()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

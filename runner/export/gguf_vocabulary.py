@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.data import chat_template
+from runner.data import special_tokens
 from runner.data.windows import Tokenizer
 from runner.errors import StepFailed
 
@@ -69,15 +69,17 @@ def read(folder: Path, size: int) -> Vocabulary:
             tokens.append(known.get(id, f"[PAD{id}]"))
             types.append(NORMAL if id in known else UNUSED)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    config = _read(folder / "tokenizer_config.json")
+    declared = special_tokens.declared(folder)
     ids = {text: id for id, text in enumerate(tokens)}
     tokenizer = Tokenizer(folder)
     given = tokenizer.encode(["a"], special=True)[0]
     return Vocabulary(
-        tokens, types, merges, pre, tokenizer.bos, tokenizer.eos, ids.get(_content(config.get("pad_token"))),
-        ids.get(_content(config.get("unk_token"))),
+        tokens, types, merges, pre, tokenizer.bos, tokenizer.eos,
+        ids.get(special_tokens.content(declared.get("pad_token")) or ""),
+        ids.get(special_tokens.content(declared.get("unk_token")) or ""),
         adds_bos=tokenizer.bos is not None and given[:1] == [tokenizer.bos],
-        adds_eos=tokenizer.eos is not None and given[-1:] == [tokenizer.eos], template=chat_template.source(folder),
+        adds_eos=tokenizer.eos is not None and given[-1:] == [tokenizer.eos],
+        template=special_tokens.chat_template(folder),
     )  # fmt: skip
 
 
@@ -93,16 +95,3 @@ def _splitting(part: Mapping[str, Any] | None) -> str | None:
     if len(parts) != 2 or not isolated or parts[1].get("use_regex", True):
         return None
     return _SPLITS.get((split.get("pattern") or {}).get("Regex", ""))
-
-
-def _content(token: Any) -> str:
-    found = token.get("content") if isinstance(token, dict) else token
-    return found if isinstance(found, str) else ""
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -11,14 +11,17 @@ from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import DataFacts
 from runner.data.windows import no_tokenizer, too_short
 from runner.errors import Diagnostic, RecipeError, Span
-from runner.model.architecture import inspect, remote_code, supported
+from runner.model.architecture import inspect, supported
+from runner.model.checkpoint import adapter_config
+from runner.model.checkpoint.companions import COMPRESSION, broken_json, companion_files
 from runner.model.source import hub, locate
 from runner.plan.counts import count_tokens
-from runner.plan.digests import digest_files, digest_named
+from runner.plan.digests import digest_files, digest_named, load_cache, update_cache
 from runner.plan.types import ResolvedData, ResolvedModel
 from runner.recipe.types import DataSpec, ModelSpec, Recipe
 
-_DIGESTED = ("*.json", "*.model", "*.txt", "*.jinja")  # beside the shards: config, tokenizer, generation config
+# What is read besides shards and companion files: how weights are stored and were quantized, a low-rank adapter.
+_DIGESTED = ("config.json", "quantize_config.json", COMPRESSION, "*.index.json", f"{adapter_config.FOLDER}/*")
 
 
 @dataclass(frozen=True)
@@ -46,18 +49,30 @@ def find_model(spec: ModelSpec, cache_file: Path | None, span: Span | None = Non
         else:
             files = digest_files_of(path or tokenizer, facts, cache_file)
             digest = digest_named(files)
+        _check_companions(tokenizer, digest, cache_file)
     except RecipeError as error:
         raise RecipeError(d.at(d.span or span) for d in error.diagnostics) from None
     return Found(ResolvedModel(spec.source, spec.revision, commit, path, digest, facts, files), tokenizer)
 
 
 def digest_files_of(folder: Path, facts: CheckpointFacts, cache_file: Path | None) -> dict[str, str]:
-    """The sha256 of each file of a checkpoint: weights, config, tokenizer and generation config."""
-    names = {tensor.shard for tensor in facts.tensors.values()}
-    patterns = (*_DIGESTED, *((remote_code.CODE,) if inspect.needs_own_code(folder) else ()))
-    names |= {path.name for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    """The sha256 of each file of a checkpoint that is read or copied, by its path relative to the folder."""
+    names = {tensor.shard for tensor in facts.tensors.values()} | set(companion_files(folder))
+    found = (path for pattern in _DIGESTED for path in folder.glob(pattern) if path.is_file())
+    names |= {path.relative_to(folder).as_posix() for path in found}
     digests = digest_files((folder / name for name in sorted(names)), cache_file)
-    return {path.name: digest for path, digest in digests.items()}
+    return {path.relative_to(folder).as_posix(): digest for path, digest in digests.items()}
+
+
+def _check_companions(folder: Path, model_digest: str, cache_file: Path | None) -> None:
+    """RecipeError for JSON files beside the weights that cannot be read; a sound folder is remembered by its digest."""
+    name = f"companions:{model_digest}"
+    if load_cache(cache_file).get(name) is True:
+        return
+    complaints = broken_json(folder)
+    if complaints:
+        raise RecipeError(complaints)
+    update_cache(cache_file, {name: True})
 
 
 def find_data(

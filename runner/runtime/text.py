@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runner.data import chat_template
+from runner.data import chat_template, special_tokens
 from runner.data.windows import Tokenizer
 from runner.errors import RecipeError, StepFailed
 from runner.runtime.protocol import Ids
@@ -32,7 +32,7 @@ class Text:
 
     def chat_ids(self, prompt: str) -> Ids:
         """Token ids [1, n] of a chat in which the user says `prompt` and the assistant is about to answer."""
-        if chat_template.source(self._folder) is None:
+        if special_tokens.chat_template(self._folder) is None:
             message = f"the tokenizer in `{self._folder}` has no chat template"
             raise StepFailed(message, "leave `--chat` out: the prompt is then the beginning of a text")
         said = chat_template.Conversation(({"role": "user", "content": prompt},), "the prompt")

@@ -48,7 +48,7 @@ def cut(source: Path, keep: Sequence[int], out: Path) -> None:
     with written(unfinished / "config.json") as file:
         write_all(file, text.encode())
     copy_companions(source, unfinished)
-    for path in sorted(unfinished.iterdir()):
+    for path in sorted(unfinished.rglob("*")):
         _sync(path)
     sync_folder(unfinished)
     os.replace(unfinished, out)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runner.data import windows
+from runner.data import special_tokens, windows
 from runner.data.chat_template import Template, conversation
 from runner.errors import RecipeError
 from runner.recipe.types import DataSpec
@@ -110,6 +110,28 @@ def test_the_template_in_tokenizer_config(model: Path) -> None:
     assert Template(model).render(conversation(MESSAGES, "here")) == text
 
 
+def test_template_files_replace_those_of_tokenizer_config(model: Path) -> None:
+    """As transformers reads the folder: a folder of named templates without a default leaves none."""
+    from transformers import AutoTokenizer
+
+    path = model / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": "in config"}))
+    found = []
+    for file, text in (
+        ("", ""), ("additional_chat_templates/rag.jinja", "rag"), ("chat_template.jinja", "own file"),
+        ("additional_chat_templates/default.jinja", "named"),
+    ):  # fmt: skip
+        (model / "additional_chat_templates").mkdir(exist_ok=True)
+        if file:
+            (model / file).write_text(text)
+        else:
+            (model / "chat_template.jinja").unlink(missing_ok=True)
+        theirs = AutoTokenizer.from_pretrained(model).chat_template
+        theirs = theirs.get("default") if isinstance(theirs, dict) else theirs
+        found.append((special_tokens.chat_template(model), theirs))
+    assert found == [("in config", "in config"), (None, None), ("own file", "own file"), ("named", "named")]
+
+
 def test_the_day_never_changes_the_tokens(model: Path) -> None:
     (model / "chat_template.jinja").write_text("{{ strftime_now('%d %b %Y') }}")
     assert Template(model).render(conversation(MESSAGES, "here")) == "26 Jul 2024"
@@ -174,7 +196,7 @@ def test_messages_are_not_joined(model: Path, tmp_path: Path) -> None:
 def test_neither_torch_nor_transformers_is_needed(model: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
-        "from runner.model import windows; from runner.recipe.types import DataSpec\n"
+        "from runner.data import windows; from runner.recipe.types import DataSpec\n"
         "spec = DataSpec('chat', 'chat.jsonl', None, 8, field='messages')\n"
         "before = 'jinja2' in sys.modules\n"
         "windows.windows(spec, [Path(sys.argv[1])], Path(sys.argv[2]))\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,23 @@ def test_special_tokens(
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     tokenizer = windows.Tokenizer(tmp_path)
     assert (tokenizer.bos, tokenizer.eos) == expected
+
+
+@pytest.mark.parametrize("decoder", [False, True])
+def test_the_legacy_map_of_special_tokens(model: Path, tmp_path: Path, decoder: bool) -> None:
+    """special_tokens_map.json goes before tokenizer_config.json, unless that lists `added_tokens_decoder`."""
+    from transformers import AutoTokenizer
+
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config.pop("added_tokens_decoder", None)
+    if decoder:
+        config["added_tokens_decoder"] = {"3": {"content": "<pad>", "special": True}}
+    path.write_text(json.dumps(config))
+    (folder / "special_tokens_map.json").write_text('{"eos_token": {"content": "<pad>"}}')
+    ours, theirs = windows.Tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    assert (ours.bos, ours.eos) == (theirs.bos_token_id, theirs.eos_token_id) == (1, 2 if decoder else 3)
 
 
 def message(entry: DataSpec, files: list[Path], folder: Path) -> tuple[str, str, str | None]:

@@ -149,10 +149,42 @@ def test_the_digest_of_a_model_is_that_of_its_files(tmp_path: Path) -> None:
     plan = resolved(head=head)
     assert plan.model.digest == resolved().model.digest
     assert [s.key for s in plan.steps] == [s.key for s in resolved().steps]
-    (folder / "notes.md").write_text("no part of the model")
+    (folder / "README.md").write_text("every step writes a card of its own")
+    (folder / "training_args.bin").write_bytes(b"not copied")
     assert resolved(head=head).model.digest == plan.model.digest
-    (folder / "generation_config.json").write_text("{}")
-    assert resolved(head=head).model.digest != plan.model.digest
+
+
+@pytest.mark.parametrize("name", [
+    "generation_config.json", "special_tokens_map.json", "NOTICE", "additional_chat_templates/rag.jinja",
+    "adapter/adapter_model.safetensors", "modeling_own.py", "vocabulary.spm",
+])  # fmt: skip
+def test_every_file_that_is_read_or_copied_is_part_of_the_digest(tmp_path: Path, name: str) -> None:
+    folder = copy_of_model(tmp_path / "a")
+    head = HEAD.replace("demo:tiny-llama", str(folder))
+    digests = {resolved(head=head).model.digest}
+    for text in ("{}", '{"a": 1}'):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+        digests.add(resolved(head=head).model.digest)
+    assert len(digests) == 3
+
+
+def test_broken_files_of_the_tokenizer_are_complaints(tmp_path: Path) -> None:
+    folder = copy_of_model(tmp_path / "a")
+    (folder / "special_tokens_map.json").write_text('{\n  "pad_token": "<pad>",\n')
+    (folder / "generation_config.json").write_text("[]")
+    head = HEAD.replace("demo:tiny-llama", str(folder))
+    place = f'    3 | model: {{source: "{folder}"}}\n      |                 {"^" * (len(str(folder)) + 2)}\n'
+    assert refused(head=head) == (
+        f"small.yaml:3:17: error[R448]: `{folder}/generation_config.json` must hold a JSON object; it holds a list\n"
+        f"{place}"
+        "help: download `generation_config.json` again; if the model needs none, delete it\n"
+        "\n"
+        f"small.yaml:3:17: error[R448]: `{folder}/special_tokens_map.json:3:1` is not JSON: Expecting property name "
+        "enclosed in double quotes\n"
+        f"{place}"
+        "help: download `special_tokens_map.json` again; if the model needs none, delete it"
+    )
 
 
 def test_model_and_data_are_complained_about_together() -> None:

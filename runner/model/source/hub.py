@@ -12,10 +12,14 @@ from runner.errors import Diagnostic, RecipeError
 from runner.model.architecture import decoder_layers, remote_code
 from runner.model.architecture.supported import refuse_config
 from runner.model.checkpoint import headers
+from runner.model.checkpoint.companions import CHAT_TEMPLATES
 
-_COMPANIONS = ["*.json", "*.model", "*.txt", "*.jinja"]
+_COMPANIONS = [
+    "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.spm", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*",
+]  # fmt: skip
 _WEIGHTS = ["model*.safetensors"]
-_NESTED = ["*/*"]  # other formats and originals live in subfolders
+# Other formats and originals live in subfolders: every path with a slash that does not begin with CHAT_TEMPLATES.
+_NESTED = [f"{CHAT_TEMPLATES[:i]}[!{letter}]*/*" for i, letter in enumerate(CHAT_TEMPLATES)]
 
 
 def _small() -> list[str]:

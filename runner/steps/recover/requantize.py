@@ -46,8 +46,9 @@ def run(ctx: Context, dense: Path) -> Result:
         )
     inner = Again(ctx, dense, made)
     result = transform(inner, method)
-    for path in sorted(inner.out_dir.iterdir()):
-        target = ctx.out_dir / path.name
+    for path in sorted(path for path in inner.out_dir.rglob("*") if path.is_file()):
+        target = ctx.out_dir / path.relative_to(inner.out_dir)
+        target.parent.mkdir(exist_ok=True)
         target.unlink(missing_ok=True)
         try:
             os.link(path, target)

@@ -1,0 +1,60 @@
+"""The special tokens and chat template that a tokenizer's folder declares, by transformers' order of precedence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from runner.model.checkpoint.companions import CHAT_TEMPLATES
+
+CONFIG = "tokenizer_config.json"
+LEGACY_MAP = "special_tokens_map.json"
+TEMPLATE = "chat_template.jinja"
+
+
+def declared(folder: Path) -> Mapping[str, Any]:
+    """tokenizer_config.json, with the entries of special_tokens_map.json over its own where transformers reads those.
+
+    It does so where tokenizer_config.json has no `added_tokens_decoder`: before version 4.34 there was none
+    (`PreTrainedTokenizerBase._from_pretrained`).
+    """
+    config = read_object(folder / CONFIG)
+    if "added_tokens_decoder" in config:
+        return config
+    return {**config, **read_object(folder / LEGACY_MAP)}
+
+
+def content(token: Any) -> str | None:
+    """The text of a special token, which is stored as a string or as an object with `content`."""
+    found = token.get("content") if isinstance(token, dict) else token
+    return found if isinstance(found, str) else None
+
+
+def chat_template(folder: Path) -> str | None:
+    """The text of the default chat template; None where the folder has none.
+
+    A file `default.jinja` under CHAT_TEMPLATES goes before TEMPLATE, and any template file before everything that
+    tokenizer_config.json holds: with named templates alone there is no default.
+    """
+    named = list((folder / CHAT_TEMPLATES).glob("*.jinja"))
+    for path in (folder / CHAT_TEMPLATES / "default.jinja", folder / TEMPLATE):
+        if path.is_file():
+            return path.read_text("utf-8")
+    if named:
+        return None
+    found = read_object(folder / CONFIG).get("chat_template")
+    if isinstance(found, list):
+        entries = {str(entry.get("name")): entry.get("template") for entry in found if isinstance(entry, dict)}
+        found = entries.get("default")
+    return found if isinstance(found, str) else None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file as a mapping; empty where it is not there. `validate` has refused those that hold anything else."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
