@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, Protocol
 
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import METRICS_ONLY, Cost, DataFacts, Inputs, MachineFacts
 from runner.errors import Diagnostic
-from runner.plan.types import PlannedStep
 from runner.steps import kinds
 
 
+class Wired(Protocol):
+    """What the flow asks of a step, planned or not yet planned: `inputs` and `data` by parameter."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def params(self) -> Mapping[str, Any]: ...
+    @property
+    def inputs(self) -> Mapping[str, str]: ...
+    @property
+    def data(self) -> Mapping[str, str]: ...
+    @property
+    def produces(self) -> str: ...
+    @property
+    def processes(self) -> int: ...
+
+
 class FactsFlow:
-    """Walks a plan in order: for each step `inputs`, `check` or `cost`, then `advance`."""
+    """Walks a plan in order: for each step `inputs`, `check` or `cost`, then `advance`.
+
+    A checkpoint is unknown where its model was not found, or where the step that makes it, or one before that, was
+    refused; a data entry is unknown where it was not found.
+    """
 
     def __init__(
         self, models: Mapping[str, CheckpointFacts], data: Mapping[str, DataFacts], machine: MachineFacts
@@ -20,32 +43,28 @@ class FactsFlow:
         self.machine = machine
         self._data = data
         self._facts = dict(models)
-        self._refused: set[str] = set()
 
-    def inputs(self, step: PlannedStep) -> Inputs:
+    def inputs(self, step: Wired) -> Inputs:
+        """What the step sees. KeyError where `is_known` is false."""
         given = {parameter: self._facts[id] for parameter, id in step.inputs.items()}
         checkpoint = given.pop("checkpoint")
         data = {parameter: self._data[name] for parameter, name in step.data.items()}
         return Inputs(checkpoint, given, data, self.machine, step.processes)
 
-    def check(self, step: PlannedStep) -> list[Diagnostic]:
-        """The kind's own complaints. None where an input was itself refused: its outcome is unknown."""
-        if self._refused.intersection(step.inputs.values()):
-            return []
-        complaints = kinds.find(step.kind).check(step.params, self.inputs(step))
-        if complaints:
-            self._refused.add(step.id)
-        return complaints
+    def is_known(self, step: Wired) -> bool:
+        """Whether everything that the step takes is known, so that its kind can judge it."""
+        return all(id in self._facts for id in step.inputs.values()) and all(
+            name in self._data for name in step.data.values()
+        )
 
-    def cost(self, step: PlannedStep) -> Cost:
+    def check(self, step: Wired) -> list[Diagnostic]:
+        """The complaints and warnings of the step's kind; none where something that it takes is unknown."""
+        return kinds.find(step.kind).check(step.params, self.inputs(step)) if self.is_known(step) else []
+
+    def cost(self, step: Wired) -> Cost:
         return kinds.find(step.kind).estimate(step.params, self.inputs(step))
 
-    def advance(self, step: PlannedStep) -> None:
-        """Note what the step makes, for those after it."""
-        if step.produces == METRICS_ONLY:
-            return
-        if self._refused.intersection((step.id, *step.inputs.values())):
-            self._refused.add(step.id)
-            self._facts[step.id] = self._facts[step.inputs["checkpoint"]]
-        else:
+    def advance(self, step: Wired) -> None:
+        """Note what the step makes, for those after it; not called for a step that was refused."""
+        if step.produces != METRICS_ONLY and self.is_known(step):
             self._facts[step.id] = kinds.find(step.kind).outcome(step.params, self.inputs(step))

@@ -46,7 +46,8 @@ def preview(plan: Plan, store: StoreView, previous: Previous | None = None) -> P
     facts = machine.machine_facts(plan.device)
     found = resolve_inputs.Found(plan.model, plan.model.path)
     models = {id: model.facts for id, model in plan.given().items()}
-    flow = FactsFlow(models, resolve_inputs.data_facts(found, plan.data, store.root / CACHE), facts)
+    data, _ = resolve_inputs.measure_data(plan.recipe, found, plan.data, store.root / CACHE)
+    flow = FactsFlow(models, data, facts)
     states: dict[str, str] = {}
     forecasts: list[Forecast] = []
     for step in plan.steps:

@@ -6,17 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, SAME, Kind, MachineFacts
-from runner.errors import Diagnostic, MachineError, RecipeError
+from runner.contracts.step_kind import DataFacts, MachineFacts
+from runner.errors import Diagnostic, MachineError, RecipeError, Span
 from runner.model.source import hub
-from runner.plan import keys, lock, resolve_inputs
+from runner.plan import keys, lock, resolve_inputs, wiring
 from runner.plan.facts_flow import FactsFlow
 from runner.plan.machine import MachineRefusal, machine_facts, package_version, resolve_device
 from runner.plan.tasks import find_tasks
 from runner.plan.types import MODEL, Plan, PlannedStep, ResolvedData, ResolvedModel, ResolvedTasks
+from runner.plan.wiring import WiredStep
 from runner.recipe import step_graph
 from runner.recipe.schema import load
-from runner.recipe.types import ModelSpec, Recipe, Step
+from runner.recipe.schema.validate import position
+from runner.recipe.types import ModelSpec, Recipe
 from runner.steps import kinds
 
 
@@ -30,38 +32,38 @@ def resolve(
     """The plan of a recipe: the same for the same recipe, model, data, packages and device, byte for byte.
 
     `cache_file` remembers digests and token counts; `commits` are those that a lock pins. RecipeError with every
-    complaint of the first stage that has any (model and data, their lengths, steps against the model); MachineError
-    for a device or a package that is not there.
+    complaint about models, data and steps; what needs the facts of something that was refused is not checked.
+    MachineError for a device or a package that is not there.
     """
     resolved_device = resolve_device(device)
-    references = {step.kind: load.references(step.kind) for step in recipe.steps}
-    names = [
-        str(step.params[parameter])
-        for step in recipe.steps
-        for parameter, target in references[step.kind].items()
-        if target == "data" and step.params.get(parameter) is not None
-    ]
-    found, models, data = _found(recipe, names, cache_file, commits or {})
-    resolve_inputs.check_lengths(recipe, found, data, cache_file)
-    tasks = find_tasks(recipe, cache_file)
-    given = {MODEL: found.model, **models}
     machine = machine_facts(resolved_device)
-    planner = _Planner(recipe, given, data, tasks, environment(resolved_device), machine)
-    facts = {id: model.facts for id, model in given.items()}
-    flow = FactsFlow(facts, resolve_inputs.data_facts(found, data, cache_file), machine)
-    complaints: list[Diagnostic] = []
+    made_with = environment(resolved_device)
+    sources, complaints = _sources(recipe, cache_file, commits or {})
+    wired, refused = wiring.wire(recipe, sources.models)
+    flow = FactsFlow({id: model.facts for id, model in sources.models.items()}, sources.data_facts, machine)
+    for step in wired:
+        found = [refused[step.id]] if step.id in refused else flow.check(step)
+        complaints += [d.at(d.span or recipe.step_span(step.step, d.path)) for d in found]
+        if not any(d.severity == "error" for d in found):
+            flow.advance(step)
+    complaints += _missing_packages(recipe)
+    _refuse([d for d in complaints if d.severity == "error"])
+    planner = _Planner(recipe, sources, made_with, machine)
     planned: list[PlannedStep] = []
-    for step in recipe.steps:
-        made = planner.plan(step, planned, references[step.kind])
-        complaints += planner.complaints(step, made, planned)
-        complaints += [d.at(recipe.step_span(step, d.path)) for d in flow.check(made)]
-        flow.advance(made)
-        planned.append(made)
+    for step in wired:
+        planned.append(planner.plan(step, planned))
+    model = sources.models[MODEL]
+    key = keys.plan_key(recipe.name, model.digest, planned)
+    others = {id: other for id, other in sources.models.items() if id != MODEL}
+    warnings = tuple(d for d in complaints if d.severity != "error")
+    return Plan(recipe, model, sources.data, tuple(planned), key, resolved_device, others, warnings)
+
+
+def _refuse(complaints: list[Diagnostic]) -> None:
+    """Raise what there is to complain about: a machine's refusal where nothing else is wrong."""
     if complaints:
-        raise RecipeError(complaints)
-    _check_packages(recipe)
-    key = keys.plan_key(recipe.name, found.model.digest, planned)
-    return Plan(recipe, found.model, data, tuple(planned), key, resolved_device, models)
+        ordered = sorted(complaints, key=position)
+        raise (MachineRefusal if all(d.code.startswith("R5") for d in complaints) else RecipeError)(ordered)
 
 
 def with_model(plan: Plan) -> Plan:
@@ -86,70 +88,63 @@ def environment(device: str) -> dict[str, str]:
     return {**{package: str(version) for package, version in versions.items()}, "device": device}
 
 
-def _found(
-    recipe: Recipe, names: list[str], cache_file: Path | None, commits: Mapping[lock.Entry, str]
-) -> tuple[resolve_inputs.Found, dict[str, ResolvedModel], dict[str, ResolvedData]]:
-    """The model, those that single steps name, and the data; the complaints about all of them at once."""
+@dataclass(frozen=True)
+class _Sources:
+    """What a recipe names and was found. `models` has the recipe's own as MODEL; `tasks` is by step and parameter."""
+
+    models: Mapping[str, ResolvedModel]
+    data: Mapping[str, ResolvedData]
+    data_facts: Mapping[str, DataFacts]
+    tasks: Mapping[str, Mapping[str, ResolvedTasks]]
+
+
+def _sources(
+    recipe: Recipe, cache_file: Path | None, commits: Mapping[lock.Entry, str]
+) -> tuple[_Sources, list[Diagnostic]]:
+    """The models, data and task files, and the complaints about all of them."""
     complaints: list[Diagnostic] = []
-    found = None
-    models: dict[str, ResolvedModel] = {}
-    data: dict[str, ResolvedData] = {}
 
-    def pinned(spec: ModelSpec) -> str | None:
-        return commits.get(("models", lock.model_key(spec)))
+    def find(spec: ModelSpec, span: Span | None) -> resolve_inputs.Found | None:
+        try:
+            return resolve_inputs.find_model(spec, cache_file, span, commits.get(("models", lock.model_key(spec))))
+        except RecipeError as error:
+            complaints.extend(error.diagnostics)
+            return None
 
-    try:
-        found = resolve_inputs.find_model(
-            recipe.model, cache_file, recipe.span(("model", "source")), pinned(recipe.model)
-        )
-    except RecipeError as error:
-        complaints += error.diagnostics
+    own = find(recipe.model, recipe.span(("model", "source")))
+    models = {} if own is None else {MODEL: own.model}
     for step in recipe.steps:
         for parameter, spec in step_graph.models_of(step).items():
-            span = recipe.step_span(step, (parameter, "source"))
-            try:
-                models[f"{step.id}/{parameter}"] = resolve_inputs.find_model(spec, cache_file, span, pinned(spec)).model
-            except RecipeError as error:
-                complaints += error.diagnostics
-    try:
-        data = resolve_inputs.find_data(
-            recipe, names, cache_file, lambda spec: commits.get(("data", lock.data_key(spec)))
-        )
-    except RecipeError as error:
-        complaints += error.diagnostics
-    if complaints or found is None:
-        raise RecipeError(complaints)
-    return found, models, data
+            other = find(spec, recipe.step_span(step, (parameter, "source")))
+            if other is not None:
+                models[f"{step.id}/{parameter}"] = other.model
+    data, about_data = resolve_inputs.find_data(
+        recipe, wiring.data_names(recipe), cache_file, lambda spec: commits.get(("data", lock.data_key(spec)))
+    )
+    facts: Mapping[str, DataFacts] = {}
+    if own is not None:
+        facts, about_lengths = resolve_inputs.measure_data(recipe, own, data, cache_file)
+        about_data += about_lengths
+    tasks, about_tasks = find_tasks(recipe, cache_file)
+    return _Sources(models, data, facts, tasks), [*complaints, *about_data, *about_tasks]
 
 
 @dataclass
 class _Planner:
-    """Turns steps into planned ones, in order."""
+    """Turns wired steps into planned ones, in order."""
 
     recipe: Recipe
-    models: Mapping[str, ResolvedModel]
-    data: Mapping[str, ResolvedData]
-    tasks: Mapping[str, Mapping[str, ResolvedTasks]]
+    sources: _Sources
     environment: Mapping[str, str]
     machine: MachineFacts
 
-    def plan(self, step: Step, earlier: list[PlannedStep], references: Mapping[str, str]) -> PlannedStep:
+    def plan(self, wired: WiredStep, earlier: list[PlannedStep]) -> PlannedStep:
+        step = wired.step
         kind = kinds.find(step.kind)
-        before = [s for s in self.recipe.steps if any(e.id == s.id for e in earlier)]
-        inputs = {"checkpoint": step.source or step_graph.nearest(step.kind, before)}
-        inputs |= {parameter: f"{step.id}/{parameter}" for parameter in step_graph.models_of(step)}
-        data: dict[str, str] = {}
-        for parameter, target in sorted(references.items()):
-            value = step.params.get(parameter)
-            if isinstance(value, str) and target in ("checkpoint", "engine", "data"):
-                if target == "checkpoint":
-                    value = step_graph.source_of(value, inputs["checkpoint"], {e.id: e.inputs for e in earlier})
-                (data if target == "data" else inputs)[parameter] = value
-        gates = {name for name, target in references.items() if target == "gates"}
+        gates = {name for name, target in load.references(step.kind).items() if target == "gates"}
         seed = keys.step_seed(self.recipe.seed, step.id)
-        known = {e.id: e.key for e in earlier} | {id: model.digest for id, model in self.models.items()}
-        processes = int(step.resources.get("processes", 1))
-        tasks = self.tasks.get(step.id, {})
+        known = {e.id: e.key for e in earlier} | {id: model.digest for id, model in self.sources.models.items()}
+        tasks = self.sources.tasks.get(step.id, {})
         packages = [need.package for need in kinds.requirements(kind, step.params)]
         needed = {package: str(package_version(package)) for package in packages}
         needed |= kinds.environment(kind, step.params, self.machine)
@@ -157,11 +152,11 @@ class _Planner:
             step,
             version=kind.VERSION,
             seed=seed,
-            references=gates | set(inputs) | set(data) | set(tasks),
-            inputs={parameter: known[id] for parameter, id in inputs.items()},
-            data={parameter: self.data[name] for parameter, name in data.items()},
+            references=gates | set(wired.inputs) | set(wired.data) | set(tasks),
+            inputs={parameter: known[id] for parameter, id in wired.inputs.items()},
+            data={parameter: self.sources.data[name] for parameter, name in wired.data.items()},
             environment={**self.environment, **needed},
-            processes=processes,
+            processes=wired.processes,
             tasks=tasks,
         )
         return PlannedStep(
@@ -169,51 +164,27 @@ class _Planner:
             id=step.id,
             kind=step.kind,
             kind_version=kind.VERSION,
-            params={name: value for name, value in step.params.items() if name not in gates},
+            params=wired.params,
             seed=seed,
-            inputs=inputs,
-            data=data,
+            inputs=wired.inputs,
+            data=wired.data,
             consumes=tuple(kind.CONSUMES),
-            produces=self._made(kind.PRODUCES, inputs["checkpoint"], earlier),
+            produces=wired.produces,
             gates={metric: rule for name in sorted(gates) for metric, rule in (step.params.get(name) or {}).items()},
             key=keys.sha256(key_inputs),
             key_inputs=key_inputs,
             folder=f"{len(earlier) + 1:02d}-{step.id}",
-            processes=processes,
+            processes=wired.processes,
             tasks=tasks,
         )
 
-    def _made(self, produces: str, source: str, earlier: list[PlannedStep]) -> str:
-        return self._type(source, earlier) if produces == SAME else produces
 
-    def _type(self, id: str, earlier: list[PlannedStep]) -> str:
-        if id in self.models:
-            return QUANTIZED if self.models[id].facts.quantization else CHECKPOINT
-        return next(e.produces for e in earlier if e.id == id)
-
-    def complaints(self, step: Step, made: PlannedStep, earlier: list[PlannedStep]) -> list[Diagnostic]:
-        """Whether a step can take its input, where only the model's config tells the type."""
-        if self._type(made.inputs["checkpoint"], earlier) in made.consumes:
-            return []
-        quantization = self.models[MODEL].facts.quantization
-        if quantization and QUANTIZED not in made.consumes:
-            method = quantization.get("quant_method", "by an unnamed method")
-            message = f"`{step.kind}` takes an unquantized checkpoint; the model is already quantized ({method})"
-            help = "start from the model as it was before it was quantized"
-        else:
-            message = f"`{step.kind}` takes a quantized checkpoint; the model is not quantized"
-            help = "put a `quantize.` step before it, or start from a quantized model"
-        return [Diagnostic("R449", message, help, self.recipe.step_span(step))]
-
-
-def _check_packages(recipe: Recipe) -> None:
+def _missing_packages(recipe: Recipe) -> list[Diagnostic]:
     missing: list[Diagnostic] = []
     for step in recipe.steps:
-        kind: Kind = kinds.find(step.kind)
-        for need in kinds.requirements(kind, step.params):
+        for need in kinds.requirements(kinds.find(step.kind), step.params):
             if package_version(need.package) is None:
                 message = f"`{step.kind}` needs the package {need.package}, which is not installed"
                 help = f"`pip install 'runner[{need.extra}]'`"
                 missing.append(Diagnostic("R503", message, help, recipe.step_span(step)))
-    if missing:
-        raise MachineRefusal(missing)
+    return missing

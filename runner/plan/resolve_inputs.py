@@ -10,7 +10,7 @@ from pathlib import Path
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import DataFacts
 from runner.data.windows import no_tokenizer, too_short
-from runner.errors import Diagnostic, RecipeError, Span
+from runner.errors import Diagnostic, MachineError, RecipeError, Span
 from runner.model.architecture import inspect, supported
 from runner.model.checkpoint import adapter_config
 from runner.model.checkpoint.companions import COMPRESSION, broken_json, companion_files
@@ -77,8 +77,8 @@ def _check_companions(folder: Path, model_digest: str, cache_file: Path | None) 
 
 def find_data(
     recipe: Recipe, names: Iterable[str], cache_file: Path | None, pinned: Callable[[DataSpec], str | None]
-) -> dict[str, ResolvedData]:
-    """The data entries that steps use; Hub datasets at the commits `pinned`. RecipeError with all complaints."""
+) -> tuple[dict[str, ResolvedData], list[Diagnostic]]:
+    """The data entries of these names that can be found, Hub datasets at the commits `pinned`, and all complaints."""
     found: dict[str, ResolvedData] = {}
     complaints: list[Diagnostic] = []
     for name in sorted(set(names)):
@@ -88,9 +88,7 @@ def find_data(
             found[name] = _locate(location, cache_file)
         except RecipeError as error:
             complaints += [d.at(d.span or recipe.span(("data", name, _key(d.code)))) for d in error.diagnostics]
-    if complaints:
-        raise RecipeError(complaints)
-    return found
+    return found, complaints
 
 
 def _key(code: str) -> str:
@@ -108,41 +106,49 @@ def _locate(location: locate.DataLocation, cache_file: Path | None) -> ResolvedD
     return ResolvedData(spec, location.files, None, digest, sum(path.stat().st_size for path in location.files))
 
 
-def check_lengths(recipe: Recipe, found: Found, data: Mapping[str, ResolvedData], cache_file: Path | None) -> None:
-    """RecipeError for windows longer than the model's context, for text shorter than asked, or without a tokenizer."""
-    complaints: list[Diagnostic] = []
+def measure_data(
+    recipe: Recipe, found: Found, data: Mapping[str, ResolvedData], cache_file: Path | None
+) -> tuple[dict[str, DataFacts], list[Diagnostic]]:
+    """Entries as steps see them, and complaints about windows longer than the context, short texts, no tokenizer.
+
+    `samples` is counted where all windows are used and the count is known. An entry that is complained about has
+    facts too, of what the recipe asks for, so that steps can be checked against them.
+    """
+    facts = {name: _facts(entry, None) for name, entry in data.items()}
     if data and found.tokenizer is not None and (missing := no_tokenizer(found.tokenizer)) is not None:
-        raise RecipeError([missing.at(recipe.span(("model", "source")))])
-    context_key, context = supported.positions(found.model.facts.config)
+        return facts, [missing.at(recipe.span(("model", "source")))]
+    complaints: list[Diagnostic] = []
     for name, entry in data.items():
-        length = entry.spec.sequence_length
-        if 0 < context < length:
-            message = (
-                f"data `{name}` has `sequence_length` {length}; the model's context is {context} tokens "
-                f"(`{context_key}` in config.json)"
-            )
-            help = f"lower `sequence_length` to {context} or less"
-            complaints.append(Diagnostic("R465", message, help, recipe.span(("data", name, "sequence_length"))))
-            continue
         try:
             count = count_tokens(entry, found.tokenizer, found.model.digest, cache_file)
         except RecipeError as error:
             complaints += [d.at(d.span or recipe.span(("data", name, _key(d.code)))) for d in error.diagnostics]
             continue
-        if count is not None and count < (entry.spec.samples or 1) * length:
-            complaints.append(too_short(entry.spec, count).at(recipe.span(("data", name, "samples"))))
-    if complaints:
-        raise RecipeError(complaints)
+        except MachineError as error:  # a package that reads the file is not installed
+            complaints.append(Diagnostic("R503", error.message, error.help, recipe.span(("data", name, "source"))))
+            continue
+        facts[name] = _facts(entry, count)
+        complaints += _length(recipe, found, entry, count)
+    return facts, complaints
 
 
-def data_facts(found: Found, data: Mapping[str, ResolvedData], cache_file: Path | None) -> dict[str, DataFacts]:
-    """Entries as steps see them; `samples` is counted where all windows are used and the count is known."""
-    facts = {}
-    for name, entry in data.items():
-        spec = entry.spec
-        samples = spec.samples
-        if samples is None:
-            count = count_tokens(entry, found.tokenizer, found.model.digest, cache_file)
-            samples = None if count is None else count // spec.sequence_length
-        facts[name] = DataFacts(name, samples, spec.sequence_length, entry.bytes, entry.digest)
-    return facts
+def _length(recipe: Recipe, found: Found, entry: ResolvedData, count: int | None) -> list[Diagnostic]:
+    """The complaint about the length of the windows, or else about that of the text."""
+    name, length = entry.spec.name, entry.spec.sequence_length
+    context_key, context = supported.positions(found.model.facts.config)
+    if 0 < context < length:
+        message = (
+            f"data `{name}` has `sequence_length` {length}; the model's context is {context} tokens "
+            f"(`{context_key}` in config.json)"
+        )
+        help = f"lower `sequence_length` to {context} or less"
+        return [Diagnostic("R465", message, help, recipe.span(("data", name, "sequence_length")))]
+    if count is not None and count < (entry.spec.samples or 1) * length:
+        return [too_short(entry.spec, count).at(recipe.span(("data", name, "samples")))]
+    return []
+
+
+def _facts(entry: ResolvedData, count: int | None) -> DataFacts:
+    spec = entry.spec
+    samples = count // spec.sequence_length if spec.samples is None and count is not None else spec.samples
+    return DataFacts(spec.name, samples, spec.sequence_length, entry.bytes, entry.digest)

@@ -13,8 +13,8 @@ from runner.recipe.schema import load
 from runner.recipe.types import Recipe, Step
 
 
-def find_tasks(recipe: Recipe, cache_file: Path | None) -> dict[str, dict[str, ResolvedTasks]]:
-    """Step id → parameter → the task files it names. RecipeError with the complaints about all of them."""
+def find_tasks(recipe: Recipe, cache_file: Path | None) -> tuple[dict[str, dict[str, ResolvedTasks]], list[Diagnostic]]:
+    """Step id → parameter → the task files it names, and the complaints about those that cannot be found or read."""
     found: dict[str, dict[str, ResolvedTasks]] = {}
     complaints: list[Diagnostic] = []
     for step in recipe.steps:
@@ -24,9 +24,7 @@ def find_tasks(recipe: Recipe, cache_file: Path | None) -> dict[str, dict[str, R
                     found.setdefault(step.id, {})[parameter] = _resolved(step, parameter, cache_file)
                 except RecipeError as error:
                     complaints += [d.at(recipe.step_span(step, d.path)) for d in error.diagnostics]
-    if complaints:
-        raise RecipeError(complaints)
-    return found
+    return found, complaints
 
 
 def _resolved(step: Step, parameter: str, cache_file: Path | None) -> ResolvedTasks:

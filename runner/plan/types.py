@@ -9,6 +9,7 @@ from typing import Any
 
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import Cost, DataFacts, MachineFacts
+from runner.errors import Diagnostic
 from runner.recipe.types import DataSpec, Recipe
 
 MODEL = "model"  # what the recipe's own model is called among the inputs of steps
@@ -101,6 +102,7 @@ class Plan:
     key: str
     device: str
     models: Mapping[str, ResolvedModel] = field(default_factory=dict)  # that single steps name: "id/parameter" → model
+    warnings: tuple[Diagnostic, ...] = ()  # what is accepted, and hardly meant
 
     def given(self) -> dict[str, ResolvedModel]:
         """Every model that is there before the first step, by what steps call it."""

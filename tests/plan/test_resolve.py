@@ -276,6 +276,60 @@ def test_a_quantized_model_cannot_be_quantized(tmp_path: Path) -> None:
     )
 
 
+def heads(text: str) -> list[str]:
+    """The first line of every complaint, without the file."""
+    return [line.removeprefix("small.yaml:") for line in text.splitlines() if line.startswith("small.yaml:")]
+
+
+def test_a_refused_step_hides_no_other_complaint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would run on its result is not judged; other branches, data, packages and models of steps are."""
+    mark = {"quant_method": "gptq", "bits": 4, "group_size": 8}
+    folder = write(tmp_path, config=LLAMA | {"quantization_config": mark})
+    head = HEAD.replace('source: "demo:stdlib", split: evaluation', f'source: "{tmp_path}/none.jsonl"')
+    steps = f"""\
+    steps:
+      - prune.wanda: {{data: calibration, ignore: [nothing]}}
+      - quantize.gptq: {{data: calibration, group_size: 7777}}
+      - evaluate.perplexity: {{data: evaluation}}
+      - quantize.rtn: {{ignore: [nothing]}}
+        from: model
+      - distill.logits: {{data: calibration, teacher: {{source: "{tmp_path}/none"}}}}
+        from: model
+      - quantize.rtn: {{}}
+        id: other
+      - prune.magnitude: {{}}
+        from: model
+    """
+    monkeypatch.setattr(kinds.find("prune.magnitude"), "REQUIRES", (Requirement("no-such-package", "extra"),))
+    monkeypatch.setattr(kinds.find("quantize.gptq"), "outcome", lambda *_: pytest.fail("judged what nobody makes"))
+    found = heads(refused(steps, head))
+    assert found == [
+        f"7:24: error[R460]: data `evaluation`: there is no file or folder `{tmp_path}/none.jsonl`",
+        "9:38: error[R412]: `ignore` names `nothing`, which matches no linear module of this model",
+        "12:20: error[R412]: `ignore` names `nothing`, which matches no linear module of this model",
+        f"14:59: error[R430]: there is no folder `{tmp_path}/none`",
+        "18:5: error[R503]: `prune.magnitude` needs the package no-such-package, which is not installed",
+    ]
+    found = heads(refused(steps, head.replace("demo:tiny-llama", str(folder))))
+    assert [line[:18] for line in found] == [
+        "3:17: error[R448]:", "7:24: error[R460]:", "9:5: error[R449]: ", "12:5: error[R449]:", "14:5: error[R449]:",
+        "14:59: error[R430]", "18:5: error[R449]:", "18:5: error[R503]:",
+    ]  # fmt: skip
+
+
+def test_without_its_model_a_recipe_is_still_checked() -> None:
+    head = HEAD.replace("demo:tiny-llama", "demo:none").replace("split: evaluation", "split: none")
+    steps = """\
+    steps:
+      - quantize.gptq: {data: calibration, group_size: 7777}
+      - evaluate.perplexity: {data: evaluation}
+      - evaluate.tasks: {tasks: ["demo:none"]}
+    """
+    assert [line[:18] for line in heads(refused(steps, head))] == [
+        "3:17: error[R430]:", "7:46: error[R466]:", "11:30: error[R469]",
+    ]  # fmt: skip
+
+
 def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     kind = kinds.find("quantize.rtn")
     monkeypatch.setattr(kind, "REQUIRES", (Requirement("no-such-package", "extra"),))
