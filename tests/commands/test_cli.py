@@ -79,12 +79,12 @@ def test_a_missing_argument(run: Run) -> None:
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """`runner schema` has a bug; crash logs go to the folder returned."""
-    from runner.recipe.schema import load
+    from runner.recipe.schema import editor
 
     def bug() -> None:
         raise ZeroDivisionError("nobody saw this coming")
 
-    monkeypatch.setattr(load, "bundled", bug)
+    monkeypatch.setattr(editor, "bundled", bug)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "runner"
 
@@ -131,12 +131,12 @@ def test_a_developer_sees_the_traceback(run: Run, broken: Path, monkeypatch: pyt
 
 
 def test_interrupted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from runner.recipe.schema import load
+    from runner.recipe.schema import editor
 
     def stop() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(load, "bundled", stop)
+    monkeypatch.setattr(editor, "bundled", stop)
     assert run("schema") == (130, "", "")
 
 

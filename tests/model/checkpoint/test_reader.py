@@ -168,7 +168,7 @@ def test_memory_is_one_tensor(tmp_path: Path) -> None:
     code = f"""
 import resource
 from pathlib import Path
-from runner.model.shards import CheckpointReader
+from runner.model.checkpoint.reader import CheckpointReader
 with CheckpointReader(Path({str(tmp_path)!r})) as reader:
     reader.read("t0")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
