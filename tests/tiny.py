@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +37,23 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 def save(
     folder: Path, name: str = "llama", dtype: torch.dtype = torch.float32, shard: str | None = None, **changes: Any
 ) -> Path:
-    """Write a random checkpoint of the named architecture; weights are larger than transformers' own initialization,
+    """Write a random checkpoint of the named architecture into `folder`.
 
-    so that outputs differ visibly between tokens.
+    Weights are larger than transformers' own initialization, so that outputs differ visibly between tokens. Each
+    checkpoint is made once per process; a test gets a copy of its own, which it may change.
     """
+    made, state = _made(name, dtype, shard, json.dumps(changes, sort_keys=True))
+    shutil.copytree(made, folder, dirs_exist_ok=True)
+    torch.set_rng_state(state)  # as after making it: later random numbers do not depend on which test came first
+    return folder
+
+
+@functools.cache
+def _made(name: str, dtype: torch.dtype, shard: str | None, changes: str) -> tuple[Path, torch.Tensor]:
+    """Make a checkpoint in the process's own folder; returns it and the state of the generator afterwards."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    values = ARCHITECTURES[name] | changes
+    values = ARCHITECTURES[name] | json.loads(changes)
     config = AutoConfig.for_model(values.pop("model_type", name), **values)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
@@ -48,7 +62,16 @@ def save(
             torch.nn.init.normal_(parameter, std=0.2)
     model = model.to(dtype)
     model.config.dtype = dtype
+    folder = Path(tempfile.mkdtemp(dir=_shared())) / "model"
     model.save_pretrained(folder, **({"max_shard_size": shard} if shard else {}))
+    return folder, torch.get_rng_state()
+
+
+@functools.cache
+def _shared() -> Path:
+    """Make the folder of this process's checkpoints; it is removed at exit."""
+    folder = Path(tempfile.mkdtemp(prefix="tiny-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,22 @@ ROOT = Path(__file__).parent.parent.parent
 Commands = list[str]
 
 
-def github() -> Commands:
+def steps(job: str) -> Commands:
+    """The commands of a job of the nightly workflow, without the installation that they begin with."""
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "nightly.yml").read_text(encoding="utf-8"))
-    (job,) = workflow["jobs"].values()
-    steps = [step["run"] for step in job["steps"] if "run" in step]
-    assert steps[0].startswith("pip install")
-    return steps[1:]
+    commands = [step["run"] for step in workflow["jobs"][job]["steps"] if "run" in step]
+    assert commands[0].startswith("pip install -c constraints.txt")
+    return commands[1:]
+
+
+def github() -> Commands:
+    return steps("nightly")
+
+
+def test_tests_that_an_ordinary_run_deselects_run_at_night() -> None:
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]["ini_options"]
+    assert options["addopts"][-2:] == ["-m", "not nightly"]
+    assert steps("tests") == ["pytest -m nightly --durations=20"]
 
 
 def gitlab() -> Commands:

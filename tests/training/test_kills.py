@@ -73,17 +73,44 @@ def mortal(command: Sequence[str], *args: Any, **options: Any) -> subprocess.Pop
 START: Any = subprocess.Popen
 
 
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("recipe")
+def write_recipe(folder: Path, steps: Sequence[tuple[str, str, str, dict[str, Any]]] = STEPS) -> Path:
     model = tiny.letters(tiny.save(folder / "model"))
     chance = random.Random(0)
     (folder / "text.txt").write_text(" ".join(chance.choice("abcdefghij") for _ in range(400)))
-    steps = [{kind: params, "id": id, "from": source} for id, source, kind, params in STEPS]
+    entries = [{kind: params, "id": id, "from": source} for id, source, kind, params in steps]
     data = {"text": {"source": str(folder / "text.txt"), "samples": 20, "sequence_length": 16}}
-    document = {"version": 1, "name": "kills", "model": {"source": str(model)}, "data": data, "steps": steps}
+    document = {"version": 1, "name": "kills", "model": {"source": str(model)}, "data": data, "steps": entries}
     (folder / "kills.yaml").write_text(json.dumps(document, indent=1))
     return folder / "kills.yaml"
+
+
+def same_result(whole: Jobs, killed: Jobs, id: str, index: int, resumed_at: Sequence[int]) -> None:
+    """Compare digest, metrics and loss curve, and check that only unsaved training steps ran again."""
+    found, expected = killed.records[id], whole.records[id]
+    assert found["digest"] == expected["digest"]
+    for record in (found, expected):
+        record["metrics"].pop("tokens_per_second", None)
+    assert found["metrics"] == expected["metrics"]
+    assert found["details"] == expected["details"]
+    resumed = [event["resumed_at"] for event in killed.started if event["step"] == index and event["unit"] == "step"]
+    assert resumed == resumed_at
+
+
+def test_a_killed_training_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
+    """One kind of training, killed once; the nightly tests below kill all of them, in several places."""
+    steps = [step for step in STEPS if step[0] in ("packed", "scales")]
+    recipe = write_recipe(tmp_path, steps)
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    whole = Jobs(tmp_path / "whole", recipe, ())
+    killed = Jobs(tmp_path / "killed", recipe, [("scales", IN_TRAINING)])
+    assert (whole.codes, killed.codes, killed.left) == ([0], [MachineError.exit_code, 0], [])
+    same_result(whole, killed, "scales", 1, [SAVED])
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_recipe(tmp_path_factory.mktemp("recipe"))
 
 
 @pytest.fixture(scope="module")
@@ -97,22 +124,16 @@ def killed(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Jobs:
     return Jobs(tmp_path_factory.mktemp("killed"), recipe, deaths)
 
 
-def test_every_death_was_died(whole: Jobs, killed: Jobs) -> None:
+@pytest.mark.nightly
+def test_the_worker_was_killed_in_every_place(whole: Jobs, killed: Jobs) -> None:
     assert (whole.codes, whole.left) == ([0], [])
     count = sum(len(places) for places in DEATHS_OF.values())
     assert (killed.codes, killed.left) == ([MachineError.exit_code] * count + [0], [])
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("id", TRAINED)
 def test_a_killed_step_ends_as_an_uninterrupted_one(whole: Jobs, killed: Jobs, id: str) -> None:
-    """The same digest of its files, the same loss curve, and no step of training done again but those not yet saved."""
-    found, expected = killed.records[id], whole.records[id]
-    assert found["digest"] == expected["digest"]
-    for record in (found, expected):
-        record["metrics"].pop("tokens_per_second", None)
-    assert found["metrics"] == expected["metrics"]
-    assert found["details"] == expected["details"]
     index = [each for each, *_ in STEPS].index(id)
-    resumed = [event["resumed_at"] for event in killed.started if event["step"] == index and event["unit"] == "step"]
     later = len(DEATHS_OF[id]) - DEATHS_OF[id].index(IN_TRAINING) - 1
-    assert resumed == [SAVED] + [2 * SAVED] * later
+    same_result(whole, killed, id, index, [SAVED] + [2 * SAVED] * later)
