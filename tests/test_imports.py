@@ -18,6 +18,7 @@ ORDER = (
     ("cli",),
     ("commands",),
     ("report",),
+    ("execute.worker",),
     ("execute",),
     ("search",),
     ("job",),
@@ -46,7 +47,6 @@ LIGHT = (
     "errors", "model.source", "model.architecture", "model.checkpoint",
 )  # fmt: skip
 COMPUTING = {
-    "runner.execute.worker", "runner.execute.context", "runner.execute.imports",
     "runner.model.checkpoint.reader", "runner.model.checkpoint.writer", "runner.model.checkpoint.adapter_writer",
     "runner.model.checkpoint.formats.bit_packing", "runner.model.checkpoint.formats.compressed_tensors",
     "runner.model.checkpoint.formats.gptq", "runner.model.checkpoint.formats.quantized",
@@ -80,11 +80,15 @@ EDGES = {
 
 
 def room(module: str) -> str:
-    """The room of a module of this project: "plan", "model.checkpoint"; "" for `runner` and `runner.__main__`."""
+    """The innermost room that a module of this project is in: "plan", "execute.worker"; else its package's name.
+
+    "" for `runner` and `runner.__main__`.
+    """
     parts = module.split(".")[1:]
     if not parts or parts[0] == "__main__":
         return ""
-    return ".".join(parts[:2]) if parts[0] == "model" else parts[0]
+    packages = [".".join(parts[:depth]) for depth in range(len(parts), 0, -1)]
+    return next((package for package in packages if package in LEVEL), parts[0])
 
 
 def ours(module: str) -> set[str]:

@@ -261,5 +261,5 @@ def test_the_worker_alone_needs_no_torch() -> None:
     """The worker's own modules are light: a step that computes nothing starts at once."""
     import sys
 
-    code = "import sys, runner.execute.worker, runner.execute.local; sys.exit('torch' in sys.modules)"
+    code = "import sys, runner.execute.worker.server, runner.execute.local; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -17,8 +17,8 @@ DEATHS = "RUNNER_TEST_DEATHS"
 
 
 def main() -> None:
-    from runner.execute import worker
-    from runner.execute.context import StepContext
+    from runner.execute.worker import server
+    from runner.execute.worker.context import StepContext
 
     deaths = Path(os.environ[DEATHS])
     emit, replace, write_text = StepContext.emit, Path.replace, Path.write_text
@@ -50,8 +50,8 @@ def main() -> None:
             emit(self, event, **fields)
             reached(self._request.id, f"{event} {fields.get('at', fields.get('layer'))}")
 
-    vars(worker)["StepContext"] = Mortal
-    worker.main()
+    vars(server)["StepContext"] = Mortal
+    server.main()
 
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ from runner.contracts.step_kind import Artifact, DataFacts
 from runner.data.windows import windows
 from runner.errors import Interrupted, RecipeError
 from runner.execute import messages
-from runner.execute.context import StepContext, seed_everything
 from runner.execute.messages import DataRef, InputRef, Request
+from runner.execute.worker.context import StepContext, seed_everything
 from runner.job.entries import Stage
 from runner.progress.events import Event
 from runner.recipe.types import DataSpec
 
-DEMO = Path(__file__).parent.parent.parent / "runner" / "demo"
+DEMO = Path(__file__).parents[3] / "runner" / "demo"
 TEXT = DEMO / "data" / "stdlib" / "calibration.jsonl"
 SPEC = DataSpec("calibration", str(TEXT), None, 32, samples=5)
 

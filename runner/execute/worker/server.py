@@ -1,4 +1,4 @@
-"""The process that runs steps, one after another: `python -m runner.execute.worker` (see runner.execute.messages).
+"""The worker: takes requests from its stdin and runs them one after another (see runner.execute.messages).
 
 Nothing a library prints reaches the terminal: descriptors 1 and 2 are the log of the step that runs. The process dies
 with its parent, and ignores the signals that a terminal or a scheduler sends to everybody: the parent decides.
@@ -11,17 +11,17 @@ import gc
 import os
 import queue
 import signal
-import sys
 import threading
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
 from runner.errors import Interrupted, StepFailed
-from runner.execute import failures, imports, messages
-from runner.execute.context import StepContext, seed_everything
+from runner.execute import failures, messages
 from runner.execute.messages import Request
+from runner.execute.worker.context import StepContext, seed_everything
+from runner.execute.worker.imports import import_libraries
+from runner.execute.worker.step_log import StepLog
 from runner.job import environment
 from runner.job.entries import Stage, StoreEntry
 from runner.job.records import Record
@@ -118,7 +118,7 @@ class Worker:
 
     def _compute(self, request: Request, store: Store) -> StoreEntry:
         stage = store.stage(request.key)
-        with _Log(stage):
+        with StepLog(stage.log):
             resumed, layers = store.partial(request.key) or (None, None)
             self.send(make(
                 "step_started", step=request.index, id=request.id, kind=request.kind, key=request.key,
@@ -126,7 +126,7 @@ class Worker:
             ))  # fmt: skip
             peak_memory.reset_peak()
             started = time.perf_counter()
-            imports.imports(request)
+            import_libraries(request)
             kind = _kind(request)
             seed_everything(request)
             context = StepContext(request, stage, self.send, self._stop)
@@ -159,29 +159,6 @@ def _release_memory() -> None:
     heap.trim()
 
 
-class _Log:
-    """Send descriptors 1 and 2 to the log of a stage while inside, appending."""
-
-    def __init__(self, stage: Stage) -> None:
-        self._path = stage.log
-
-    def __enter__(self) -> None:
-        self._kept = os.dup(2)
-        log = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.close(log)
-
-    def __exit__(self, *error: Any) -> None:
-        if error[1] is not None and not isinstance(error[1], Interrupted):
-            traceback.print_exception(error[1])
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.dup2(self._kept, 1)
-        os.dup2(self._kept, 2)
-        os.close(self._kept)
-
-
 def _kind(request: Request) -> Any:
     from runner.steps.kinds import find
 
@@ -205,7 +182,3 @@ def _finished(about: dict[str, Any], entry: StoreEntry) -> Event:
         "step_finished", **about, key=record.key, digest=record.digest, seconds=record.seconds, memory=record.memory,
         metrics=dict(record.metrics),
     )  # fmt: skip
-
-
-if __name__ == "__main__":
-    main()

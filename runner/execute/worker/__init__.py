@@ -1,0 +1,1 @@
+"""The process that runs steps: `python -m runner.execute.worker` (see runner.execute.messages)."""
