@@ -74,7 +74,7 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     value = _BYTES[params["precision"]]
     weights = dense_bytes(facts, value)
     seconds = 15 + _LAYER_SECONDS * facts.layer_count + 3 * weights / inputs.machine.disk_bytes_per_second
-    return Cost(memory_budget.FULL_RUNTIME + _COMPILER + 3 * weights, weights, 2 * weights, seconds)
+    return Cost(memory_budget.RUNTIME + _COMPILER + 3 * weights, weights, 2 * weights, seconds)
 
 
 def dense_bytes(facts: CheckpointFacts, value: int) -> int:

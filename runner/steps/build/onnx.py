@@ -32,7 +32,7 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     written = preflight.nbytes(facts, str(params["target"]), str(params["precision"]))
     value = preflight.FLOAT_BYTES[str(params["precision"])]
     tensors = preflight.largest(facts) * (4 + 2 * value)
-    peak = memory_budget.FULL_RUNTIME + _EXPORTER + _LAYER * facts.layer_count + tensors
+    peak = memory_budget.RUNTIME + _EXPORTER + _LAYER * facts.layer_count + tensors
     seconds = _SECONDS + _LAYER_SECONDS * facts.layer_count
     seconds += (facts.nbytes + written) / max(1.0, inputs.machine.disk_bytes_per_second)
     return Cost(peak, written, 0, seconds)

@@ -165,12 +165,12 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     graph = preflight.nbytes(facts, integer_layouts.TENSORRT, str(params["precision"]))
     tensors = preflight.largest(facts) * (4 + 2 * preflight.FLOAT_BYTES[str(params["precision"])])
     given = "graph" in inputs.others
-    exporter = memory_budget.FULL_RUNTIME + _EXPORTER + _LAYER * facts.layer_count
+    exporter = memory_budget.RUNTIME + _EXPORTER + _LAYER * facts.layer_count
     builder = tensorrt.BUILDER_BYTES + tensorrt.BUILDER_LAYER * facts.layer_count + tensorrt.BUILDER_FACTOR * graph
     seconds = graph / _BUILD_RATE + graph / max(1.0, inputs.machine.disk_bytes_per_second)
     written = 2 * graph + _CODE * facts.layer_count
     if given:
-        return Cost(memory_budget.FULL_RUNTIME + builder, written, 0, _BUILDER_SECONDS + seconds)
+        return Cost(memory_budget.RUNTIME + builder, written, 0, _BUILDER_SECONDS + seconds)
     seconds += _SECONDS + _LAYER_SECONDS * facts.layer_count
     seconds += (facts.nbytes + graph) / max(1.0, inputs.machine.disk_bytes_per_second)
     return Cost(exporter + max(tensors, builder), written, graph, seconds)

@@ -73,7 +73,7 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     tokens = params["batch_size"] * (params["prompt_tokens"] + 4 * params["new_tokens"])
     times = params["warmup"] + params["repetitions"]
     seconds = 15 + times * 4 * tokens * (weights + head) / machine.flops
-    return Cost(memory_budget.FULL_RUNTIME + resident + 4 * params["batch_size"] * vocabulary, 0, 0, seconds)
+    return Cost(memory_budget.RUNTIME + resident + 4 * params["batch_size"] * vocabulary, 0, 0, seconds)
 
 
 def run(ctx: Context) -> Result:

@@ -65,9 +65,7 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     tokens = params["windows"] * length + params["prompts"] * (params["prompt_tokens"] + 4 * params["new_tokens"])
     logits = 5 * 8 * length * vocabulary  # both, and what is made of them, as float64
     resident = 2 * (weights * 4 + memory_budget.rest_bytes(facts, 4)) + logits
-    return Cost(
-        memory_budget.FULL_RUNTIME + _ENGINE + resident, 0, 0, 10 + 4 * tokens * (weights + head) / machine.flops
-    )
+    return Cost(memory_budget.RUNTIME + _ENGINE + resident, 0, 0, 10 + 4 * tokens * (weights + head) / machine.flops)
 
 
 def run(ctx: Context) -> Result:

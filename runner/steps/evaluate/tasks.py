@@ -57,7 +57,7 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     batch = memory_budget.batch_bytes(facts, LENGTH, value, machine.device)
     resident = weights * value + memory_budget.rest_bytes(facts, value) + batch + logits
     return Cost(
-        memory_budget.FULL_RUNTIME + HARNESS + resident, 0, 1 << 20, 15 + 2 * tokens * (weights + head) / machine.flops
+        memory_budget.RUNTIME + HARNESS + resident, 0, 1 << 20, 15 + 2 * tokens * (weights + head) / machine.flops
     )
 
 
