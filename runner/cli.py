@@ -1,7 +1,7 @@
 """The command line: which command is meant, and what becomes of its errors.
 
 Only the command that is asked for is imported: `runner/commands/<name>.py`, a module with
-`configure(parser)` and `run(args) -> exit code`.
+`configure(parser)`, `read_options(args) -> Options` and `run(options) -> exit code`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
-from typing import NoReturn, Protocol, cast
+from typing import Any, NoReturn, Protocol, cast
 
 import runner
 from runner.errors import RunnerError, UsageError
@@ -41,10 +41,11 @@ INTERRUPTED = 130
 
 
 class Command(Protocol):
-    """The module of a command."""
+    """The module of a command. Its `read_options` makes a frozen dataclass of the arguments, which its `run` takes."""
 
     def configure(self, parser: argparse.ArgumentParser) -> None: ...
-    def run(self, args: argparse.Namespace) -> int: ...
+    def read_options(self, args: argparse.Namespace) -> Any: ...
+    def run(self, opts: Any) -> int: ...
 
 
 class Parser(argparse.ArgumentParser):
@@ -110,7 +111,7 @@ def dispatch(arguments: list[str]) -> int:
 
     # It stands in events, locks and on the screen, to be run again: who gave a secret has to give it again.
     args.command_line = shlex.join(["runner", *map(secrets.hide_in_word, arguments)])
-    return command.run(args)
+    return command.run(command.read_options(args))
 
 
 def overview() -> argparse.ArgumentParser:

@@ -105,24 +105,36 @@ class RecipeError(RunnerError):
 
 
 class UsageError(RunnerError):
+    """Report an argument, of the command line or a function, that makes no sense."""
+
     exit_code = 2
 
 
 class MachineError(RunnerError):
+    """Report what this machine cannot do: memory, GPU, package, disk."""
+
     exit_code = 4
 
 
 class StepFailed(RunnerError):
+    """Report a step that stopped with an error."""
+
     exit_code = 1
 
 
 class StoreError(RunnerError):
+    """Report a jobs folder, a store or a report that cannot be read or written."""
+
     exit_code = 1
 
 
 class GateFailed(RunnerError):
+    """Report a quality gate that was missed. The results are there."""
+
     exit_code = 3
 
 
 class Interrupted(RunnerError):
+    """Report a job that stopped at a safe point; applying it again goes on from there."""
+
     exit_code = 75

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = (
     ("cli",),
     ("commands",),
+    ("api",),
     ("report",),
     ("execute.worker",),
     ("execute",),
@@ -43,8 +44,8 @@ ORDER = (
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 # Rooms that never import what computes, and the modules in them that do because they handle tensors.
 LIGHT = (
-    "cli", "commands", "report", "execute", "search", "job", "plan", "contracts", "recipe", "progress", "wording",
-    "errors", "model.source", "model.architecture", "model.checkpoint",
+    "cli", "commands", "api", "report", "execute", "search", "job", "plan", "contracts", "recipe", "progress",
+    "wording", "errors", "model.source", "model.architecture", "model.checkpoint",
 )  # fmt: skip
 COMPUTING = {
     "runner.model.checkpoint.reader", "runner.model.checkpoint.writer", "runner.model.checkpoint.adapter_writer",
@@ -102,7 +103,7 @@ def is_concrete(module: str) -> bool:
 
 def test_it_found_the_project() -> None:
     assert {"runner.cli", "runner.errors", "runner.contracts.step_kind"} <= set(MODULES)
-    assert "runner.plan.resolve" in EDGES["runner.commands.validate"]
+    assert "runner.plan.resolve" in EDGES["runner.api.recipes"]
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if room(name)])

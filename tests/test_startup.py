@@ -62,7 +62,8 @@ def test_help_imports_next_to_nothing(folder: Path, arguments: list[str]) -> Non
     found = modules(folder, *arguments)
     assert found & {"rich", "yaml", "jsonschema", "numpy", "tokenizers", "huggingface_hub"} == set()
     ours = {name for name in found if name.startswith("runner.")}
-    assert ours <= {f"runner.{name}" for name in ("cli", "errors", "commands", "commands.apply", "commands.options")}
+    names = ("cli", "errors", "plan", "commands", "commands.apply", "commands.options")
+    assert ours <= {f"runner.{name}" for name in names}
 
 
 def test_help_answers_within_250_ms(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,23 @@ if TYPE_CHECKING:
     from runner.progress.board import Board
     from runner.progress.events import Sink
     from runner.recipe.types import Recipe
+
+
+@dataclass(frozen=True)
+class Options:
+    """`progress` is how to show it: "live", "plain", "jsonl" or "none". `command` is what was typed, to go on with."""
+
+    recipes: tuple[str, ...]
+    resolving: options.Resolving
+    offline: bool
+    threads: int | None
+    remote: str | None
+    wait: bool
+    timeout: float | None
+    keep_going: bool | None
+    progress: str
+    junit: Path | None
+    command: str
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -50,34 +68,41 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> int:
+def read_options(args: argparse.Namespace) -> Options:
+    return Options(
+        recipes=tuple(args.recipes), resolving=options.resolving(args), offline=args.offline, threads=args.threads,
+        remote=options.remote_url(args), wait=args.wait, timeout=args.timeout, keep_going=args.keep_going,
+        progress=_progress(args.progress), junit=args.junit, command=args.command_line,
+    )  # fmt: skip
+
+
+def _progress(asked: str) -> str:
+    from runner.report.console import is_terminal
+
+    if asked == "auto":
+        return "live" if is_terminal(sys.stdout) else "plain"
+    return asked
+
+
+def run(opts: Options) -> int:
     from runner.commands import folders, reports
     from runner.execute.stopping import Stopping
 
-    options.go_offline(args)
-    how, root = _how(args), options.jobs_root(args)
+    options.go_offline(opts.offline)
+    root = opts.resolving.jobs
     try:
-        tasks = folders.tasks(args.recipes, args)
+        tasks = folders.tasks(opts.recipes, opts.resolving)
         if len(tasks) != 1 or tasks[0].recipe is None:
-            return _several(tasks, args, how)
-        applied = _apply(tasks[0].recipe, args, how, Stopping(args.timeout))
+            return _several(tasks, opts)
+        applied = _apply(tasks[0].recipe, opts, Stopping(opts.timeout))
     except RunnerError as error:
-        reports.write_junit(args.junit, root, [reports.of_error(args.recipes[0], error)])
+        reports.write_junit(opts.junit, root, [reports.of_error(opts.recipes[0], error)])
         raise
-    reports.write_junit(args.junit, root, [applied.board.job] if applied.board.job else [])
+    reports.write_junit(opts.junit, root, [applied.board.job] if applied.board.job else [])
     return applied.code
 
 
-def _how(args: argparse.Namespace) -> str:
-    from runner.report.console import is_terminal
-
-    how = str(args.progress)
-    if how == "auto":
-        how = "live" if is_terminal(sys.stdout) else "plain"
-    return how
-
-
-def _several(tasks: Sequence[Task], args: argparse.Namespace, how: str) -> int:
+def _several(tasks: Sequence[Task], opts: Options) -> int:
     from runner.commands import reports, several
     from runner.progress.events import make
     from runner.progress.jsonl import JsonLines
@@ -88,55 +113,54 @@ def _several(tasks: Sequence[Task], args: argparse.Namespace, how: str) -> int:
     def one(task: Task, stopping: Stopping) -> several.Applied:
         if task.recipe is None:
             raise ValueError(task.file)
-        if how != "jsonl":
+        if opts.progress != "jsonl":
             show([*([""] if task is not tasks[0] else []), f"{1 + tasks.index(task)}/{len(tasks)} {task.name}"], out)
-        return _apply(task.recipe, args, how, stopping)
+        return _apply(task.recipe, opts, stopping)
 
-    many = len({task.file for task in tasks}) > 1 or any(Path(name).is_dir() for name in args.recipes)
-    keep_going = many if args.keep_going is None else args.keep_going
-    outcomes = several.run(tasks, one, keep_going=keep_going, timeout=args.timeout)
+    many = len({task.file for task in tasks}) > 1 or any(Path(name).is_dir() for name in opts.recipes)
+    keep_going = many if opts.keep_going is None else opts.keep_going
+    outcomes = several.run(tasks, one, keep_going=keep_going, timeout=opts.timeout)
     code = several.exit_code(outcomes)
-    reports.write_junit(args.junit, options.jobs_root(args), reports.of_outcomes(outcomes))
-    if how == "jsonl":
+    reports.write_junit(opts.junit, opts.resolving.jobs, reports.of_outcomes(outcomes))
+    if opts.progress == "jsonl":
         JsonLines(sys.stdout).send(make("summary", jobs=several.as_json(outcomes), exit_code=code))
     else:
-        show(["", *several.summary(outcomes, out.width, args.command_line)], out)
+        show(["", *several.summary(outcomes, out.width, opts.command)], out)
     return code
 
 
-def _apply(recipe: Recipe, args: argparse.Namespace, how: str, stopping: Stopping) -> Applied:
-    """Apply one recipe, saying what happens."""
-    from runner.commands import reports
+def _apply(recipe: Recipe, opts: Options, stopping: Stopping) -> Applied:
+    """Apply one recipe, showing what happens."""
+    from runner.api import execution
+    from runner.commands import folders, reports
     from runner.commands.several import Applied
-    from runner.execute import local
-    from runner.plan import resolve
+    from runner.execute.settings import ApplySettings
+    from runner.job.remote import Remote
     from runner.progress.board import Board
     from runner.report import preview as report
     from runner.report.console import console, show
 
-    plan, preview = options.preview_of(recipe, args)
+    how = opts.progress
+    planned = folders.planned(recipe, opts.resolving)
     out = console()
-    talks = how != "jsonl"
-    if talks:
-        show([*report.short(preview, out.width), ""], out)
+    if how != "jsonl":
+        show([*report.short(planned.preview, out.width), ""], out)
         sys.stdout.flush()
-    plan = resolve.with_model(plan)
+    planned = planned.with_models()
     board = Board()
     sinks: list[Sink] = [board]
-    if (shown := reports.sink(_sink(how), how, plan.recipe)) is not None:
+    if (shown := reports.sink(_sink(how), how, recipe)) is not None:
         sinks.append(shown)
+    remote = Remote(opts.remote) if opts.remote else None
+    settings = ApplySettings(opts.command, opts.threads, opts.wait, remote)
     try:
-        code = local.apply(
-            plan, preview, jobs_root=options.jobs_root(args), sinks=sinks, device=plan.device, threads=args.threads,
-            command=args.command_line, wait=args.wait, stopping=stopping,
-            remote=options.remote_of(args),
-        )  # fmt: skip
+        code = execution.run(planned, settings, sinks=sinks, stopping=stopping)
     finally:
         for sink in sinks:
             sink.close()
-        reports.write(options.jobs_root(args), plan.job_id)
-    if talks:
-        show(_summary(board, plan, how, out.width), out)
+        reports.write(planned.jobs, planned.job_id)
+    if how != "jsonl":
+        show(_summary(board, planned.plan, how, out.width), out)
     return Applied(code, board)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,16 @@ from runner.commands import options
 from runner.errors import UsageError
 
 if TYPE_CHECKING:
+    from runner.api.jobs import Job
     from runner.job.listing import JobSummary
+
+
+@dataclass(frozen=True)
+class Options:
+    names: tuple[str, ...]
+    jobs: Path
+    metric: str | None
+    json: bool
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -25,21 +35,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(args: argparse.Namespace) -> int:
-    import yaml
+def read_options(args: argparse.Namespace) -> Options:
+    return Options(tuple(args.jobs_named), options.jobs_folder(args), args.metric, args.json)
 
+
+def run(opts: Options) -> int:
+    from runner.api import jobs
     from runner.report import compare
-    from runner.report import job_report as job
     from runner.report.console import console, show
 
-    chosen = _chosen(args)
-    found = [job.read(root, id) for root, id in chosen]
-    known = compare.metrics(found)
-    if args.metric is not None and args.metric.rpartition(".")[2] not in known:
-        listed = ", ".join(known) or "no metric"
-        raise UsageError(f"none of these jobs measured `{args.metric}`", f"they measured {listed}")
-    table = compare.compare([(one, yaml.safe_load(one.text) or {}) for one in found], args.metric)
-    if args.json:
+    table = jobs.compare(_chosen(opts), opts.metric)
+    if opts.json:
         print(json.dumps(compare.document(table), indent=2, ensure_ascii=False))
         return 0
     out = console()
@@ -47,21 +53,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _chosen(args: argparse.Namespace) -> list[tuple[Path, str]]:
-    """Jobs folder and id of every job that is asked for, each once."""
+def _chosen(opts: Options) -> list[Job]:
+    """Every job that is asked for, each once."""
+    from runner.api.jobs import Job
     from runner.job import listing
 
-    root = options.jobs_root(args)
-    every = listing.jobs(root)
-    chosen: list[tuple[Path, str]] = []
-    for name in args.jobs_named:
-        several = _of_recipe(name, every)
-        chosen += [(root, job.id) for job in several] or [options.job_of(argparse.Namespace(job=name, jobs=args.jobs))]
-    if not args.jobs_named:
-        chosen = [(root, job.id) for job in every]
+    every = listing.jobs(opts.jobs)
+    chosen: list[Job] = []
+    for name in opts.names:
+        of_recipe = _of_recipe(name, every)
+        chosen += [Job(job.id, opts.jobs) for job in of_recipe] or [Job(name, opts.jobs)]
+    if not opts.names:
+        chosen = [Job(job.id, opts.jobs) for job in every]
     if not chosen:
-        raise UsageError(f"there are no jobs in {root}", "`runner apply RECIPE` makes one")
-    return list(dict.fromkeys(chosen))
+        raise UsageError(f"there are no jobs in {opts.jobs}", "`runner apply RECIPE` makes one")
+    return list({job.path.resolve(): job for job in chosen}.values())
 
 
 def _of_recipe(name: str, every: list[JobSummary]) -> list[JobSummary]:

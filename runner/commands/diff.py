@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,16 @@ if TYPE_CHECKING:
     from runner.report.diff import Side
 
 DIFFERENT = 1
+
+
+@dataclass(frozen=True)
+class Options:
+    a: str
+    b: str
+    jobs: Path
+    only: tuple[str, ...]
+    exit_code: bool
+    json: bool
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -30,35 +41,39 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(args: argparse.Namespace) -> int:
+def read_options(args: argparse.Namespace) -> Options:
+    return Options(args.a, args.b, options.jobs_folder(args), tuple(args.only), args.exit_code, args.json)
+
+
+def run(opts: Options) -> int:
     from runner.report import diff
     from runner.report.console import console, show
 
-    unknown = [name for name in args.only if name not in diff.SECTIONS]
+    unknown = [name for name in opts.only if name not in diff.SECTIONS]
     if unknown:
         raise UsageError(f"`--only {unknown[0]}` names no part of a job", f"it is one of {', '.join(diff.SECTIONS)}")
-    a, b = _side(args.a, args), _side(args.b, args)
-    found = tuple(one for one in diff.differences(a, b) if not args.only or one.section in args.only)
-    if args.json:
+    a, b = _side(opts.a, opts.jobs), _side(opts.b, opts.jobs)
+    found = tuple(one for one in diff.differences(a, b) if not opts.only or one.section in opts.only)
+    if opts.json:
         print(json.dumps(diff.document(a, b, found), indent=2, ensure_ascii=False))
     else:
         out = console()
         show(diff.lines(a, b, found, out.width), out)
-    return DIFFERENT if found and args.exit_code else 0
+    return DIFFERENT if found and opts.exit_code else 0
 
 
-def _side(name: str, args: argparse.Namespace) -> Side:
+def _side(name: str, jobs: Path) -> Side:
     """A recipe file, with its lock; else a job."""
+    from runner.api.jobs import Job
     from runner.plan import lock_file
     from runner.recipe import load
-    from runner.report import job_report
     from runner.report.diff import Side
 
     file = Path(name)
     if file.is_file() and file.suffix in (".yaml", ".yml"):
         lock = lock_file.find_lock(name)
         return Side(name, load.load(name).document, lock_file.read(lock) if lock is not None else {})
-    found = job_report.read(*options.job_of(argparse.Namespace(job=name, jobs=args.jobs)))
+    found = Job(name, jobs).report
     return Side(
         found.id, _yaml(found.path / "recipe.yaml"), _yaml(found.path / "recipe.lock"),
         {step.id: dict(step.metrics) for step in found.steps if step.metrics},

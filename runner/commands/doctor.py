@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from runner.commands import options
 from runner.errors import MachineError
+
+
+@dataclass(frozen=True)
+class Options:
+    jobs: Path
+    json: bool
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -15,16 +22,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(args: argparse.Namespace) -> int:
+def read_options(args: argparse.Namespace) -> Options:
+    return Options(options.jobs_folder(args), args.json)
+
+
+def run(opts: Options) -> int:
     from rich.text import Text
 
     from runner.report import doctor
     from runner.report.console import console, show
     from runner.report.table import Cell, table
 
-    findings = doctor.examine(options.jobs_root(args))
+    findings = doctor.examine(opts.jobs)
     code = MachineError.exit_code if any(f.level == "fail" for f in findings) else 0
-    if args.json:
+    if opts.json:
         print(json.dumps([asdict(f) for f in findings], indent=2, ensure_ascii=False))
         return code
     styles = {"ok": "green", "warn": "yellow", "fail": "bold red"}

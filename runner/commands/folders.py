@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from runner.errors import RunnerError, UsageError
 
 if TYPE_CHECKING:
+    from runner.api.plans import JobPlan
+    from runner.commands.options import Resolving
     from runner.plan.types import Plan
     from runner.recipe.types import Recipe
 
@@ -56,23 +57,32 @@ def files(arguments: Sequence[str]) -> list[str]:
     return found
 
 
-def tasks(arguments: Sequence[str], args: argparse.Namespace) -> list[Task]:
+def tasks(arguments: Sequence[str], how: Resolving) -> list[Task]:
     """A task for every combination of every recipe, in order; a file that is named twice counts once.
 
     One file alone raises what is wrong with it.
     """
-    from runner.commands import options
+    from runner.api import recipes
 
     paths = list(dict.fromkeys(files(arguments)))
     found: list[Task] = []
     for path in paths:
         try:
-            found += [Task(path, recipe) for recipe in options.recipes_of(path, args)]
+            found += [Task(path, recipe) for recipe in recipes.load_all(path, sets=how.sets, locked=how.locked)]
         except RunnerError as error:
             if len(paths) == 1:
                 raise
             found.append(Task(path, None, error))
     return found
+
+
+def planned(recipe: Recipe, how: Resolving) -> JobPlan:
+    """Plan a recipe as the options of a command say."""
+    from runner.api import plans
+
+    return plans.plan(
+        recipe, jobs=how.jobs, device=how.device, locked=how.locked, trust_remote_code=how.trust_remote_code
+    )
 
 
 def shared(plans: Sequence[tuple[str, Plan]]) -> list[tuple[str, list[str]]]:

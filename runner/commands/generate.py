@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,23 @@ from runner.errors import MachineError, UsageError
 
 if TYPE_CHECKING:
     from runner.runtime.protocol import Runtime
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which model, which prompt, and how tokens are drawn."""
+
+    job: str
+    jobs: Path
+    step: str | None
+    prompt: str
+    chat: bool
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    threads: int | None
+    device: str
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -42,9 +60,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_jobs(parser)
 
 
-def run(args: argparse.Namespace) -> int:
-    folders = _folders(args)
-    prompt = _stdin() if args.prompt == "-" else args.prompt
+def read_options(args: argparse.Namespace) -> Options:
+    return Options(
+        job=args.job, jobs=options.jobs_folder(args), step=args.step, prompt=args.prompt, chat=args.chat,
+        max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p, seed=args.seed,
+        threads=args.threads, device=args.device,
+    )  # fmt: skip
+
+
+def run(opts: Options) -> int:
+    folders = _folders(opts.job, opts.jobs, opts.step)
+    prompt = _stdin() if opts.prompt == "-" else opts.prompt
     from runner.plan.machine import resolve_device
     from runner.runtime import open
     from runner.runtime.greedy import sampler, stream
@@ -52,14 +78,14 @@ def run(args: argparse.Namespace) -> int:
 
     open.require(folders[0])
     text = Text(folders[0])  # before the model is loaded, which takes its time
-    ids = text.chat_ids(prompt) if args.chat else text.ids(prompt)
+    ids = text.chat_ids(prompt) if opts.chat else text.ids(prompt)
     if not ids.size:
         raise UsageError("the prompt has no tokens, and the model no token that begins a text", "write a prompt")
-    runtime = _opened(folders, resolve_device(args.device), args.threads)
+    runtime = _opened(folders, resolve_device(opts.device), opts.threads)
     try:
-        choose = sampler(args.temperature, args.top_p, args.seed % 2**32)
+        choose = sampler(opts.temperature, opts.top_p, opts.seed % 2**32)
         ended = False
-        tokens = stream(runtime, ids, args.max_new_tokens, text.ends(), choose)
+        tokens = stream(runtime, ids, opts.max_new_tokens, text.ends(), choose)
         for piece in text.pieces(tokens):
             sys.stdout.write(piece)
             sys.stdout.flush()
@@ -90,30 +116,32 @@ def _opened(folders: list[Path], device: str, threads: int | None) -> Runtime:
     raise lacking
 
 
-def _folders(args: argparse.Namespace) -> list[Path]:
+def _folders(name: str, jobs: Path, step: str | None) -> list[Path]:
     """What JOB names, best first: a folder that holds a model, else the output of a job and what its steps made,
 
     the last of them first; or what the step of `--step` made, alone.
     """
-    given = Path(args.job)
+    from runner.api.jobs import Job
+
+    given = Path(name)
     if given.name == "output" and (given.parent / "plan.json").is_file():
         given = given.parent
-        args.job = str(given)
     if given.is_dir() and not (given / "plan.json").is_file():
-        if args.step:
+        if step:
             raise UsageError(f"`--step` needs a job; `{given}` is a folder", "name the step's folder, or the job")
         return [given]
-    root, id = options.job_of(args)
-    made = [folder for folder in sorted((root / id / "steps").glob("*-*/out"), reverse=True) if _holds_model(folder)]
-    if args.step:
-        found = [folder for folder in made if folder.parent.name.partition("-")[2] == args.step]
+    job = Job(given, jobs)
+    id = job.id
+    made = [folder for folder in sorted((job.path / "steps").glob("*-*/out"), reverse=True) if _holds_model(folder)]
+    if step:
+        found = [folder for folder in made if folder.parent.name.partition("-")[2] == step]
         if not found:
             names = ", ".join(f"`{folder.parent.name.partition('-')[2]}`" for folder in reversed(made)) or "none"
-            message = f"no step `{args.step}` of job `{id}` has made a checkpoint or an engine"
+            message = f"no step `{step}` of job `{id}` has made a checkpoint or an engine"
             raise UsageError(message, f"steps that have: {names}")
         return found
-    output: Path = root / id / "output"
-    if not output.is_dir():
+    output = job.output
+    if output is None:
         raise UsageError(
             f"job `{id}` has no output: no step of it has made a checkpoint or an engine yet",
             "apply its recipe to the end, or name the folder of one of its steps",

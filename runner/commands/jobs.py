@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.commands import options
 from runner.errors import UsageError
 
 if TYPE_CHECKING:
+    from runner.api.jobs import Job
     from runner.job.listing import JobSummary
+
+
+@dataclass(frozen=True)
+class Options:
+    action: str
+    job: str | None
+    jobs: Path
+    all: bool
+    keep_store: bool
+    key: str | None
+    json: bool
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -26,40 +39,46 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON (list, show)")
 
 
-def run(args: argparse.Namespace) -> int:
-    if args.action == "list":
-        if args.job is not None:
-            raise UsageError("`runner jobs list` takes no JOB", f"`runner jobs show {args.job}` shows one")
-        return _list(args)
-    if args.action == "rm":
-        return _remove(args)
-    if args.job is None:
-        raise UsageError(f"`runner jobs {args.action}` needs a JOB", "`runner jobs list` shows them all")
-    if args.action == "sign":
-        return _sign(args)
-    return _accept(args) if args.action == "accept" else _show(args)
+def read_options(args: argparse.Namespace) -> Options:
+    return Options(args.action, args.job, options.jobs_folder(args), args.all, args.keep_store, args.key, args.json)
 
 
-def _sign(args: argparse.Namespace) -> int:
+def run(opts: Options) -> int:
+    if opts.action == "list":
+        if opts.job is not None:
+            raise UsageError("`runner jobs list` takes no JOB", f"`runner jobs show {opts.job}` shows one")
+        return _list(opts)
+    if opts.action == "rm":
+        return _remove(opts)
+    if opts.job is None:
+        raise UsageError(f"`runner jobs {opts.action}` needs a JOB", "`runner jobs list` shows them all")
+    from runner.api.jobs import Job
+
+    job = Job(opts.job, opts.jobs)
+    if opts.action == "sign":
+        return _sign(job, opts.key)
+    return _accept(job) if opts.action == "accept" else _show(job, opts)
+
+
+def _sign(job: Job, key: str | None) -> int:
     from runner.job import signing
 
-    if args.key is None:
+    if key is None:
         raise UsageError("`runner jobs sign` needs a key", "write `--key ~/.ssh/id_ed25519`")
-    root, id = options.job_of(args)
-    print(f"wrote {signing.sign(root / id, args.key)}")
+    print(f"wrote {signing.sign(job.path, key)}")
     return 0
 
 
-def _accept(args: argparse.Namespace) -> int:
+def _accept(job: Job) -> int:
     from runner.commands.folders import named
     from runner.job import accepted
 
-    found = accepted.accept(*options.job_of(args))
+    found = accepted.accept(job.jobs, job.id)
     print(f"{found.job} is the accepted job of {named(found.recipe, found.matrix)}")
     return 0
 
 
-def _list(args: argparse.Namespace) -> int:
+def _list(opts: Options) -> int:
     from rich.text import Text
 
     from runner.commands.folders import values
@@ -69,10 +88,10 @@ def _list(args: argparse.Namespace) -> int:
     from runner.report.table import Cell, table
     from runner.report.terminal import STATUS_STYLES
 
-    root = options.jobs_root(args)
+    root = opts.jobs
     found = listing.jobs(root)
     good = {entry.job for entry in accepted.every(root)}
-    if args.json:
+    if opts.json:
         print(json.dumps([as_json(job) | {"accepted": job.id in good} for job in found], indent=2, ensure_ascii=False))
         return 0
     if not found:
@@ -98,22 +117,20 @@ def _list(args: argparse.Namespace) -> int:
     return 0
 
 
-def _show(args: argparse.Namespace) -> int:
+def _show(found: Job, opts: Options) -> int:
     from runner.commands.folders import named
-    from runner.job import listing
     from runner.progress import units
     from runner.report.console import console, show
     from runner.report.table import table
 
-    job = listing.load(*options.job_of(args))
-    if args.json:
+    job = found.summary
+    if opts.json:
         print(json.dumps(as_json(job), indent=2, ensure_ascii=False))
         return 0
     out = console()
-    output = job.path / "output"
     rows = [
         ["job", job.id], ["recipe", named(job.recipe, job.matrix)], ["status", job.status], ["folder", str(job.path)],
-        ["output", str(output) if output.is_dir() else "none yet"], ["started", job.started or "never"],
+        ["output", str(found.output or "none yet")], ["started", job.started or "never"],
         ["finished", job.finished or "not yet"],
         ["took", units.duration(job.seconds) if job.seconds is not None else "?"],
         ["steps", f"{job.done} of {job.steps} in the store"], ["size", units.size(job.size)],
@@ -125,23 +142,18 @@ def _show(args: argparse.Namespace) -> int:
     return 0
 
 
-def _remove(args: argparse.Namespace) -> int:
-    from runner.job import listing
+def _remove(opts: Options) -> int:
+    from runner.api import jobs
     from runner.progress import units
 
-    if (args.job is None) != args.all:
+    if opts.all == (opts.job is not None):
         raise UsageError("`runner jobs rm` needs either a JOB or --all", "`runner jobs list` shows them all")
-    if args.all:
-        root = options.jobs_root(args)
-        ids = [job.id for job in listing.jobs(root)]
-    else:
-        root, id = options.job_of(args)
-        ids = [id]
-    for id in ids:
-        freed = listing.remove(root, id, entries=not args.keep_store)
-        print(f"removed {id}, {units.size(freed)} freed")
-    if not ids:
-        print(f"no jobs in {root}")
+    found = [jobs.Job(opts.job, opts.jobs)] if opts.job is not None else jobs.jobs(opts.jobs)
+    for job in found:
+        freed = job.remove(keep_store=opts.keep_store)
+        print(f"removed {job.id}, {units.size(freed)} freed")
+    if not found:
+        print(f"no jobs in {opts.jobs}")
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,14 @@ if TYPE_CHECKING:
     from runner.recipe.types import Recipe
 
 EVERYTHING = ""
+
+
+@dataclass(frozen=True)
+class Options:
+    recipe: str
+    resolving: options.Resolving
+    offline: bool
+    upgrade: str | None
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -31,28 +40,33 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def run(args: argparse.Namespace) -> int:
+def read_options(args: argparse.Namespace) -> Options:
+    recipe, upgrade = args.recipe, args.upgrade
+    if recipe is None and upgrade:  # `--upgrade RECIPE`, where RECIPE was taken for the name
+        recipe, upgrade = upgrade, EVERYTHING
+    if recipe is None:
+        raise UsageError("`runner lock` needs a RECIPE", "`runner lock --help` shows how to use it")
+    return Options(recipe, options.resolving(args), args.offline, upgrade)
+
+
+def run(opts: Options) -> int:
     from runner.job.files import write_atomic
     from runner.plan import lock, lock_file
     from runner.recipe.origins import packs
 
-    if args.recipe is None and args.upgrade:  # `--upgrade RECIPE`, where RECIPE was taken for the name
-        args.recipe, args.upgrade = args.upgrade, EVERYTHING
-    if args.recipe is None:
-        raise UsageError("`runner lock` needs a RECIPE", "`runner lock --help` shows how to use it")
-    if args.recipe.startswith(packs.SCHEME):
-        message = f"the lock of a recipe lies beside it, and `{args.recipe}` is in an installed package"
-        raise UsageError(message, f"lock a file of your own that says `extends: {args.recipe}`")
-    options.go_offline(args)
-    path = lock_file.find_lock(args.recipe) or lock_file.path_of(args.recipe)
-    old = _old(path, args.upgrade)
-    fresh, chosen = _resolved(args, old)
+    if opts.recipe.startswith(packs.SCHEME):
+        message = f"the lock of a recipe lies beside it, and `{opts.recipe}` is in an installed package"
+        raise UsageError(message, f"lock a file of your own that says `extends: {opts.recipe}`")
+    options.go_offline(opts.offline)
+    path = lock_file.find_lock(opts.recipe) or lock_file.path_of(opts.recipe)
+    old = _old(path, opts.upgrade)
+    fresh, chosen = _resolved(opts, old)
     entries = {
         entry: old[entry] if entry in old and entry not in chosen else value
         for entry, value in lock.flat(fresh).items()
     }
     document = lock.nested(entries)
-    text = lock_file.dump(document, args.recipe)
+    text = lock_file.dump(document, opts.recipe)
     unchanged = path.is_file() and path.read_text(encoding="utf-8") == text
     if not unchanged:
         try:
@@ -67,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"  {lock.Drift(entry, 'no longer in the recipe').line()}")
     kept = lock.drift(document, fresh)
     if kept:
-        print(f"kept, though they drifted; `runner lock {args.recipe} --upgrade NAME` takes what is there now:")
+        print(f"kept, though they drifted; `runner lock {opts.recipe} --upgrade NAME` takes what is there now:")
         print("\n".join(f"  {one.line()}" for one in kept))
     return 0
 
@@ -87,39 +101,46 @@ def _old(path: Path, upgrade: str | None) -> dict[Entry, Any]:
         return {}
 
 
-def _resolved(args: argparse.Namespace, old: Mapping[Entry, Any]) -> tuple[dict[str, Any], set[Entry]]:
+def _resolved(opts: Options, old: Mapping[Entry, Any]) -> tuple[dict[str, Any], set[Entry]]:
     """The lock as things are now, but for the pins that are kept, and the entries that are to move."""
+    from runner.api import folders
     from runner.model.architecture import remote_code
     from runner.plan import lock, lock_file, resolve
     from runner.recipe import load
 
-    remote_code.allow(args.trust_remote_code)
-    chosen = set(old) if args.upgrade == EVERYTHING else _named(args, old) if args.upgrade is not None else set()
+    remote_code.allow(opts.resolving.trust_remote_code)
+    chosen = (
+        set(old)
+        if opts.upgrade == EVERYTHING
+        else _named(opts, opts.upgrade, old)
+        if opts.upgrade is not None
+        else set()
+    )
     kept = _without(old, chosen)
-    recipes = load.load_all(args.recipe, args.sets, lock.parent_pins(kept))
-    cache = options.jobs_root(args) / "store" / "digests.json"
+    recipes = load.load_all(opts.recipe, opts.resolving.sets, lock.parent_pins(kept))
+    cache = folders.digest_cache(opts.resolving.jobs)
     cache_file = cache if cache.parent.is_dir() else None  # locking leaves nothing else behind
     plans = [
-        resolve.resolve(recipe, cache_file=cache_file, device=args.device, commits=lock.commits(kept))
+        resolve.resolve(recipe, cache_file=cache_file, device=opts.resolving.device, commits=lock.commits(kept))
         for recipe in recipes
     ]
     return lock_file.of_plans(plans, cache_file, hub_files=True), chosen
 
 
-def _named(args: argparse.Namespace, old: Mapping[Entry, Any]) -> set[Entry]:
+def _named(opts: Options, name: str, old: Mapping[Entry, Any]) -> set[Entry]:
     """The entries that `--upgrade NAME` means."""
     from runner.plan import lock
     from runner.recipe import load
 
     try:
-        aliases = _aliases(load.load_all(args.recipe, args.sets, lock.parent_pins(_without(old, set()))))
+        aliases = _aliases(load.load_all(opts.recipe, opts.resolving.sets, lock.parent_pins(_without(old, set()))))
     except RecipeError:  # perhaps what is to be upgraded; what it is besides is told when the recipe is read again
         aliases = {}
     try:
-        return lock.selected(args.upgrade, sorted(old), aliases)
+        return lock.selected(name, sorted(old), aliases)
     except LookupError as error:
         known = ", ".join(f"`{entry[1] or entry[0]}`" for entry in sorted(old))
-        help = f"it has {known}" if known else f"`runner lock {args.recipe}` writes it"
+        help = f"it has {known}" if known else f"`runner lock {opts.recipe}` writes it"
         raise UsageError(str(error), help) from None
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,6 +78,14 @@ WANDA = """\
 """
 
 
+@dataclass(frozen=True)
+class Options:
+    model: str
+    output: str | None
+    goal: str
+    force: bool
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a Hub id, a local folder, or `demo:tiny-llama`")
     parser.add_argument("-o", "--output", metavar="FILE", help="default: MODEL-GOAL.yaml; - prints it")
@@ -84,16 +93,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="overwrite the file")
 
 
-def run(args: argparse.Namespace) -> int:
-    name = recipe_name(args.model, args.goal)
-    facts = _facts(args.model)
-    text = starter(args.model, args.goal, name, facts)
-    if args.output == "-":
+def read_options(args: argparse.Namespace) -> Options:
+    return Options(args.model, args.output, args.goal, args.force)
+
+
+def run(opts: Options) -> int:
+    name = recipe_name(opts.model, opts.goal)
+    facts = _facts(opts.model)
+    text = starter(opts.model, opts.goal, name, facts)
+    if opts.output == "-":
         print(text, end="")
         return 0
-    path = Path(args.output or f"{name}.yaml")
+    path = Path(opts.output or f"{name}.yaml")
     try:
-        with open(path, "w" if args.force else "x", encoding="utf-8", newline="\n") as file:
+        with open(path, "w" if opts.force else "x", encoding="utf-8", newline="\n") as file:
             file.write(text)
     except FileExistsError:
         raise UsageError(f"{path} exists already", "--force overwrites it, -o FILE names another") from None

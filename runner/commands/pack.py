@@ -5,9 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from runner.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Options:
+    folder: Path
+    name: str | None
+    version: str
+    output: Path
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -17,25 +26,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="DIR", type=Path, default=Path("dist"), help="default: dist")
 
 
-def run(args: argparse.Namespace) -> int:
+def read_options(args: argparse.Namespace) -> Options:
+    return Options(args.folder, args.name, args.version, args.output)
+
+
+def run(opts: Options) -> int:
     from runner.recipe import pack_wheel
     from runner.recipe.origins.packs import Pack, PackPlace
 
-    folder: Path = args.folder
+    folder = opts.folder
     if not folder.is_dir():
         raise UsageError(f"there is no folder `{folder}`", "name the folder that holds the recipes")
-    name = args.name or re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")
+    name = opts.name or re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")
     if not pack_wheel.NAME.fullmatch(name):
         raise UsageError(f"a pack cannot be called `{name}`", "--name takes lower case letters, digits and `-`")
-    if not pack_wheel.VERSION.fullmatch(args.version):
-        raise UsageError(f"`{args.version}` is not a version", "write one such as 1.2.0 or 1.2.0rc1")
+    if not pack_wheel.VERSION.fullmatch(opts.version):
+        raise UsageError(f"`{opts.version}` is not a version", "write one such as 1.2.0 or 1.2.0rc1")
     contents = pack_wheel.collect(folder, name)
     if not contents.recipes:
         raise UsageError(f"the folder `{folder}` holds no recipe", "recipes are .yaml or .yml files")
-    file, data = pack_wheel.build(contents, name, args.version)
-    path = args.output / file
+    file, data = pack_wheel.build(contents, name, opts.version)
+    path = opts.output / file
     try:
-        args.output.mkdir(parents=True, exist_ok=True)
+        opts.output.mkdir(parents=True, exist_ok=True)
         staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         staged.write_bytes(data)
         staged.replace(path)

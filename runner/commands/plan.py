@@ -5,13 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from runner.commands import folders, options
 
 if TYPE_CHECKING:
     from runner.plan.types import Preview
+
+
+@dataclass(frozen=True)
+class Options:
+    recipes: tuple[str, ...]
+    resolving: options.Resolving
+    offline: bool
+    json: bool
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,29 +32,35 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(args: argparse.Namespace) -> int:
+def read_options(args: argparse.Namespace) -> Options:
+    return Options(tuple(args.recipes), options.resolving(args), args.offline, args.json)
+
+
+def run(opts: Options) -> int:
     from runner.report import preview as report
     from runner.report.console import console, show
 
-    options.go_offline(args)
-    tasks = folders.tasks(args.recipes, args)
+    options.go_offline(opts.offline)
+    tasks = folders.tasks(opts.recipes, opts.resolving)
     for task in tasks:
         if task.error is not None:
             raise task.error
-    found = [(task.name, options.preview_of(task.recipe, args)[1]) for task in tasks if task.recipe is not None]
+    found = [
+        (task.name, folders.planned(task.recipe, opts.resolving).preview) for task in tasks if task.recipe is not None
+    ]
     out = console()
     if len(found) == 1:
-        if args.json:
+        if opts.json:
             print(json.dumps(report.document(found[0][1]), indent=2, ensure_ascii=False))
         else:
             show(report.lines(found[0][1], out.width), out)
         return 0
     found = _in_turn(found)
     common = folders.shared([(name, preview.plan) for name, preview in found])
-    if args.json:
+    if opts.json:
         jobs = [{"name": name, **report.document(preview)} for name, preview in found]
-        shared = [{"step": step, "jobs": names} for step, names in common]
-        print(json.dumps({"schema": 1, "jobs": jobs, "shared": shared}, indent=2, ensure_ascii=False))
+        steps_in_common = [{"step": step, "jobs": names} for step, names in common]
+        print(json.dumps({"schema": 1, "jobs": jobs, "shared": steps_in_common}, indent=2, ensure_ascii=False))
         return 0
     for number, (name, preview) in enumerate(found, 1):
         show([f"{number}/{len(found)} {name}", *report.short(preview, out.width), ""], out)

@@ -5,10 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from runner.commands import options
 from runner.errors import StoreError
+
+
+@dataclass(frozen=True)
+class Options:
+    """`page` is where --html writes; an empty path stands for the job's folder."""
+
+    job: str
+    jobs: Path
+    json: bool
+    page: Path | None
+    junit: Path | None
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -22,23 +34,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_junit(parser)
 
 
-def run(args: argparse.Namespace) -> int:
-    from runner.report import job_report, report_json, terminal
+def read_options(args: argparse.Namespace) -> Options:
+    return Options(args.job, options.jobs_folder(args), args.json, args.html, args.junit)
+
+
+def run(opts: Options) -> int:
+    from runner.api.jobs import Job
+    from runner.report import report_json, terminal
     from runner.report.ci import junit
     from runner.report.console import console, show
     from runner.report.html import publish
 
-    found = job_report.read(*options.job_of(args))
-    if args.junit is not None:
-        _written(args.junit, lambda: junit.write(args.junit, [found]))
-    if args.html is not None and args.html == Path():
-        _written(found.path / publish.HTML, lambda: publish.write(found))
-    elif args.html is not None:
-        _written(args.html, lambda: publish.html(found, args.html))
-    if args.json:
+    job = Job(opts.job, opts.jobs)
+    found, junit_file = job.report, opts.junit
+    page = job.path / publish.HTML if opts.page == Path() else opts.page
+    if junit_file is not None:
+        _written(junit_file, lambda: junit.write(junit_file, [found]))
+    if page is not None:
+        _written(page, lambda: job.write_report(None if opts.page == Path() else page))
+    if opts.json:
         print(json.dumps(report_json.of(found), indent=2, ensure_ascii=False))
-    elif args.html is not None or args.junit is not None:
-        for path in (found.path / publish.HTML if args.html == Path() else args.html, args.junit):
+    elif page is not None or junit_file is not None:
+        for path in (page, junit_file):
             if path is not None:
                 print(f"wrote {path}")
     else:
@@ -47,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _written(path: Path, write: Callable[[], None]) -> None:
+def _written(path: Path, write: Callable[[], object]) -> None:
     try:
         write()
     except OSError as error:

@@ -31,13 +31,12 @@ def write(root: Path, id: str) -> None:
     """The report files of a job, and its summary on GitHub Actions. What goes wrong is a warning."""
 
     def work() -> None:
-        from runner.report import job_report
+        from runner.api.jobs import Job
         from runner.report.ci import github
-        from runner.report.html import publish
 
-        found = job_report.read(root, id)
-        publish.write(found)
-        github.summarize(found)
+        job = Job(id, root)
+        job.write_report()
+        github.summarize(job.report)
 
     if (root / id / "plan.json").is_file():
         _attempt(work, f"the report of {id} could not be written")

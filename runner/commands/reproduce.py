@@ -10,10 +10,14 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from runner.commands import options
 from runner.errors import GateFailed, StepFailed, UsageError
+
+if TYPE_CHECKING:
+    from runner.api.jobs import Job
+    from runner.job.records import Record
 
 NOT_COMPARED = "not made"
 _SHOWN = 6  # changes of the machine
@@ -35,6 +39,16 @@ class Compared:
         return self.before == self.now
 
 
+@dataclass(frozen=True)
+class Options:
+    job: str
+    jobs: Path
+    keep: bool
+    offline: bool
+    json: bool
+    command: str
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job", metavar="JOB", help="an id, the beginning of one, or a job's folder")
     options.add_jobs(parser)
@@ -43,56 +57,60 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(args: argparse.Namespace) -> int:
-    options.go_offline(args)
-    args.sets = []
-    root, id = options.job_of(args)
-    before = _records(root, id)
+def read_options(args: argparse.Namespace) -> Options:
+    return Options(args.job, options.jobs_folder(args), args.keep, args.offline, args.json, args.command_line)
+
+
+def run(opts: Options) -> int:
+    from runner.api.jobs import Job
+
+    options.go_offline(opts.offline)
+    job = Job(opts.job, opts.jobs)
+    before, id = job.records, job.id
     if not before:
         raise UsageError(f"job `{id}` has no results to compare with", f"`runner jobs show {id}` tells how it ended")
-    folder = Path(tempfile.mkdtemp(prefix=".reproduce-", dir=root))
+    folder = Path(tempfile.mkdtemp(prefix=".reproduce-", dir=job.jobs))
     try:
-        code, steps = _again(root, id, folder, before, args)
+        code, steps = _again(job, folder, before, opts)
     finally:
-        if not args.keep:
+        if not opts.keep:
             shutil.rmtree(folder)
     differing = next((step for step in steps if not step.same), None)
-    if args.json:
+    if opts.json:
         document = {
             "job": id, "same": differing is None, "first": differing.id if differing else None, "exit_code": code,
-            "steps": [vars(step) for step in steps], "folder": str(folder) if args.keep else None,
+            "steps": [vars(step) for step in steps], "folder": str(folder) if opts.keep else None,
         }  # fmt: skip
         print(json.dumps(document, indent=2, ensure_ascii=False))
     else:
         _say(id, steps, differing)
-        if args.keep:
+        if opts.keep:
             print(f"what was made is in {folder}")
     if differing is None:
         return 0
     return code if code not in (0, GateFailed.exit_code) else StepFailed.exit_code
 
 
-def _again(
-    root: Path, id: str, folder: Path, before: Mapping[str, Any], args: argparse.Namespace
-) -> tuple[int, list[Compared]]:
+def _again(job: Job, folder: Path, before: Mapping[str, Record], opts: Options) -> tuple[int, list[Compared]]:
     """Apply the job's own recipe, which its own lock pins, in `folder`; the exit code and every step compared."""
+    from runner.api import recipes
+    from runner.api.jobs import Job
     from runner.execute import local
+    from runner.execute.settings import ApplySettings
     from runner.job import environment
     from runner.job.directory import read_json
-    from runner.plan import reasons, resolve
+    from runner.plan import lock_file, reasons, resolve
     from runner.progress.plain import Plain
 
-    recipe = options.recipes_of(str(root / id / "recipe.yaml"), args)[0]
-    threads = read_json(root / id / "environment.json").get("threads")
-    document = read_json(root / id / "plan.json")
-    commits = options.locking_of(recipe.file, args).commits
+    recipe = recipes.load_all(job.path / "recipe.yaml")[0]
+    threads = read_json(job.path / "environment.json").get("threads")
+    document = read_json(job.path / "plan.json")
+    commits = lock_file.use(recipe.file).commits
     plan = resolve.with_model(resolve.resolve(recipe, device=str(document.get("device", "auto")), commits=commits))
-    sinks = [] if args.json else [Plain(sys.stdout)]
-    code = local.apply(
-        plan, None, jobs_root=folder, sinks=sinks, device=plan.device, threads=threads,
-        command=args.command_line, gates_root=root,
-    )  # fmt: skip
-    now = _records(folder, plan.job_id)
+    sinks = [] if opts.json else [Plain(sys.stdout)]
+    settings = ApplySettings(opts.command, threads, gates_root=job.jobs)
+    code = local.apply(plan, None, settings, jobs_root=folder, sinks=sinks)
+    now = Job(plan.job_id, folder).records
     inputs = {step["id"]: step["key_inputs"] for step in document.get("steps", [])}
     compared = []
     for step in plan.steps:
@@ -127,18 +145,3 @@ def _say(id: str, steps: list[Compared], differing: Compared | None) -> None:
 def _some(changes: tuple[str, ...]) -> str:
     more = len(changes) - _SHOWN
     return "; ".join(changes[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
-
-
-def _records(root: Path, id: str) -> dict[str, Any]:
-    """Step id → record, of the steps of a job that have one in its folder."""
-    from runner.job import records
-    from runner.job.directory import read_json
-
-    found = {}
-    for step in read_json(root / id / "plan.json").get("steps", []):
-        path = root / id / "steps" / step["folder"] / "record.json"
-        try:
-            found[step["id"]] = records.parse(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-    return found

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Options:
+    kind: str | None
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("kind", metavar="KIND", nargs="?", help="only the parameters of this kind of step")
 
 
-def run(args: argparse.Namespace) -> int:
+def read_options(args: argparse.Namespace) -> Options:
+    return Options(args.kind)
+
+
+def run(opts: Options) -> int:
     from runner.recipe.schema import editor, load
 
-    document = editor.bundled() if args.kind is None else load.kind_schema(args.kind)
+    document = editor.bundled() if opts.kind is None else load.kind_schema(opts.kind)
     print(json.dumps(document, indent=2, ensure_ascii=False))
     return 0

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass
 
 from runner.commands import options
+
+
+@dataclass(frozen=True)
+class Options:
+    recipe: str
+    resolving: options.Resolving
+    offline: bool
+    json: bool
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -15,15 +24,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(args: argparse.Namespace) -> int:
+def read_options(args: argparse.Namespace) -> Options:
+    return Options(args.recipe, options.resolving(args), args.offline, args.json)
+
+
+def run(opts: Options) -> int:
+    from runner.api import recipes
     from runner.recipe import provenance
     from runner.report import show as report
     from runner.report.console import console, show
 
-    options.go_offline(args)
-    recipes = options.recipes_of(args.recipe, args)
-    found = [(recipe, provenance.trace(recipe, args.sets)) for recipe in recipes]
-    if args.json:
+    options.go_offline(opts.offline)
+    how = opts.resolving
+    loaded = recipes.load_all(opts.recipe, sets=how.sets, locked=how.locked)
+    found = [(recipe, provenance.trace(recipe, how.sets)) for recipe in loaded]
+    if opts.json:
         documents = [report.document(recipe, values) for recipe, values in found]
         print(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2, ensure_ascii=False))
         return 0

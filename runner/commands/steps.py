@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 
 from runner.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Options:
+    kind: str | None
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("kind", metavar="KIND", nargs="?", help="a kind, `quantize.gptq`, or a family, `quantize`")
 
 
-def run(args: argparse.Namespace) -> int:
+def read_options(args: argparse.Namespace) -> Options:
+    return Options(args.kind)
+
+
+def run(opts: Options) -> int:
     from runner import wording
     from runner.recipe.schema import load
     from runner.report import step_kinds as report
@@ -20,12 +30,12 @@ def run(args: argparse.Namespace) -> int:
 
     known = load.kinds()
     out = console()
-    if args.kind in known:
-        show(report.describe(args.kind, load.kind_schema(args.kind), kinds.find(args.kind), out.width), out)
+    if opts.kind in known:
+        show(report.describe(opts.kind, load.kind_schema(opts.kind), kinds.find(opts.kind), out.width), out)
         return 0
-    asked = [kind for kind in known if args.kind is None or kind.startswith(f"{args.kind}.")]
+    asked = [kind for kind in known if opts.kind is None or kind.startswith(f"{opts.kind}.")]
     if not asked:
-        meant = wording.did_you_mean(args.kind, [*known, *sorted({kind.split(".")[0] for kind in known})])
-        raise UsageError(f"there is no kind of step `{args.kind}`{meant}", "`runner steps` lists every kind")
+        meant = wording.did_you_mean(str(opts.kind), [*known, *sorted({kind.split(".")[0] for kind in known})])
+        raise UsageError(f"there is no kind of step `{opts.kind}`{meant}", "`runner steps` lists every kind")
     show(report.listing([(kind, load.kind_schema(kind)) for kind in asked], out.width), out)
     return 0

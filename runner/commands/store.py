@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,21 @@ if TYPE_CHECKING:
 
 _KEY_LENGTH = 12  # of keys on the screen
 _NAMES = "keys, their beginnings, or jobs; default: every entry"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every action takes, and `names` of keys or jobs, `remote` and the rest of those that take them."""
+
+    action: str
+    jobs: Path
+    json: bool
+    names: tuple[str, ...] = ()
+    keep_jobs: int = 0
+    older_than: float = 0.0
+    yes: bool = False
+    remote: str | None = None
+    replace: bool = False
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -43,22 +58,31 @@ def configure(parser: argparse.ArgumentParser) -> None:
             made.add_argument("--replace", action="store_true", help="send what is there already too, in its place")
 
 
-def run(args: argparse.Namespace) -> int:
-    root = options.jobs_root(args)
-    acts: dict[str, Callable[[Path, argparse.Namespace], int]] = {
+def read_options(args: argparse.Namespace) -> Options:
+    jobs, given = options.jobs_folder(args), vars(args)
+    if args.action == "gc":
+        return Options("gc", jobs, args.json, keep_jobs=args.keep_jobs, older_than=args.older_than, yes=args.yes)
+    remote = options.remote_url(args) if args.action in ("push", "pull") else None
+    return Options(
+        args.action, jobs, args.json, tuple(given.get("names", ())), remote=remote, replace=given.get("replace", False)
+    )
+
+
+def run(opts: Options) -> int:
+    acts: dict[str, Callable[[Path, Options], int]] = {
         "ls": _ls, "verify": _verify, "gc": _gc, "push": _push, "pull": _pull,
     }  # fmt: skip
-    return acts[args.action](root, args)
+    return acts[opts.action](opts.jobs, opts)
 
 
-def _ls(root: Path, args: argparse.Namespace) -> int:
+def _ls(root: Path, opts: Options) -> int:
     from runner.job import retention
     from runner.progress import units
     from runner.report.console import console, show
     from runner.report.table import Cell, table
 
     found = retention.entries(root)
-    if args.json:
+    if opts.json:
         print(json.dumps([asdict(entry) for entry in found], indent=2, ensure_ascii=False))
         return 0
     if not found:
@@ -78,17 +102,17 @@ def _ls(root: Path, args: argparse.Namespace) -> int:
     return 0
 
 
-def _verify(root: Path, args: argparse.Namespace) -> int:
+def _verify(root: Path, opts: Options) -> int:
     from runner.job.store import Store
 
     store = Store(root / "store")
-    keys = _keys(root, args.names, list(store.keys()))
+    keys = _keys(root, opts.names, list(store.keys()))
     damaged = []
     for key in keys:
         damage, place = store.verify(key)
         if damage is not None:
             damaged.append({"key": key, "reason": damage.reason, "moved_to": str(place) if place else None})
-    if args.json:
+    if opts.json:
         print(json.dumps({"entries": len(keys), "damaged": damaged}, indent=2, ensure_ascii=False))
     else:
         for entry in damaged:
@@ -99,16 +123,16 @@ def _verify(root: Path, args: argparse.Namespace) -> int:
     return StoreError.exit_code if damaged else 0
 
 
-def _gc(root: Path, args: argparse.Namespace) -> int:
+def _gc(root: Path, opts: Options) -> int:
     from runner.job import retention
     from runner.progress import units
 
-    found = retention.garbage(root, args.keep_jobs, args.older_than)
-    if args.yes:
+    found = retention.garbage(root, opts.keep_jobs, opts.older_than)
+    if opts.yes:
         retention.remove(root, found)
-    if args.json:
+    if opts.json:
         document = {
-            "removed": args.yes, "jobs": list(found.jobs), "entries": [entry.key for entry in found.entries],
+            "removed": opts.yes, "jobs": list(found.jobs), "entries": [entry.key for entry in found.entries],
             "leftovers": [str(path) for path in found.leftovers], "bytes": found.freed,
         }  # fmt: skip
         print(json.dumps(document, indent=2, ensure_ascii=False))
@@ -121,31 +145,31 @@ def _gc(root: Path, args: argparse.Namespace) -> int:
         print(f"leftover {path.relative_to(root / 'store')}")
     if not (found.jobs or found.entries or found.leftovers):
         print("nothing to remove")
-    elif args.yes:
+    elif opts.yes:
         print(f"removed, {units.size(found.freed)} freed")
     else:
         print(f"{units.size(found.freed)} would be freed; `--yes` removes it")
     return 0
 
 
-def _push(root: Path, args: argparse.Namespace) -> int:
+def _push(root: Path, opts: Options) -> int:
     from runner.job.store import Store
 
-    store, remote = Store(root / "store"), _remote(args)
+    store, remote = Store(root / "store"), _remote(opts)
 
     def push(key: str) -> int:
         entry = store.entry(key)
         if entry is None:
             raise StoreError(f"the entry {key} is damaged, and was moved aside", "apply its recipe again")
-        return remote.push(entry, replace=args.replace)
+        return remote.push(entry, replace=opts.replace)
 
-    return _each(_keys(root, args.names, list(store.keys())), push, "pushed", "to", args)
+    return _each(_keys(root, opts.names, list(store.keys())), push, "pushed", "to", opts)
 
 
-def _pull(root: Path, args: argparse.Namespace) -> int:
+def _pull(root: Path, opts: Options) -> int:
     from runner.job.store import Store
 
-    store, remote = Store(root / "store"), _remote(args)
+    store, remote = Store(root / "store"), _remote(opts)
     store.prepare()
 
     def pull(key: str) -> int:
@@ -156,10 +180,10 @@ def _pull(root: Path, args: argparse.Namespace) -> int:
             raise StoreError(f"the entry {key} is not in {remote.url}", "push it from where it was made")
         return sum(fact.size for fact in entry.record.files)
 
-    return _each(_keys(root, args.names, remote.keys()), pull, "pulled", "from", args)
+    return _each(_keys(root, opts.names, remote.keys()), pull, "pulled", "from", opts)
 
 
-def _each(keys: Sequence[str], act: Callable[[str], int], done: str, word: str, args: argparse.Namespace) -> int:
+def _each(keys: Sequence[str], act: Callable[[str], int], done: str, word: str, opts: Options) -> int:
     """Try every key; one that is refused keeps no other back."""
     from runner.progress import units
 
@@ -169,8 +193,8 @@ def _each(keys: Sequence[str], act: Callable[[str], int], done: str, word: str, 
             moved += act(key)
         except StoreError as error:
             refused.append(error)
-    url = _remote(args).url
-    if args.json:
+    url = _remote(opts).url
+    if opts.json:
         errors = [error.message for error in refused]
         print(json.dumps({"entries": len(keys), "bytes": moved, "errors": errors}, indent=2, ensure_ascii=False))
     else:
@@ -185,11 +209,12 @@ def _entries(count: int) -> str:
     return "1 entry" if count == 1 else f"{count} entries"
 
 
-def _remote(args: argparse.Namespace) -> Remote:
-    remote = options.remote_of(args)
-    if remote is None:
+def _remote(opts: Options) -> Remote:
+    from runner.job.remote import Remote
+
+    if opts.remote is None:
         raise UsageError("no remote store is named", "write `--remote URL`, or set RUNNER_STORE_REMOTE")
-    return remote
+    return Remote(opts.remote)
 
 
 def _keys(root: Path, names: Iterable[str], known: Sequence[str]) -> list[str]:

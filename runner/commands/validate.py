@@ -6,13 +6,23 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from runner.commands import folders, options
 from runner.errors import Diagnostic, RecipeError, RunnerError
 
 if TYPE_CHECKING:
+    from runner.api.recipes import Validation
     from runner.recipe.types import Recipe
+
+
+@dataclass(frozen=True)
+class Options:
+    recipes: tuple[str, ...]
+    resolving: options.Resolving
+    text_only: bool
+    json: bool
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,44 +34,43 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the complaints as JSON")
 
 
-def run(args: argparse.Namespace) -> int:
+def read_options(args: argparse.Namespace) -> Options:
+    return Options(tuple(args.recipes), options.resolving(args), args.text_only, args.json)
+
+
+def run(opts: Options) -> int:
     from runner.plan.machine import MachineRefusal
 
     complaints: list[Diagnostic] = []
     code = 0
-    for number, file in enumerate(folders.files(args.recipes)):
+    for number, file in enumerate(folders.files(opts.recipes)):
         try:
-            recipes, drifted = _check(file, args)
+            checked = _check(file, opts)
         except RunnerError as error:
             found = error.diagnostics if isinstance(error, RecipeError | MachineRefusal) else (_diagnostic(error),)
             complaints += found
             code = max(code, error.exit_code)
             _annotate(error)
-            if not args.json:
+            if not opts.json:
                 print(("\n" if number else "") + "\n\n".join(d.render() for d in found))
         else:
-            if not args.json:
-                print(f"{file}: ok, {_counted(recipes)}")
-                print("".join(f"warning[{d.code}]: {d.message}\n" for d in drifted), end="")
-            complaints += drifted
-    if args.json:
+            if not opts.json:
+                print(f"{file}: ok, {_counted(checked.recipes)}")
+                print("".join(f"warning[{d.code}]: {d.message}\n" for d in checked.warnings), end="")
+            complaints += checked.warnings
+    if opts.json:
         print(json.dumps([as_json(d) for d in complaints], indent=2, ensure_ascii=False))
     return code
 
 
-def _check(file: str, args: argparse.Namespace) -> tuple[tuple[Recipe, ...], list[Diagnostic]]:
-    """The recipes of a file, and a warning for everything that drifted from its lock."""
-    from runner.plan import resolve
+def _check(file: str, opts: Options) -> Validation:
+    from runner.api import recipes
 
-    drifted: tuple[str, ...] = ()
-    recipes = options.recipes_of(file, args)
-    if not args.text_only:
-        store = options.jobs_root(args) / "store"
-        cache = store / "digests.json" if store.is_dir() else None  # checking leaves nothing behind
-        locking = options.locking_of(file, args)
-        plans = [resolve.resolve(recipe, cache_file=cache, device="cpu", commits=locking.commits) for recipe in recipes]
-        drifted = locking.check(plans, cache)
-    return recipes, [Diagnostic("R451", text, severity="warning") for text in drifted]
+    how = opts.resolving
+    return recipes.validate(
+        file, sets=how.sets, jobs=how.jobs, locked=how.locked, trust_remote_code=how.trust_remote_code,
+        text_only=opts.text_only,
+    )  # fmt: skip
 
 
 def _counted(recipes: Sequence[Recipe]) -> str:

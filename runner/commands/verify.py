@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from runner.commands import options
 from runner.errors import StoreError
+
+
+@dataclass(frozen=True)
+class Options:
+    job: str
+    jobs: Path
+    allowed_signers: str | None
+    json: bool
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -19,22 +28,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(args: argparse.Namespace) -> int:
+def read_options(args: argparse.Namespace) -> Options:
+    return Options(args.job, options.jobs_folder(args), args.allowed_signers, args.json)
+
+
+def run(opts: Options) -> int:
+    from runner.api.jobs import Job
     from runner.job import provenance, signing, verification
 
-    root, id = options.job_of(args)
-    checks = verification.verify(root, id)
-    signature = provenance.signature(root / id)
-    if args.allowed_signers is not None:
-        signer, reason = signing.check(root / id, args.allowed_signers)
+    job = Job(opts.job, opts.jobs)
+    checks = job.verify()
+    signature = provenance.signature(job.path)
+    if opts.allowed_signers is not None:
+        signer, reason = signing.check(job.path, opts.allowed_signers)
         checks.append(verification.Check("signature", reason))
         signed = f"yes, by {signer}" if signer else "not by those who are allowed"
     else:
         signed = f"yes, {signature}, unchecked (`--allowed-signers` checks it)" if signature else "no"
     wrong = [check for check in checks if check.reason is not None]
-    if args.json:
+    if opts.json:
         document = {
-            "job": id, "sound": not wrong, "signed": signature is not None, "checks": [asdict(c) for c in checks],
+            "job": job.id, "sound": not wrong, "signed": signature is not None, "checks": [asdict(c) for c in checks],
         }  # fmt: skip
         print(json.dumps(document, indent=2, ensure_ascii=False))
         return StoreError.exit_code if wrong else 0
@@ -45,5 +59,5 @@ def run(args: argparse.Namespace) -> int:
             print(f"✓ {check.what}" if check.present else f"· {check.what}: not there")
     print(f"signed: {signed}")
     sound = sum(check.present and check.reason is None for check in checks)
-    print(f"{id}: {f'{len(wrong)} of {len(checks)} checks failed' if wrong else f'all {sound} checks passed'}")
+    print(f"{job.id}: {f'{len(wrong)} of {len(checks)} checks failed' if wrong else f'all {sound} checks passed'}")
     return StoreError.exit_code if wrong else 0

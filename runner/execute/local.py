@@ -18,6 +18,7 @@ from runner.errors import GateFailed, Interrupted, MachineError, RunnerError, St
 from runner.execute import failures
 from runner.execute.process import WorkerDied, WorkerProcess
 from runner.execute.requests import request
+from runner.execute.settings import ApplySettings
 from runner.execute.stopping import Stopping
 from runner.job import accepted, environment, files, gates, provenance, records
 from runner.job.directory import JobDirectory, JobState
@@ -35,38 +36,30 @@ _STATUS = {0: "done", GateFailed.exit_code: "gate-missed", Interrupted.exit_code
 def apply(
     plan: Plan,
     preview: Preview | None,
+    settings: ApplySettings,
     *,
     jobs_root: Path,
     sinks: Sequence[Sink],
-    device: str,
-    threads: int | None = None,
-    command: str,
-    wait: bool = True,
     stopping: Stopping | None = None,
-    gates_root: Path | None = None,
-    remote: Remote | None = None,
 ) -> int:
-    """Apply a plan; the exit code. Every event goes to `sinks`, and to events.jsonl; the caller closes its sinks.
+    """Apply a plan; the exit code. Every event goes to `sinks`, which the caller closes.
 
-    `command` is what the user types to go on. With `wait` False, a plan that somebody else applies raises Interrupted
-    and says who. `stopping` may bring a time limit, and tells afterwards who asked to stop. Gates find other jobs in
-    `gates_root`, by default `jobs_root`. What is not in the store is looked for in `remote`, and what is made goes
-    there; trouble with it is told, and ends nothing.
+    `stopping` may bring a time limit, and has afterwards who asked to stop.
 
     Raises, before anything is computed, StoreError or MachineError when the jobs folder cannot be written, and
     UsageError for a gate that refers to a job that is not there.
     """
     jobs_root = jobs_root.absolute()
-    references = accepted.gate_references(gates_root or jobs_root, plan)
+    references = accepted.gate_references(settings.gates_root or jobs_root, plan)
     store = Store(jobs_root / "store")
     store.prepare()
-    stopping = stopping or Stopping()
+    stopping, command = stopping or Stopping(), settings.command
     with stopping.installed():
         try:
             directory = JobDirectory.create(jobs_root, plan)
             lock = directory.lock(command)
             taken = lock.acquire(
-                wait=wait,
+                wait=settings.wait,
                 stop=stopping.is_asked,
                 say=lambda holder: _send(sinks, make("waiting", step=None, holder=str(holder))),
             )
@@ -82,9 +75,9 @@ def apply(
                 with _appending(directory.events) as log:
                     job = _Job(
                         plan, preview, store, directory, [*sinks, JsonLines(log)], stopping, command, references,
-                        remote,
+                        settings.remote,
                     )  # fmt: skip
-                    return job.run(device, threads or environment.default_threads())
+                    return job.run(plan.device, settings.threads or environment.default_threads())
             finally:
                 lock.release()
         except OSError as error:

@@ -162,11 +162,14 @@ def test_a_wrong_recipe_shows_its_complaints_and_nothing_else(run: Run, folder: 
 
 def test_interrupted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from runner.execute import local
+    from runner.execute.settings import ApplySettings
 
-    def stopped(plan: object, preview: object, *, sinks: list[events.Sink], command: str, **_: object) -> int:
+    def stopped(
+        plan: object, preview: object, settings: ApplySettings, *, sinks: list[events.Sink], **_: object
+    ) -> int:
         for event in (
             events.make("job_started", job="toy-1", name="toy", directory="jobs/toy-1", steps=[]),
-            events.make("interrupted", step=None, resume=command),
+            events.make("interrupted", step=None, resume=settings.command),
             events.make(
                 "job_finished", job="toy-1", directory="jobs/toy-1", exit_code=75, seconds=1.0, memory=0, output=None
             ),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from runner.plan import machine
+from runner.plan import lock_file, machine, resolve
 from runner.recipe.origins import git
 from tests import tiny
 from tests.commands.conftest import Run
@@ -199,8 +199,8 @@ def test_a_pack_that_was_upgraded(team: Team, run: Run) -> None:
 def test_a_package_that_was_upgraded(team: Team, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run("lock", "ours.yaml")
     real = machine.package_version
-    for module in ("runner.plan.lock_file", "runner.plan.resolve", "runner.plan.machine"):
-        monkeypatch.setattr(f"{module}.package_version", lambda name: "99.0" if name == "torch" else real(name))
+    for module in (lock_file, resolve, machine):
+        monkeypatch.setattr(module, "package_version", lambda name: "99.0" if name == "torch" else real(name))
     drifted(team, run, f"package torch: {real('torch')} → 99.0", "torch")
 
 

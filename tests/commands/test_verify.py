@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from runner.commands import reproduce
+from runner.api.jobs import Job
 from runner.job import environment, provenance
+from runner.job.records import Record
 from tests.commands.conftest import RECIPE, Run
 
 SSH = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="ssh-keygen is not installed")
@@ -223,19 +224,19 @@ def test_what_cannot_be_reproduced_is_named(run: Run, folder: Path, monkeypatch:
 
 def test_another_processor_is_named(run: Run, job: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its sums may be rounded otherwise under the same key: what differs and where it was made stand together."""
-    made = reproduce._records
-    calls: list[Path] = []
+    made = Job.records.__get__
+    calls: list[Job] = []
 
-    def elsewhere(root: Path, id: str) -> dict[str, Any]:
-        calls.append(root)
+    def elsewhere(job: Job) -> dict[str, Record]:
+        calls.append(job)
         if len(calls) == 1:
-            return made(root, id)
+            return dict(made(job))
         return {
             id: replace(r, digest="0" * 64, environment={**r.environment, "cpu": "other", "threads": 64})
-            for id, r in made(root, id).items()
+            for id, r in made(job).items()
         }
 
-    monkeypatch.setattr(reproduce, "_records", elsewhere)
+    monkeypatch.setattr(Job, "records", property(elsewhere))
     code, out, _ = run("reproduce", job)
     assert code == 1
     last = out.splitlines()[-1]

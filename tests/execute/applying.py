@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from runner.execute.local import apply
+from runner.execute.settings import ApplySettings
+from runner.execute.stopping import Stopping
 from runner.job.store import Store
 from runner.progress.events import Event
 from tests.job.plans import plan
@@ -43,13 +45,14 @@ class Kept:
         return event
 
 
-def applied(jobs: Path, steps: Steps, **options: Any) -> tuple[int, Kept]:
-    """Apply here; the exit code and the events."""
+COMMAND = "runner apply demo.yaml"
+
+
+def applied(jobs: Path, steps: Steps, stopping: Stopping | None = None, **options: Any) -> tuple[int, Kept]:
+    """Apply here; the exit code and the events. `options` are those of ApplySettings."""
     kept = Kept()
-    code = apply(
-        plan(steps), None, jobs_root=jobs, sinks=[kept], device="cpu", threads=1, command="runner apply demo.yaml",
-        **options,
-    )  # fmt: skip
+    settings = ApplySettings(**{"command": COMMAND, "threads": 1, **options})
+    code = apply(plan(steps), None, settings, jobs_root=jobs, sinks=[kept], stopping=stopping)
     return code, kept
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from runner.errors import RunnerError
 from runner.execute.local import apply
+from runner.execute.settings import ApplySettings
 from runner.progress.jsonl import JsonLines
 from tests.job.plans import plan
 
@@ -18,10 +19,8 @@ from tests.job.plans import plan
 def main() -> int:
     jobs, steps = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
     try:
-        code = apply(
-            plan(steps), None, jobs_root=jobs, sinks=[JsonLines(sys.stdout)], device="cpu", threads=1,
-            command="runner apply demo.yaml", wait="--no-wait" not in sys.argv,
-        )  # fmt: skip
+        settings = ApplySettings("runner apply demo.yaml", threads=1, wait="--no-wait" not in sys.argv)
+        code = apply(plan(steps), None, settings, jobs_root=jobs, sinks=[JsonLines(sys.stdout)])
     except RunnerError as error:
         print(error.render(), file=sys.stderr)
         return error.exit_code

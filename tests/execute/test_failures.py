@@ -110,11 +110,12 @@ def test_a_changed_kind_is_not_run_under_an_old_key(tmp_path: Path) -> None:
     from dataclasses import replace
 
     from runner.execute.local import apply
+    from runner.execute.settings import ApplySettings
 
     old = plan(chain(tmp_path))
     older = replace(old, steps=tuple(replace(step, kind_version=7) for step in old.steps))
     kept = Kept()
-    code = apply(older, None, jobs_root=tmp_path / "jobs", sinks=[kept], device="cpu", threads=1, command="apply")
+    code = apply(older, None, ApplySettings("apply", threads=1), jobs_root=tmp_path / "jobs", sinks=[kept])
     assert (code, kept.one("step_failed")["error"]) == (
         1, "the plan was made for version 7 of `fake.layers`, the worker has 1",
     )  # fmt: skip

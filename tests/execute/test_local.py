@@ -232,10 +232,11 @@ def test_other_bytes_of_an_input_are_said(tmp_path: Path) -> None:
 
 def test_a_model_that_is_not_here_is_told_before_a_worker_starts(tmp_path: Path) -> None:
     from runner.execute.local import apply
+    from runner.execute.settings import ApplySettings
 
     absent = plan(CHAIN, model=None)
     with pytest.raises(MachineError) as caught:
-        apply(absent, None, jobs_root=tmp_path, sinks=[], device="cpu", command="runner apply demo.yaml")
+        apply(absent, None, ApplySettings("runner apply demo.yaml"), jobs_root=tmp_path, sinks=[])
     assert caught.value.message == "the model `m` is not on this machine"
     state = json.loads((tmp_path / absent.job_id / "job.json").read_text())
     assert (state["status"], state["exit_code"]) == ("failed", 4)

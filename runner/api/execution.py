@@ -1,0 +1,94 @@
+"""Apply a plan on this machine: reuse what is in the store, resume what was interrupted, compute the rest."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from runner.api.jobs import Job
+from runner.api.plans import JobPlan
+from runner.errors import GateFailed, Interrupted, MachineError, RunnerError, StepFailed
+from runner.execute import local
+from runner.execute.settings import ApplySettings
+from runner.execute.stopping import Stopping
+from runner.job.remote import Remote
+from runner.model.architecture import remote_code
+from runner.progress.board import Board, StepBoard, gate_text
+from runner.progress.events import Event, Sink
+
+Callback = Callable[[Event], None]
+_ENDED = 130  # by ^C
+
+
+def apply(
+    plan: JobPlan,
+    *,
+    on_event: Callback | None = None,
+    threads: int | None = None,
+    timeout: float | None = None,
+    wait: bool = True,
+    remote: str | None = None,
+) -> Job:
+    """Apply a plan, and return its job, done with every gate passed. Downloads models that are not on this machine.
+
+    `on_event` is called with every event as it happens (dicts, see runner/progress/events.py). `threads` to compute
+    with are those of every core by default. After `timeout` seconds, or ^C in the main thread, the job stops at the
+    first safe point; applying the same plan again goes on there. With `wait` False, a plan that another process applies
+    raises Interrupted. `remote` is the URL of a store to share steps with.
+
+    Raises GateFailed for a missed quality gate, StepFailed or MachineError for a failed step, Interrupted for a stop
+    before the end: what was done stays, and `Job(plan.job_id, plan.jobs)` opens it. Before anything is computed raises
+    StoreError or MachineError where the jobs folder cannot be written, and UsageError for a gate that refers to a job
+    that is not there.
+    """
+    planned = plan.with_models()
+    command = shlex.join(["runner", "apply", plan.plan.recipe.file])
+    settings = ApplySettings(command, threads, wait, Remote(remote) if remote else None)
+    board = Board()
+    sinks: list[Sink] = [board, *([_Callback(on_event)] if on_event is not None else [])]
+    if code := run(planned, settings, sinks=sinks, stopping=Stopping(timeout)):
+        _raise(plan, board, code)
+    return Job(plan.job_id, plan.jobs)
+
+
+def run(plan: JobPlan, settings: ApplySettings, *, sinks: Sequence[Sink], stopping: Stopping) -> int:
+    """Apply a plan whose models are on this machine, and return the exit code where `apply` raises for a failed step.
+
+    Events go to `sinks`, which the caller closes; `stopping` may ask for a stop, and has afterwards who asked.
+    """
+    remote_code.allow(plan.trust_remote_code)
+    return local.apply(plan.plan, plan.preview, settings, jobs_root=plan.jobs, sinks=sinks, stopping=stopping)
+
+
+class _Callback:
+    """A function as a sink."""
+
+    def __init__(self, call: Callback) -> None:
+        self._call = call
+
+    def send(self, event: Event) -> None:
+        self._call(event)
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+def _raise(plan: JobPlan, board: Board, code: int) -> NoReturn:
+    """Raise the error that an exit code stands for, with what the events say of it."""
+    help = f"`runner report {plan.job_id}` shows what its steps did"
+    if code == GateFailed.exit_code:
+        missed = [(step.id, gate) for step in board.steps.values() for gate in step.gates if not gate["passed"]]
+        raise GateFailed("; ".join(f"step `{id}`: {gate_text(gate)}" for id, gate in missed), help)
+    if code in (Interrupted.exit_code, _ENDED):
+        raise Interrupted(f"job `{plan.job_id}` stopped before its end", "apply the same plan again: it goes on there")
+    failed = next((step for step in board.steps.values() if step.failure is not None), None)
+    if failed is None:
+        raise StepFailed(f"job `{plan.job_id}` ended with exit code {code}", help)
+    raise _failure(failed, code)
+
+
+def _failure(step: StepBoard, code: int) -> RunnerError:
+    event = step.failure or {}
+    message, help = f"step `{step.id}` failed: {event.get('error')}", event.get("help")
+    return MachineError(message, help) if code == MachineError.exit_code else StepFailed(message, help)
