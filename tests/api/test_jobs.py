@@ -16,7 +16,7 @@ def job(folder: Path) -> runner.Job:
 
 
 def test_a_job_is_found_by_id_beginning_and_folder(job: runner.Job, folder: Path) -> None:
-    names = [job.id, "toy-", job.path, str(job.path), folder / "jobs" / job.id]
+    names: list[str | Path] = [job.id, "toy-", job.path, str(job.path), folder / "jobs" / job.id]
     assert {runner.Job(name).id for name in names} == {job.id}
     assert runner.Job(folder / "jobs" / job.id, jobs="elsewhere").path == folder / "jobs" / job.id
     assert repr(runner.Job("toy-")) == f"<runner.Job {job.id}: done>"

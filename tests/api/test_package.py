@@ -56,7 +56,7 @@ def test_type_checkers_see_the_names_that_are_there() -> None:
     from pathlib import Path
 
     tree = ast.parse(Path(runner.__file__).read_text(encoding="utf-8"))
-    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
     typed = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert typed == runner._MODULES
     assert sorted(typed) == sorted(runner.__all__)
