@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from runner.data import special_tokens
 from runner.errors import Diagnostic, RecipeError
-from runner.wording import show
+from runner.wording import listed, nearest, show
 
 if TYPE_CHECKING:
     import jinja2
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 DAY = date(2024, 7, 26)  # what Llama 3's template says where it cannot ask
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+# Roles that templates write, most by `message.role` itself; and what other forms of chat data call them.
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+_OTHER_NAMES = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant", "model": "assistant"}
+# What a template's code raises beside jinja's own errors.
+_FAILURES = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 _FORM = 'write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
 
 
@@ -38,19 +43,20 @@ class Conversation:
 def conversation(value: list[Any], where: str) -> Conversation:
     """The messages of a field that holds a list; `where` names file, line and field. RecipeError where they are none.
 
-    Keys without a value are left out, as transformers leaves them out.
+    A message that calls tools need hold no content. Other keys without a value are left out: tables of messages have
+    every key in every row, and templates ask whether a key is there.
     """
-    if not value:
-        raise _error("R468", f"{where} holds no messages", _FORM)
     messages = []
     for index, message in enumerate(value):
         if not isinstance(message, dict):
             raise _error("R468", f"{where}[{index}] must be a message; it is {show(message)}", _FORM)
         for key in ("role", "content"):
-            if not isinstance(message.get(key), str):
+            calls = key == "content" and message.get("tool_calls")
+            if not isinstance(message.get(key), str) and not (calls and message.get(key) is None):
                 held = f"is {show(message[key])}" if key in message else f"is not there; it has {_keys(message)}"
                 raise _error("R468", f"{where}[{index}]: `{key}` must be text; it {held}", _FORM)
-        messages.append({name: part for name, part in message.items() if part is not None})
+        present = {name: part for name, part in message.items() if part is not None}
+        messages.append({"content": None, **present})
     return Conversation(tuple(messages), where)
 
 
@@ -72,7 +78,7 @@ class Template:
                 f"`{special_tokens.TEMPLATE}` nor `chat_template` in tokenizer_config.json is there",
                 "use the model's chat version, or data whose field holds plain text",
             )
-        self._folder = folder
+        self._folder, self._source = folder, found
         declared = special_tokens.declared(folder)
         self._tokens = {key: token for key in _SPECIAL if (token := special_tokens.content(declared.get(key)))}
         try:
@@ -87,12 +93,26 @@ class Template:
         """
         import jinja2
 
+        self._check(chat)
         values = {**self._tokens, "add_generation_prompt": answer, "tools": None, "documents": None}
         try:
             return self._template.render(messages=[dict(message) for message in chat.messages], **values)
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
+        except (*_FAILURES, jinja2.TemplateError) as error:
             message = f"{chat.where}: the chat template in `{self._folder}` refuses these messages: {error}"
             raise _error("R468", message, "bring them into the form that the model was trained on") from None
+
+    def _check(self, chat: Conversation) -> None:
+        """RecipeError for what a template would write otherwise than meant, or leave out, without a word."""
+        for index, message in enumerate(chat.messages):
+            where, role = f"{chat.where}[{index}]", str(message["role"])
+            if role not in _ROLES and not any(f"{quote}{role}{quote}" in self._source for quote in "'\""):
+                meant = _OTHER_NAMES.get(role.lower()) or nearest(role, _ROLES)
+                hint = f"; did you mean {show(meant)}?" if meant else ""
+                text = f"{where}: the role {show(role)} is none that the chat template in `{self._folder}` names{hint}"
+                raise _error("R468", text, f"a message has one of the roles {listed(_ROLES)}")
+            if message.get("tool_calls") and "tool_calls" not in self._source:
+                text = f"{where} calls tools, which the chat template in `{self._folder}` would leave out"
+                raise _error("R468", text, "use a model whose template writes tool calls, or leave these rows out")
 
 
 @cache

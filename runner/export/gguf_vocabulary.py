@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.data import special_tokens
-from runner.data.windows import Tokenizer
+from runner.data.tokenizer import Tokenizer
 from runner.errors import StepFailed
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama_token_type of llama.cpp

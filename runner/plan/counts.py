@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from runner.data.documents import documents_of
-from runner.data.windows import Tokenizer, is_fast, tokens
+from runner.data.tokenizer import Tokenizer, is_fast
+from runner.data.windows import tokens
 from runner.plan.digests import load_cache, update_cache
 from runner.plan.keys import data_inputs, sha256
 from runner.plan.types import ResolvedData

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from runner.data import packing
 from runner.plan.types import PlannedStep, ResolvedData, ResolvedTasks
 from runner.recipe.types import Step
 
@@ -43,6 +44,7 @@ def data_inputs(data: ResolvedData) -> dict[str, Any]:
         "sequence_length": spec.sequence_length,
         "samples": spec.samples,
         "packing": spec.packing,
+        "version": packing.VERSION,
     }
     if not data.files or any(file.suffix != ".txt" for file in data.files):
         facts["field"] = spec.field

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import DataFacts
-from runner.data.windows import no_tokenizer, too_short
+from runner.data.tokenizer import no_tokenizer
+from runner.data.windows import too_short
 from runner.errors import Diagnostic, MachineError, RecipeError, Span
 from runner.model.architecture import inspect, supported
 from runner.model.checkpoint import adapter_config

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from runner.data import chat_template, special_tokens
-from runner.data.windows import Tokenizer
+from runner.data.tokenizer import Tokenizer
 from runner.errors import RecipeError, StepFailed
 from runner.runtime.protocol import Ids
 

@@ -44,6 +44,7 @@ MESSAGES: list[Any] = [
     {"role": "user", "content": "What does `len` do?", "name": None},
     {"role": "assistant", "content": " It counts. "},
 ]
+ROLES = 'a message has one of the roles "system", "developer", "user", "assistant", "tool"'
 FORM = 'write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
 
 
@@ -172,7 +173,12 @@ def test_messages_that_the_template_refuses(model: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ([], "`messages` holds no messages"),
+        ([{"role": "user", "content": None}], "`messages`[0]: `content` must be text; it is nothing"),
+        ([{"role": "assistant", "content": None, "tool_calls": []}],
+         "`messages`[0]: `content` must be text; it is nothing"),
+        ([{"role": "assistant", "content": 3, "tool_calls": [{"name": "f"}]}],
+         "`messages`[0]: `content` must be text; it is 3"),
+        ([{"role": None, "content": "a"}], "`messages`[0]: `role` must be text; it is nothing"),
         ([MESSAGES[0], "hello"], '`messages`[1] must be a message; it is "hello"'),
         ([MESSAGES[0], {"role": "user"}], "`messages`[1]: `content` must be text; it is not there; it has `role`"),
         ([{"from": "human", "value": "a"}],
@@ -183,6 +189,76 @@ def test_messages_that_the_template_refuses(model: Path, tmp_path: Path) -> None
 def test_malformed_messages(row: Any, message: str, model: Path, tmp_path: Path) -> None:
     path = lines(tmp_path, row)
     assert refused(path, model) == ("R468", f"`{path}` line 1: {message}", FORM)
+
+
+CALLS: list[Any] = [
+    {"role": "user", "content": "2 + 1"},
+    {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": {"name": "add"}}]},
+    {"role": "tool", "content": "3", "name": None},
+]
+CALLING = (
+    "{% for m in messages %}<{{ m.role }}>{% if m.content is not none %}{{ m.content }}{% endif %}"
+    "{% if m.name is defined %}{{ m.name }}{% endif %}"
+    "{% if m.tool_calls %}{{ m.tool_calls[0].function.name }}{% endif %}{% endfor %}"
+)
+
+
+def test_a_tool_call_needs_no_content(model: Path, tmp_path: Path) -> None:
+    """Written as transformers writes it; with the content left out as well as null."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    (model / "chat_template.jinja").write_text(CALLING)
+    chat = [CALLS[0], CALLS[1], {"role": "tool", "content": "3"}]
+    rendered: Any = render_jinja_template([chat], chat_template=CALLING)
+    expected: str = rendered[0][0]
+    assert expected == "<user>2 + 1<assistant>add<tool>3"
+    absent = {key: value for key, value in CALLS[1].items() if key != "content"}
+    for rows in (CALLS, [CALLS[0], absent, CALLS[2]]):
+        assert Template(model).render(conversation(rows, "here")) == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "message", "help"),
+    [
+        (CALLS, "`messages`[1] calls tools, which the chat template in `{}` would leave out",
+         "use a model whose template writes tool calls, or leave these rows out"),
+        ([{"role": "human", "content": "a"}],
+         '`messages`[0]: the role "human" is none that the chat template in `{}` names; did you mean "user"?', ROLES),
+        ([MESSAGES[0], {"role": "Assistant", "content": "a"}],
+         '`messages`[1]: the role "Assistant" is none that the chat template in `{}` names; did you mean "assistant"?',
+         ROLES),
+        ([{"role": "x", "content": "a"}], '`messages`[0]: the role "x" is none that the chat template in `{}` names',
+         ROLES),
+    ],
+)  # fmt: skip
+def test_messages_that_a_template_would_write_otherwise(
+    row: Any, message: str, help: str, model: Path, tmp_path: Path
+) -> None:
+    (model / "chat_template.jinja").write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
+    assert refused(lines(tmp_path, row), model) == (
+        "R468",
+        f"`{lines(tmp_path, row)}` line 1: {message.format(model)}",
+        help,
+    )
+
+
+def test_a_role_of_the_template_is_taken(model: Path, tmp_path: Path) -> None:
+    (model / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'critic' %}!{% endif %}{{ m.content }}{% endfor %}"
+    )
+    assert Template(model).render(conversation([{"role": "critic", "content": "no"}], "here")) == "!no"
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ 1 // 0 }}", "{{ messages[0].content.x.y }}", "{% for i in range(10**9) %}{% endfor %}"]
+)
+def test_code_of_a_template_that_fails(template: str, model: Path, tmp_path: Path) -> None:
+    (model / "chat_template.jinja").write_text(template)
+    found = refused(lines(tmp_path, MESSAGES), model)
+    assert found[0] == "R468"
+    assert found[1].startswith(
+        f"`{lines(tmp_path, MESSAGES)}` line 1: `messages`: the chat template in `{model}` refuses"
+    )
 
 
 def test_messages_are_not_joined(model: Path, tmp_path: Path) -> None:

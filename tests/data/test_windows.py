@@ -12,6 +12,7 @@ import pytest
 
 from runner.data import windows
 from runner.data.documents import documents_of
+from runner.data.tokenizer import Tokenizer
 from runner.errors import RecipeError
 from runner.model.source import locate
 from runner.recipe.types import DataSpec, ModelSpec
@@ -33,7 +34,7 @@ def model() -> Path:
 def test_the_embedded_text(model: Path, split: str, tokens: int, count: int) -> None:
     entry = spec(split)
     files = locate.locate_data(entry).files
-    assert len(windows.tokens(entry, documents_of(entry, files), windows.Tokenizer(model))) == tokens
+    assert len(windows.tokens(entry, documents_of(entry, files), Tokenizer(model))) == tokens
     ids = windows.windows(entry, files, model)
     assert ids.shape == (count, 512)
     assert ids.dtype == np.dtype("int64")
@@ -51,7 +52,7 @@ def test_samples_are_the_first_windows(model: Path, packing: str) -> None:
 def test_documents_are_framed(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "import os"}\n{"text": "def f(): pass"}\n')
-    tokenizer = windows.Tokenizer(model)
+    tokenizer = Tokenizer(model)
     one, two = tokenizer.encode(["import os", "def f(): pass"], special=False)
     found = windows.tokens(spec(), documents_of(spec(), [path]), tokenizer)
     assert found.tolist() == [1, *one, 2, 1, *two, 2]
@@ -74,7 +75,7 @@ def test_special_tokens(
     (tmp_path / "tokenizer.json").write_bytes((model / "tokenizer.json").read_bytes())
     for name, content in (("tokenizer_config", declared), ("generation_config", generation), ("config", config)):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    tokenizer = windows.Tokenizer(tmp_path)
+    tokenizer = Tokenizer(tmp_path)
     assert (tokenizer.bos, tokenizer.eos) == expected
 
 
@@ -91,7 +92,7 @@ def test_the_legacy_map_of_special_tokens(model: Path, tmp_path: Path, decoder: 
         config["added_tokens_decoder"] = {"3": {"content": "<pad>", "special": True}}
     path.write_text(json.dumps(config))
     (folder / "special_tokens_map.json").write_text('{"eos_token": {"content": "<pad>"}}')
-    ours, theirs = windows.Tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    ours, theirs = Tokenizer(folder), AutoTokenizer.from_pretrained(folder)
     assert (ours.bos, ours.eos) == (theirs.bos_token_id, theirs.eos_token_id) == (1, 2 if decoder else 3)
 
 
@@ -122,7 +123,7 @@ def test_tokenizer_of_another_model(model: Path, tmp_path: Path) -> None:
 def test_broken_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(RecipeError, match=r"tokenizer\.json` cannot be read: "):
-        windows.Tokenizer(tmp_path)
+        Tokenizer(tmp_path)
 
 
 def test_a_text_that_is_too_short_says_how_much_there_is() -> None:

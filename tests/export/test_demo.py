@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from runner.data.windows import Tokenizer
+from runner.data.tokenizer import Tokenizer
 from runner.model.checkpoint import adapter_config, adapter_writer
 from runner.runtime.greedy import greedy
 from runner.runtime.onnxruntime import OnnxRuntime
