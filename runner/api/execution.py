@@ -9,7 +9,7 @@ from typing import NoReturn
 from runner.api.jobs import Job
 from runner.api.plans import JobPlan
 from runner.errors import GateFailed, Interrupted, MachineError, RunnerError, StepFailed
-from runner.execute import local
+from runner.execute import application
 from runner.execute.settings import ApplySettings
 from runner.execute.stopping import Stopping
 from runner.job.remote import Remote
@@ -58,7 +58,7 @@ def run(plan: JobPlan, settings: ApplySettings, *, sinks: Sequence[Sink], stoppi
     Events go to `sinks`, which the caller closes; `stopping` may ask for a stop, and has afterwards who asked.
     """
     remote_code.allow(plan.trust_remote_code)
-    return local.apply(plan.plan, plan.preview, settings, jobs_root=plan.jobs, sinks=sinks, stopping=stopping)
+    return application.apply(plan.plan, plan.preview, settings, jobs_root=plan.jobs, sinks=sinks, stopping=stopping)
 
 
 class _Callback:

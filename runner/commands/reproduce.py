@@ -95,7 +95,7 @@ def _again(job: Job, folder: Path, before: Mapping[str, Record], opts: Options) 
     """Apply the job's own recipe, which its own lock pins, in `folder`; the exit code and every step compared."""
     from runner.api import recipes
     from runner.api.jobs import Job
-    from runner.execute import local
+    from runner.execute import application
     from runner.execute.settings import ApplySettings
     from runner.job import environment
     from runner.job.directory import read_json
@@ -109,7 +109,7 @@ def _again(job: Job, folder: Path, before: Mapping[str, Record], opts: Options) 
     plan = resolve.with_model(resolve.resolve(recipe, device=str(document.get("device", "auto")), commits=commits))
     sinks = [] if opts.json else [Plain(sys.stdout)]
     settings = ApplySettings(opts.command, threads, gates_root=job.jobs)
-    code = local.apply(plan, None, settings, jobs_root=folder, sinks=sinks)
+    code = application.apply(plan, None, settings, jobs_root=folder, sinks=sinks)
     now = Job(plan.job_id, folder).records
     inputs = {step["id"]: step["key_inputs"] for step in document.get("steps", [])}
     compared = []

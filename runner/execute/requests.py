@@ -9,6 +9,7 @@ from pathlib import Path
 from runner.contracts.step_kind import CHECKPOINT, QUANTIZED
 from runner.errors import MachineError
 from runner.execute.messages import DataRef, InputRef, Request
+from runner.execute.settings import ApplySettings
 from runner.job.entries import StoreEntry
 from runner.plan.types import MODEL, Plan, PlannedStep, ResolvedModel
 from runner.recipe import secrets
@@ -16,10 +17,9 @@ from runner.recipe.syntax import yaml_text
 
 
 def request(
-    plan: Plan, step: PlannedStep, entries: Mapping[str, StoreEntry], *,
-    store: Path, device: str, threads: int, command: str,
-) -> Request:  # fmt: skip
-    """The request for one step. `entries`: the results of the steps before it, by id."""
+    plan: Plan, step: PlannedStep, entries: Mapping[str, StoreEntry], store: Path, settings: ApplySettings
+) -> Request:
+    """Make the request for one step. `entries`: the results of the steps before it, by id."""
     document = plan.recipe.document
     given = {id: _given(model) for id, model in plan.given().items() if id in step.inputs.values() or id == MODEL}
     return Request(
@@ -31,8 +31,8 @@ def request(
         key_inputs=step.key_inputs,
         params=step.params,
         seed=step.seed,
-        device=device,
-        threads=threads,
+        device=plan.device,
+        threads=settings.thread_count,
         store=str(store),
         recipe=plan.recipe.name,
         recipe_text=yaml_text.dump(secrets.hide(document, secrets.values(document))),  # model cards are published
@@ -40,7 +40,7 @@ def request(
         data={parameter: _data(plan, name) for parameter, name in step.data.items()},
         produces=step.produces,
         tokenizer=str(plan.model.path),
-        command=command,
+        command=settings.command,
         tasks={name: {entry: str(path) for entry, path in found.paths.items()} for name, found in step.tasks.items()},
         processes=step.processes,
     )

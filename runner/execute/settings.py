@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from runner.job import environment
 from runner.job.remote import Remote
 
 
@@ -23,3 +24,8 @@ class ApplySettings:
     wait: bool = True
     remote: Remote | None = None
     gates_root: Path | None = None
+
+    @property
+    def thread_count(self) -> int:
+        """How many threads to compute with."""
+        return self.threads or environment.default_threads()

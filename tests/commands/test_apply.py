@@ -161,7 +161,7 @@ def test_a_wrong_recipe_shows_its_complaints_and_nothing_else(run: Run, folder: 
 
 
 def test_interrupted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from runner.execute import local
+    from runner.execute import application
     from runner.execute.settings import ApplySettings
 
     def stopped(
@@ -178,7 +178,7 @@ def test_interrupted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
                 sink.send(event)
         return 75
 
-    monkeypatch.setattr(local, "apply", stopped)
+    monkeypatch.setattr(application, "apply", stopped)
     code, out, _ = run("apply", "toy.yaml", "--set", "points=6", "--progress", "none")
     assert code == 75
     assert out.endswith(

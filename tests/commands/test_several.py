@@ -260,9 +260,9 @@ def test_a_folder_without_recipes(run: Run, folder: Path) -> None:
 
 
 def test_an_unforeseen_error_costs_the_other_recipes_nothing(run: Run, folder: Path, monkeypatch: Any) -> None:
-    from runner.execute import local
+    from runner.execute import application
 
-    real, calls = local.apply, []
+    real, calls = application.apply, []
 
     def broken(*args: Any, **options: Any) -> int:
         calls.append(1)
@@ -270,7 +270,7 @@ def test_an_unforeseen_error_costs_the_other_recipes_nothing(run: Run, folder: P
             raise KeyError("torn")
         return real(*args, **options)
 
-    monkeypatch.setattr(local, "apply", broken)
+    monkeypatch.setattr(application, "apply", broken)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     (folder / "other.yaml").write_text(RECIPE.replace("name: toy", "name: other"))
     code, out, err = run("apply", "toy.yaml", "other.yaml", "--progress", "none")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runner.execute.local import apply
+from runner.execute.application import apply
 from runner.execute.settings import ApplySettings
 from runner.execute.stopping import Stopping
 from runner.job.store import Store

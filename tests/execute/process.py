@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from runner.errors import RunnerError
-from runner.execute.local import apply
+from runner.execute.application import apply
 from runner.execute.settings import ApplySettings
 from runner.progress.jsonl import JsonLines
 from tests.job.plans import plan

@@ -109,7 +109,7 @@ def test_a_worker_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest
 def test_a_changed_kind_is_not_run_under_an_old_key(tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from runner.execute.local import apply
+    from runner.execute.application import apply
     from runner.execute.settings import ApplySettings
 
     old = plan(chain(tmp_path))

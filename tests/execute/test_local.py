@@ -231,7 +231,7 @@ def test_other_bytes_of_an_input_are_said(tmp_path: Path) -> None:
 
 
 def test_a_model_that_is_not_here_is_told_before_a_worker_starts(tmp_path: Path) -> None:
-    from runner.execute.local import apply
+    from runner.execute.application import apply
     from runner.execute.settings import ApplySettings
 
     absent = plan(CHAIN, model=None)
@@ -262,5 +262,5 @@ def test_the_worker_alone_needs_no_torch() -> None:
     """The worker's own modules are light: a step that computes nothing starts at once."""
     import sys
 
-    code = "import sys, runner.execute.worker.server, runner.execute.local; sys.exit('torch' in sys.modules)"
+    code = "import sys, runner.execute.worker.server, runner.execute.application; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -65,9 +65,10 @@ def test_contents_decide_the_key_and_places_do_not(tmp_path: Path) -> None:
 
 def test_the_worker_is_told_where_they_are() -> None:
     from runner.execute import messages, requests
+    from runner.execute.settings import ApplySettings
 
     plan = resolve.resolve(recipe('steps:\n  - evaluate.tasks: {tasks: ["demo:continuation"]}\n'), device="cpu")
-    made = requests.request(plan, plan.steps[0], {}, store=Path("/s"), device="cpu", threads=1, command="c")
+    made = requests.request(plan, plan.steps[0], {}, Path("/s"), ApplySettings("c", threads=1))
     path = str(harness_tasks.locate("demo:continuation"))
     assert made.tasks == {"tasks": {"demo:continuation": path}}
     assert messages.decode(messages.encode_run(made)) == replace(made)

@@ -9,6 +9,7 @@ import pytest
 
 from runner.errors import Diagnostic, RecipeError, Span
 from runner.execute.requests import request
+from runner.execute.settings import ApplySettings
 from runner.job import provenance
 from runner.recipe import secrets
 from runner.report import job_report, report_json
@@ -93,7 +94,7 @@ def test_what_workers_write_into_model_cards() -> None:
     plan = planned([{"id": "a", "kind": "quantize.rtn"}])
     secret = {**plan.recipe.document, "params": {"hf_token": "hunter22"}, "description": "by hunter22"}
     plan = replace(plan, recipe=replace(plan.recipe, document=secret))
-    asked = request(plan, plan.steps[0], {}, store=Path("s"), device="cpu", threads=1, command="")
+    asked = request(plan, plan.steps[0], {}, Path("s"), ApplySettings("", threads=1))
     assert "hunter22" not in asked.recipe_text
     assert "description: by •••" in asked.recipe_text
 
