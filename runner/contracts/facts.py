@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from runner.contracts.model_description import ModelDescription
+
 DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
@@ -46,7 +48,8 @@ class CheckpointFacts:
 
     `quantization` is config.json's quantization_config, or the one a planned step will write; `adapter` the
     adapter_config.json of one kept beside the weights, in the folder `adapter/`. Of an engine these are the facts of
-    the checkpoint it was made from, and `engine` what its engine.json says.
+    the checkpoint it was made from, and `engine` what its engine.json says. `description` is what transformers says of
+    the model; None where it was not asked.
     """
 
     source: str
@@ -58,6 +61,7 @@ class CheckpointFacts:
     quantization: Mapping[str, Any] | None = None
     adapter: Mapping[str, Any] | None = None
     engine: Mapping[str, Any] | None = None
+    description: ModelDescription | None = None
 
     @property
     def architecture(self) -> str:

@@ -12,7 +12,7 @@ from runner.contracts.step_kind import DataFacts
 from runner.data.tokenizer import no_tokenizer
 from runner.data.windows import too_short
 from runner.errors import Diagnostic, MachineError, RecipeError, Span
-from runner.model.architecture import inspect, supported
+from runner.model.architecture import inspect, model_complaints, probe, supported
 from runner.model.checkpoint import adapter_config
 from runner.model.checkpoint.companions import COMPRESSION, broken_json, companion_files
 from runner.model.source import hub, locate
@@ -51,9 +51,19 @@ def find_model(spec: ModelSpec, cache_file: Path | None, span: Span | None = Non
             files = digest_files_of(path or tokenizer, facts, cache_file)
             digest = digest_named(files)
         _check_companions(tokenizer, digest, cache_file)
+        facts = described(facts, tokenizer)
     except RecipeError as error:
         raise RecipeError(d.at(d.span or span) for d in error.diagnostics) from None
     return Found(ResolvedModel(spec.source, spec.revision, commit, path, digest, facts, files), tokenizer)
+
+
+def described(facts: CheckpointFacts, folder: Path) -> CheckpointFacts:
+    """The facts with transformers' description of the model; RecipeError with all that it says is wrong."""
+    found = probe.description(folder, facts.tensors)
+    wrong = model_complaints.of(found, facts.tensors, facts.config, facts.source)
+    if wrong:
+        raise RecipeError(wrong)
+    return replace(facts, description=found)
 
 
 def digest_files_of(folder: Path, facts: CheckpointFacts, cache_file: Path | None) -> dict[str, str]:

@@ -1,0 +1,108 @@
+"""What transformers itself says of a checkpoint: its model without weights, the tensors it reads, and its refusals.
+
+The description is made by `runner.model.layerwise.describe`, which imports torch, and read by the planner, which does
+not: between them it is JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+# What the module that holds a parameter does with it.
+LINEAR, CONV1D, EMBEDDING, NORM, CONV = "linear", "conv1d", "embedding", "norm", "conv"
+OTHER, BUFFER = "other", "buffer"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A refusal of transformers.
+
+    stage  "config", "model" or "forward": reading config.json, building the model, running it; "generation" for
+           generation_config.json
+    error  the name of the exception's class
+    words  its message
+    keys   the keys of the file that it concerns: named by transformers, or those of which the default value works
+    """
+
+    stage: str
+    error: str
+    words: str
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of the model, or a buffer that checkpoints hold.
+
+    name      in the model: "model.layers.0.self_attn.q_proj.weight"
+    stored    in the checkpoint; None where no tensor of its own is stored there
+    shape     as the model wants it
+    kind      LINEAR and so on: what its module does
+    module    the class of its module
+    """
+
+    name: str
+    stored: str | None
+    shape: tuple[int, ...]
+    kind: str
+    module: str
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """A checkpoint as transformers reads it. Where `problems` is not empty, the rest may be.
+
+    architecture  the class of the model
+    layers        the name of the list of decoder layers in the model, "model.layers"; "" where there is none
+    layer_count   how many there are
+    parameters    in the order of the model
+    ties          parameter → the one whose stored tensor it uses, both by their names in the model; decided by which of
+                  them are stored. Where both are stored, `both_stored` has them, and their bytes decide.
+    both_stored   parameter → the one that config.json ties it to
+    missing       parameters that no tensor of the checkpoint gives
+    misshaped     parameter → the shape of its tensor, where that is another one
+    packed        stored tensors that belong to a packed weight beside it: scales, zero points
+    ignored       stored tensors that the architecture leaves unread by design
+    unexpected    stored tensors that nothing in the model has a use for
+    converted     stored tensors that transformers makes others of on loading
+    duplicates    parameter → the stored tensors that all stand for it
+    warnings      what transformers logged
+    """
+
+    architecture: str = ""
+    layers: str = ""
+    layer_count: int = 0
+    parameters: tuple[Parameter, ...] = ()
+    ties: Mapping[str, str] | None = None
+    both_stored: Mapping[str, str] | None = None
+    missing: tuple[str, ...] = ()
+    misshaped: Mapping[str, tuple[int, ...]] | None = None
+    packed: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    converted: tuple[str, ...] = ()
+    duplicates: Mapping[str, tuple[str, ...]] | None = None
+    problems: tuple[Problem, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def to_json(description: ModelDescription) -> dict[str, Any]:
+    return asdict(description)
+
+
+def from_json(document: Mapping[str, Any]) -> ModelDescription:
+    """The inverse of `to_json`. KeyError or TypeError for anything else."""
+    plain = {field.name: document[field.name] for field in fields(ModelDescription)}
+    lists = ("missing", "packed", "ignored", "unexpected", "converted", "warnings")
+    return ModelDescription(
+        **{
+            **plain,
+            **{name: tuple(plain[name]) for name in lists},
+            "parameters": tuple(Parameter(**{**each, "shape": tuple(each["shape"])}) for each in plain["parameters"]),
+            "misshaped": {name: tuple(shape) for name, shape in (plain["misshaped"] or {}).items()},
+            "duplicates": {name: tuple(stored) for name, stored in (plain["duplicates"] or {}).items()},
+            "problems": tuple(Problem(**{**each, "keys": tuple(each["keys"])}) for each in plain["problems"]),
+        }
+    )

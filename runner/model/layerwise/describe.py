@@ -1,0 +1,132 @@
+"""Describe a checkpoint as transformers reads it: `python -m runner.model.layerwise.describe < request > description`.
+
+The request is JSON: `folder` (with config.json), `tensors` (name in the checkpoint → shape), `own_code` (whether the
+code that the model brings may run). The answer is a `runner.contracts.model_description.ModelDescription` as JSON. The
+planner asks through `runner.model.architecture.probe`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from runner.contracts import model_description
+from runner.contracts.model_description import ModelDescription, Parameter
+from runner.errors import RecipeError
+from runner.model.layerwise import refusals, tensor_names
+from runner.model.layerwise.linear import is_conv1d
+from runner.model.layerwise.streamed_model import find_layers
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever a library prints is no part of the answer
+    answer = describe(json.load(sys.stdin))
+    with answers:
+        json.dump(answer, answers)
+
+
+def describe(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Answer a request (see above)."""
+    folder = Path(request["folder"])
+    with _warnings() as warnings:
+        model, problems = refusals.build(folder, bool(request["own_code"]))
+        description = ModelDescription(problems=problems)
+        if model is not None:
+            description = of_model(model, {name: tuple(shape) for name, shape in request["tensors"].items()})
+            if not (problems or description.missing or description.misshaped):
+                problems += refusals.running(folder, bool(request["own_code"]), model)
+            description = replace(description, problems=problems + refusals.generation(folder))
+    return model_description.to_json(replace(description, warnings=tuple(dict.fromkeys(warnings))))
+
+
+def of_model(model: Any, tensors: Mapping[str, tuple[int, ...]]) -> ModelDescription:
+    """What an empty model makes of tensors of these names and shapes."""
+    names = tensor_names.names_of(model, tensors)
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    tied, both = tensor_names.ties(model, names.stored)
+    parameters = []
+    for name, shape in wanted.items():
+        module = model.get_submodule(name.rpartition(".")[0])
+        stored = names.stored.get(name, (None,))[0]
+        kind = _kind(module) if name.rpartition(".")[2] in module._parameters else model_description.BUFFER
+        parameters.append(Parameter(name, stored, shape, kind, type(module).__name__))
+    strange = {name: stored for name, stored in names.stored.items() if name not in wanted}
+    passed = {name for name, stored in strange.items() if any(tensor_names.ignored(model, n) for n in (name, *stored))}
+    converted = bool(names.converted)  # of which parameters they are is known to transformers alone
+    layers, count = _layers(model)
+    return ModelDescription(
+        architecture=type(model).__name__,
+        layers=layers,
+        layer_count=count,
+        parameters=tuple(parameters),
+        ties=tied,
+        both_stored=both,
+        missing=() if converted else tuple(
+            name for name in wanted
+            if name not in names.stored and name not in tied and not tensor_names.may_be_missing(model, name)
+        ),
+        misshaped={
+            each.name: tensors[each.stored]
+            for each in parameters
+            if each.stored is not None and tensors.get(each.stored, each.shape) != each.shape
+        },
+        packed=names.packed,
+        ignored=tuple(stored for name in sorted(passed) for stored in strange[name]),
+        unexpected=tuple(stored for name in sorted(set(strange) - passed) for stored in strange[name]),
+        converted=names.converted,
+        duplicates={name: stored for name, stored in names.stored.items() if len(stored) > 1},
+    )  # fmt: skip
+
+
+def _layers(model: Any) -> tuple[str, int]:
+    try:
+        name, layers = find_layers(model, model.config)
+    except RecipeError:
+        return "", 0
+    return name, len(layers)
+
+
+def _kind(module: nn.Module) -> str:
+    if isinstance(module, nn.Linear):
+        return model_description.LINEAR
+    if is_conv1d(module):
+        return model_description.CONV1D
+    if isinstance(module, nn.Embedding):
+        return model_description.EMBEDDING
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return model_description.CONV
+    if "Norm" in type(module).__name__:
+        return model_description.NORM
+    return model_description.OTHER
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """What transformers logs as a warning or worse."""
+    found: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(record.getMessage())
+
+    handler = Collect(logging.WARNING)
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    try:
+        yield found
+    finally:
+        logger.removeHandler(handler)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Asking transformers about a checkpoint: by a process of its own, once, and what is then complained of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner.contracts import model_description
+from runner.contracts.model_description import ModelDescription, Problem
+from runner.errors import MachineError
+from runner.model.architecture import model_complaints, probe
+from runner.model.checkpoint import headers
+from tests.model import checkpoints
+
+SHAPES = {
+    **checkpoints.llama_shapes(),
+    **{f"model.layers.{i}.post_attention_layernorm.weight": ("BF16", [8]) for i in range(4)},
+    "lm_head.weight": ("BF16", [32, 8]),
+}
+CONFIG = {**checkpoints.LLAMA, "num_attention_heads": 2}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return checkpoints.write(tmp_path / "model", SHAPES, CONFIG)
+
+
+@pytest.fixture
+def asked() -> Iterator[list[probe.Request]]:
+    """The requests that were answered, and not out of the cache."""
+    requests: list[probe.Request] = []
+    before = probe._answer
+
+    def answer(request: probe.Request) -> probe.Answer:
+        requests.append(request)
+        return model_description.to_json(ModelDescription(architecture=f"Number{len(requests)}"))
+
+    probe.answer_with(answer)
+    yield requests
+    probe.answer_with(before)
+
+
+def describe(folder: Path) -> ModelDescription:
+    return probe.description(folder, headers.read_headers(folder))
+
+
+def test_a_process_of_its_own_answers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = describe(folder)
+    monkeypatch.setattr(probe, "_answer", probe._ask)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "other"))
+    assert describe(folder) == here
+    assert (here.architecture, here.layers, here.layer_count) == ("LlamaForCausalLM", "model.layers", 4)
+
+
+def test_it_is_asked_once_until_something_changes(folder: Path, asked: list[probe.Request]) -> None:
+    assert describe(folder).architecture == describe(folder).architecture == "Number1"
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"rms_norm_eps": 1e-5}))
+    assert describe(folder).architecture == "Number2"
+    (folder / "generation_config.json").write_text("{}")
+    assert describe(folder).architecture == "Number3"
+    checkpoints.write(folder, {**SHAPES, "score.weight": ("BF16", [8])}, CONFIG)
+    assert describe(folder).architecture == "Number4"
+    (folder / "README.md").write_text("nothing that transformers reads")
+    assert describe(folder).architecture == "Number4"
+    assert len(asked) == 4
+
+
+def test_a_cache_that_cannot_be_read_or_written_is_done_without(folder: Path, asked: list[probe.Request]) -> None:
+    describe(folder)
+    (cached,) = (folder.parent / "cache" / "runner" / "models").glob("*.json")
+    cached.write_text('{"architecture": "Half')
+    assert describe(folder).architecture == "Number2"
+    cached.unlink()
+    cached.mkdir()
+    assert describe(folder).architecture == "Number3"
+
+
+def test_a_process_that_fails_is_a_fault_of_the_machine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "_answer", probe._ask)
+    monkeypatch.setattr(probe, "_RUN", "import sys; sys.exit('no torch here')")
+    with pytest.raises(MachineError) as caught:
+        describe(folder)
+    assert caught.value.message == (
+        "transformers cannot be asked about the model: runner.model.layerwise.describe ended with 1: no torch here"
+    )
+
+
+_VALUE = "{}\nhelp: correct that value, or download config.json again"
+
+
+def rendered(found: ModelDescription, config: dict[str, Any] = CONFIG) -> list[str]:
+    return [each.render() for each in model_complaints.of(found, {}, config, "m")]
+
+
+def test_refusals_say_the_key_and_the_words_of_transformers() -> None:
+    assert rendered(
+        ModelDescription(
+            problems=(
+                Problem("config", "TypeError", "TypeError: expected int", ("hidden_size",)),
+                Problem("model", "KeyError", "KeyError: 'foo'", ()),
+                Problem("forward", "ValueError", "ValueError: shapes", ("hidden_size", "vocab_size")),
+                Problem("generation", "JSONDecodeError", "JSONDecodeError: line 1", ()),
+            )
+        )
+    ) == [
+        _VALUE.format(
+            "error[R453]: transformers refuses config.json of `m`, `hidden_size` = 8: TypeError: expected int"
+        ),
+        "error[R453]: transformers cannot build the model of `m`: KeyError: 'foo'\nhelp: download config.json again",
+        _VALUE.format(
+            "error[R453]: transformers cannot run the model of `m`, `hidden_size` = 8 or `vocab_size` = 32: "
+            "ValueError: shapes"
+        ),
+        (
+            "error[R454]: transformers cannot read generation_config.json of `m`: JSONDecodeError: line 1\n"
+            "help: correct it, or remove it: it only holds defaults for generating text"
+        ),
+    ]
+
+
+def test_missing_tensors_are_counted_where_there_are_many() -> None:
+    found = rendered(ModelDescription(missing=tuple(f"model.layers.{i}.weight" for i in range(20))))
+    assert len(found) == 13
+    assert found[0] == (
+        "error[R406]: tensor `model.layers.0.weight` is missing from `m`\n"
+        "help: the checkpoint is incomplete or was edited; download it again"
+    )
+    assert found[-1] == "error[R406]: 8 more tensors are missing"
+
+
+def test_two_tensors_for_one_parameter_are_two_answers_to_one_question() -> None:
+    (found,) = rendered(ModelDescription(duplicates={"transformer.h": ("h", "transformer.h")}))
+    assert found == (
+        "error[R414]: `h` and `transformer.h` both stand for `transformer.h` of the model\n"
+        "help: remove the one that is not meant, or load the model with transformers and save it again"
+    )
