@@ -14,7 +14,8 @@ Shapes = Mapping[str, tuple[str, list[int]]]
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 8, "intermediate_size": 16,
-    "num_hidden_layers": 4, "vocab_size": 32, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2,
+    "num_attention_heads": 2, "num_hidden_layers": 4, "tie_word_embeddings": True, "vocab_size": 32,
+    "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 
 
@@ -26,7 +27,8 @@ def llama_shapes(layers: int = 4, dtype: str = "BF16") -> dict[str, tuple[str, l
             shapes[f"model.layers.{i}.self_attn.{name}.weight"] = (dtype, [8, 8])
         for name, shape in (("gate_proj", [16, 8]), ("up_proj", [16, 8]), ("down_proj", [8, 16])):
             shapes[f"model.layers.{i}.mlp.{name}.weight"] = (dtype, shape)
-        shapes[f"model.layers.{i}.input_layernorm.weight"] = (dtype, [8])
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"model.layers.{i}.{name}.weight"] = (dtype, [8])
     shapes["model.norm.weight"] = (dtype, [8])
     return shapes
 

@@ -23,7 +23,8 @@ def of(
     stored = {each.name: each.stored or each.name for each in found.parameters}
     shapes = {each.name: each.shape for each in found.parameters}
     missing = [
-        Diagnostic("R406", f"tensor `{stored[name]}` is missing from `{source}`", _AGAIN) for name in found.missing
+        Diagnostic("R406", f"tensor `{stored.get(name, name)}` is missing from `{source}`", _AGAIN)
+        for name in found.missing
     ]
     misshaped = [
         Diagnostic(

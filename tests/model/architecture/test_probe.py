@@ -16,18 +16,11 @@ from runner.model.architecture import model_complaints, probe
 from runner.model.checkpoint import headers
 from tests.model import checkpoints
 
-SHAPES = {
-    **checkpoints.llama_shapes(),
-    **{f"model.layers.{i}.post_attention_layernorm.weight": ("BF16", [8]) for i in range(4)},
-    "lm_head.weight": ("BF16", [32, 8]),
-}
-CONFIG = {**checkpoints.LLAMA, "num_attention_heads": 2}
-
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return checkpoints.write(tmp_path / "model", SHAPES, CONFIG)
+    return checkpoints.write(tmp_path / "model")
 
 
 @pytest.fixture
@@ -59,11 +52,11 @@ def test_a_process_of_its_own_answers(folder: Path, monkeypatch: pytest.MonkeyPa
 
 def test_it_is_asked_once_until_something_changes(folder: Path, asked: list[probe.Request]) -> None:
     assert describe(folder).architecture == describe(folder).architecture == "Number1"
-    (folder / "config.json").write_text(json.dumps(CONFIG | {"rms_norm_eps": 1e-5}))
+    (folder / "config.json").write_text(json.dumps(checkpoints.LLAMA | {"rms_norm_eps": 1e-5}))
     assert describe(folder).architecture == "Number2"
     (folder / "generation_config.json").write_text("{}")
     assert describe(folder).architecture == "Number3"
-    checkpoints.write(folder, {**SHAPES, "score.weight": ("BF16", [8])}, CONFIG)
+    checkpoints.write(folder, {**checkpoints.llama_shapes(), "score.weight": ("BF16", [8])})
     assert describe(folder).architecture == "Number4"
     (folder / "README.md").write_text("nothing that transformers reads")
     assert describe(folder).architecture == "Number4"
@@ -93,7 +86,7 @@ def test_a_process_that_fails_is_a_fault_of_the_machine(folder: Path, monkeypatc
 _VALUE = "{}\nhelp: correct that value, or download config.json again"
 
 
-def rendered(found: ModelDescription, config: dict[str, Any] = CONFIG) -> list[str]:
+def rendered(found: ModelDescription, config: dict[str, Any] = checkpoints.LLAMA) -> list[str]:
     return [each.render() for each in model_complaints.of(found, {}, config, "m")]
 
 
@@ -101,7 +94,7 @@ def test_refusals_say_the_key_and_the_words_of_transformers() -> None:
     assert rendered(
         ModelDescription(
             problems=(
-                Problem("config", "TypeError", "TypeError: expected int", ("hidden_size",)),
+                Problem("config", "TypeError", "TypeError: no int", ("hidden_size",)),
                 Problem("model", "KeyError", "KeyError: 'foo'", ()),
                 Problem("forward", "ValueError", "ValueError: shapes", ("hidden_size", "vocab_size")),
                 Problem("generation", "JSONDecodeError", "JSONDecodeError: line 1", ()),
@@ -109,7 +102,7 @@ def test_refusals_say_the_key_and_the_words_of_transformers() -> None:
         )
     ) == [
         _VALUE.format(
-            "error[R453]: transformers refuses config.json of `m`, `hidden_size` = 8: TypeError: expected int"
+            "error[R453]: transformers refuses config.json of `m`, `hidden_size` = 8: TypeError: no int"
         ),
         "error[R453]: transformers cannot build the model of `m`: KeyError: 'foo'\nhelp: download config.json again",
         _VALUE.format(

@@ -169,7 +169,7 @@ def test_missing_shard(tmp_path: Path) -> None:
         "R434",
         (
             f"`{tmp_path}/model-00002-of-00002.safetensors` is missing; "
-            "`model.safetensors.index.json` lists 17 tensors in it"
+            "`model.safetensors.index.json` lists 19 tensors in it"
         ),
         "download that file again, or copy it beside the others",
     )

@@ -33,7 +33,8 @@ def change(folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize("name", tiny.ARCHITECTURES)
 def test_it_agrees_with_the_model_that_transformers_loads(tmp_path: Path, name: str) -> None:
     found = described(tiny.save(tmp_path, name))
-    model, loading = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    model, loading = loaded
     state = model.state_dict()
     assert (found.problems, found.missing, found.unexpected, found.misshaped) == ((), (), (), {})
     assert not loading["missing_keys"]
