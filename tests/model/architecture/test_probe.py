@@ -101,9 +101,7 @@ def test_refusals_say_the_key_and_the_words_of_transformers() -> None:
             )
         )
     ) == [
-        _VALUE.format(
-            "error[R453]: transformers refuses config.json of `m`, `hidden_size` = 8: TypeError: no int"
-        ),
+        _VALUE.format("error[R453]: transformers refuses config.json of `m`, `hidden_size` = 8: TypeError: no int"),
         "error[R453]: transformers cannot build the model of `m`: KeyError: 'foo'\nhelp: download config.json again",
         _VALUE.format(
             "error[R453]: transformers cannot run the model of `m`, `hidden_size` = 8 or `vocab_size` = 32: "
