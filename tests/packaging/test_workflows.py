@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,15 @@ def gitlab() -> Commands:
     assert block is not None
     job: dict[str, Any] = yaml.safe_load(block.group(1))["nightly"]
     return [*job["script"], "\n".join(job["after_script"])]
+
+
+def test_no_folder_of_tests_is_left_out(request: pytest.FixtureRequest) -> None:
+    """pytest skips folders by their names, without a word."""
+    skipped = request.config.getini("norecursedirs")
+    folders = {path.parent for path in (ROOT / "tests").rglob("test_*.py")}
+    names = {name for folder in folders for name in folder.relative_to(ROOT).parts}
+    assert "build" in names
+    assert [name for name in sorted(names) if any(fnmatch(name, pattern) for pattern in skipped)] == []
 
 
 @pytest.mark.parametrize("pipeline", [github, gitlab])

@@ -34,7 +34,9 @@ def cost(
     return Cost(*estimate(inputs, PARAMS | params, trained=trained, disk=FACTS.nbytes, frozen_bytes=frozen))
 
 
-@pytest.mark.parametrize(("batch", "trained"), [(4, "all"), (8, "q_proj.weight")])
+@pytest.mark.parametrize(
+    ("batch", "trained"), [(4, "all"), pytest.param(8, "q_proj.weight", marks=pytest.mark.nightly)]
+)
 def test_memory_is_within_a_quarter(tmp_path: Path, batch: int, trained: str) -> None:
     command = [sys.executable, "-m", "tests.training.measured", str(tmp_path), str(batch), trained]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, timeout=600)

@@ -59,7 +59,10 @@ def test_two_processes_train_what_one_does(tmp_path: Path, model: Path, two: tup
 
 @pytest.mark.parametrize(
     ("kind", "params"),
-    [("recover.lora", {"rank": 4, "target_modules": ["q_proj", "up_proj"]}), ("recover.scales", {"norms": True})],
+    [
+        ("recover.scales", {"norms": True}),
+        pytest.param("recover.lora", {"rank": 4, "target_modules": ["q_proj", "up_proj"]}, marks=pytest.mark.nightly),
+    ],
 )
 def test_two_processes_recover_packed_weights_as_one_does(tmp_path: Path, kind: str, params: dict[str, Any]) -> None:
     """Each in two forwards a step, against one process with the whole batch in one."""
@@ -98,6 +101,7 @@ class StopsAtEvent(plain.Caller):
             raise Interrupted("stopped")
 
 
+@pytest.mark.nightly
 def test_a_stop_ends_all_at_one_step_and_the_rest_gives_the_same_bytes(
     tmp_path: Path, model: Path, two: tuple[plain.Caller, Fitted]
 ) -> None:

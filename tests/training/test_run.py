@@ -151,8 +151,10 @@ def test_dropout_goes_on_where_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kill_at", "sealing", "first"),
-    [("8", "telling", 6), ("10", "sealing", 6)],
-    ids=["between checkpoints", "before a checkpoint counts"],
+    [
+        pytest.param("8", "telling", 6, id="between checkpoints", marks=pytest.mark.nightly),
+        pytest.param("10", "sealing", 6, id="before a checkpoint counts"),
+    ],
 )
 def test_a_killed_training_ends_with_the_same_bytes(
     tmp_path: Path, model: Path, whole: Fitted, kill_at: str, sealing: str, first: int
