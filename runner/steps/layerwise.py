@@ -30,9 +30,13 @@ from runner.model.checkpoint.formats import (
     validate_together,
 )
 from runner.model.layerwise import memory_budget
-from runner.model.layerwise.method import LayerMethod
-from runner.model.layerwise.patterns import matches
-from runner.model.layerwise.targets import chosen, planned_schemes, scheme
+from runner.steps.layer_method import LayerMethod
+from runner.steps.patterns import matches
+from runner.steps.targets import chosen, planned_schemes, scheme
+
+__all__ = [
+    "LayerMethod", "bind", "check", "distinct_inputs", "estimate", "outcome", "run", "stacks", "unmatched",
+]  # fmt: skip
 
 Bound = tuple[
     Callable[[Params, Inputs], list[Diagnostic]],
@@ -48,9 +52,15 @@ def bind(method: LayerMethod) -> Bound:
 
 
 def run(method: LayerMethod, ctx: Context) -> Result:
-    from runner.model.layerwise.engine import transform
+    from runner.model import card
+    from runner.model.checkpoint.headers import read_config
+    from runner.steps import layer_stream as stream
 
-    return transform(ctx, method)
+    how = stream.compression(ctx, method)
+    results = stream.compress(ctx.inputs["checkpoint"].path, how, ctx.out_dir, stream.stream_run(ctx), ctx.device)
+    text = card.render(ctx, read_config(ctx.out_dir), results)
+    (ctx.out_dir / "README.md").write_text(text, encoding="utf-8")
+    return stream.summary(ctx.out_dir, results)
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:

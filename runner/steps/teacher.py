@@ -59,19 +59,18 @@ def cache_teacher_outputs(ctx: Context, task: Task, student: Path, cache: Path, 
     import torch
 
     from runner.model.checkpoint.headers import read_config
+    from runner.steps.layer_stream import hooks
     from runner.training import teacher_cache
     from runner.training.sampler import order
 
     ids, theirs = ctx.data("data"), ctx.inputs["teacher"].path
     seen = task.settings.steps * task.settings.batch_size
-    teacher_cache.cache(
-        ctx,
-        theirs,
-        ids,
-        torch.unique(order(len(ids), seen, task.seed)),
-        cache,
+    teacher = teacher_cache.Teacher(
+        checkpoint=theirs,
+        device=ctx.device,
         top_k=ctx.params["top_k"],
         temperature=ctx.params["temperature"],
         vocabulary=min(vocabulary.size(read_config(model)) for model in (theirs, student)),
-        before=before,
-    ).close()
+    )
+    rows = torch.unique(order(len(ids), seen, task.seed))
+    teacher_cache.cache(teacher, ids, rows, cache, hooks(ctx), before).close()

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch.nn.functional import cosine_similarity
 
-from runner.contracts.context import Context
 from runner.model.architecture import inspect
 from runner.model.architecture.inspect import facts as read_facts
 from runner.model.checkpoint.companions import copy_companions
@@ -21,6 +20,7 @@ from runner.model.checkpoint.safetensors_writer import sync_folder, write_all, w
 from runner.model.checkpoint.writer import CheckpointWriter
 from runner.model.layerwise.forward_modes import forward
 from runner.model.layerwise.hidden_states import HiddenStates
+from runner.model.layerwise.stream_run import StreamRun
 from runner.model.layerwise.streamed_model import StreamedModel
 from runner.system import heap
 from runner.training import layer_selection
@@ -55,33 +55,34 @@ def cut(source: Path, keep: Sequence[int], out: Path) -> None:
     sync_folder(out.parent)
 
 
-def influence(ctx: Context, folder: Path, ids: torch.Tensor, scratch: Path, after: int = 0) -> list[float]:
+def influence(folder: Path, ids: torch.Tensor, device: str, run: StreamRun) -> list[float]:
     """Block influence of every decoder layer: 1 − E[cos(x_in, x_out)] over positions (ShortGPT, Men 2024,
 
     arXiv:2403.03853, eq. 1). 0 for a layer that changes nothing but the length of its input.
 
     Measured on the first MEASURED_TOKENS tokens of `ids` [windows, length], a layer in memory at a time. The answer is
-    kept in `scratch` and given again. `after` is the number of layers that the step runs later, for events.
+    kept in `run.progress` and given again; a measurement that was interrupted starts again.
     """
-    answer = scratch / "influence.json"
+    answer = run.progress
     if answer.exists():
         found: list[float] = json.loads(answer.read_text(encoding="utf-8"))
         return found
-    scratch.mkdir(parents=True, exist_ok=True)
-    streamed = StreamedModel(folder, ctx.device)
-    flow = HiddenStates(streamed, ids[: max(1, MEASURED_TOKENS // ids.shape[1])], scratch)
+    run.scratch.mkdir(parents=True, exist_ok=True)
+    streamed = StreamedModel(folder, device)
+    flow = HiddenStates(streamed, ids[: max(1, MEASURED_TOKENS // ids.shape[1])], run.scratch)
     influences: list[float] = []
     with torch.no_grad():
         flow.begin(0, [])
         for index in range(len(streamed)):
-            ctx.safe_point()
+            run.hooks.safe_point()
             started = time.perf_counter()
             influences.append(1 - _mean_cosine(flow, index, streamed.load(index)))
             streamed.free(index)
             flow.drop(index)
             heap.trim()
             seconds = time.perf_counter() - started
-            ctx.emit("layer", layer=index + 1, layers=len(streamed) + after, seconds=seconds, error=None)
+            layers = run.before + len(streamed) + run.after
+            run.hooks.emit("layer", layer=run.before + index + 1, layers=layers, seconds=seconds, error=None)
     flow.drop(len(streamed))
     streamed.reader.close()
     with written(answer) as file:

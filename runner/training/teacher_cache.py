@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 
-from runner.contracts.context import Context
 from runner.errors import StepFailed
 from runner.model.checkpoint.safetensors_writer import write_all, written
 from runner.model.layerwise.activation_file import as_bytes
 from runner.model.layerwise.final_hidden import final_hidden, position_chunks
 from runner.model.layerwise.hidden_states import HiddenStates
+from runner.model.layerwise.stream_run import StreamHooks, StreamRun
 from runner.model.layerwise.streamed_model import StreamedModel
 from runner.training.losses import TopK
 
@@ -87,33 +87,39 @@ class Cached:
             os.close(self._open.popitem()[1])
 
 
-def cache(
-    ctx: Context,
-    checkpoint: Path,
-    ids: torch.Tensor,
-    rows: torch.Tensor,
-    folder: Path,
-    *,
-    top_k: int,
-    temperature: float,
-    vocabulary: int,
-    before: int = 0,
-) -> Cached:
-    """Run the checkpoint over the windows `rows` [n] of `ids` [windows, length] and keep what it says in `folder`.
+@dataclass(frozen=True)
+class Teacher:
+    """A checkpoint that is run over text, and what of its logits is kept.
 
-    A finished cache of the same layout is opened instead. Only the first `vocabulary` logits count (a table may be
-    padded). An interrupted run goes on at the layer that it had come to, or at the logits. `before` is the number of
-    layers that the step ran earlier, for events.
+    vocabulary   only the first that many logits count: a table may be padded
     """
-    layout = Layout(len(rows), ids.shape[1] - 1, min(top_k, vocabulary), temperature, vocabulary)
+
+    checkpoint: Path
+    device: str
+    top_k: int
+    temperature: float
+    vocabulary: int
+
+
+def cache(
+    teacher: Teacher, ids: torch.Tensor, rows: torch.Tensor, folder: Path, hooks: StreamHooks, before: int = 0
+) -> Cached:
+    """Run the teacher over the windows `rows` [n] of `ids` [windows, length] and keep its likeliest tokens in `folder`.
+
+    A finished cache of the same layout is opened instead. An interrupted run goes on at the layer that it had come to,
+    or at the logits. `before` is the number of layers that the step ran earlier, for events.
+    """
+    size = teacher.vocabulary
+    layout = Layout(len(rows), ids.shape[1] - 1, min(teacher.top_k, size), teacher.temperature, size)
     hidden = folder.with_name(f"{folder.name}-hidden")
     if not _finished(folder, layout):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _MARKER).unlink(missing_ok=True)
         hidden.mkdir(parents=True, exist_ok=True)
-        streamed = StreamedModel(checkpoint, ctx.device)
-        flow = final_hidden(ctx, streamed, ids[rows], hidden, hidden / "progress.json", before=before)
-        _write(ctx, streamed, flow, layout, folder)
+        streamed = StreamedModel(teacher.checkpoint, teacher.device)
+        run = StreamRun(hidden, hidden / "progress.json", hooks, before=before)
+        flow = final_hidden(streamed, ids[rows], run)
+        _write(streamed, flow, layout, folder, hooks)
         flow.drop(len(streamed))
         streamed.reader.close()
         with written(folder / _MARKER) as file:
@@ -141,7 +147,7 @@ def _finished(folder: Path, layout: Layout) -> bool:
         return False
 
 
-def _write(ctx: Context, streamed: StreamedModel, flow: HiddenStates, layout: Layout, folder: Path) -> None:
+def _write(streamed: StreamedModel, flow: HiddenStates, layout: Layout, folder: Path, hooks: StreamHooks) -> None:
     """The head on the final hidden states of `flow`, a few windows and positions at a time."""
     final = flow.file(0, len(streamed))
     streamed.load_rest(embedding=False)
@@ -149,7 +155,7 @@ def _write(ctx: Context, streamed: StreamedModel, flow: HiddenStates, layout: La
     with torch.no_grad(), ExitStack() as stack:
         files = [stack.enter_context(written(folder / name)) for name in _FILES]
         for start, stop in flow.spans:
-            ctx.safe_point()
+            hooks.safe_point()
             hidden = final.read(start, stop)
             chunks = [
                 truncated(streamed.logits(hidden, keep), layout)
@@ -157,5 +163,5 @@ def _write(ctx: Context, streamed: StreamedModel, flow: HiddenStates, layout: La
             ]
             for file, dtype, parts in zip(files, layout.types(), zip(*chunks, strict=True), strict=True):
                 write_all(file, as_bytes(torch.cat(parts, 1).to("cpu", dtype).contiguous()))
-            ctx.emit("progress", phase="teacher", done=stop, total=flow.windows, unit="windows")
+            hooks.emit("progress", phase="teacher", done=stop, total=flow.windows, unit="windows")
     streamed.free_rest()

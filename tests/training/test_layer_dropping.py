@@ -15,7 +15,9 @@ from torch import nn
 from runner.errors import Interrupted
 from runner.model.architecture.inspect import facts
 from runner.model.checkpoint.reader import CheckpointReader
+from runner.model.layerwise.stream_run import StreamRun
 from runner.model.layerwise.streamed_model import find_layers
+from runner.steps.layer_stream import hooks
 from runner.training import layer_dropping, layer_selection
 from tests.host import Host
 from tests.tiny import ARCHITECTURES, save, tokens
@@ -149,10 +151,15 @@ def test_which_layers_stay() -> None:
     assert layer_selection.spread(3, 2)[-1] == (2, 1)
 
 
+def measuring(host: Host, after: int = 0) -> StreamRun:
+    folder = host.scratch_dir / "influence"
+    return StreamRun(folder, host.out_dir.parent / "influence.json", hooks(host), after=after)
+
+
 def test_influence_is_that_of_a_plain_forward(tmp_path: Path) -> None:
     folder, ids = save(tmp_path / "model", "llama"), tokens()
     host = Host(tmp_path, "evaluate.perplexity", folder, ids)
-    found = layer_dropping.influence(host, folder, ids, tmp_path / "influence", after=2)
+    found = layer_dropping.influence(folder, ids, "cpu", measuring(host, after=2))
     model, states = model_of(folder), []
     for layer in model.model.layers:
         layer.register_forward_pre_hook(lambda module, given: states.append(given[0].double()))
@@ -165,18 +172,17 @@ def test_influence_is_that_of_a_plain_forward(tmp_path: Path) -> None:
         expected.append(1 - float(cosine.mean()))
     assert found == pytest.approx(expected, rel=1e-4)
     assert [(e["layer"], e["layers"]) for e in host.events] == [(1, 5), (2, 5), (3, 5)]
-    assert [path.name for path in (tmp_path / "influence").iterdir()] == ["influence.json"]
+    assert list((host.scratch_dir / "influence").iterdir()) == []  # the hidden states are gone
 
 
 def test_influence_is_measured_once(tmp_path: Path) -> None:
     folder, ids = save(tmp_path / "model", "llama"), tokens()
+    stopped = Host(tmp_path, "evaluate.perplexity", folder, ids, stop_after=1)
     with pytest.raises(Interrupted):
-        layer_dropping.influence(
-            Host(tmp_path, "evaluate.perplexity", folder, ids, stop_after=1), folder, ids, tmp_path / "i"
-        )
+        layer_dropping.influence(folder, ids, "cpu", measuring(stopped))
     host = Host(tmp_path, "evaluate.perplexity", folder, ids)
-    found = layer_dropping.influence(host, folder, ids, tmp_path / "i")
+    found = layer_dropping.influence(folder, ids, "cpu", measuring(host))
     assert len(host.layers()) == len(found) == 3
-    assert json.loads((tmp_path / "i" / "influence.json").read_text()) == found
-    assert layer_dropping.influence(host, folder, ids, tmp_path / "i") == found
+    assert json.loads((tmp_path / "influence.json").read_text()) == found
+    assert layer_dropping.influence(folder, ids, "cpu", measuring(host)) == found
     assert len(host.layers()) == 3

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from runner.errors import Interrupted, StepFailed
+from runner.steps.layer_stream import hooks
 from runner.training import losses, teacher_cache
 from runner.training.losses import Mix
-from runner.training.teacher_cache import Cached, Layout
+from runner.training.teacher_cache import Cached, Layout, Teacher
 from tests.host import Host
 from tests.tiny import save, tokens
 
@@ -32,7 +33,7 @@ def cached(tmp_path: Path, folder: Path, host: Host | None = None, rows: torch.T
     ids = tokens()
     settings: dict[str, Any] = {"top_k": 5, "temperature": 2.0, "vocabulary": 96} | options
     host = host or Host(tmp_path, "evaluate.perplexity", folder, ids)
-    return teacher_cache.cache(host, folder, ids, rows, tmp_path / "cache", **settings)
+    return teacher_cache.cache(Teacher(folder, "cpu", **settings), ids, rows, tmp_path / "cache", hooks(host))
 
 
 def digests(folder: Path) -> dict[str, str]:

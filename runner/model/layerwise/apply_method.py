@@ -4,36 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from runner.model.checkpoint.formats.quantized import Quantized
-from runner.model.layerwise.method import LayerMethod, Linear, Statistics, Transformed
-from runner.model.layerwise.patterns import module_params
+from runner.model.layerwise.method import Linear, Method, Options, Statistics, Transformed
 
 Weights = Mapping[str, torch.Tensor]  # module's name in the checkpoint → weight [out, in], in the type it is stored in
 
 
-def transform_group(
-    method: LayerMethod, params: Mapping[str, Any], weights: Weights, seen: Statistics
-) -> dict[str, Transformed]:
-    """Transform linears that see one input. Linears that `ignore` names are absent from the result."""
+def transform_group(method: Method, weights: Weights, seen: Statistics) -> dict[str, Transformed]:
+    """Transform linears that see one input. Linears that the method has no options for are absent from the result."""
     done: dict[str, Transformed] = {}
-    for names, own in teams(method, params, list(weights)):
+    for names, own in teams(method, list(weights)):
         stacked = torch.cat([weights[name].float() for name in names])
         linear = Linear(tuple(names), stacked, weights[names[0]].dtype)
         done |= split(names, weights, method.transform(linear, seen, own))
     return done
 
 
-def teams(
-    method: LayerMethod, params: Mapping[str, Any], names: Sequence[str]
-) -> list[tuple[list[str], dict[str, Any]]]:
-    """Which linears are solved together, and with which params: all with equal ones if the method stacks, else each."""
-    found: list[tuple[list[str], dict[str, Any]]] = []
+def teams(method: Method, names: Sequence[str]) -> list[tuple[list[str], Options]]:
+    """Which linears are solved together, with their options: all with equal options if the method stacks, else each."""
+    found: list[tuple[list[str], Options]] = []
     for name in names:
-        own = module_params(params, name)
+        own = method.options.get(name)
         if own is None:
             continue
         team = next((t for t, p in found if p == own), None) if method.stacked else None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,62 +19,71 @@ from typing import Any
 import torch
 from torch import nn
 
-from runner.contracts.context import Context, Result
 from runner.contracts.facts import CheckpointFacts
 from runner.model.architecture.config import hidden_size
-from runner.model.architecture.inspect import facts as read_facts
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.layerwise import adapter, block_attention, forward_modes, progress_file
 from runner.model.layerwise.apply_method import dense, transform_group
 from runner.model.layerwise.hidden_states import HiddenStates
 from runner.model.layerwise.linear import is_conv1d, is_linear
 from runner.model.layerwise.memory_budget import suspend_limit, suspended_bytes, widest
-from runner.model.layerwise.method import LayerMethod, Statistics, Transformed
-from runner.model.layerwise.output import Output, Results
+from runner.model.layerwise.method import Method, Statistics, Transformed
 from runner.model.layerwise.statistics_collector import StatisticsCollector
+from runner.model.layerwise.stream_run import StreamRun
 from runner.model.layerwise.streamed_model import StreamedModel, dense_copy
 from runner.system import heap
 
-
-def transform(ctx: Context, method: LayerMethod) -> Result:
-    """Run a layer-wise method over a checkpoint; the new checkpoint is in `ctx.out_dir`."""
-    want = method.wants(ctx.params)
-    facts = read_facts(ctx.inputs["checkpoint"].path, str(ctx.inputs["checkpoint"].path))
-    reader = CheckpointReader(ctx.inputs["checkpoint"].path)
-    transposed = frozenset(linear.name for linear in facts.linears if linear.transposed)
-    output = Output(ctx, reader, facts, method.kind)
-    names = [facts.layer_tensors(index) for index in range(facts.layer_count)]
-    if want == "none":
-        layers: Any = WeightsOnly(ctx, method, reader, facts, transposed)
-    else:
-        layers = Calibrated(ctx, method, want, facts)
-    results = walk(ctx, layers, facts.layer_count, lambda index, changed: output.layer(index, names[index], changed))
-    output.finish({name for layer in names for name in layer}, results)
-    return summary(ctx, results)
+Results = list[dict[str, Any]]  # what the record says of each finished layer, in order
+Sink = Callable[[int, Mapping[str, Transformed]], dict[str, Any]]
 
 
-def walk(
-    ctx: Context, layers: Any, count: int, keep: Callable[[int, Mapping[str, Transformed]], dict[str, Any]]
-) -> Results:
-    """Run `layers` one after another from the first unfinished one. `keep` puts what became of a layer on disk and
+@dataclass(frozen=True)
+class StreamInputs:
+    """The checkpoint that goes through a stream, and where it is computed.
 
-    returns what the record says of it; all of that is the result.
+    facts     of the checkpoint in `folder`
+    ids       calibration windows [windows, length], int64; None for a method that collects no statistics
+    original  folder of the unchanged model that "cross" compares with; None: the checkpoint itself
     """
-    path = ctx.out_dir.parent / "progress.json"
-    progress: progress_file.Progress = layers.begin(progress_file.load(path, count))
+
+    folder: Path
+    facts: CheckpointFacts
+    device: str = "cpu"
+    ids: torch.Tensor | None = None
+    original: Path | None = None
+
+
+def transform(inputs: StreamInputs, method: Method, sink: Sink, run: StreamRun) -> Results:
+    """Run a layer-wise method over a checkpoint. `sink` gets the changed modules of each layer, by their names in the
+
+    checkpoint, puts the layer on disk, and returns what the record says of it; all of that is the result. Finished
+    layers of an interrupted run are not run again.
+    """
+    return walk(open_layers(inputs, method), sink, run)
+
+
+def open_layers(inputs: StreamInputs, method: Method) -> WeightsOnly | Calibrated:
+    """The decoder layers of a checkpoint, ready for `walk`."""
+    return WeightsOnly(inputs, method) if method.statistics == "none" else Calibrated(inputs, method)
+
+
+def walk(layers: WeightsOnly | Calibrated, sink: Sink, run: StreamRun) -> Results:
+    """Run `layers` one after another from the first unfinished one, as `transform` does."""
+    count = layers.inputs.facts.layer_count
+    progress = layers.begin(progress_file.load(run.progress, count), run)
     layers.left = left = heap.Layers()
     with torch.inference_mode():
         for index in range(progress.layer, count):
-            ctx.safe_point()
+            run.hooks.safe_point()
             started = time.perf_counter()
-            result = keep(index, layers.run(index))
+            result = sink(index, layers.run(index))
             progress.results.append(result)
             progress.layer, progress.hidden = index + 1, layers.finished(index + 1)
-            progress.save(path)
+            progress.save(run.progress)
             layers.drop(index)
             left.ended()
             before = mean(result, "error_before")
-            ctx.emit(
+            run.hooks.emit(
                 "layer", layer=index + 1, layers=count, seconds=time.perf_counter() - started,
                 error=mean(result, "error"), **({} if before is None else {"error_before": before}),
             )  # fmt: skip
@@ -84,27 +94,21 @@ def walk(
 class WeightsOnly:
     """Layers for a method that needs no calibration: weights are read one linear at a time, nothing is run."""
 
-    def __init__(
-        self,
-        ctx: Context,
-        method: LayerMethod,
-        reader: CheckpointReader,
-        facts: CheckpointFacts,
-        transposed: frozenset[str],
-    ) -> None:
-        self.ctx, self.method, self.reader, self.facts, self.transposed = ctx, method, reader, facts, transposed
+    def __init__(self, inputs: StreamInputs, method: Method) -> None:
+        self.inputs, self.method = inputs, method
+        self.reader = CheckpointReader(inputs.folder)
         self.left: heap.Layers  # set by `walk`
 
-    def begin(self, progress: progress_file.Progress) -> progress_file.Progress:
+    def begin(self, progress: progress_file.Progress, run: StreamRun) -> progress_file.Progress:
         return progress
 
     def run(self, index: int) -> dict[str, Transformed]:
         changed: dict[str, Transformed] = {}
-        for linear in self.facts.linears:
+        for linear in self.inputs.facts.linears:
             if linear.layer == index:
-                weight = self.reader.read_module_weight(linear.name).to(self.ctx.device)
-                weights = {linear.name: weight.T if linear.name in self.transposed else weight}
-                changed |= transform_group(self.method, self.ctx.params, weights, Statistics())
+                weight = self.reader.read_module_weight(linear.name).to(self.inputs.device)
+                weights = {linear.name: weight.T if linear.transposed else weight}
+                changed |= transform_group(self.method, weights, Statistics())
         return changed
 
     def finished(self, layer: int) -> list[str]:
@@ -114,39 +118,36 @@ class WeightsOnly:
         """Nothing flows, so nothing is left behind."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        self.reader.close()
 
 
 class Calibrated:
-    """Layers for a method that looks at calibration inputs.
+    """Layers for a method that looks at calibration inputs."""
 
-    The unchanged model that "cross" compares with is the checkpoint itself, or that in the folder `unchanged`, which
-    has the same layers.
-    """
-
-    def __init__(
-        self, ctx: Context, method: LayerMethod, want: str, facts: CheckpointFacts, unchanged: Path | None = None
-    ) -> None:
-        self.ctx, self.method, self.want, self.facts = ctx, method, want, facts
-        self.streamed = StreamedModel(ctx.inputs["checkpoint"].path, ctx.device)
+    def __init__(self, inputs: StreamInputs, method: Method) -> None:
+        if inputs.ids is None:
+            raise ValueError(f"the statistic {method.statistics!r} needs calibration data")
+        self.inputs, self.method, self.ids = inputs, method, inputs.ids
+        self.streamed = StreamedModel(inputs.folder, inputs.device)
         block_attention.use_blocks(self.streamed.model, self.streamed.device)
         self.other: StreamedModel | None = None
-        if want == "cross" and unchanged is not None:
-            self.other = StreamedModel(unchanged, ctx.device, self.streamed.dtype)
+        self.lanes = 2 if method.statistics == "cross" else 1
+        if self.lanes == 2 and inputs.original is not None:
+            self.other = StreamedModel(inputs.original, inputs.device, self.streamed.dtype)
             block_attention.use_blocks(self.other.model, self.other.device)
-        self.ids = ctx.data("data")
-        self.flow = HiddenStates(self.streamed, self.ids, ctx.scratch_dir, lanes=2 if want == "cross" else 1)
         self.pass_ = self._choose_pass()
+        self.flow: HiddenStates  # set by `begin`
         self.left: heap.Layers  # set by `walk`
 
-    def begin(self, progress: progress_file.Progress) -> progress_file.Progress:
+    def begin(self, progress: progress_file.Progress, run: StreamRun) -> progress_file.Progress:
+        self.flow = HiddenStates(self.streamed, self.ids, run.scratch, self.lanes)
         if progress.layer == len(self.streamed):
             return progress  # stopped while the folder was put together: no layer is left to feed
         with torch.inference_mode():
             if self.flow.begin(progress.layer, progress.hidden):
                 return progress
-            self.ctx.emit("message", level="warning", text="the hidden states of the interrupted run are not intact: "
-                          "starting again at the first layer")  # fmt: skip
+            run.hooks.emit("message", level="warning", text="the hidden states of the interrupted run are not intact: "
+                           "starting again at the first layer")  # fmt: skip
             self.flow.begin(0, [])
             return progress_file.Progress(len(self.streamed))
 
@@ -165,13 +166,13 @@ class Calibrated:
 
         def collect(group: int, inputs: tuple[torch.Tensor, ...]) -> None:
             if group not in collectors:
-                collectors[group] = StatisticsCollector(self.want, inputs[0].shape[-1], inputs[0].device)
+                collectors[group] = StatisticsCollector(self.method.statistics, inputs[0].shape[-1], inputs[0].device)
             collectors[group].add(*inputs)
 
         def solve_group(group: int) -> None:
             members = {self._stored(index, name): linears[name] for name in groups[group]}
             weights = {name: self._weight(module) for name, module in members.items()}
-            done = transform_group(self.method, self.ctx.params, weights, collectors.pop(group).finish())
+            done = transform_group(self.method, weights, collectors.pop(group).finish())
             for name, result in done.items():
                 branches.extend(install(members[name], result, streamed.stored_dtype))
             changed.update(done)
@@ -203,11 +204,11 @@ class Calibrated:
         return weight.T if is_conv1d(module) else weight
 
     def _choose_pass(self) -> Any:
-        if not self.ctx.params.get("true_sequential", True):
+        if not self.method.sequential:
             return forward_modes.run_at_once
         tokens, value = self.ids.numel(), self.streamed.dtype.itemsize
-        width = hidden_size(self.facts.config)
-        held = suspended_bytes(tokens, width, widest(self.facts), value, self.flow.lanes)
+        width = hidden_size(self.inputs.facts.config)
+        held = suspended_bytes(tokens, width, widest(self.inputs.facts), value, self.lanes)
         limit = suspend_limit(device_bytes(self.streamed.device))
         return forward_modes.run_suspended if held <= limit else forward_modes.run_again
 
@@ -246,13 +247,3 @@ def weight_of(module: nn.Module) -> torch.Tensor:
 def mean(result: Mapping[str, Any], metric: str) -> float | None:
     values = [m[metric] for m in result["modules"].values() if metric in m]
     return sum(values) / len(values) if values else None
-
-
-def summary(ctx: Context, results: list[dict[str, Any]]) -> Result:
-    """Metrics of the whole step: the mean of every metric over modules, and the bytes written."""
-    modules = [m for layer in results for m in layer["modules"].values()]
-    keys = sorted({k for m in modules for k, v in m.items() if isinstance(v, float)})
-    metrics = {k: sum(m[k] for m in modules if k in m) / sum(k in m for m in modules) for k in keys}
-    metrics["bytes"] = sum(p.stat().st_size for p in ctx.out_dir.glob("*.safetensors"))
-    metrics["modules"] = len(modules)
-    return Result(metrics=metrics, details={"layers": results})

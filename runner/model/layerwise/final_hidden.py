@@ -4,54 +4,42 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
-from runner.contracts.context import Context
 from runner.model.layerwise import progress_file
 from runner.model.layerwise.forward_modes import forward
 from runner.model.layerwise.hidden_states import HiddenStates
 from runner.model.layerwise.memory_budget import LOGIT_BYTES
+from runner.model.layerwise.stream_run import StreamRun
 from runner.model.layerwise.streamed_model import StreamedModel
 from runner.system import heap
 
 
-def final_hidden(
-    ctx: Context,
-    streamed: StreamedModel,
-    ids: torch.Tensor,
-    folder: Path,
-    progress: Path,
-    before: int = 0,
-    after: int = 0,
-) -> HiddenStates:
-    """Run `ids` through every layer; file (0, len(streamed)) of the result holds what enters the last norm.
-
-    `before` and `after` are the layers that the step runs before and after these: events count all of them.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    flow = HiddenStates(streamed, ids, folder)
-    saved = progress_file.load(progress, len(streamed))
+def final_hidden(streamed: StreamedModel, ids: torch.Tensor, run: StreamRun) -> HiddenStates:
+    """Run `ids` through every layer; file (0, len(streamed)) of the result holds what enters the last norm."""
+    run.scratch.mkdir(parents=True, exist_ok=True)
+    flow = HiddenStates(streamed, ids, run.scratch)
+    saved = progress_file.load(run.progress, len(streamed))
     left = heap.Layers()
     with torch.no_grad():
         if not flow.begin(saved.layer, saved.hidden):
             saved = progress_file.Progress(len(streamed))
             flow.begin(0, [])
         for index in range(saved.layer, len(streamed)):
-            ctx.safe_point()
+            run.hooks.safe_point()
             started = time.perf_counter()
             lane = flow.lane(0, index, streamed.load(index))
             for span in flow.spans:
                 lane.write(span[0], forward(lane, span, flow.call(index, span)))
             streamed.free(index)
             saved.layer, saved.hidden = index + 1, flow.finished(index + 1)
-            saved.save(progress)
+            saved.save(run.progress)
             flow.drop(index)
             left.ended()
             seconds = time.perf_counter() - started
-            layers = before + len(streamed) + after
-            ctx.emit("layer", layer=before + index + 1, layers=layers, seconds=seconds, error=None)
+            layers = run.before + len(streamed) + run.after
+            run.hooks.emit("layer", layer=run.before + index + 1, layers=layers, seconds=seconds, error=None)
     return flow
 
 

@@ -72,25 +72,22 @@ class Transformed:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-Transform = Callable[[Linear, Statistics, Mapping[str, Any]], Transformed]
+Options = Mapping[str, Any]  # of one module, for `transform` alone: the stream only compares them
+Transform = Callable[[Linear, Statistics, Options], Transformed]
 
 
 @dataclass(frozen=True)
-class LayerMethod:
-    """A method as the stream runs it.
+class Method:
+    """A method as the stream runs it on one checkpoint.
 
-    statistics   what to collect: a name of STATISTICS, or a function of the params that gives one
-    stacked      rows are independent of each other: linears with one input and equal params are solved as one
+    options      by the name that a linear module has in the checkpoint; modules that are not here stay as they are
+    statistics   what to collect: a name of STATISTICS
+    stacked      rows are independent of each other: linears with one input and equal options are solved as one
+    sequential   inputs of a group come from the layer with the earlier groups already changed
     """
 
     transform: Transform
-    statistics: str | Callable[[Mapping[str, Any]], str] = "none"
+    options: Mapping[str, Options]
+    statistics: str = "none"
     stacked: bool = False
-
-    @property
-    def kind(self) -> str:
-        """The step kind whose module holds `transform`: "quantize.gptq"."""
-        return ".".join(self.transform.__module__.split(".")[-2:])
-
-    def wants(self, params: Mapping[str, Any]) -> str:
-        return self.statistics if isinstance(self.statistics, str) else self.statistics(params)
+    sequential: bool = True

@@ -181,6 +181,8 @@ def make(ctx: Context, after: int = 0) -> Student:
     share a tokenizer: for models of the Hub it is known only here.
     """
     from runner.model.architecture.inspect import facts as read_facts
+    from runner.model.layerwise.stream_run import StreamRun
+    from runner.steps.layer_stream import hooks
     from runner.training import layer_dropping as student
 
     source_folder = ctx.inputs["student" if "student" in ctx.inputs else "checkpoint"].path
@@ -199,7 +201,9 @@ def make(ctx: Context, after: int = 0) -> Student:
     elif ctx.params["student"]["choose"] == "even":
         kept = layer_selection.evenly(layers, facts.layer_count)
     else:
-        influence = student.influence(ctx, source_folder, ctx.data("data"), ctx.scratch_dir / "influence", after)
+        scratch = ctx.scratch_dir / "influence"
+        measuring = StreamRun(scratch, scratch / "influence.json", hooks(ctx), after=after)
+        influence = student.influence(source_folder, ctx.data("data"), ctx.device, measuring)
         kept = layer_selection.most_influential(layers, influence)
     student.cut(source_folder, kept, ctx.scratch_dir / "student")
     return Student(ctx.scratch_dir / "student", facts.layer_count, kept, influence)

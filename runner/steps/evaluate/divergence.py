@@ -33,14 +33,17 @@ def run(ctx: Context) -> Result:
     from torch.nn.functional import kl_div
 
     from runner.model.layerwise.final_hidden import final_hidden, position_chunks
+    from runner.model.layerwise.stream_run import StreamRun
     from runner.model.layerwise.streamed_model import StreamedModel
+    from runner.steps.layer_stream import hooks
 
     ids = ctx.data("data")
     base = StreamedModel(ctx.inputs["against"].path, ctx.device)
     mine = StreamedModel(ctx.inputs["checkpoint"].path, ctx.device)
-    staging = ctx.out_dir.parent
-    base_flow = final_hidden(ctx, base, ids, ctx.scratch_dir / "against", staging / "against.json", after=len(mine))
-    my_flow = final_hidden(ctx, mine, ids, ctx.scratch_dir / "checkpoint", staging / "progress.json", before=len(base))
+    staging, calls = ctx.out_dir.parent, hooks(ctx)
+    first = StreamRun(ctx.scratch_dir / "against", staging / "against.json", calls, after=len(mine))
+    second = StreamRun(ctx.scratch_dir / "checkpoint", staging / "progress.json", calls, before=len(base))
+    base_flow, my_flow = final_hidden(base, ids, first), final_hidden(mine, ids, second)
     base_final, my_final = base_flow.file(0, len(base)), my_flow.file(0, len(mine))
     base.load_rest(embedding=False)
     mine.load_rest(embedding=False)

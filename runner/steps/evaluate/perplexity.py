@@ -29,11 +29,11 @@ def run(ctx: Context) -> Result:
 
     from runner.model.layerwise.final_hidden import final_hidden, position_chunks
     from runner.model.layerwise.streamed_model import StreamedModel
+    from runner.steps.layer_stream import stream_run
 
     ids = ctx.data("data")
     streamed = StreamedModel(ctx.inputs["checkpoint"].path, ctx.device)
-    progress = ctx.out_dir.parent / "progress.json"
-    flow = final_hidden(ctx, streamed, ids, ctx.scratch_dir, progress)
+    flow = final_hidden(streamed, ids, stream_run(ctx))
     final = flow.file(0, len(streamed))
     streamed.load_rest(embedding=False)
     total = torch.zeros((), dtype=torch.float64)

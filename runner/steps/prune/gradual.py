@@ -9,9 +9,9 @@ from runner.contracts.step_kind import CHECKPOINT, Context, Cost, Inputs, Params
 from runner.errors import Diagnostic
 from runner.methods.sparsity_schedule import Schedule
 from runner.model.checkpoint import adapter_config
-from runner.model.layerwise.patterns import matches
 from runner.steps import training_objective
 from runner.steps.layerwise import unmatched
+from runner.steps.patterns import matches
 from runner.training.task import settings
 
 VERSION = 3

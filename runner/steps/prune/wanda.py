@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from runner.contracts.step_kind import CHECKPOINT, Params
-from runner.model.layerwise.method import LayerMethod, Linear, Statistics, Transformed
-from runner.steps.layerwise import bind
+from runner.model.layerwise.method import Linear, Statistics, Transformed
+from runner.steps.layerwise import LayerMethod, bind
 
 VERSION = 4
 CONSUMES = (CHECKPOINT,)

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, Cost, Inputs, MachineFacts, Params
-from runner.model.layerwise.method import LayerMethod, Linear, Statistics, Transformed
-from runner.steps.layerwise import bind, distinct_inputs
+from runner.model.layerwise.method import Linear, Statistics, Transformed
+from runner.steps.layerwise import LayerMethod, bind, distinct_inputs
 
 VERSION = 5
 CONSUMES = (CHECKPOINT,)

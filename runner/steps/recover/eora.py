@@ -20,13 +20,14 @@ from runner.errors import Diagnostic, StepFailed
 from runner.model.architecture import supported
 from runner.model.checkpoint import adapter_config, adapter_writer
 from runner.model.layerwise import memory_budget
-from runner.model.layerwise.method import LayerMethod, Linear, Statistics, Transformed
-from runner.model.layerwise.targets import chosen
+from runner.model.layerwise.method import Linear, Statistics, Transformed
 from runner.steps import layerwise
+from runner.steps.layer_method import LayerMethod
+from runner.steps.targets import chosen
 
 if TYPE_CHECKING:
     from runner.model.checkpoint.reader import CheckpointReader
-    from runner.model.layerwise.output import Results
+    from runner.model.layerwise.engine import Results
 
 VERSION = 4
 CONSUMES = (CHECKPOINT, QUANTIZED)
@@ -94,7 +95,7 @@ def _modules(count: int) -> str:
 def estimate(params: Params, inputs: Inputs) -> Cost:
     """A calibrated stream, the reference weights beside it, and per linear three products and an eigenvalue problem."""
     facts = inputs.checkpoint
-    cost = layerwise.estimate(LayerMethod(_nothing, statistics=wanted(params)), params, inputs)
+    cost = layerwise.estimate(LayerMethod(_nothing, statistics=wanted), params, inputs)
     linears = list(chosen(params, facts))
     adapter = sum(_BYTES * params["rank"] * (i.in_features + i.out_features) for i in linears)
     sides = [(min(i.in_features, i.out_features), i.in_features, i.out_features) for i in linears]
@@ -137,14 +138,15 @@ def run(ctx: Context) -> Result:
     from runner.model.checkpoint.reader import CheckpointReader
     from runner.model.checkpoint.writer import CheckpointWriter
     from runner.model.layerwise import engine
+    from runner.steps import layer_stream
 
     source, against = ctx.inputs["checkpoint"].path, ctx.inputs["against"].path
     facts = read_facts(source, str(source))
     parts = CheckpointWriter(ctx.scratch_dir / "parts")
-    want = wanted(ctx.params)
     with CheckpointReader(against) as reference:
-        method = LayerMethod(partial(term, reference, _conv1d(facts)), statistics=want)
-        layers = engine.Calibrated(ctx, method, want, facts, unchanged=against)
+        method = LayerMethod(partial(term, reference, _conv1d(facts)), statistics=wanted)
+        inputs = engine.StreamInputs(source, facts, ctx.device, ctx.data("data"), original=against)
+        layers = engine.Calibrated(inputs, layer_stream.resolved(method, ctx.params, facts))
         names = layers.model_names()
 
         def keep(index: int, changed: Mapping[str, Transformed]) -> dict[str, Any]:
@@ -154,14 +156,14 @@ def run(ctx: Context) -> Result:
             parts.add(f"layer-{index:05d}", tensors)
             return {"layer": index, "modules": {name: dict(result.metrics) for name, result in changed.items()}}
 
-        results = engine.walk(ctx, layers, facts.layer_count, keep)
+        results = engine.walk(layers, keep, layer_stream.stream_run(ctx))
     if not any(module["error_before"] for layer in results for module in layer["modules"].values()):
         raise StepFailed(
             "there is no error to make up for: the weights of the checkpoint are those of `against`",
             "let `from` name the compressed checkpoint, and `against` the one it was made from",
         )
     _finish(ctx, parts.folder, sorted(names.values()), facts, results)
-    found = engine.summary(ctx, results)
+    found = layer_stream.summary(ctx.out_dir, results)
     size = (ctx.out_dir / adapter_config.FOLDER / adapter_config.WEIGHTS).stat().st_size
     return replace(found, metrics={**found.metrics, "rank": ctx.params["rank"], "adapter_bytes": size})
 

@@ -15,8 +15,8 @@ from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, SAME, Context, Cos
 from runner.errors import Diagnostic
 from runner.model.architecture import supported
 from runner.model.checkpoint import adapter_config, adapter_writer
-from runner.model.layerwise.patterns import matches
 from runner.steps import layerwise, teacher, training_objective
+from runner.steps.patterns import matches
 
 if TYPE_CHECKING:
     import torch

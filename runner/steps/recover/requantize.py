@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.contracts.context import Artifact, Context, DataFacts, Params, Result
+from runner.contracts.context import Context, Result
 from runner.errors import StepFailed
 
 if TYPE_CHECKING:
@@ -34,9 +32,15 @@ def recorded(folder: Path) -> Mapping[str, Any]:
 
 
 def run(ctx: Context, dense: Path) -> Result:
-    """Quantize the dense checkpoint as the step's own was; the result is in `ctx.out_dir`. Repeatable."""
-    from runner.model.layerwise.engine import transform
+    """Quantize the dense checkpoint as the step's own was; the result is in `ctx.out_dir`. Repeatable.
+
+    The calibration text is that of the training, as many of its first windows as the quantization saw before.
+    """
+    from runner.model import card
+    from runner.model.checkpoint.headers import read_config
+    from runner.model.layerwise.stream_run import StreamRun
     from runner.steps import kinds
+    from runner.steps import layer_stream as stream
 
     made = recorded(ctx.inputs["checkpoint"].path)
     method = getattr(kinds.find(made["kind"]), "method", None)
@@ -44,58 +48,19 @@ def run(ctx: Context, dense: Path) -> Result:
         raise StepFailed(
             f"`{made['kind']}`, which quantized the checkpoint, is no layer-wise kind", "use `merge: keep`"
         )
-    inner = Again(ctx, dense, made)
-    result = transform(inner, method)
-    for path in sorted(path for path in inner.out_dir.rglob("*") if path.is_file()):
-        target = ctx.out_dir / path.relative_to(inner.out_dir)
-        target.parent.mkdir(exist_ok=True)
-        target.unlink(missing_ok=True)
-        try:
-            os.link(path, target)
-        except OSError:  # a file system without links
-            shutil.copyfile(path, target)
-    return result
+    ids = calibration_windows(ctx.data("data"), *made["calibration"]) if made["calibration"] else None
+    how = stream.Compression(made["kind"], method, made["params"], ids, made["calibration"])
+    folder = ctx.scratch_dir / "requantize"
+    folder.mkdir(exist_ok=True)
+    run = StreamRun(folder, folder / "progress.json", stream.hooks(ctx))
+    results = stream.compress(dense, how, ctx.out_dir, run, ctx.device)
+    text = card.render(ctx, read_config(ctx.out_dir), results)
+    (ctx.out_dir / "README.md").write_text(text, encoding="utf-8")
+    return stream.summary(ctx.out_dir, results)
 
 
-class Again:
-    """The context of the step that quantizes again: its input is the merged checkpoint, its text that of the training,
-
-    as many of its first windows as the quantization saw before.
-    """
-
-    def __init__(self, ctx: Context, dense: Path, made: Mapping[str, Any]) -> None:
-        self._ctx = ctx
-        self._calibration = made["calibration"]
-        known = {"data": ctx.params["data"]} if self._calibration else {}
-        self.params: Params = {**known, **made["params"]}
-        self.inputs = {"checkpoint": Artifact(dense, "checkpoint", "")}
-        folder = ctx.scratch_dir / "requantize"
-        self.out_dir, self.scratch_dir = folder / "out", folder / "scratch"
-        for path in (self.out_dir, self.scratch_dir):
-            path.mkdir(parents=True, exist_ok=True)
-        self.cache_dir = ctx.cache_dir
-        self.seed, self.device, self.threads, self.processes = ctx.seed, ctx.device, ctx.threads, 1
-        self.recipe_text = ctx.recipe_text
-
-    def data(self, parameter: str) -> torch.Tensor:
-        ids = self._ctx.data(parameter)
-        windows, length = self._calibration
-        if windows is None:
-            return ids
-        wanted = windows * length
-        return ids[: max(1, -(-wanted // ids.shape[1]))]
-
-    def data_facts(self, parameter: str) -> DataFacts:
-        """As it was before, so that what is written beside the weights stays as it was."""
-        facts = self._ctx.data_facts(parameter)
-        windows, length = self._calibration
-        return DataFacts(facts.name, windows, length, facts.bytes, facts.digest)
-
-    def files(self, parameter: str) -> Mapping[str, Path]:
-        return self._ctx.files(parameter)
-
-    def emit(self, event: str, **fields: Any) -> None:
-        self._ctx.emit(event, **fields)
-
-    def safe_point(self) -> None:
-        self._ctx.safe_point()
+def calibration_windows(ids: torch.Tensor, windows: int | None, length: int) -> torch.Tensor:
+    """The first windows of `ids` with about as many tokens as `windows` of `length`; all of them where that is None."""
+    if windows is None:
+        return ids
+    return ids[: max(1, -(-windows * length // ids.shape[1]))]

@@ -13,8 +13,10 @@ import torch
 
 from runner.errors import Interrupted, RecipeError, StepFailed
 from runner.model.layerwise import engine, memory_budget
-from runner.model.layerwise.method import LayerMethod, Linear, Statistics, Transformed
+from runner.model.layerwise.method import Linear, Statistics, Transformed
+from runner.steps import layerwise
 from runner.steps.kinds import find
+from runner.steps.layer_method import LayerMethod
 from tests.host import Host
 from tests.tiny import ARCHITECTURES, save, tokens
 
@@ -87,9 +89,9 @@ def test_stacking_changes_nothing(tmp_path: Path) -> None:
     folder = save(tmp_path / "model", "llama")
     method: LayerMethod = find("quantize.gptq").method  # type: ignore[attr-defined]
     stacked = Host(tmp_path / "stacked", "quantize.gptq", folder, tokens(), **GPTQ)
-    engine.transform(stacked, method)
+    layerwise.run(method, stacked)
     single = Host(tmp_path / "single", "quantize.gptq", folder, tokens(), **GPTQ)
-    engine.transform(single, replace(method, stacked=False))
+    layerwise.run(replace(method, stacked=False), single)
     weights = [digests(host.out_dir)["model.safetensors"] for host in (stacked, single)]
     assert weights[0] == weights[1]
 
@@ -170,7 +172,7 @@ def test_the_statistics_are_those_of_the_plain_model(tmp_path: Path) -> None:
         return Transformed(weight=linear.weight)
 
     host = Host(tmp_path / "step", "prune.wanda", folder, ids)
-    engine.transform(host, LayerMethod(keep, statistics="cross", stacked=True))
+    layerwise.run(LayerMethod(keep, statistics="cross", stacked=True), host)
     assert len(seen) == 21
     for name, statistics in seen.items():
         x = expected[name]

@@ -7,7 +7,7 @@ from typing import Any
 
 from runner.contracts.facts import CheckpointFacts, LinearFacts
 from runner.model.checkpoint.formats.rules import Scheme
-from runner.model.layerwise.patterns import module_params
+from runner.steps.patterns import module_params
 
 Params = Mapping[str, Any]
 

@@ -1,0 +1,31 @@
+"""What a layer-wise kind is made of, besides its schema. Imported by the planner: no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from runner.contracts.context import Params
+from runner.model.layerwise.method import Transform
+
+
+@dataclass(frozen=True)
+class LayerMethod:
+    """What a kind hands to `bind`.
+
+    statistics   what to collect: "none", "input_norms", "hessian" or "cross" (runner.model.layerwise.method), or a
+                 function of the params that gives one
+    stacked      rows are independent of each other: linears with one input and equal params are solved as one
+    """
+
+    transform: Transform
+    statistics: str | Callable[[Params], str] = "none"
+    stacked: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The step kind whose module holds `transform`: "quantize.gptq"."""
+        return ".".join(self.transform.__module__.split(".")[-2:])
+
+    def wants(self, params: Params) -> str:
+        return self.statistics if isinstance(self.statistics, str) else self.statistics(params)

@@ -1,0 +1,100 @@
+"""The layer stream as steps run it: their parameters and their Context become what runner.model.layerwise takes.
+
+Imported inside functions only: it loads torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.contracts.context import Context, Params, Result
+from runner.contracts.facts import CheckpointFacts
+from runner.model.architecture.inspect import facts as read_facts
+from runner.model.checkpoint.reader import CheckpointReader
+from runner.model.checkpoint.writer import parse_size
+from runner.model.layerwise import engine
+from runner.model.layerwise.method import Method
+from runner.model.layerwise.output import Output, Storage
+from runner.model.layerwise.stream_run import StreamHooks, StreamRun
+from runner.steps.layer_method import LayerMethod
+from runner.steps.targets import chosen, planned_schemes
+
+if TYPE_CHECKING:
+    import torch
+
+
+def hooks(ctx: Context) -> StreamHooks:
+    return StreamHooks(ctx.emit, ctx.safe_point)
+
+
+def stream_run(ctx: Context) -> StreamRun:
+    """The one pass of a step, which keeps its progress where `runner plan` looks for it."""
+    return StreamRun(ctx.scratch_dir, ctx.out_dir.parent / "progress.json", hooks(ctx))
+
+
+def resolved(method: LayerMethod, params: Params, facts: CheckpointFacts) -> Method:
+    """The method on one checkpoint: `ignore`, `overrides` and `per_layer` become the options of single modules."""
+    return Method(
+        transform=method.transform,
+        options={linear.name: own for linear, own in chosen(params, facts).items()},
+        statistics=method.wants(params),
+        stacked=method.stacked,
+        sequential=bool(params.get("true_sequential", True)),
+    )
+
+
+@dataclass(frozen=True)
+class Compression:
+    """A layer-wise method with the parameters and the calibration data of one step.
+
+    calibration   [windows, length] that compression.json records, windows None where all of the data were asked for
+    """
+
+    kind: str
+    method: LayerMethod
+    params: Params
+    ids: torch.Tensor | None
+    calibration: list[int | None] | None
+
+    def storage(self, facts: CheckpointFacts) -> Storage:
+        """How the weights will be stored. All but the name of the data is noted for a step that quantizes again."""
+        own = {key: value for key, value in self.params.items() if key != "data"}
+        return Storage(
+            format=str(self.params.get("format", "")),
+            schemes=planned_schemes(self.params, facts),
+            act_order=bool(self.params.get("act_order", False)),
+            compression={"kind": self.kind, "params": own, "calibration": self.calibration},
+        )
+
+
+def compression(ctx: Context, method: LayerMethod) -> Compression:
+    """What the step of `ctx` does."""
+    ids = ctx.data("data") if method.wants(ctx.params) != "none" else None
+    calibration: list[int | None] | None = None
+    if ctx.params.get("data") is not None:
+        data = ctx.data_facts("data")
+        calibration = [data.samples, data.sequence_length]
+    return Compression(method.kind, method, ctx.params, ids, calibration)
+
+
+def compress(checkpoint: Path, how: Compression, out: Path, run: StreamRun, device: str) -> engine.Results:
+    """Write to `out` what `how` makes of a checkpoint, all but the model card. Repeatable."""
+    facts = read_facts(checkpoint, str(checkpoint))
+    with CheckpointReader(checkpoint) as reader:
+        output = Output(reader, facts, how.storage(facts), run.scratch / "parts")
+        inputs = engine.StreamInputs(checkpoint, facts, device, how.ids)
+        results = engine.transform(inputs, resolved(how.method, how.params, facts), output.layer, run)
+        output.finish(out, parse_size(how.params["max_shard_size"]))
+    return results
+
+
+def summary(out: Path, results: engine.Results) -> Result:
+    """Metrics of a whole step: the mean of every metric over modules, and the bytes in `out`."""
+    modules = [m for layer in results for m in layer["modules"].values()]
+    keys = sorted({k for m in modules for k, v in m.items() if isinstance(v, float)})
+    metrics: dict[str, Any] = {k: sum(m[k] for m in modules if k in m) / sum(k in m for m in modules) for k in keys}
+    metrics["bytes"] = sum(p.stat().st_size for p in out.glob("*.safetensors"))
+    metrics["modules"] = len(modules)
+    return Result(metrics=metrics, details={"layers": results})
