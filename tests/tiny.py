@@ -91,3 +91,17 @@ def letters(folder: Path) -> Path:
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
     return folder
+
+
+def byte_level(folder: Path) -> Path:
+    """Give a checkpoint the smallest tokenizer that GGUF holds: byte-level BPE of the letters a to z, no merges."""
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2, **{chr(97 + n): 3 + n for n in range(26)}}
+    split = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    tokenizer: dict[str, Any] = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+        "pre_tokenizer": split, "post_processor": None, "decoder": split,
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": [], "unk_token": "<unk>"},
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+    return folder

@@ -17,7 +17,7 @@ from runner.contracts.context import Context, Result
 from runner.errors import StepFailed
 from runner.export import gguf_vocabulary
 from runner.export.gguf_blocks import BLOCK, PACKERS, Integers, block_type_for, permutation
-from runner.model.architecture import inspect
+from runner.model.architecture import inspect, tied_weights
 from runner.model.checkpoint import headers
 from runner.model.checkpoint.companions import copy_companions, write_json
 from runner.model.checkpoint.reader import CheckpointReader
@@ -82,7 +82,7 @@ def write(ctx: Context, described: Mapping[str, Any]) -> Result:
     linears = {i.name: (i.out_features, i.in_features) for i in inspect.facts(source.path, "the checkpoint").linears}
     rounding = 0.0
     with CheckpointReader(source.path) as reader:
-        entries = [_typed(reader, entry) for entry in _entries(ctx, config)]
+        entries = [_typed(reader, entry) for entry in _entries(ctx, config, _ties(reader, config))]
         counts = {type: sum(e.type == type for e in entries) for type in sorted({e.type for e in entries})}
         writer = gguf.GGUFWriter(None, "llama")
         _metadata(writer, config, max((t for t in counts if t != "f32"), key=counts.__getitem__, default="f32"))
@@ -123,13 +123,27 @@ def _folder(ctx: Context, source: Path, config: Mapping[str, Any], engine: Mappi
     (ctx.out_dir / "README.md").write_text(text, encoding="utf-8")
 
 
-def _entries(ctx: Context, config: Mapping[str, Any]) -> Iterator[Entry]:
-    """Every tensor in the order of the file, dense ones in the type that is asked for; vectors are float32."""
+def _ties(reader: CheckpointReader, config: Mapping[str, Any]) -> Mapping[str, str]:
+    """The weight that the embedding and the head share, if they do."""
+
+    def equal(one: str, other: str) -> bool:
+        return tied_weights.equal_tensors(reader.folder, reader.header(one), reader.header(other))
+
+    declared = {"lm_head.weight": "model.embed_tokens.weight"} if config.get("tie_word_embeddings") else {}
+    return tied_weights.resolve_ties(declared, reader.headers, equal)
+
+
+def _entries(ctx: Context, config: Mapping[str, Any], ties: Mapping[str, str]) -> Iterator[Entry]:
+    """Every tensor in the order of the file, dense ones in the type that is asked for; vectors are float32.
+
+    Without `output.weight` llama.cpp uses the embedding as the head.
+    """
     embedding, dense = ctx.params["embedding"], ctx.params["dense"]
     for module, name in _REST.items():
-        if module == "lm_head" and config.get("tie_word_embeddings"):
+        if module == "lm_head" and ties:
             continue
-        yield Entry(f"{name}.weight", module, "f32" if module == "model.norm" else embedding, 0)
+        stored = ties.get(f"{module}.weight", module).removesuffix(".weight")
+        yield Entry(f"{name}.weight", stored, "f32" if module == "model.norm" else embedding, 0)
     heads = int(config["num_attention_heads"])
     for layer in range(int(config["num_hidden_layers"])):
         for part, name in _LAYER.items():

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from runner.model.checkpoint import adapter_config
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.layerwise.streamed_model import StreamedModel
+from runner.model.layerwise.whole_model import load_dense
 from runner.runtime import limits
 from runner.runtime.protocol import Ids, Logits
 
@@ -89,6 +91,23 @@ class Transformers:
         self._cached += ids.shape[1]
         logits: Logits = out.logits.float().cpu().numpy()
         return logits
+
+
+class Reference(Transformers):
+    """What an engine is compared with: a checkpoint in float32, by code that shares as little as possible with exports.
+
+    A plain checkpoint is loaded by transformers itself, so that a mistake of this project's own reading shows. Packed
+    weights (`Exact`) and adapters are read here, for transformers would round the first and not see the second.
+    """
+
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        with CheckpointReader(folder) as reader:
+            plain = reader.packing is None and adapter_config.adapter_config(folder) is None
+        if not plain:
+            super().__init__(folder, device, torch.float32, exact=True)
+            return
+        place = torch.device(device)
+        self._start(load_dense(folder, place, torch.float32).eval(), place)
 
 
 class Gguf(Transformers):

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from runner.model.architecture import inspect
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.layerwise.streamed_model import StreamedModel
+from runner.model.layerwise.whole_model import load_dense
 from runner.training.modules import packed_linear
 
 
@@ -24,18 +24,11 @@ def load(folder: Path, device: str | torch.device, dtype: torch.dtype) -> Any:
     """
     with CheckpointReader(folder) as reader:
         is_packed = reader.packing is not None
-    model = _packed(folder, torch.device(device), dtype) if is_packed else _dense(folder, torch.device(device), dtype)
+    model = (
+        _packed(folder, torch.device(device), dtype) if is_packed else load_dense(folder, torch.device(device), dtype)
+    )
     model.config.use_cache = False
     return model
-
-
-def _dense(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, trust_remote_code=inspect.needs_own_code(folder)
-    )
-    return model.to(device)
 
 
 def _packed(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:

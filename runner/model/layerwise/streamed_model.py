@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from runner.errors import Diagnostic, RecipeError
-from runner.model.architecture import inspect
+from runner.model.architecture import inspect, tied_weights
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.layerwise import adapter
 from runner.model.layerwise.dtypes import compute_dtype, stored_dtype
@@ -51,7 +51,9 @@ class StreamedModel:
         self.layers_name, layers = find_layers(self.model, config)
         self.layers: list[nn.Module] = list(layers)
         self._names = stored_names(self.model, self.reader)
-        self._tied = tied_names(self.model)
+        self._tied = tied_names(self.model, self._names, self.reader)
+        self._names |= {name: self._names[source] for name, source in self._tied.items() if name not in self._names}
+        untie_distinct(self.model, self._tied)
         self._wrap = False  # whether this architecture's layers return a tuple
         self._check()
         self.adapter = adapter.opened(folder)
@@ -62,12 +64,13 @@ class StreamedModel:
         return len(self.layers)
 
     def stored_name(self, parameter: str) -> str | None:
-        """The name of a parameter in the checkpoint; None where it has none."""
+        """The name of a parameter's tensor in the checkpoint, its own or the one that it shares; None without one."""
         return self._names.get(parameter)
 
     def tied_to(self, parameter: str) -> list[str]:
-        """The parameters that share their tensor with this one."""
-        return [name for name, source in self._tied.items() if source == parameter]
+        """The other parameters that share their tensor with this one."""
+        source = self._tied.get(parameter, parameter)
+        return [name for name in (source, *(n for n, s in self._tied.items() if s == source)) if name != parameter]
 
     def layer_name(self, index: int) -> str:
         """The name of a decoder layer in the streamed: "model.layers.3"."""
@@ -167,8 +170,7 @@ class StreamedModel:
                 continue
             header = self.reader.headers.get(stored)
             if header is None:
-                if name not in self._tied:
-                    missing.append(stored)
+                missing.append(stored)
             elif tuple(header.shape) != tuple(tensor.shape):
                 is_, wants = list(header.shape), list(tensor.shape)
                 wrong.append(f"`{stored}` is {is_} in {header.shard}, the model wants {wants}")
@@ -206,8 +208,6 @@ class StreamedModel:
         name = where + key
         stored = self._names.get(name, name)
         packed = self._packed(stored)
-        if stored not in self.reader.headers and not packed and name in self._tied:
-            stored = self._names[self._tied[name]]
         tensor = self.reader.read_module_weight(stored.removesuffix(".weight")) if packed else self.reader.read(stored)
         if packed and is_conv1d(module):
             tensor = tensor.T.contiguous()
@@ -262,16 +262,32 @@ def persistent_buffers(module: nn.Module, recurse: bool = True) -> Iterator[tupl
                 yield (f"{name}.{key}" if name else key), buffer
 
 
-def tied_names(model: Any) -> dict[str, str]:
-    """Parameter name → the name it shares its tensor with, where the configuration ties the embeddings."""
-    if not getattr(model.config, "tie_word_embeddings", False):
-        return {}
-    keys = getattr(model, "_tied_weights_keys", None) or {}
-    if isinstance(keys, dict):
-        return dict(keys)
-    embedding = model.get_input_embeddings()
-    source = next(n for n, m in model.named_modules() if m is embedding)
-    return dict.fromkeys(keys, f"{source}.weight")
+def tied_names(model: Any, names: Mapping[str, str], reader: CheckpointReader) -> dict[str, str]:
+    """Parameter → the stored parameter whose tensor it shares. `names` are those of the stored ones in the files."""
+
+    def equal(one: str, other: str) -> bool:
+        headers = [reader.headers.get(names[name]) for name in (one, other)]
+        return None not in headers and tied_weights.equal_tensors(reader.folder, *headers)  # type: ignore[arg-type]
+
+    return tied_weights.resolve_ties(declared_ties(model), names, equal)
+
+
+def declared_ties(model: Any) -> dict[str, str]:
+    """Parameter → its source, of those that the architecture and the configuration of a model tie."""
+    ties: dict[str, str] = model.get_expanded_tied_weights_keys(all_submodels=True)
+    return ties
+
+
+def untie_distinct(model: Any, ties: Mapping[str, str]) -> None:
+    """Let the configuration of a model no longer tie what its checkpoint stores with different values.
+
+    Else the next call of `tie_weights` would put one in place of the other. `ties` are those that do share a tensor.
+    """
+    shared = {frozenset(pair) for pair in ties.items()}
+    if any(frozenset(pair) not in shared for pair in declared_ties(model).items()):
+        model.config.tie_word_embeddings = False
+        model.config.get_text_config().tie_word_embeddings = False
+        model.all_tied_weights_keys = {}
 
 
 def dense_copy(layer: nn.Module) -> nn.Module:

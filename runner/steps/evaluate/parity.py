@@ -69,16 +69,14 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
 
 
 def run(ctx: Context) -> Result:
-    import torch
-
     from runner.runtime.open import open
-    from runner.runtime.transformers import Transformers
+    from runner.runtime.transformers import Reference
 
     ids = ctx.data("data").numpy()
     params = ctx.params
     engine = open(ctx.inputs["checkpoint"].path, ctx.device, ctx.threads)
     try:
-        base = Transformers(ctx.inputs["against"].path, ctx.device, torch.float32, exact=True)
+        base = Reference(ctx.inputs["against"].path, ctx.device)
         metrics, windows = _logits(ctx, engine, base, ids[: params["windows"]])
         prompts = ids[: params["prompts"], : params["prompt_tokens"]]
         greedy, differences = _greedy(ctx, engine, base, prompts, params["new_tokens"])

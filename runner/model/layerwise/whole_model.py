@@ -1,0 +1,40 @@
+"""A dense checkpoint in memory as a whole, loaded by transformers itself."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runner.errors import StepFailed
+from runner.model.architecture import inspect
+from runner.model.layerwise.streamed_model import declared_ties, untie_distinct
+
+
+def load_dense(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    """The model of a checkpoint without packed weights or adapter, in `dtype`.
+
+    StepFailed where it lacks a tensor, which transformers would fill with random numbers.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with contextlib.redirect_stderr(io.StringIO()):  # progress bars
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, trust_remote_code=inspect.needs_own_code(folder), output_loading_info=True
+        )
+    model, found = loaded
+    missing = sorted(found["missing_keys"])
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise StepFailed(f"`{folder}` lacks the tensor `{missing[0]}`{more}", "download the checkpoint again")
+    untie_distinct(model, _shared(model))
+    return model.to(device)
+
+
+def _shared(model: Any) -> dict[str, str]:
+    """The pairs of tied parameters that transformers did tie."""
+    ties = declared_ties(model).items()
+    return {one: other for one, other in ties if model.get_parameter(one) is model.get_parameter(other)}
