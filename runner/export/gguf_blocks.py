@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from runner.model.checkpoint.formats.rules import Scheme
+from runner.model.checkpoint.quantization.scheme import Scheme
 
 BLOCK = 32
 Array = NDArray[np.generic]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from runner.model.checkpoint.formats.rules import Scheme
+from runner.model.checkpoint.quantization.scheme import Scheme
 
 ONNXRUNTIME = "onnxruntime"
 TENSORRT = "tensorrt"

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from runner.model.checkpoint.formats.quantized import Quantized
-from runner.model.checkpoint.formats.rules import ceil_div
+from runner.model.checkpoint.quantization.quantized import Quantized
+from runner.model.checkpoint.quantization.scheme import ceil_div
 
 
 class Blocks(NamedTuple):

@@ -9,21 +9,21 @@ from typing import Any
 from runner.contracts.facts import CheckpointFacts, LinearFacts
 from runner.errors import Diagnostic
 from runner.export import integer_layouts, supported
-from runner.model.checkpoint.formats.config import parse
-from runner.model.checkpoint.formats.rules import Scheme, ceil_div
+from runner.model.checkpoint import formats
+from runner.model.checkpoint.quantization.scheme import Scheme, ceil_div
 
 FLOAT_BYTES = {"fp32": 4, "fp16": 2}
 
 
 def schemes(facts: CheckpointFacts) -> dict[str, tuple[LinearFacts, Scheme]]:
     """The packed linear modules of a checkpoint. ValueError where its quantization cannot be read."""
-    packing = parse(facts.quantization)
+    packing = formats.parse(facts.quantization)
     if packing is None:
         return {}
     found = {}
     for linear in facts.linears:
         scheme = packing.scheme(linear.name)
-        if scheme is not None and _is_packed(facts, linear.name):
+        if scheme is not None and formats.of_module(facts.tensors, linear.name) is not None:
             found[linear.name] = (linear, scheme)
     return found
 
@@ -125,13 +125,3 @@ def unrunnable(facts: CheckpointFacts, device: str) -> list[Diagnostic]:
     message = "a TensorRT engine runs on an NVIDIA GPU alone; this step runs on the CPU"
     help = "apply it on a machine with a GPU, or take the engine's graph: `from` a step of `build.onnx`"
     return [Diagnostic("R504", message, help)]
-
-
-def _is_packed(facts: CheckpointFacts, module: str) -> bool:
-    tensors = facts.tensors
-    weight = tensors.get(f"{module}.weight")
-    return (
-        f"{module}.weight_packed" in tensors
-        or f"{module}.qweight" in tensors
-        or (weight is not None and weight.dtype == "I8")
-    )

@@ -17,8 +17,8 @@ from runner.export import integer_layouts, integers
 from runner.export.external_data import DataFile
 from runner.export.trace import DOMAIN, EMBEDDING
 from runner.model.checkpoint import adapter_config
-from runner.model.checkpoint.formats.quantized import Quantized
-from runner.model.checkpoint.formats.rules import Scheme
+from runner.model.checkpoint.quantization.quantized import Quantized
+from runner.model.checkpoint.quantization.scheme import Scheme
 from runner.model.layerwise.linear import is_conv1d
 from runner.model.layerwise.streamed_model import StreamedModel
 
@@ -105,7 +105,12 @@ class Filler:
 
     def _quantized(self, made: _Made, module: str, x: ir.Value) -> ir.Value:
         q = self.streamed.reader.read_quantized(self.streamed.stored_module(module))
-        scheme = Scheme(q.bits, q.group_size if q.strategy == "group" else q.strategy, q.symmetric)
+        if q.groups is not None:
+            raise StepFailed(
+                f"the groups of `{module}` are not in the order of its columns (`g_idx`)",
+                "quantize the dense model with `quantize.gptq`, whose `act_order` keeps groups in order",
+            )
+        scheme = Scheme(q.numbers)
         how = integer_layouts.layout_for(self.options.target, scheme, q.in_features)
         if not isinstance(how, integer_layouts.IntegerLayout):
             raise StepFailed(f"`{module}` {how[0]}", how[1])

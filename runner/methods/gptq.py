@@ -32,7 +32,7 @@ import torch
 
 from runner.errors import StepFailed
 from runner.methods.quantization_grid import Grid
-from runner.model.checkpoint.formats.quantized import Quantized
+from runner.model.checkpoint.quantization.quantized import Quantized
 
 BLOCK = 128  # columns whose sums over the errors of later blocks are one product
 INNER = 16  # columns of a block that see one another's errors as vectors

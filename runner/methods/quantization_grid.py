@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch.linalg import vecdot, vector_norm
 
-from runner.model.checkpoint.formats.quantized import Quantized
+from runner.model.checkpoint.quantization.quantized import Quantized
+from runner.model.checkpoint.quantization.scheme import Numbers
 
 METHODS = ("minmax", "mse", "weighted_mse")
 STEPS = 10  # ranges tried
@@ -79,12 +80,10 @@ class Grid:
         """`integers` [out, in] uint8 on this grid."""
         scheme = self.scheme
         return Quantized(
-            integers=integers,
+            codes=integers,
             scale=self.scale.to(scheme.scale_dtype),
             zero_point=None if self.zero is None else self.zero.to(torch.uint8),
-            bits=scheme.bits,
-            group_size=scheme.columns(integers.shape[1]),
-            strategy=scheme.strategy,
+            numbers=Numbers(f"int{scheme.bits}", scheme.group_size or scheme.strategy, symmetric=scheme.symmetric),
         )
 
 

@@ -15,14 +15,15 @@ from typing import Any
 import yaml
 
 from runner.contracts.context import Context
-from runner.model.checkpoint.adapter_config import FOLDER, adapter_config, unpacks_late
-from runner.model.checkpoint.formats.config import parse
-from runner.model.checkpoint.formats.rules import GPTQ, PACK_QUANTIZED, Scheme, served_by_vllm, validate_together
+from runner.model.checkpoint import formats
+from runner.model.checkpoint.adapter_config import FOLDER, adapter_config
 from runner.model.checkpoint.headers import read_headers
+from runner.model.checkpoint.quantization.compressed_tensors_config import unpacks_late
+from runner.model.checkpoint.quantization.format import Reader
+from runner.model.checkpoint.quantization.scheme import Scheme, integers
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _FOLDER = "path/to/this/folder"
-_CPU_GROUP_SIZES = (32, 64, 128, 256)
 _INTRODUCTION = """\
 Made from `{source}` ({architecture}) by runner, which compresses language models from a recipe.
 The recipe is at the end of this page: applying it again gives this checkpoint again."""
@@ -32,6 +33,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("{_FOLDER}", dtype="auto")
 tokenizer = AutoTokenizer.from_pretrained("{_FOLDER}")
 ```"""
+
+_TRANSFORMERS, _VLLM = Reader("transformers"), Reader("vLLM")
 
 _LOAD_ADAPTER = f"""```python
 from peft import PeftModel
@@ -52,7 +55,7 @@ class ModelCard:
     steps        (kind, its parameters) of every step that changed the checkpoint, in order
     schemes      how many modules are stored in which way; empty for a dense checkpoint
     metrics      name → value, shown in this order
-    own_loader   GPTQ weights of Conv1D modules, which only gptqmodel itself loads
+    transposed   the modules are Conv1D ones, which keep [in, out] (GPT-2)
     adapter      the adapter_config.json of the adapter that is kept beside the weights
     late         transformers unpacks the weights in the first forward only
     """
@@ -66,7 +69,7 @@ class ModelCard:
     format: str = ""
     schemes: Mapping[Scheme, int] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
-    own_loader: bool = False
+    transposed: bool = False
     adapter: Mapping[str, Any] | None = None
     late: bool = False
 
@@ -101,7 +104,7 @@ def _front_matter(card: ModelCard) -> dict[str, Any]:
     tags = {"runner", *(kind.replace(".", "-") for kind, _ in card.steps)}
     tags |= {f"{scheme.bits}-bit" for scheme in card.schemes}
     if card.schemes:
-        tags.add("gptq" if card.format == GPTQ else "compressed-tensors")
+        tags.add(formats.find(card.format).TAG)
     return front | {"tags": sorted(tags)}
 
 
@@ -154,30 +157,25 @@ def _bytes(count: int) -> str:
 
 def _usage(card: ModelCard) -> list[str]:
     """How to load and to serve it, as far as the readers can."""
-    if card.own_loader or (card.format == GPTQ and validate_together(GPTQ, card.schemes)):
+    readers = (
+        formats.find(card.format).readers(card.schemes, card.transposed) if card.schemes else (_TRANSFORMERS, _VLLM)
+    )
+    usual = readers[0]
+    other = next((reader for reader in readers if reader.load and not reader.limit), None)
+    if usual.limit and other is not None:
+        code = other.load.format(folder=_FOLDER)
         parts = [
-            "Load it with gptqmodel (`pip install gptqmodel`); transformers' own loader cannot read it:",
-            f'```python\nfrom gptqmodel import GPTQModel\n\nmodel = GPTQModel.load("{_FOLDER}")\n```',
+            f"Load it with {other.name} (`pip install {other.packages}`); {usual.limit.rstrip('.')}:",
+            f"```python\n{code}\n```",
         ]
     else:
-        packages = {PACK_QUANTIZED: "compressed-tensors", GPTQ: "gptqmodel optimum"}
-        extra = f" {packages[card.format]}" if card.schemes else ""
-        parts = [
-            f"`pip install transformers{extra}`, then",
-            _LOAD,
-        ]
-    if card.format == GPTQ and any(s.bits == 4 and s.group_size not in _CPU_GROUP_SIZES for s in card.schemes):
-        parts.append(
-            'On a CPU, pass `quantization_config=GPTQConfig(bits=4, backend="torch")`: the kernel that gptqmodel picks '
-            f"there takes only groups of {', '.join(map(str, _CPU_GROUP_SIZES))}."
-        )
+        parts = [f"`pip install {' '.join(filter(None, (usual.name, usual.packages)))}`, then", _LOAD]
+    if usual.note:
+        parts.append(usual.note)
     if card.adapter is not None:
         parts += ["and its adapter (`pip install peft`):", _LOAD_ADAPTER_LATE if card.late else _LOAD_ADAPTER]
-    if not card.own_loader and all(served_by_vllm(card.format, scheme) for scheme in card.schemes):
-        parts += _vllm(card.adapter)
-    elif card.schemes:
-        parts.append("vLLM has no kernels for this way of storing weights.")
-    return parts
+    limit = next(reader.limit for reader in readers if reader.name == _VLLM.name)
+    return [*parts, limit] if limit else parts + _vllm(card.adapter)
 
 
 def _vllm(adapter: Mapping[str, Any] | None) -> list[str]:
@@ -221,21 +219,23 @@ def render(ctx: Context, config: Mapping[str, Any], results: Sequence[Mapping[st
             format=format if schemes else "",
             schemes=schemes,
             metrics=_means(modules),
-            own_loader=format == GPTQ and config.get("model_type") == "gpt2",
+            transposed=config.get("model_type") == "gpt2",
             adapter=adapter_config(ctx.out_dir),
-            late=unpacks_late(config),
+            late=unpacks_late(config.get("quantization_config") or {}),
         )
     )
 
 
 def _stored(folder: Path, config: Mapping[str, Any]) -> tuple[str, Counter[Scheme]]:
     """The format of a packed checkpoint, and how many of its modules are stored in which way."""
-    packing = parse(config.get("quantization_config"))
+    packing = formats.parse(config.get("quantization_config"))
     if packing is None:
         return "", Counter()
-    names = (name.rpartition(".") for name in read_headers(folder))
-    modules = (module for module, _, kind in names if kind in ("weight_packed", "qweight"))
-    return packing.format, Counter(scheme for module in modules if (scheme := packing.scheme(module)) is not None)
+    headers = read_headers(folder)
+    modules = (name.rpartition(".")[0] for name in headers if formats.is_weight(name))
+    packed = [module for module in modules if formats.of_module(headers, module) is not None]
+    found = Counter(scheme for module in packed if (scheme := packing.scheme(module)) is not None)
+    return packing.formats[0], found
 
 
 def applied_steps(recipe: Mapping[str, Any], params: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -257,7 +257,7 @@ def applied_steps(recipe: Mapping[str, Any], params: Mapping[str, Any]) -> list[
 
 def _scheme(module: Mapping[str, Any]) -> Scheme:
     size = module["group_size"] if module["strategy"] == "group" else module["strategy"]
-    return Scheme(int(module["bits"]), size, bool(module["symmetric"]))
+    return integers(int(module["bits"]), size, bool(module["symmetric"]))
 
 
 def _means(modules: Iterable[Mapping[str, Any]]) -> dict[str, float]:

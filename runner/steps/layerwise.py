@@ -20,15 +20,9 @@ from runner.contracts.facts import DTYPE_BYTES, CheckpointFacts, TensorHeader
 from runner.contracts.step_kind import Cost, Inputs, Params
 from runner.errors import Diagnostic
 from runner.model.architecture import config
-from runner.model.checkpoint import adapter_config
-from runner.model.checkpoint.formats import (
-    PACK_QUANTIZED,
-    quantization_config,
-    stored_tensors,
-    unpacked_modules,
-    validate,
-    validate_together,
-)
+from runner.model.checkpoint import adapter_config, formats
+from runner.model.checkpoint.quantization.format import Matrix
+from runner.model.checkpoint.quantization.module_patterns import unpacked_modules
 from runner.model.layerwise import memory_budget
 from runner.steps.layer_method import LayerMethod
 from runner.steps.patterns import matches
@@ -74,17 +68,20 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
         stored = scheme(own)
         if stored is None:
             continue
-        why = validate(own["format"], stored, linear.in_features, linear.out_features, linear.transposed)
+        matrix = Matrix(linear.out_features, linear.in_features, linear.transposed)
+        why = formats.refuse(own["format"], stored, matrix)
         if why is not None:
-            refused.setdefault(why[1], []).append(f"`{linear.name}` {why[0]}")
+            refused.setdefault(why.remedy, []).append(f"`{linear.name}` {why.problem}")
     for remedy, modules in refused.items():
         noun = "1 module" if len(modules) == 1 else f"{len(modules)} modules"
         lines = "\n".join(f"    {m}" for m in modules)
         found.append(Diagnostic("R411", f"{noun} cannot be stored as asked:\n{lines}", remedy, path=("group_size",)))
     schemes = [s for own in linears.values() if (s := scheme(own)) is not None]
-    if schemes and not refused and params["format"] == PACK_QUANTIZED:
-        together = validate_together(PACK_QUANTIZED, schemes)
-        if together is not None:
+    if schemes and not refused:
+        format = formats.find(params["format"])
+        together = format.refuse_together(schemes)
+        # Where another reader than transformers loads them together, the model card says which.
+        if together is not None and not any(reader.load for reader in format.readers(schemes)):
             found.append(Diagnostic("R413", *together, path=("overrides",)))
     return found
 
@@ -179,15 +176,14 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
         if stored is None:
             continue
         header = tensors.pop(f"{linear.name}.weight")
-        shape = linear.out_features, linear.in_features
-        new = stored_tensors(own["format"], linear.name, stored, *shape, header.dtype)
+        matrix = Matrix(linear.out_features, linear.in_features, linear.transposed)
+        new = formats.find(own["format"]).tensors(linear.name, stored, matrix, header.dtype)
         for name, (dtype, extents) in new.items():
             size = DTYPE_BYTES[dtype] * math.prod(extents)
             tensors[name] = TensorHeader(name, dtype, extents, "", 0, size)
     mark = facts.quantization
     if schemes:
         untouched = unpacked_modules(facts.tensors, schemes)
-        mark = quantization_config(
-            str(params["format"]), schemes, untouched, act_order=bool(params.get("act_order", False))
-        )  # fmt: skip
+        format = formats.find(str(params["format"]))
+        mark = format.config(schemes, untouched, act_order=bool(params.get("act_order", False)))
     return replace(facts, tensors=tensors, quantization=mark)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from runner.contracts.facts import CheckpointFacts, LinearFacts
-from runner.model.checkpoint.formats.rules import Scheme
+from runner.model.checkpoint.quantization.scheme import Scheme, integers
 from runner.steps.patterns import module_params
 
 Params = Mapping[str, Any]
@@ -22,7 +22,7 @@ def scheme(params: Params) -> Scheme | None:
     """How a step with these params stores a weight; None for one that keeps weights dense."""
     if "bits" not in params or "format" not in params:
         return None
-    return Scheme(int(params["bits"]), params["group_size"], bool(params["symmetric"]))
+    return integers(int(params["bits"]), params["group_size"], bool(params["symmetric"]))
 
 
 def planned_schemes(params: Params, facts: CheckpointFacts) -> dict[str, Scheme]:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,8 +16,8 @@ from runner.contracts.facts import TensorHeader
 from runner.errors import StepFailed
 from runner.model.architecture.inspect import facts as read_facts
 from runner.model.checkpoint.companions import COMPRESSION, copy_companions, write_json
-from runner.model.checkpoint.formats import GPTQ
 from runner.model.checkpoint.headers import INDEX
+from runner.model.checkpoint.quantization.format import Format
 from runner.model.checkpoint.reader import DTYPES, CheckpointReader, require_finite
 from runner.model.checkpoint.safetensors_writer import copy_range, write_all, written
 from runner.model.checkpoint.writer import CheckpointWriter
@@ -138,9 +139,11 @@ def scale_changes(source: Path, trained: Path) -> dict[str, Change]:
     for name in names:
         if name.endswith(SCALE):
             module = streamed.stored_module(name.removesuffix(SCALE))
-            gptq = reader.packing is not None and reader.packing.format == GPTQ
-            stored = f"{module}.scales" if gptq else f"{module}.weight_scale"
-            changes[stored] = _scale(reader, stored, trained, name, gptq)
+            format = reader.format(module)
+            if format is None:
+                raise StepFailed(f"the module `{module}`, whose scales were trained, is not packed in {source}")
+            stored = f"{module}.{format.SCALE}"
+            changes[stored] = _scale(reader, module, format, _value(trained, name))
         elif name.endswith(NORM):
             parameter = f"{name.removesuffix(NORM)}.weight"
             found = streamed.stored_name(parameter)
@@ -152,14 +155,13 @@ def scale_changes(source: Path, trained: Path) -> dict[str, Change]:
     return changes
 
 
-def _scale(reader: CheckpointReader, stored: str, trained: Path, name: str, transposed: bool) -> Change:
+def _scale(reader: CheckpointReader, module: str, format: Format, trained: Change) -> Change:
     """s·(1 + δ) as `PackedLinear` computes it, in the layout of the file."""
 
     def value() -> torch.Tensor:
-        change = _value(trained, name)()
-        old = reader.read(stored)
-        change = change.T if transposed else change.reshape(old.shape)
-        return (old.float() * (1 + change)).to(old.dtype)
+        weight = reader.read_quantized(module)
+        old = weight.scale
+        return format.store_scale(replace(weight, scale=(old.float() * (1 + trained())).to(old.dtype)))
 
     return value
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from runner.contracts.facts import CheckpointFacts
 from runner.model.architecture import supported
+from runner.model.checkpoint.formats import weight_name
 
 
 def most_influential(count: int, influence: Sequence[float]) -> list[int]:
@@ -71,7 +72,9 @@ def facts(source: CheckpointFacts, keep: Sequence[int]) -> CheckpointFacts:
     tensors = {new: replace(source.tensors[old], name=new) for old, new in names.items()}
     place = {old: new for new, old in enumerate(keep)}
     linears = [
-        replace(linear, name=names[_weight(source, linear.name)].rpartition(".")[0], layer=place[linear.layer])
+        replace(
+            linear, name=names[weight_name(source.tensors, linear.name)].rpartition(".")[0], layer=place[linear.layer]
+        )
         for linear in source.linears
         if linear.layer in place
     ]
@@ -82,12 +85,6 @@ def facts(source: CheckpointFacts, keep: Sequence[int]) -> CheckpointFacts:
         layer_count=len(keep),
         linears=tuple(sorted(linears, key=lambda linear: (linear.layer, linear.name))),
     )
-
-
-def _weight(facts: CheckpointFacts, module: str) -> str:
-    """The tensor that holds a linear's weight, plain or packed."""
-    names = (f"{module}.weight", f"{module}.weight_packed", f"{module}.qweight")
-    return next(name for name in names if name in facts.tensors)
 
 
 def _numbered(facts: CheckpointFacts, name: str) -> bool:

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from runner.model.checkpoint.formats import PACK_QUANTIZED, Scheme
+from runner.model.checkpoint.quantization.scheme import Scheme
 from runner.runtime.onnxruntime import OnnxRuntime
 from runner.runtime.protocol import Ids
 from runner.runtime.transformers import Transformers
 from runner.steps.build import onnx
 from tests.host import Host
-from tests.model.packed import make
+from tests.model.packed import PACK_QUANTIZED, make
 
 VOCABULARY = 96
 LONG: dict[str, Any] = {"max_position_embeddings": 128}

@@ -14,10 +14,11 @@ import torch
 from onnx import numpy_helper
 
 from runner.model.checkpoint import adapter_config, adapter_writer
-from runner.model.checkpoint.formats import GPTQ, Scheme
+from runner.model.checkpoint.quantization.scheme import Scheme, integers
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.runtime.greedy import greedy
 from tests.export.exported import LONG, build, packed, pair, prompts
+from tests.model.packed import GPTQ
 from tests.tiny import save
 
 TOLERANCE = 1e-4  # of logits around 3; the promise is 1e-3
@@ -50,9 +51,10 @@ def test_an_architecture(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("scheme", "target"), [
-    (Scheme(4, 32, True), "onnxruntime"), (Scheme(4, 32, False), "onnxruntime"), (Scheme(3, 32, True), "onnxruntime"),
-    (Scheme(8, "channel", True), "onnxruntime"), (Scheme(8, 32, False), "onnxruntime"),
-    (Scheme(4, 32, True), "tensorrt"), (Scheme(8, "channel", True), "tensorrt"),
+    (integers(4, 32, True), "onnxruntime"), (integers(4, 32, False), "onnxruntime"),
+    (integers(3, 32, True), "onnxruntime"),
+    (integers(8, "channel", True), "onnxruntime"), (integers(8, 32, False), "onnxruntime"),
+    (integers(4, 32, True), "tensorrt"), (integers(8, "channel", True), "tensorrt"),
 ], ids=str)  # fmt: skip
 def test_packed_weights(scheme: Scheme, target: str, tmp_path: Path) -> None:
     source = packed(tmp_path / "model", scheme, **LONG)
@@ -66,14 +68,14 @@ def test_packed_weights(scheme: Scheme, target: str, tmp_path: Path) -> None:
 
 
 def test_packed_modules_of_gpt2(tmp_path: Path) -> None:
-    source = packed(tmp_path / "model", Scheme(4, 32, True), "gpt2", GPTQ)
+    source = packed(tmp_path / "model", integers(4, 32, True), "gpt2", GPTQ)
     ours, theirs = pair(build(tmp_path, source), source)
     ids = prompts(2, 30)
     assert np.abs(ours.prefill(ids) - theirs.prefill(ids)).max() < TOLERANCE
 
 
 def test_the_integers_are_those_of_the_checkpoint(tmp_path: Path) -> None:
-    source = packed(tmp_path / "model", Scheme(4, 32, False))
+    source = packed(tmp_path / "model", integers(4, 32, False))
     model = onnx.load(build(tmp_path, source) / "model.onnx")
     held = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     with CheckpointReader(source) as reader:
@@ -84,7 +86,7 @@ def test_the_integers_are_those_of_the_checkpoint(tmp_path: Path) -> None:
             assert torch.equal(torch.from_numpy(held[f"{name}.scales"].copy()).view(q.scale.shape), q.scale.float())
 
 
-@pytest.mark.parametrize("scheme", [None, Scheme(4, 32, True)], ids=["dense", "packed"])
+@pytest.mark.parametrize("scheme", [None, integers(4, 32, True)], ids=["dense", "packed"])
 def test_an_adapter_stays_a_branch(scheme: Scheme | None, tmp_path: Path) -> None:
     sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
     source = tmp_path / "model"
@@ -129,7 +131,7 @@ def test_padding_on_the_left_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_half_precision(tmp_path: Path) -> None:
-    source = packed(tmp_path / "model", Scheme(4, 32, True))
+    source = packed(tmp_path / "model", integers(4, 32, True))
     engine = build(tmp_path, source, precision="fp16")
     ours, theirs = pair(engine, source)
     ids = prompts(2, 12)

@@ -5,46 +5,46 @@ from __future__ import annotations
 import pytest
 
 from runner.export.integer_layouts import ONNXRUNTIME, TENSORRT, IntegerLayout, layout_for
-from runner.model.checkpoint.formats import Scheme
+from runner.model.checkpoint.quantization.scheme import Scheme, integers
 
 
 @pytest.mark.parametrize(("scheme", "columns", "wanted"), [
-    (Scheme(4, 128, True), 256, IntegerLayout(4, 128)),
-    (Scheme(4, 128, False), 256, IntegerLayout(4, 128)),
-    (Scheme(4, 16, True), 64, IntegerLayout(4, 16)),
-    (Scheme(4, 512, True), 1024, IntegerLayout(4, 256)),
-    (Scheme(4, 96, True), 192, IntegerLayout(4, 32)),
-    (Scheme(4, 48, True), 96, IntegerLayout(4, 16)),
-    (Scheme(2, 64, True), 64, IntegerLayout(4, 64)),
-    (Scheme(3, 64, False), 64, IntegerLayout(4, 64)),
-    (Scheme(5, 64, True), 64, IntegerLayout(8, 64)),
-    (Scheme(8, "channel", True), 200, IntegerLayout(8, 128)),
-    (Scheme(8, "tensor", False), 64, IntegerLayout(8, 128)),
+    (integers(4, 128, True), 256, IntegerLayout(4, 128)),
+    (integers(4, 128, False), 256, IntegerLayout(4, 128)),
+    (integers(4, 16, True), 64, IntegerLayout(4, 16)),
+    (integers(4, 512, True), 1024, IntegerLayout(4, 256)),
+    (integers(4, 96, True), 192, IntegerLayout(4, 32)),
+    (integers(4, 48, True), 96, IntegerLayout(4, 16)),
+    (integers(2, 64, True), 64, IntegerLayout(4, 64)),
+    (integers(3, 64, False), 64, IntegerLayout(4, 64)),
+    (integers(5, 64, True), 64, IntegerLayout(8, 64)),
+    (integers(8, "channel", True), 200, IntegerLayout(8, 128)),
+    (integers(8, "tensor", False), 64, IntegerLayout(8, 128)),
 ])  # fmt: skip
 def test_for_onnxruntime(scheme: Scheme, columns: int, wanted: IntegerLayout) -> None:
     assert layout_for(ONNXRUNTIME, scheme, columns) == wanted
 
 
 @pytest.mark.parametrize(("scheme", "wanted"), [
-    (Scheme(4, 128, True), IntegerLayout(4, 128)),
-    (Scheme(3, 96, True), IntegerLayout(4, 96)),
-    (Scheme(8, "channel", True), IntegerLayout(8, 0)),
-    (Scheme(6, 64, True), IntegerLayout(8, 64)),
+    (integers(4, 128, True), IntegerLayout(4, 128)),
+    (integers(3, 96, True), IntegerLayout(4, 96)),
+    (integers(8, "channel", True), IntegerLayout(8, 0)),
+    (integers(6, 64, True), IntegerLayout(8, 64)),
 ])  # fmt: skip
 def test_for_tensorrt(scheme: Scheme, wanted: IntegerLayout) -> None:
     assert layout_for(TENSORRT, scheme, 384) == wanted
 
 
 @pytest.mark.parametrize(("target", "scheme", "columns", "wanted"), [
-    (ONNXRUNTIME, Scheme(4, 40, True), 80, (
+    (ONNXRUNTIME, integers(4, 40, True), 80, (
         "has group_size 40, which is no multiple of 16: MatMulNBits takes blocks of 16 to 256",
         "quantize with group_size 32",
     )),
-    (TENSORRT, Scheme(4, 128, False), 256, (
+    (TENSORRT, integers(4, 128, False), 256, (
         "is quantized asymmetrically; TensorRT's INT4 and INT8 have no zero points",
         "quantize with `symmetric: true`, or use `target: onnxruntime`",
     )),
-    (TENSORRT, Scheme(4, 128, True), 200, (
+    (TENSORRT, integers(4, 128, True), 200, (
         "has 200 columns, which group_size 128 does not divide",
         "quantize with a group_size that divides them, or use `target: onnxruntime`",
     )),
@@ -54,5 +54,5 @@ def test_what_is_refused(target: str, scheme: Scheme, columns: int, wanted: tupl
 
 
 def test_wider_fields_are_told() -> None:
-    assert IntegerLayout(4, 64).describe(Scheme(3, 64, True)) == "3-bit integers in fields of 4 bits"
-    assert IntegerLayout(4, 64).describe(Scheme(4, 64, True)) == ""
+    assert IntegerLayout(4, 64).describe(integers(3, 64, True)) == "3-bit integers in fields of 4 bits"
+    assert IntegerLayout(4, 64).describe(integers(4, 64, True)) == ""

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from runner.export.integers import blocks, signed
-from runner.model.checkpoint.formats.quantized import Quantized
+from runner.model.checkpoint.quantization.quantized import Quantized
+from runner.model.checkpoint.quantization.scheme import integers
 
 
 def made(rows: int, columns: int, bits: int, group: int | str, symmetric: bool) -> Quantized:
@@ -18,8 +19,8 @@ def made(rows: int, columns: int, bits: int, group: int | str, symmetric: bool) 
         return torch.randint(0, 2**bits, sizes, generator=generator, dtype=torch.uint8)
 
     scale = (torch.rand(shape, generator=generator) + 0.1).to(torch.bfloat16)
-    strategy = group if isinstance(group, str) else "group"
-    return Quantized(draw(rows, columns), scale, None if symmetric else draw(*shape), bits, size, strategy)
+    zero = None if symmetric else draw(*shape)
+    return Quantized(draw(rows, columns), scale, zero, integers(bits, group, symmetric).weights)
 
 
 def field(data: torch.Tensor, bits: int, index: int) -> int:
@@ -78,5 +79,5 @@ def test_the_inputs_of_dequantizelinear(bits: int, width: int, group: int | str)
 
 
 def _exact(q: Quantized) -> torch.Tensor:
-    wide = Quantized(q.integers, q.scale.double(), q.zero_point, q.bits, q.group_size, q.strategy)
+    wide = Quantized(q.integers, q.scale.double(), q.zero_point, q.numbers)
     return wide.dequantize(torch.float64)

@@ -9,21 +9,16 @@ from typing import Any
 
 import torch
 
-from runner.model.checkpoint.formats import (
-    GPTQ,
-    Scheme,
-    gptq_version,
-    pack,
-    quantization_config,
-    scale_dtype,
-    stored_tensors,
-    unpacked_modules,
-)
-from runner.model.checkpoint.formats.quantized import Quantized
+from runner.model.checkpoint import formats
+from runner.model.checkpoint.quantization.format import Matrix
+from runner.model.checkpoint.quantization.module_patterns import unpacked_modules
+from runner.model.checkpoint.quantization.quantized import Quantized
+from runner.model.checkpoint.quantization.scheme import Scheme
 from runner.model.checkpoint.reader import DTYPE_NAMES, DTYPES, CheckpointReader
 from runner.model.checkpoint.writer import CheckpointWriter
 from tests.tiny import save
 
+PACK_QUANTIZED, GPTQ = "pack-quantized", "gptq"
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
 
 
@@ -42,7 +37,7 @@ def rounded(weight: torch.Tensor, scheme: Scheme, dtype: torch.dtype) -> Quantiz
         shift = (-low / scale.float()).round().clamp(0, top)
         zero = shift.to(torch.uint8)
     integers = (values / scale.float()[..., None] + shift[..., None]).round().clamp(0, top)
-    return Quantized(integers.to(torch.uint8).reshape(rows, columns), scale, zero, scheme.bits, size, scheme.strategy)
+    return Quantized(integers.to(torch.uint8).reshape(rows, columns), scale, zero, scheme.weights)
 
 
 def make(
@@ -64,14 +59,16 @@ def make(
     with CheckpointReader(source) as reader:
         inside = [n.removesuffix(".weight") for n in linears(reader)]
         schemes = {module: scheme for module in inside if (scheme := scheme_of(module)) is not None}
+        kind = formats.find(format)
+        described = kind.config(schemes, unpacked_modules(reader.headers, schemes))
         tensors: dict[str, torch.Tensor] = {}
         for module, scheme in schemes.items():
             header = reader.header(f"{module}.weight")
             weight = reader.read_module_weight(module)
             weight = weight.T if name == "gpt2" else weight
-            quantized = rounded(weight, scheme, DTYPES[scale_dtype(format, header.dtype)])
-            packed = pack(format, module, quantized, gptq_version(schemes.values()))
-            forecast = stored_tensors(format, module, scheme, weight.shape[0], weight.shape[1], header.dtype)
+            quantized = rounded(weight, scheme, DTYPES[kind.scale_dtype(scheme, header.dtype)])
+            packed = kind.pack(module, quantized, described)
+            forecast = kind.tensors(module, scheme, Matrix(*weight.shape), header.dtype)
             assert {n: (DTYPE_NAMES[t.dtype], tuple(t.shape)) for n, t in packed.items()} == forecast
             tensors |= packed
             dense = quantized.dequantize(dtype)
@@ -80,10 +77,10 @@ def make(
         parts.copy("rest", reader, [n for n in reader.names() if n.removesuffix(".weight") not in schemes])
         parts.finish(folder, 10**9)
         config = json.loads((source / "config.json").read_text())
-        config["quantization_config"] = quantization_config(format, schemes, unpacked_modules(reader.headers, schemes))
+        config["quantization_config"] = described
     (folder / "config.json").write_text(json.dumps(config))
-    if format == GPTQ:
-        (folder / "quantize_config.json").write_text(json.dumps(config["quantization_config"]))
+    for extra in kind.FILES:
+        (folder / extra).write_text(json.dumps(described))
     return model.eval()
 
 

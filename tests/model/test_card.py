@@ -12,7 +12,8 @@ import yaml
 
 from runner.model import card
 from runner.model.card import ModelCard
-from runner.model.checkpoint.formats import GPTQ, PACK_QUANTIZED, Scheme
+from runner.model.checkpoint.quantization.scheme import integers
+from tests.model.packed import GPTQ, PACK_QUANTIZED
 
 RECIPE = "version: 1\nname: small\nmodel: {source: org/tiny-7b}\n"
 QUANTIZED = ModelCard(
@@ -26,7 +27,7 @@ QUANTIZED = ModelCard(
     bytes_after=3_890_000_000,
     recipe=RECIPE,
     format=PACK_QUANTIZED,
-    schemes={Scheme(8, "channel", True): 1, Scheme(4, 128, True): 223},
+    schemes={integers(8, "channel", True): 1, integers(4, 128, True): 223},
     metrics={"error of a linear module, mean": 0.0123456},
 )
 
@@ -118,24 +119,24 @@ def test_a_dense_checkpoint() -> None:
 
 
 def test_what_vllm_cannot_serve_is_said() -> None:
-    text = card.text(replace(QUANTIZED, schemes={Scheme(3, 128, True): 2}))
+    text = card.text(replace(QUANTIZED, schemes={integers(3, 128, True): 2}))
     assert "vllm serve" not in text
     assert "vLLM has no kernels for this way of storing weights." in text
 
 
 def test_gptq_names_its_packages_and_what_a_cpu_needs() -> None:
-    text = card.text(replace(QUANTIZED, format=GPTQ, schemes={Scheme(4, 128, True): 2}))
+    text = card.text(replace(QUANTIZED, format=GPTQ, schemes={integers(4, 128, True): 2}))
     assert "`pip install transformers gptqmodel optimum`, then" in text
     assert "GPTQConfig" not in text
-    text = card.text(replace(QUANTIZED, format=GPTQ, schemes={Scheme(4, "channel", True): 2}))
+    text = card.text(replace(QUANTIZED, format=GPTQ, schemes={integers(4, "channel", True): 2}))
     assert 'On a CPU, pass `quantization_config=GPTQConfig(bits=4, backend="torch")`' in text
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"schemes": {Scheme(4, 128, True): 2, Scheme(8, 128, True): 1}},
-        {"schemes": {Scheme(4, 128, True): 2}, "own_loader": True},
+        {"schemes": {integers(4, 128, True): 2, integers(8, 128, True): 1}},
+        {"schemes": {integers(4, 128, True): 2}, "transposed": True},
     ],
     ids=["mixed schemes", "Conv1D"],
 )

@@ -9,10 +9,12 @@ from typing import Any
 from runner.contracts.facts import CheckpointFacts, LinearFacts, TensorHeader
 from runner.errors import Diagnostic, RecipeError
 from runner.model.architecture import supported, supported_weights
+from runner.model.checkpoint import formats
+from runner.model.checkpoint.quantization.format import Format
+from runner.model.checkpoint.quantization.scheme import integers
 
 _REMEDY = "the checkpoint is incomplete or was edited; download it again"
 _SHOWN = 12  # complaints of one class; a shard that went wrong would repeat itself thousands of times
-_PACKED = (".weight_packed", ".qweight")
 
 
 def build(
@@ -77,7 +79,7 @@ def find(tensors: Mapping[str, TensorHeader]) -> tuple[str, dict[int, list[str]]
 
 
 def _is_linear(name: str, header: TensorHeader) -> bool:
-    return name.endswith(_PACKED) or (name.endswith(".weight") and len(header.shape) == 2)
+    return len(header.shape) == 2 and formats.is_weight(name)
 
 
 def linears(
@@ -96,30 +98,32 @@ def linears(
             if not _is_linear(header.name, header):
                 continue
             module = header.name.rpartition(".")[0]
-            packed = header.name.endswith(_PACKED)
-            if packed:
-                out_features, in_features = _unpacked(config, header, packed_shapes.get(module))
-                scale = tensors.get(f"{module}.weight_scale") or tensors.get(f"{module}.scales")
-                dtype = scale.dtype if scale else header.dtype
-            else:
+            format = formats.of_module(tensors, module)
+            if format is None:
                 out_features, in_features = reversed(header.shape) if transposed else header.shape
                 dtype = header.dtype
+            else:
+                out_features, in_features = packed_shapes.get(module) or _unpacked(config, tensors, module, format)
+                scale = tensors.get(f"{module}.{format.SCALE}")
+                dtype = scale.dtype if scale else header.dtype
+            packed = format is not None
             found.append(LinearFacts(module, index, in_features, out_features, dtype, transposed and not packed))
     return tuple(sorted(found, key=lambda linear: (linear.layer, linear.name)))
 
 
-def _unpacked(config: Mapping[str, Any], header: TensorHeader, stored: Sequence[int] | None) -> tuple[int, int]:
-    """[out_features, in_features] of a packed weight: as stored beside it, or from the number of bits."""
-    if stored is not None and len(stored) == 2:
-        return int(stored[0]), int(stored[1])
-    quantization = config.get("quantization_config") or {}
-    if header.name.endswith(".qweight"):  # int32 [in_features · bits / 32, out_features]
-        bits = int(quantization.get("bits") or 4)
-        return header.shape[1], header.shape[0] * 32 // bits
-    groups = quantization.get("config_groups") or {}
-    first: Mapping[str, Any] = next(iter(groups.values()), {})
-    bits = int((first.get("weights") or {}).get("num_bits") or 4)
-    return header.shape[0], header.shape[1] * 32 // bits
+def _unpacked(
+    config: Mapping[str, Any], tensors: Mapping[str, TensorHeader], module: str, format: Format
+) -> tuple[int, int]:
+    """[out_features, in_features] of a packed weight, from its headers and the number of bits.
+
+    A configuration that cannot be read counts as 4 bits here; it is refused a little later.
+    """
+    try:
+        packing = formats.parse(config.get("quantization_config"))
+    except ValueError:
+        packing = None
+    scheme = packing.scheme(module) if packing else None
+    return format.shape(tensors, module, scheme or integers(4, "channel", True))
 
 
 def _no_layers(tensors: Mapping[str, TensorHeader], source: str) -> Diagnostic:

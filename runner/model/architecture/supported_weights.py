@@ -11,7 +11,7 @@ from typing import Any
 
 from runner.contracts.facts import LinearFacts, TensorHeader
 from runner.errors import Diagnostic
-from runner.model.checkpoint.formats import parse
+from runner.model.checkpoint import formats
 
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _REMEDY = "start from the model as it was before it was quantized"
@@ -23,7 +23,7 @@ def refuse(
     """Why the weights of a checkpoint cannot be read, or None."""
     quantization = config.get("quantization_config")
     try:
-        packing = parse(quantization)
+        packing = formats.parse(quantization)
     except ValueError as error:
         return Diagnostic("R409", f"`{source}`: {error}", _REMEDY)
     groups: Mapping[str, Any] = (quantization or {}).get("config_groups") or {}
@@ -39,7 +39,7 @@ def refuse(
             return Diagnostic("R409", message, _REMEDY)
         if weight.dtype in _FLOATS:
             continue
-        if packing is not None and weight.dtype == "I8" and f"{linear.name}.weight_scale" in tensors:
+        if packing is not None and formats.of_module(tensors, linear.name) is not None:
             continue
         message = f"`{weight.name}` of `{source}` is stored as {weight.dtype}, and nothing in config.json says how"
         return Diagnostic("R409", message, _REMEDY)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import Diagnostic, RecipeError
+from runner.model.checkpoint.quantization.compressed_tensors_config import can_dequantize_on_load
 
 FOLDER = "adapter"
 CONFIG = "adapter_config.json"
@@ -134,12 +135,6 @@ def loadable(config: Mapping[str, Any]) -> dict[str, Any]:
     forward, unless told so. It can be told so for one scheme alone: 5.23 would read several as the first.
     """
     quantization = config.get("quantization_config") or {}
-    if quantization.get("quant_method") != "compressed-tensors" or len(quantization["config_groups"]) > 1:
+    if not can_dequantize_on_load(quantization):
         return dict(config)
     return {**config, "quantization_config": {**quantization, "dequantize": True}}
-
-
-def unpacks_late(config: Mapping[str, Any]) -> bool:
-    """Whether transformers unpacks the weights of a checkpoint with this config.json in the first forward only."""
-    quantization = config.get("quantization_config") or {}
-    return quantization.get("quant_method") == "compressed-tensors" and not quantization.get("dequantize")

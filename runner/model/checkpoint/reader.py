@@ -17,18 +17,11 @@ import torch
 
 from runner.contracts.facts import TensorHeader
 from runner.errors import StepFailed
-from runner.model.checkpoint.formats import (
-    GPTQ,
-    INT_QUANTIZED,
-    PACK_QUANTIZED,
-    Packing,
-    Scheme,
-    compressed_tensors,
-    gptq,
-    parse,
-)
-from runner.model.checkpoint.formats.quantized import Quantized
+from runner.model.checkpoint import formats
 from runner.model.checkpoint.headers import read_headers
+from runner.model.checkpoint.quantization.format import Format, Packing
+from runner.model.checkpoint.quantization.quantized import Quantized
+from runner.model.checkpoint.quantization.scheme import Scheme
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -120,7 +113,7 @@ class CheckpointReader:
             path = self.folder / "config.json"
             try:
                 config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-                self._packing = parse(config.get("quantization_config"))
+                self._packing = formats.parse(config.get("quantization_config"))
             except ValueError as error:
                 raise StepFailed(f"{path}: {error}") from error
             self._config_read = True
@@ -128,65 +121,41 @@ class CheckpointReader:
 
     def is_packed(self, name: str) -> bool:
         """Whether a weight ("model.layers.0.mlp.up_proj.weight", or its module's name) is stored as integers."""
-        return self._layout(name.removesuffix(".weight")) is not None
+        return self.format(name) is not None
+
+    def format(self, name: str) -> Format | None:
+        """The format of a packed weight, or of a module's; None for a plain one."""
+        return formats.of_module(self.headers, name.removesuffix(".weight"))
 
     def dtype(self, name: str) -> torch.dtype:
         """The floating dtype in which `read_weight` gives a weight."""
-        layout = self._layout(module := name.removesuffix(".weight"))
-        scale = f"{module}.scales" if layout == GPTQ else f"{module}.weight_scale"
-        return DTYPES[self.header(name if layout is None else scale).dtype]
-
-    def _layout(self, module: str) -> str | None:
-        if f"{module}.weight_packed" in self.headers:
-            return PACK_QUANTIZED
-        if f"{module}.qweight" in self.headers:
-            return GPTQ
-        weight = self.headers.get(f"{module}.weight")
-        if weight is not None and weight.dtype == "I8" and f"{module}.weight_scale" in self.headers:
-            return INT_QUANTIZED
-        return None
+        format = self.format(name)
+        stored = name if format is None else f"{name.removesuffix('.weight')}.{format.SCALE}"
+        return DTYPES[self.header(stored).dtype]
 
     def read_weight(self, name: str) -> torch.Tensor:
         """A parameter by its full name: as stored, or, where it is packed, dequantized to the dtype of its scales.
 
         A packed weight is always [out, in], that of a Conv1D module too.
         """
-        module = name.removesuffix(".weight")
-        if self._layout(module) is None:
+        if not self.is_packed(name):
             return self.read(name)
-        layout, scheme, version = self._packed(module)
-        try:
-            if layout == GPTQ:
-                return gptq.dequantize(module, scheme, version, self.read)
-        except (ValueError, RuntimeError) as error:
-            raise self._misfit(module, scheme, error) from error
-        weight = self.read_quantized(module)
+        weight = self.read_quantized(name.removesuffix(".weight"))
         return weight.dequantize(weight.scale.dtype)
 
     def read_quantized(self, module: str) -> Quantized:
-        """A packed weight as the integers that the checkpoint stores. StepFailed: it is not packed, or not soundly;
-
-        or its groups are not in the order of its columns (`desc_act` of other tools).
-        """
-        layout, scheme, version = self._packed(module)
-        try:
-            if layout == GPTQ:
-                return gptq.unpack(module, scheme, version, self.read)
-            unpack = compressed_tensors.unpack if layout == PACK_QUANTIZED else compressed_tensors.unpack_plain
-            return unpack(module, scheme, self.read)
-        except (ValueError, RuntimeError) as error:
-            raise self._misfit(module, scheme, error) from error
-
-    def _packed(self, module: str) -> tuple[str | None, Scheme, int]:
-        """Layout, scheme and version of a packed module."""
-        packing = self.packing
+        """A packed weight as the codes that the checkpoint stores. StepFailed: it is not packed, or not soundly."""
+        packing, format = self.packing, self.format(module)
         scheme = packing.scheme(module) if packing else None
-        if packing is None or scheme is None:
+        if packing is None or format is None or scheme is None:
             raise StepFailed(
                 f"`{module}` is packed, but quantization_config in {self.folder / 'config.json'} does not describe it",
                 _DOWNLOAD_AGAIN,
             )
-        return self._layout(module), scheme, packing.version
+        try:
+            return format.unpack(module, scheme, packing.config, self.read)
+        except (ValueError, RuntimeError) as error:
+            raise self._misfit(module, scheme, error) from error
 
     def _misfit(self, module: str, scheme: Scheme, error: Exception) -> StepFailed:
         message = f"the packed tensors of `{module}` do not fit its scheme ({scheme.describe()}): {error}"

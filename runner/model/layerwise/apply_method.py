@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from runner.model.checkpoint.formats.quantized import Quantized
+from runner.model.checkpoint.quantization.quantized import Quantized
 from runner.model.layerwise.method import Linear, Method, Options, Statistics, Transformed
 
 Weights = Mapping[str, torch.Tensor]  # module's name in the checkpoint → weight [out, in], in the type it is stored in
@@ -56,7 +56,7 @@ def split(names: Sequence[str], weights: Weights, whole: Transformed) -> dict[st
 
 def take_rows(q: Quantized, rows: slice) -> Quantized:
     zero = None if q.zero_point is None else q.zero_point[rows].contiguous()
-    return replace(q, integers=q.integers[rows].contiguous(), scale=q.scale[rows].contiguous(), zero_point=zero)
+    return replace(q, codes=q.codes[rows].contiguous(), scale=q.scale[rows].contiguous(), zero_point=zero)
 
 
 def dense(result: Transformed, stored: torch.dtype) -> torch.Tensor:

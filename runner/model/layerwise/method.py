@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from runner.model.checkpoint.formats.quantized import Quantized
+    from runner.model.checkpoint.quantization.quantized import Quantized
 
 STATISTICS = ("none", "input_norms", "hessian", "cross")
 

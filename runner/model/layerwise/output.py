@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from runner.contracts.facts import CheckpointFacts
+from runner.model.checkpoint import formats
 from runner.model.checkpoint.companions import COMPRESSION, copy_companions, write_json
-from runner.model.checkpoint.formats import GPTQ, Scheme, gptq_version, pack, quantization_config, unpacked_modules
+from runner.model.checkpoint.quantization.module_patterns import unpacked_modules
+from runner.model.checkpoint.quantization.scheme import Scheme
 from runner.model.checkpoint.reader import DTYPES, CheckpointReader
 from runner.model.checkpoint.writer import CheckpointWriter
 from runner.model.layerwise.apply_method import dense
@@ -39,15 +41,19 @@ class Output:
         self.reader, self.storage = reader, storage
         self.transposed = {linear.name for linear in facts.linears if linear.transposed}
         self.layers = [facts.layer_tensors(index) for index in range(facts.layer_count)]
-        self.version = gptq_version(storage.schemes.values())
+        self.format = formats.find(storage.format) if storage.schemes else None
+        self.quantization: dict[str, Any] = {}
+        if self.format is not None:
+            untouched = unpacked_modules(reader.headers, storage.schemes)
+            self.quantization = self.format.config(storage.schemes, untouched, act_order=storage.act_order)
         self.parts = CheckpointWriter(parts)
 
     def layer(self, index: int, changed: Mapping[str, Transformed]) -> dict[str, Any]:
         """Write one decoder layer; return what the record says of it."""
         tensors: dict[str, torch.Tensor] = {}
         for module, result in changed.items():
-            if result.quantized is not None:
-                tensors |= pack(self.storage.format, module, result.quantized, self.version)
+            if result.quantized is not None and self.format is not None:
+                tensors |= self.format.pack(module, result.quantized, self.quantization)
             else:
                 weight = dense(result, DTYPES[self.reader.header(f"{module}.weight").dtype])
                 tensors[f"{module}.weight"] = (weight.T if module in self.transposed else weight).contiguous().cpu()
@@ -63,16 +69,11 @@ class Output:
         self.parts.copy("rest", self.reader, [name for name in self.reader.headers if name not in inside])
         self.parts.finish(out, max_shard_bytes)
         config = json.loads((self.reader.folder / "config.json").read_text())
-        storage = self.storage
-        if storage.schemes:
-            untouched = unpacked_modules(self.reader.headers, storage.schemes)
-            quantization = quantization_config(
-                storage.format, storage.schemes, untouched, act_order=storage.act_order
-            )  # fmt: skip
-            config["quantization_config"] = quantization
-            if storage.format == GPTQ:
-                write_json(out / "quantize_config.json", quantization)
-            write_json(out / COMPRESSION, dict(storage.compression))
+        if self.format is not None:
+            config["quantization_config"] = self.quantization
+            for name in self.format.FILES:
+                write_json(out / name, self.quantization)
+            write_json(out / COMPRESSION, dict(self.storage.compression))
         write_json(out / "config.json", config)
         copy_companions(self.reader.folder, out)
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from runner.errors import Diagnostic, RecipeError
 from runner.model.architecture import inspect, tied_weights
+from runner.model.checkpoint.formats import is_weight
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.layerwise import adapter
 from runner.model.layerwise.dtypes import compute_dtype, stored_dtype
@@ -234,8 +235,8 @@ def stored_names(model: Any, reader: CheckpointReader) -> dict[str, str]:
     wanted = model.state_dict()
     names: dict[str, str] = {}
     for stored in reader.names():
-        module, _, key = stored.rpartition(".")
-        weight = f"{module}.weight" if key in ("weight_packed", "qweight") else stored
+        module = stored.rpartition(".")[0]
+        weight = f"{module}.weight" if is_weight(stored) else stored
         name, converter = rename_source_key(weight, renamings, converters, model.base_model_prefix, wanted)
         if converter is not None:
             message = f"`{stored}` is stored in a form that transformers converts on loading, which cannot be streamed"

@@ -56,7 +56,7 @@ class Branch(LoraLinear):
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: Any, **kwargs: Any) -> None:
         conv1d = isinstance(base_layer, Conv1D)
         super().__init__(base_layer, adapter_name, config=config, is_target_conv_1d_layer=conv1d, **kwargs)
-        bits = base_layer.bits if isinstance(base_layer, PackedLinear) else None
+        bits = base_layer.numbers.bits if isinstance(base_layer, PackedLinear) else None
         self.masked = (bits is None or self.holds_packed_zeros) and is_pruned(self.base_weight(), bits)
 
     def base_weight(self) -> torch.Tensor:

@@ -12,10 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from runner.errors import StepFailed
-from runner.model.checkpoint.formats import GPTQ, INT_QUANTIZED, Scheme, compressed_tensors
-from runner.model.checkpoint.formats.bit_packing import pack_rows, unpack_rows
-from runner.model.checkpoint.formats.quantized import Quantized
+from runner.model.checkpoint.quantization.bit_packing import pack_rows, unpack_rows
+from runner.model.checkpoint.quantization.quantized import Quantized
+from runner.model.checkpoint.quantization.scheme import Numbers
 from runner.model.checkpoint.reader import CheckpointReader
 
 
@@ -33,18 +32,17 @@ class Packed:
     scale: torch.Tensor
     zero_point: torch.Tensor | None
     groups: torch.Tensor | None
-    bits: int
-    group_size: int
-    strategy: str
+    numbers: Numbers
     in_features: int
 
     @staticmethod
     def of(weight: Quantized) -> Packed:
         words = pack_rows(weight.integers, weight.bits)
-        return Packed(
-            words, weight.scale, weight.zero_point, None, weight.bits, weight.group_size, weight.strategy,
-            weight.in_features,
-        )  # fmt: skip
+        return Packed(words, weight.scale, weight.zero_point, weight.groups, weight.numbers, weight.in_features)
+
+    @property
+    def bits(self) -> int:
+        return self.numbers.bits
 
     def integers(self) -> torch.Tensor:
         """uint8 [out, in]."""
@@ -53,10 +51,7 @@ class Packed:
     def dequantize(self, dtype: torch.dtype, scale: torch.Tensor | None = None) -> torch.Tensor:
         """The weight [out, in], bit for bit as `Quantized.dequantize`; `scale` stands in for the stored one."""
         scale = self.scale if scale is None else scale
-        if self.groups is None:
-            size, strategy = self.group_size, self.strategy
-            return Quantized(self.integers(), scale, self.zero_point, self.bits, size, strategy).dequantize(dtype)
-        return self.centred(scale.dtype).mul_(scale[:, self.groups]).to(dtype)
+        return Quantized(self.integers(), scale, self.zero_point, self.numbers, self.groups).dequantize(dtype)
 
     def centred(self, dtype: torch.dtype) -> torch.Tensor:
         """Integers less their zero point [out, in]."""
@@ -70,52 +65,19 @@ class Packed:
         if self.groups is not None:
             return self.groups
         places = torch.arange(self.in_features, device=self.words.device)
-        return places // self.group_size if self.strategy == "group" else torch.zeros_like(places)
+        return places // self.numbers.columns(self.in_features)
 
     def scale_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
         """dL/ds from dL/dW [out, in]: dL/ds[n, g] = Σ_{k in g} dL/dW[n, k] · (q[n, k] − z[n, g]), like `scale`."""
         each = gradient.to(torch.float32) * self.centred(torch.float32)
         rows = torch.zeros(each.shape[0], self.scale.shape[1], device=each.device)
         rows.index_add_(1, self.columns(), each)
-        return rows if self.strategy != "tensor" else rows.sum().reshape(1, 1)
+        return rows if self.numbers.strategy != "tensor" else rows.sum().reshape(1, 1)
 
 
 def read(reader: CheckpointReader, module: str) -> Packed:
     """A packed module of a checkpoint by its stored name. StepFailed where its tensors do not fit its scheme."""
-    packing = reader.packing
-    scheme = packing.scheme(module) if packing else None
-    if packing is None or scheme is None:
-        raise StepFailed(
-            f"`{module}` is packed, but quantization_config in {reader.folder / 'config.json'} does not describe it",
-            "download or copy the checkpoint again",
-        )
-    try:
-        if packing.format == GPTQ:
-            return _read_gptq(reader, module, scheme, packing.version)
-        unpack = compressed_tensors.unpack_plain if packing.format == INT_QUANTIZED else compressed_tensors.unpack
-        return Packed.of(unpack(module, scheme, reader.read))
-    except (ValueError, RuntimeError) as error:
-        raise StepFailed(
-            f"the packed tensors of `{module}` do not fit its scheme ({scheme.describe()}): {error}",
-            "download or copy the checkpoint again",
-        ) from error
-
-
-def _read_gptq(reader: CheckpointReader, module: str, scheme: Scheme, version: int) -> Packed:
-    scale = reader.read(f"{module}.scales").t().contiguous()
-    words = reader.read(f"{module}.qweight").t().contiguous()
-    zeros = unpack_rows(reader.read(f"{module}.qzeros"), scheme.bits, scale.shape[0]).t().contiguous()
-    if version == 1:
-        zeros = (zeros + 1) & (2**scheme.bits - 1)
-    groups = reader.read(f"{module}.g_idx").long()
-    columns = len(groups)
-    size = scheme.columns(columns)
-    in_order = torch.equal(groups, torch.arange(columns) // size)
-    middle = bool((zeros == 2 ** (scheme.bits - 1)).all())
-    return Packed(
-        words, scale, None if middle else zeros, None if in_order else groups, scheme.bits, size,
-        "channel" if scheme.strategy == "tensor" else scheme.strategy, columns,
-    )  # fmt: skip
+    return Packed.of(reader.read_quantized(module))
 
 
 class PackedLinear(nn.Linear):
@@ -134,7 +96,7 @@ class PackedLinear(nn.Linear):
     def __init__(self, packed: Packed, bias: torch.Tensor | None = None, dtype: torch.dtype = torch.float32) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = packed.in_features, packed.words.shape[0]
-        self.bits, self.group_size, self.strategy = packed.bits, packed.group_size, packed.strategy
+        self.numbers = packed.numbers
         self.dtype = dtype
         for name in ("words", "scale", "zero_point", "groups"):
             self.register_buffer(name, getattr(packed, name), persistent=False)
@@ -150,10 +112,7 @@ class PackedLinear(nn.Linear):
 
     @property
     def packed(self) -> Packed:
-        return Packed(
-            self.words, self.scale, self.zero_point, self.groups, self.bits, self.group_size, self.strategy,
-            self.in_features,
-        )  # fmt: skip
+        return Packed(self.words, self.scale, self.zero_point, self.groups, self.numbers, self.in_features)
 
     @property
     def stored_scale(self) -> torch.Tensor:
@@ -179,7 +138,7 @@ class PackedLinear(nn.Linear):
         return found if self.bias is None else found + self.bias.to(dtype)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, bits={self.bits}, group_size={self.group_size}"
+        return f"{super().extra_repr()}, {self.numbers.describe()}"
 
 
 class _Product(torch.autograd.Function):

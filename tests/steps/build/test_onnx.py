@@ -14,11 +14,12 @@ import pytest
 from runner.contracts.step_kind import Inputs
 from runner.export.supported import MASKS
 from runner.model.architecture.inspect import facts
-from runner.model.checkpoint.formats import GPTQ, Scheme
+from runner.model.checkpoint.quantization.scheme import integers
 from runner.plan.machine import machine_facts
 from runner.steps.kinds import find
 from tests.export.exported import packed
 from tests.host import Host
+from tests.model.packed import GPTQ
 from tests.tiny import save
 
 KIND = "build.onnx"
@@ -40,7 +41,7 @@ def said(given: Inputs, tmp_path: Path, **params: Any) -> list[tuple[str, str, s
 def test_what_can_be_exported_is_not_refused(tmp_path: Path) -> None:
     for name in ("llama", "gpt2", "gemma3_text"):
         assert said(inputs(save(tmp_path / name, name)), tmp_path) == []
-    for scheme in (Scheme(4, 32, False), Scheme(3, 32, True), Scheme(8, "channel", True)):
+    for scheme in (integers(4, 32, False), integers(3, 32, True), integers(8, "channel", True)):
         assert said(inputs(packed(tmp_path / str(scheme), scheme)), tmp_path) == []
 
 
@@ -86,7 +87,7 @@ def test_a_dora_adapter(tmp_path: Path) -> None:
 
 
 def test_asymmetric_weights_for_tensorrt(tmp_path: Path) -> None:
-    given = inputs(packed(tmp_path / "model", Scheme(4, 32, False)))
+    given = inputs(packed(tmp_path / "model", integers(4, 32, False)))
     assert said(given, tmp_path, target="tensorrt") == [(
         "R478",
         f"{MODULES} is quantized asymmetrically; TensorRT's INT4 and INT8 have no zero points",
@@ -95,7 +96,7 @@ def test_asymmetric_weights_for_tensorrt(tmp_path: Path) -> None:
 
 
 def test_groups_that_are_no_blocks(tmp_path: Path) -> None:
-    given = inputs(packed(tmp_path / "model", Scheme(4, 24, True), hidden_size=48, num_attention_heads=4))
+    given = inputs(packed(tmp_path / "model", integers(4, 24, True), hidden_size=48, num_attention_heads=4))
     assert said(given, tmp_path) == [(
         "R478",
         f"{MODULES} has group_size 24, which is no multiple of 16: MatMulNBits takes blocks of 16 to 256",
@@ -104,7 +105,7 @@ def test_groups_that_are_no_blocks(tmp_path: Path) -> None:
 
 
 def test_groups_out_of_order(tmp_path: Path) -> None:
-    given = inputs(packed(tmp_path / "model", Scheme(4, 32, True), format=GPTQ))
+    given = inputs(packed(tmp_path / "model", integers(4, 32, True), format=GPTQ))
     quantization = {**(given.checkpoint.quantization or {}), "desc_act": True}
     given = replace(given, checkpoint=replace(given.checkpoint, quantization=quantization))
     assert said(given, tmp_path) == [(
@@ -115,7 +116,7 @@ def test_groups_out_of_order(tmp_path: Path) -> None:
 
 
 def test_the_folder_and_the_forecast(tmp_path: Path) -> None:
-    source = packed(tmp_path / "model", Scheme(3, 32, True))
+    source = packed(tmp_path / "model", integers(3, 32, True))
     (source / "compression.json").write_text("{}")
     (source / "tokenizer.json").write_text("{}")
     host = Host(tmp_path, KIND, source)

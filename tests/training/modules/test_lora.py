@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from runner.model.checkpoint import adapter_config
-from runner.model.checkpoint.formats import PACK_QUANTIZED, Scheme
+from runner.model.checkpoint.quantization.scheme import integers
 from runner.training.load_model import load
 from runner.training.modules import lora, lora_math
 from runner.training.modules.packed_linear import PackedLinear
-from tests.model.packed import make
+from tests.model.packed import PACK_QUANTIZED, make
 from tests.tiny import save, tokens
 
 VARIANTS = {"lora": {}, "rslora": {"rslora": True}, "dora": {"dora": True}}
@@ -131,7 +131,7 @@ def test_the_gradients_of_a_branch(masked: bool) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_only_the_adapters_are_trained_in_float32(variant: str, tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    make(folder, PACK_QUANTIZED, lambda _: Scheme(4, 16, True))
+    make(folder, PACK_QUANTIZED, lambda _: integers(4, 16, True))
     model = wrapped(load(folder, "cpu", torch.bfloat16), variant)
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     kinds = 3 if variant == "dora" else 2
@@ -170,7 +170,7 @@ def test_dropout_over_a_mask_is_peft_s(variant: str, tmp_path: Path) -> None:
 
 def test_dora_with_dropout_over_packed_weights_keeps_none_of_them_dense(tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    make(folder, PACK_QUANTIZED, lambda _: Scheme(4, 16, True), vocab_size=80)
+    make(folder, PACK_QUANTIZED, lambda _: integers(4, 16, True), vocab_size=80)
     model = wrapped(load(folder, "cpu", torch.float32), "dora", dropout=0.1).train()
     shapes: set[tuple[int, ...]] = set()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,16 +10,17 @@ import torch
 from torch.nn import functional as F
 
 from runner.errors import StepFailed
-from runner.model.checkpoint.formats import GPTQ, PACK_QUANTIZED, Scheme
+from runner.model.checkpoint.quantization.scheme import Scheme, integers
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.training.load_model import load
 from runner.training.modules.packed_linear import Packed, PackedLinear, read
-from tests.model.packed import logits, make, rounded
+from tests.model.packed import GPTQ, PACK_QUANTIZED, logits, make, rounded
 from tests.tiny import save
 
 SCHEMES = [
-    Scheme(4, 16, True), Scheme(4, 16, False), Scheme(3, 24, True), Scheme(3, 20, False), Scheme(8, "channel", False),
-    Scheme(2, "tensor", True), Scheme(5, 16, False),
+    integers(4, 16, True), integers(4, 16, False), integers(3, 24, True), integers(3, 20, False),
+    integers(8, "channel", False),
+    integers(2, "tensor", True), integers(5, 16, False),
 ]  # fmt: skip
 
 
@@ -28,9 +30,7 @@ def weight(scheme: Scheme, dtype: torch.dtype = torch.bfloat16) -> Packed:
     if scheme.group_size == 20:  # a last group that is shorter
         padded = F.pad(dense, (0, 10))
         whole = rounded(padded, scheme, dtype)
-        quantized = type(whole)(
-            whole.integers[:, :50].contiguous(), whole.scale, whole.zero_point, scheme.bits, 20, "group"
-        )
+        quantized = replace(whole, codes=whole.integers[:, :50].contiguous())
         return Packed.of(quantized)
     return Packed.of(rounded(dense, scheme, dtype))
 
@@ -41,8 +41,8 @@ def naive(packed: Packed, scale: torch.Tensor) -> torch.Tensor:
     values = torch.zeros(rows, columns, dtype=torch.float64)
     for n in range(rows):
         for k in range(columns):
-            g = 0 if packed.strategy != "group" else k // packed.group_size
-            row = 0 if packed.strategy == "tensor" else n
+            g = 0 if packed.numbers.strategy != "group" else k // int(packed.numbers.columns(columns))
+            row = 0 if packed.numbers.strategy == "tensor" else n
             bit = k * packed.bits
             stream = sum((int(word) & 0xFFFFFFFF) << (32 * i) for i, word in enumerate(packed.words[n]))
             q = (stream >> bit) & (2**packed.bits - 1)
@@ -90,7 +90,7 @@ def test_gradients_of_scales(scheme: Scheme) -> None:
 
 
 def test_trained_scales_are_used_as_they_will_be_stored() -> None:
-    packed = weight(Scheme(4, 16, True))
+    packed = weight(integers(4, 16, True))
     module = PackedLinear(packed)
     module.train_scales()
     assert torch.equal(module.stored_scale, packed.scale)
@@ -104,7 +104,7 @@ def test_trained_scales_are_used_as_they_will_be_stored() -> None:
 
 
 def test_no_dense_weight_is_kept_for_the_backward() -> None:
-    module = PackedLinear(weight(Scheme(4, 16, True)))
+    module = PackedLinear(weight(integers(4, 16, True)))
     kept: list[torch.Tensor] = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -123,7 +123,7 @@ def test_no_dense_weight_is_kept_for_the_backward() -> None:
 
 
 def test_autocast_multiplies_in_its_type() -> None:
-    module = PackedLinear(weight(Scheme(4, 16, True)))
+    module = PackedLinear(weight(integers(4, 16, True)))
     x = torch.randn(2, 48, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         y = module(x)
@@ -137,11 +137,11 @@ def test_autocast_multiplies_in_its_type() -> None:
 @pytest.mark.parametrize(
     ("format", "scheme", "name"),
     [
-        (PACK_QUANTIZED, Scheme(4, 16, True), "llama_tied"),
-        (PACK_QUANTIZED, Scheme(3, 32, False), "qwen2"),
-        (GPTQ, Scheme(4, 16, True), "llama"),
-        (GPTQ, Scheme(3, 32, False), "llama"),
-        (GPTQ, Scheme(4, 16, False), "gpt2"),
+        (PACK_QUANTIZED, integers(4, 16, True), "llama_tied"),
+        (PACK_QUANTIZED, integers(3, 32, False), "qwen2"),
+        (GPTQ, integers(4, 16, True), "llama"),
+        (GPTQ, integers(3, 32, False), "llama"),
+        (GPTQ, integers(4, 16, False), "gpt2"),
     ],
 )
 def test_a_packed_checkpoint_is_loaded_packed(format: str, scheme: Scheme, name: str, tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_packed_checkpoint_is_loaded_packed(format: str, scheme: Scheme, name:
 def test_a_gptq_checkpoint_in_another_order_of_groups(tmp_path: Path) -> None:
     """act_order as other tools write it: g_idx is no run of columns."""
     folder = tmp_path / "model"
-    make(folder, GPTQ, lambda _: Scheme(4, 16, False))
+    make(folder, GPTQ, lambda _: integers(4, 16, False))
     name = "model.layers.0.mlp.up_proj"
     with CheckpointReader(folder) as reader:
         header = reader.header(f"{name}.g_idx")
@@ -202,7 +202,7 @@ def test_dense_checkpoints_are_loaded_in_the_asked_type(tmp_path: Path) -> None:
 
 def test_packed_tensors_without_a_description(tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    make(folder, PACK_QUANTIZED, lambda _: Scheme(4, 16, True))
+    make(folder, PACK_QUANTIZED, lambda _: integers(4, 16, True))
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(config.replace('"targets": ["Linear"]', '"targets": ["re:nothing"]'))
     with CheckpointReader(folder) as reader, pytest.raises(StepFailed) as caught:

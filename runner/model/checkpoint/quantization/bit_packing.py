@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from runner.model.checkpoint.formats.rules import ceil_div
+from runner.model.checkpoint.quantization.scheme import ceil_div
 
 
 def pack_rows(values: torch.Tensor, bits: int) -> torch.Tensor:

@@ -8,16 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from runner.model.checkpoint.formats.quantized import Quantized
+from runner.model.checkpoint.quantization.quantized import Quantized
+from runner.model.checkpoint.quantization.scheme import integers
 
 
 def weight(**changes: Any) -> Quantized:
     generator = torch.Generator().manual_seed(0)
     values: dict[str, Any] = {
-        "integers": torch.randint(0, 16, (6, 40), dtype=torch.uint8, generator=generator),
+        "codes": torch.randint(0, 16, (6, 40), dtype=torch.uint8, generator=generator),
         "scale": torch.rand(6, 3, generator=generator).to(torch.float16),
         "zero_point": torch.randint(0, 16, (6, 3), dtype=torch.uint8, generator=generator),
-        "bits": 4, "group_size": 16, "strategy": "group",
+        "numbers": integers(4, 16, False).weights,
     }  # fmt: skip
     return Quantized(**(values | changes))
 
@@ -27,7 +28,8 @@ def naive(q: Quantized) -> torch.Tensor:
     out = torch.empty(q.integers.shape, dtype=q.scale.dtype)
     for row in range(q.out_features):
         for column in range(q.in_features):
-            where = (0, 0) if q.strategy == "tensor" else (row, column // q.group_size)
+            group = column // q.group_size if q.groups is None else int(q.groups[column])
+            where = (0, 0) if q.strategy == "tensor" else (row, group)
             zero = 2 ** (q.bits - 1) if q.zero_point is None else int(q.zero_point[where])
             exact = q.scale[where].double() * (int(q.integers[row, column]) - zero)
             out[row, column] = exact.to(q.scale.dtype)
@@ -39,16 +41,24 @@ def naive(q: Quantized) -> torch.Tensor:
     "changes",
     [
         {},
-        {"zero_point": None},
-        {"group_size": 8, "scale": torch.rand(6, 5), "zero_point": torch.full((6, 5), 3, dtype=torch.uint8)},
-        {"strategy": "channel", "group_size": 40, "scale": torch.rand(6, 1), "zero_point": None},
-        {"strategy": "tensor", "group_size": 40, "scale": torch.rand(1, 1), "zero_point": None},
+        {"zero_point": None, "numbers": integers(4, 16, True).weights},
         {
-            "strategy": "tensor", "group_size": 40, "scale": torch.rand(1, 1), "bits": 8,
+            "numbers": integers(4, 8, False).weights, "scale": torch.rand(6, 5),
+            "zero_point": torch.full((6, 5), 3, dtype=torch.uint8),
+        },
+        {"numbers": integers(4, "channel", True).weights, "scale": torch.rand(6, 1), "zero_point": None},
+        {"numbers": integers(4, "tensor", True).weights, "scale": torch.rand(1, 1), "zero_point": None},
+        {
+            "numbers": integers(8, "tensor", False).weights, "scale": torch.rand(1, 1),
             "zero_point": torch.full((1, 1), 255, dtype=torch.uint8),
         },
+        {"groups": torch.arange(40).flip(0) // 16},
+        {"groups": torch.arange(40).flip(0) // 16, "zero_point": None, "numbers": integers(4, 16, True).weights},
     ],
-    ids=["short last group", "symmetric", "groups", "channel", "tensor", "tensor, asymmetric"],
+    ids=[
+        "short last group", "symmetric", "groups", "channel", "tensor", "tensor, asymmetric", "groups in any order",
+        "symmetric groups in any order",
+    ],
 )  # fmt: skip
 def test_dequantize_rounds_once_in_the_dtype_of_the_scale(changes: dict[str, Any], dtype: torch.dtype) -> None:
     q = weight(**changes)
@@ -59,20 +69,19 @@ def test_dequantize_rounds_once_in_the_dtype_of_the_scale(changes: dict[str, Any
 
 def test_dequantize_leaves_the_integers_alone() -> None:
     q = weight()
-    before = q.integers.clone()
+    before = q.codes.clone()
     q.dequantize(torch.float32)
-    assert torch.equal(q.integers, before)
+    assert torch.equal(q.codes, before)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"integers": torch.zeros(6, 40)}, "integers must be uint8 [out, in], not torch.float32 (6, 40)"),
-        ({"strategy": "block"}, "strategy must be one of group, channel, tensor; got 'block'"),
-        ({"bits": 9}, "bits must be in 2..8; got 9"),
+        ({"codes": torch.zeros(6, 40)}, "codes must be uint8 [out, in], not torch.float32 (6, 40)"),
         ({"scale": torch.rand(6, 2)}, "scale must be floating [6, 3], not (6, 2)"),
         ({"scale": torch.rand(3, 6)}, "scale must be floating [6, 3], not (3, 6)"),
         ({"zero_point": torch.zeros(6, 3)}, "zero_point must be uint8 [6, 3], not torch.float32 (6, 3)"),
+        ({"zero_point": None}, "symmetric numbers have no zero_point, and asymmetric ones have one"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(changes: dict[str, Any], message: str) -> None:
