@@ -174,7 +174,7 @@ def _usage(card: ModelCard) -> list[str]:
         parts.append(usual.note)
     if card.adapter is not None:
         parts += ["and its adapter (`pip install peft`):", _LOAD_ADAPTER_LATE if card.late else _LOAD_ADAPTER]
-    limit = next(reader.limit for reader in readers if reader.name == _VLLM.name)
+    limit = next((r.limit for r in readers if r.name == _VLLM.name), "vLLM does not load this format.")
     return [*parts, limit] if limit else parts + _vllm(card.adapter)
 
 

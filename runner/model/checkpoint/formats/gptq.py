@@ -28,7 +28,7 @@ NAME = "gptq"
 TAG = "gptq"
 WEIGHT = "qweight"
 SCALE = "scales"
-FILES = ("quantize_config.json",)
+FILES: tuple[str, ...] = ("quantize_config.json",)
 BITS = (2, 3, 4, 8)
 CPU_GROUP_SIZES = (32, 64, 128, 256)
 _LOAD = 'from gptqmodel import GPTQModel\n\nmodel = GPTQModel.load("{folder}")'

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from runner.model.checkpoint.quantization.format import Format
 from runner.model.checkpoint.quantization.quantized import Quantized
 from runner.model.checkpoint.quantization.scheme import Scheme, integers
 from runner.model.checkpoint.reader import CheckpointReader
@@ -76,3 +78,16 @@ def assert_read_back(folder: Path, dense: torch.nn.Module) -> None:
 
 LINEARS = ("mlp.down_proj", "mlp.up_proj", "self_attn.q_proj")
 ALL = [f"model.layers.{i}.{name}" for i in range(3) for name in LINEARS]
+
+
+def departures(module: object) -> list[str]:
+    """What a module lacks of the protocol of formats, or names otherwise."""
+    found = [f"lacks {name}" for name in Format.__annotations__ if not hasattr(module, name)]
+    for name, wanted in inspect.getmembers(Format, inspect.isfunction):
+        if name.startswith("_"):
+            continue
+        own = getattr(module, name, None)
+        parameters = list(inspect.signature(wanted).parameters)[1:]
+        if own is None or list(inspect.signature(own).parameters) != parameters:
+            found.append(f"has no {name}({', '.join(parameters)})")
+    return found

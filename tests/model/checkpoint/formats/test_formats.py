@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from runner.model.checkpoint import formats
-from runner.model.checkpoint.formats import gptq, pack_quantized
-from runner.model.checkpoint.quantization.format import Matrix
+from runner.model.checkpoint.formats import gptq, int_quantized, pack_quantized
+from runner.model.checkpoint.quantization.format import Format, Matrix
 from runner.model.checkpoint.quantization.scheme import Scheme, integers
-from tests.model.checkpoint.formats.checkpoints import (
-    ALL,
-)
+from tests.model.checkpoint.formats.checkpoints import ALL, departures
 from tests.model.packed import GPTQ, PACK_QUANTIZED
 
 
@@ -122,3 +122,22 @@ def test_the_planner_needs_no_torch() -> None:
     modules = "runner.model.checkpoint.formats, runner.model.checkpoint.writer, runner.model.card"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_module_of_the_package_is_a_format() -> None:
+    typed: list[Format] = [gptq, int_quantized, pack_quantized]  # for the type checker
+    found = formats.all_formats()
+    assert [format.NAME for format in typed] == [format.NAME for format in found if format in typed]
+    assert {format.NAME: departures(format) for format in found} == {format.NAME: [] for format in found}
+
+
+def test_the_schema_offers_every_format() -> None:
+    core = json.loads((Path(__file__).parents[4] / "schemas" / "core.schema.json").read_text(encoding="utf-8"))
+    assert sorted(core["$defs"]["quantized_format"]["enum"]) == sorted(f.NAME for f in formats.all_formats())
+
+
+def test_an_unknown_format_is_named() -> None:
+    with pytest.raises(
+        ValueError, match=r"^`awq` is not one of the formats `gptq`, `int-quantized`, `pack-quantized`$"
+    ):
+        formats.find("awq")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
+from runner.model.checkpoint.formats import int_quantized
+from runner.model.checkpoint.quantization.scheme import Scheme, integers
 from runner.model.checkpoint.reader import CheckpointReader
-from tests.model.checkpoint.formats.checkpoints import (
-    compressor,
-    scheme_object,
-)
+from tests.model.checkpoint.formats.checkpoints import assert_read_back, compressor, load, random_weight, scheme_object
+from tests.model.packed import logits, make
 
 
 def test_int_quantized_weights_of_others_are_read(tmp_path: Path) -> None:
@@ -37,3 +38,27 @@ def test_int_quantized_weights_of_others_are_read(tmp_path: Path) -> None:
             with CheckpointReader(tmp_path) as reader:
                 assert reader.is_packed("m.weight")
                 assert torch.equal(reader.read_weight("m.weight"), writer.decompress(stored, scheme)["weight"])
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("layout", ["channel", "tensor"])
+def test_its_bytes_are_those_of_compressed_tensors_for_equal_scales(layout: str, symmetric: bool) -> None:
+    scheme = integers(8, layout, symmetric)
+    group = int_quantized.config({"m": scheme})["config_groups"]["group_0"]
+    ours = random_weight(scheme, dtype=torch.float32)
+    stored = {name[2:]: tensor for name, tensor in int_quantized.pack("m", ours, {}).items()}
+    state = {**stored, "weight": ours.dequantize(torch.float32)}
+    assert {name: t.dtype for name, t in stored.items() if name != "weight_scale"} == {
+        name: torch.int8 for name in stored if name != "weight_scale"
+    }
+    theirs = compressor("int-quantized").compress(state, scheme_object(group))
+    assert sorted(theirs) == sorted(stored)
+    for name, tensor in stored.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+@pytest.mark.parametrize("scheme", [integers(8, "channel", True), integers(8, "channel", False)], ids=Scheme.describe)
+def test_transformers_loads_what_we_write(scheme: Scheme, tmp_path: Path) -> None:
+    dense = make(tmp_path / "packed", "int-quantized", lambda _: scheme)
+    assert torch.equal(logits(load(tmp_path / "packed")), logits(dense))
+    assert_read_back(tmp_path / "packed", dense)
