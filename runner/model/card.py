@@ -202,8 +202,8 @@ def render(ctx: Context, config: Mapping[str, Any], results: Sequence[Mapping[st
     recipe = yaml.safe_load(ctx.recipe_text) or {}
     modules = [module for layer in results for module in layer["modules"].values()]
     schemes = Counter(_scheme(module) for module in modules if "bits" in module)
-    packing = parse(config.get("quantization_config"))
-    format = str(ctx.params.get("format") or (packing.format if packing else ""))
+    packing = formats.parse(config.get("quantization_config"))
+    format = str(ctx.params.get("format") or (packing.formats[0] if packing else ""))
     if not schemes:
         format, schemes = _stored(ctx.out_dir, config)
     architectures = config.get("architectures") or [config.get("model_type", "unknown")]
