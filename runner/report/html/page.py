@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib import resources
 
 from runner.progress import units
 from runner.report import findings, report_json
 from runner.report.findings import Series
 from runner.report.html import figures
+from runner.report.html.elements import (
+    ICONS,
+    data_table,
+    folded,
+    hash_code,
+    number_text,
+    section,
+    sentence,
+    state_mark,
+)  # fmt: skip
 from runner.report.html.markup import Markup, Part, join, prose, tag
 from runner.report.job_report import JobReport, StepReport
 
-ICONS = {"good": "✓", "bad": "✗", "warn": "!", "idle": "·"}
 _STATES = {"done": "good", "cached": "good", "failed": "bad", "stopped": "warn", "pending": "idle"}
 # What decides results, of the hundred packages of an environment.
 _TELLING = ("torch", "transformers", "accelerate", "peft", "safetensors", "compressed-tensors", "tokenizers", "numpy")
@@ -71,7 +80,7 @@ def _head(job: JobReport, verdict: findings.Verdict, all_series: Sequence[Series
                 verdict.word.capitalize(),
                 class_="word",
             ),
-            tag("p", _sentence(verdict.text)),
+            tag("p", sentence(verdict.text)),
             tag("p", f"What helps: {failure['help']}") if failure and failure.get("help") else None,
             tag("pre", tag("code", job.resume)) if job.resume and job.status == "interrupted" else None,
             class_=f"verdict {verdict.level}",
@@ -125,16 +134,18 @@ def _gates(job: JobReport) -> Markup | None:
         return None
     rows = [
         (
-            _state("passed" if gate.get("passed") else "missed", "good" if gate.get("passed") else "bad"),
+            state_mark("passed" if gate.get("passed") else "missed", "good" if gate.get("passed") else "bad"),
             f"{step.id}: {findings.label(str(gate['metric']))}",
-            _value(gate.get("value")),
-            _sentence(str(gate.get("rule") or _value(gate.get("limit")))),
-            _sentence(findings.gate_sentence(gate)),
+            number_text(gate.get("value")),
+            sentence(str(gate.get("rule") or number_text(gate.get("limit")))),
+            sentence(findings.gate_sentence(gate)),
         )
         for step, gate in judged
     ]
     head = ("verdict", "metric", "value", "allowed", "in words")
-    return _section("Gates", "gates", _table("Every quality gate and whether it was passed", head, rows, numbers={2}))
+    return section(
+        "Gates", "gates", data_table("Every quality gate and whether it was passed", head, rows, numbers={2})
+    )
 
 
 def _chain(job: JobReport, all_series: Sequence[Series]) -> Markup:
@@ -146,7 +157,7 @@ def _chain(job: JobReport, all_series: Sequence[Series]) -> Markup:
             told += [units.metric(n, v) for n, v in units.shown(step.metrics.items()) if n != "bytes"]
         rows.append((
             tag("span", tag("b", step.id), tag("small", step.kind), class_="step"),
-            _state(_state_word(step), _STATES.get(step.state, "idle")),
+            state_mark(_state_word(step), _STATES.get(step.state, "idle")),
             _forecast(units.duration(step.seconds) if step.seconds is not None else "",
                       units.about(step.forecast.seconds) if step.forecast else ""),
             _forecast(units.size(step.memory) if step.memory else "",
@@ -156,7 +167,7 @@ def _chain(job: JobReport, all_series: Sequence[Series]) -> Markup:
         ))  # fmt: skip
     head = ("step", "state", "time", "peak memory", "size", "quality and metrics")
     caption = "The steps in order: time and memory as measured, the forecast below; size and quality before → after"
-    return _section("Chain of steps", "chain", _table(caption, head, rows, numbers={2, 3, 4}))
+    return section("Chain of steps", "chain", data_table(caption, head, rows, numbers={2, 3, 4}))
 
 
 def _state_word(step: StepReport) -> str:
@@ -170,15 +181,15 @@ def _forecast(measured: str, foreseen: str) -> Part:
 
 def _change(change: findings.Change) -> str:
     if change.before is None or change.after is None:
-        return f"{change.label} {_value(change.after)}"
+        return f"{change.label} {number_text(change.after)}"
     gain = findings.percent(change.before, change.after)
-    return f"{change.label} {_value(change.before)} → {_value(change.after)}" + (f" ({gain})" if gain else "")
+    return f"{change.label} {number_text(change.before)} → {number_text(change.after)}" + (f" ({gain})" if gain else "")
 
 
 def _effects(job: JobReport, all_series: Sequence[Series]) -> Markup | None:
     plots = [figures.sizes(job), *(figures.quality(job, one) for one in all_series)]
     made = [plot for plot in plots if plot is not None]
-    return _section("Size and quality along the chain", "effects", *made) if made else None
+    return section("Size and quality along the chain", "effects", *made) if made else None
 
 
 def _layers(job: JobReport) -> Markup | None:
@@ -186,7 +197,7 @@ def _layers(job: JobReport) -> Markup | None:
     for step in job.steps:
         plots = [plot for plot in (figures.errors(step), figures.sensitivity(step), figures.sparsity(step)) if plot]
         parts += [tag("h3", f"{step.id} ", tag("small", step.kind)), *plots] if plots else []
-    return _section("Layer by layer", "layers", *parts) if parts else None
+    return section("Layer by layer", "layers", *parts) if parts else None
 
 
 def _training(job: JobReport) -> Markup | None:
@@ -194,12 +205,12 @@ def _training(job: JobReport) -> Markup | None:
     for step in job.steps:
         if step.curve is not None:
             parts += [tag("h3", f"{step.id} ", tag("small", step.kind)), figures.training(step.curve)]
-    return _section("Training", "training", *parts) if parts else None
+    return section("Training", "training", *parts) if parts else None
 
 
 def _warnings(job: JobReport) -> Markup | None:
     told = [*job.messages, *(text for step in job.steps for text in step.messages)]
-    return _section("Warnings", "warnings", tag("ul", [tag("li", _sentence(text)) for text in told])) if told else None
+    return section("Warnings", "warnings", tag("ul", [tag("li", sentence(text)) for text in told])) if told else None
 
 
 def _usage(job: JobReport) -> Markup | None:
@@ -207,11 +218,11 @@ def _usage(job: JobReport) -> Markup | None:
         return None
     blocks = report_json.usage(job.output)
     made = [
-        tag("pre", tag("code", block.text), tabindex="0") if block.code is not None else tag("p", _sentence(block.text))
+        tag("pre", tag("code", block.text), tabindex="0") if block.code is not None else tag("p", sentence(block.text))
         for block in blocks
     ]
     where = tag("p", "The result is in ", tag("code", str(job.output)), ".")
-    return _section("Load the result", "load", where, *made)
+    return section("Load the result", "load", where, *made)
 
 
 def _recipe(job: JobReport) -> Markup | None:
@@ -219,7 +230,7 @@ def _recipe(job: JobReport) -> Markup | None:
         return None
     text = tag("pre", tag("code", job.text), tabindex="0")
     note = tag("p", "As resolved: params filled in, parents merged. It applies on its own to the same plan.")
-    return _section("Recipe", "recipe", note, _folded("recipe.yaml", text))
+    return section("Recipe", "recipe", note, folded("recipe.yaml", text))
 
 
 def _environment(job: JobReport) -> Markup | None:
@@ -234,94 +245,30 @@ def _environment(job: JobReport) -> Markup | None:
     ]
     rows += [(name, str(packages[name])) for name in _TELLING if name in packages]
     every = [(str(name), str(version)) for name, version in packages.items()]
-    return _section(
+    return section(
         "Environment", "environment",
-        _table("The machine and the packages of the last run that computed anything", ("what", "value"), rows),
-        _folded(f"{len(every)} packages", _table("Every package", ("package", "version"), every)) if every else None,
+        data_table("The machine and the packages of the last run that computed anything", ("what", "value"), rows),
+        folded(f"{len(every)} packages", data_table("Every package", ("package", "version"), every)) if every else None,
     )  # fmt: skip
 
 
 def _digests(job: JobReport) -> Markup:
-    rows: list[tuple[Part, ...]] = [("plan", "key", _hash(job.key))]
+    rows: list[tuple[Part, ...]] = [("plan", "key", hash_code(job.key))]
     model = job.lock.get("model", {})
-    rows.append(("model", "digest", _hash(str(model.get("commit") or model.get("digest") or "not known"))))
+    rows.append(("model", "digest", hash_code(str(model.get("commit") or model.get("digest") or "not known"))))
     for name, data in job.lock.get("data", {}).items():
-        rows.append((f"data {name}", "digest", _hash(str(data.get("commit") or data.get("digest")))))
+        rows.append((f"data {name}", "digest", hash_code(str(data.get("commit") or data.get("digest")))))
     for step in job.steps:
-        rows.append((step.id, "key", _hash(step.key)))
-        rows.append((step.id, "digest", _hash(step.digest) if step.digest else "none yet"))
+        rows.append((step.id, "key", hash_code(step.key)))
+        rows.append((step.id, "digest", hash_code(step.digest) if step.digest else "none yet"))
     note = "A key says what was to be made, a digest what came out: equal digests, equal bytes."
-    table = _table("sha256 of the plan, its inputs and the result of every step", ("of", "what", "sha256"), rows)
+    table = data_table("sha256 of the plan, its inputs and the result of every step", ("of", "what", "sha256"), rows)
     signed = f"signed by {job.signature}" if job.signature else "not signed"
     told = tag("p", tag("code", "provenance.json"), f" states what went in and what came out; it is {signed}.")
     statement = told if job.provenance else None
-    return _section("Digests", "digests", tag("p", note), statement, _folded("keys and digests", table))
+    return section("Digests", "digests", tag("p", note), statement, folded("keys and digests", table))
 
 
 def _foot(job: JobReport) -> Markup:
     version = job.environment.get("runner", "")
     return tag("footer", tag("p", f"Made by runner {version} from the records in {job.path}.".replace("  ", " ")))
-
-
-def _section(title: str, id: str, *parts: Part) -> Markup:
-    return tag("section", tag("h2", title, id=id), parts, aria_labelledby=id)
-
-
-def _folded(summary: str, content: Markup) -> Markup:
-    return tag("details", tag("summary", summary), content)
-
-
-def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Part]], numbers: Iterable[int] = ()) -> Markup:
-    """On a phone each row becomes a block; the roles keep it a table to those who listen to it."""
-    right = set(numbers)
-    lines = [
-        tag(
-            "tr",
-            [
-                tag(
-                    "td",
-                    tag("div", cell) if cell else None,
-                    role="cell",
-                    data_label=head[i],
-                    class_="number" if i in right else None,
-                )
-                for i, cell in enumerate(row)
-            ],
-            role="row",
-        )
-        for row in rows
-    ]
-    titles = [
-        tag("th", name, scope="col", role="columnheader", class_="number" if i in right else None)
-        for i, name in enumerate(head)
-    ]
-    return tag(
-        "table",
-        tag("caption", caption),
-        tag("thead", tag("tr", titles, role="row"), role="rowgroup"),
-        tag("tbody", lines, role="rowgroup"),
-        role="table",
-    )
-
-
-def _state(word: str, level: str) -> Markup:
-    return tag("span", tag("span", ICONS[level], aria_hidden="true"), " ", word, class_=f"state {level}")
-
-
-def _sentence(text: str) -> Markup:
-    """Text in which `words` between backticks are code."""
-    parts = text.split("`")
-    return join(
-        [
-            tag("code", part) if number % 2 and number < len(parts) - 1 else prose(part)
-            for number, part in enumerate(parts)
-        ]
-    )
-
-
-def _hash(text: str) -> Markup:
-    return tag("code", text, class_="hash")
-
-
-def _value(value: object) -> str:
-    return units.number(value) if value is not None else ""
