@@ -1,24 +1,35 @@
-"""Writes docs/steps.md from the schemas of the built-in kinds.
+"""Writes docs/steps.md from the schemas of the built-in kinds, and docs/api.md from the docstrings of the Python API.
 
-python docs/generate.py            renew it
-python docs/generate.py --check    exit 1 where it is out of step
+python docs/generate.py            renew them
+python docs/generate.py --check    exit 1 where one is out of step
 """
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import runner
+from runner.api.jobs import Gate
+from runner.contracts.step_kind import Cost
+from runner.job.listing import JobSummary
+from runner.job.records import Record
+from runner.job.verification import Check
+from runner.plan.types import Forecast
 from runner.recipe.schema import kinds as discovery
 from runner.recipe.schema import load
+from runner.report.compare import Comparison, Row
+from runner.report.job_report import JobReport, StepReport
 from runner.report.step_kinds import allowed, example, inline
 from runner.steps import kinds
 
-PAGE = Path(__file__).parent / "steps.md"
 FAMILIES = {"prune": "Pruning", "quantize": "Quantization", "evaluate": "Evaluation"}
-HEAD = """\
+STEPS_HEAD = """\
 # Kinds of steps
 
 <!-- Made by docs/generate.py from schemas/steps/: change those. -->
@@ -45,12 +56,26 @@ each costs and loses on the embedded model stands in [recipes/](../recipes/READM
 """
 
 
-def page() -> str:
-    """The text of docs/steps.md."""
+FUNCTIONS = ("load", "load_all", "validate", "plan", "apply", "jobs", "compare")
+CLASSES = ("Job", "JobPlan", "Validation")
+RETURNED = (Forecast, Cost, StepReport, JobReport, Gate, Record, JobSummary, Check, Comparison, Row)
+API_HEAD = """\
+# Reference of the Python API
+
+<!-- Made by docs/generate.py from the docstrings: change those. -->
+
+[The Python API](python-api.md) shows it at work. Names stand for `runner.NAME`.
+
+## Functions
+"""
+
+
+def steps_page() -> str:
+    """Return the text of docs/steps.md."""
     families: dict[str, list[str]] = {name: [] for name in FAMILIES}
     for kind in discovery.builtin():
         families.setdefault(kind.split(".")[0], []).append(kind)
-    parts = [HEAD]
+    parts = [STEPS_HEAD]
     for family, members in families.items():
         parts.append(f"## {FAMILIES.get(family, family.capitalize())}\n")
         parts += [section(kind) for kind in members]
@@ -83,15 +108,90 @@ def listed(names: tuple[str, ...], joint: str = ", ") -> str:
     return joint.join(f"`{name}`" for name in names)
 
 
+def api_page() -> str:
+    """Return the text of docs/api.md."""
+    parts = [API_HEAD, *(callable_of(name, getattr(runner, name)) for name in FUNCTIONS)]
+    parts += ["## Classes\n", *(class_of(name, getattr(runner, name)) for name in CLASSES)]
+    parts += ["## What they return\n", *(record_of(kind) for kind in RETURNED)]
+    parts += ["## Errors\n", errors()]
+    return "\n".join(parts)
+
+
+def callable_of(name: str, function: Any, level: str = "###") -> str:
+    """Describe a function or a method: its signature, then its docstring."""
+    return f"{level} `{name}{signature(function)}`\n\n{text(function)}\n"
+
+
+def signature(function: Any) -> str:
+    """Write the parameters without `self`, and the type that is returned."""
+    found = inspect.signature(function)
+    parameters = [parameter for name, parameter in found.parameters.items() if name != "self"]
+    shown = str(found.replace(parameters=parameters, return_annotation=inspect.Signature.empty))
+    returned = "" if found.return_annotation in ("None", inspect.Signature.empty) else f" -> {found.return_annotation}"
+    return re.sub(r"(: )'([^']*)'", r"\1\2", shown) + returned.replace("'", "")
+
+
+def class_of(name: str, kind: Any) -> str:
+    """Describe a class: how it is made, its properties, its methods."""
+    made = signature(kind.__init__) if not dataclasses.is_dataclass(kind) else ""
+    parts = [f"### `{name}{made}`\n\n{text(kind)}\n"]
+    if dataclasses.is_dataclass(kind):
+        parts.append(fields(kind))
+    members = [(key, member) for key, member in vars(kind).items() if not key.startswith("_")]
+    rows = [
+        f"| `{key}` | `{cell(str(inspect.signature(member.fget).return_annotation))}` | {cell(text(member))} |"
+        for key, member in members
+        if isinstance(member, property) and member.fget is not None
+    ]
+    parts += ["\n".join(["| property | type | |", "|---|---|---|", *rows, ""])] if rows else []
+    parts += [callable_of(f"{name}.{key}", member, "####") for key, member in members if inspect.isfunction(member)]
+    return "\n".join(parts)
+
+
+def record_of(kind: Any) -> str:
+    """Describe a dataclass that something returns."""
+    return f"### `{kind.__name__}`\n\n{text(kind)}\n\n{fields(kind)}"
+
+
+def fields(kind: Any) -> str:
+    """List the fields of a dataclass with their types."""
+    rows = [f"| `{field.name}` | `{cell(str(field.type))}` |" for field in dataclasses.fields(kind)]
+    return "\n".join(["| field | type |", "|---|---|", *rows, ""])
+
+
+def errors() -> str:
+    """Describe every error with its exit code."""
+    kinds = [getattr(runner, name) for name in runner.__all__ if name.endswith(("Error", "Failed", "Interrupted"))]
+    rows = [f"| `{kind.__name__}` | {kind.exit_code} | {cell(text(kind))} |" for kind in kinds]
+    return "\n".join(["| error | exit code | |", "|---|---|---|", *rows, ""])
+
+
+def text(documented: Any) -> str:
+    """Return a docstring as Markdown."""
+    found = inspect.getdoc(documented)
+    if not found:
+        raise ValueError(f"{documented} has no docstring")
+    return found
+
+
+def cell(content: str) -> str:
+    """Put text into one cell of a table."""
+    return " ".join(content.split()).replace("|", "\\|")
+
+
+PAGES = {"steps.md": steps_page, "api.md": api_page}
+
+
 def main(arguments: list[str]) -> int:
-    text = page()
-    if arguments == ["--check"]:
-        if PAGE.read_text(encoding="utf-8") == text:
-            return 0
-        print(f"{PAGE} is out of step with the schemas: run python docs/generate.py", file=sys.stderr)
-        return 1
-    PAGE.write_text(text, encoding="utf-8")
-    return 0
+    code = 0
+    for name, page in PAGES.items():
+        path, content = Path(__file__).parent / name, page()
+        if arguments != ["--check"]:
+            path.write_text(content, encoding="utf-8")
+        elif path.read_text(encoding="utf-8") != content:
+            print(f"{path} is out of step with the code: run python docs/generate.py", file=sys.stderr)
+            code = 1
+    return code
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ def apply(
     timeout: float | None = None,
     wait: bool = True,
     remote: str | None = None,
+    check: bool = True,
 ) -> Job:
     """Apply a plan, and return its job, done with every gate passed. Downloads models that are not on this machine.
 
@@ -38,16 +39,20 @@ def apply(
     raises Interrupted. `remote` is the URL of a store to share steps with.
 
     Raises GateFailed for a missed quality gate, StepFailed or MachineError for a failed step, Interrupted for a stop
-    before the end: what was done stays, and `Job(plan.job_id, plan.jobs)` opens it. Before anything is computed raises
-    StoreError or MachineError where the jobs folder cannot be written, and UsageError for a gate that refers to a job
-    that is not there.
+    before the end. With `check` False these are no errors: the job is returned, and its `status` says how it ended.
+    What was done stays in any case; `Job(plan.job_id, plan.jobs)` opens it.
+
+    Before anything is computed raises StoreError or MachineError where the jobs folder cannot be written, UsageError
+    for a gate that refers to a job that is not there, and Interrupted where `wait` is False and another process
+    applies the plan.
     """
     planned = plan.with_models()
     command = shlex.join(["runner", "apply", plan.plan.recipe.file])
     settings = ApplySettings(command, threads, wait, Remote(remote) if remote else None)
     board = Board()
     sinks: list[Sink] = [board, *([_Callback(on_event)] if on_event is not None else [])]
-    if code := run(planned, settings, sinks=sinks, stopping=Stopping(timeout)):
+    code = run(planned, settings, sinks=sinks, stopping=Stopping(timeout))
+    if code and check:
         _raise(plan, board, code)
     return Job(plan.job_id, plan.jobs)
 

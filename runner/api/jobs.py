@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from runner import wording
 from runner.api.folders import jobs_folder
 from runner.errors import UsageError
 from runner.job import listing, records, verification
@@ -81,6 +82,15 @@ class Job:
     def steps(self) -> tuple[StepReport, ...]:
         """Every step of the plan in order: its state, metrics, times, sizes, gates, errors by layer."""
         return self.report.steps
+
+    def step(self, id: str) -> StepReport:
+        """Return one step. UsageError names the steps of the job where it has none of that id."""
+        steps = self.steps
+        found = next((step for step in steps if step.id == id), None)
+        if found is None:
+            help = f"its steps are {wording.ticked([step.id for step in steps])}"
+            raise UsageError(f"job `{self.id}` has no step `{id}`", help)
+        return found
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:

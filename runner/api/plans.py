@@ -19,7 +19,7 @@ from runner.recipe.types import Recipe
 from runner.report import preview as preview_report
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class JobPlan:
     """The plan of one job: what `apply` would do in the jobs folder `jobs`, and what it would cost. Nothing ran yet.
 
@@ -29,6 +29,11 @@ class JobPlan:
     preview: Preview
     jobs: Path
     trust_remote_code: bool = False
+
+    def __repr__(self) -> str:
+        states = list(self.states.values())
+        counts = [f"{states.count(state)} to {state}" for state in ("run", "resume") if state in states]
+        return f"<runner.JobPlan {self.job_id}: {', '.join(counts) or 'every step cached'}>"
 
     @property
     def plan(self) -> Plan:

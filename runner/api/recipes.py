@@ -13,8 +13,7 @@ from runner.plan import lock_file, resolve
 from runner.recipe import load as recipe_file
 from runner.recipe.types import Recipe
 
-Path = str | os.PathLike[str]
-Settings = Mapping[str, bool | int | float | str] | Sequence[str]
+Params = Mapping[str, bool | int | float | str] | Sequence[str]  # by name, or "name=value" each
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Validation:
     warnings: tuple[Diagnostic, ...] = field(default=())
 
 
-def load(path: Path, *, sets: Settings = (), locked: bool = False) -> Recipe:
+def load(path: str | os.PathLike[str], *, sets: Params = (), locked: bool = False) -> Recipe:
     """Read a recipe: a file, or `pack:NAME/RECIPE` of an installed pack.
 
     `sets` changes params of the recipe: `{"bits": 3}`, or as the command line writes them, `["bits=3"]`. Parents that
@@ -38,7 +37,7 @@ def load(path: Path, *, sets: Settings = (), locked: bool = False) -> Recipe:
     return recipe_file.load(file, arguments(sets), lock_file.use(file, strict=locked).pins)
 
 
-def load_all(path: Path, *, sets: Settings = (), locked: bool = False) -> tuple[Recipe, ...]:
+def load_all(path: str | os.PathLike[str], *, sets: Params = (), locked: bool = False) -> tuple[Recipe, ...]:
     """Read every combination of the `matrix` of a recipe, in order; one recipe where it has no matrix.
 
     Arguments and errors are those of `load`.
@@ -48,10 +47,10 @@ def load_all(path: Path, *, sets: Settings = (), locked: bool = False) -> tuple[
 
 
 def validate(
-    path: Path,
+    path: str | os.PathLike[str],
     *,
-    sets: Settings = (),
-    jobs: Path | None = None,
+    sets: Params = (),
+    jobs: str | os.PathLike[str] | None = None,
     locked: bool = False,
     trust_remote_code: bool = False,
     text_only: bool = False,
@@ -78,7 +77,7 @@ def validate(
     return Validation(recipes, tuple(Diagnostic("R451", text, severity="warning") for text in drifted))
 
 
-def arguments(sets: Settings) -> tuple[str, ...]:
+def arguments(sets: Params) -> tuple[str, ...]:
     """`sets` as the command line writes them: `name=value`, with `true` and `false`."""
     if isinstance(sets, str):
         return (sets,)

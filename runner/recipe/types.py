@@ -64,7 +64,7 @@ class Parent:
     package: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recipe:
     """A resolved recipe. `document` is the standalone mapping (params substituted, parents merged, defaults filled),
 
@@ -86,6 +86,10 @@ class Recipe:
     matrix: Mapping[str, Any] = field(default_factory=dict)
     parents: tuple[Parent, ...] = ()
     references: Mapping[Path, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        chosen = "".join(f" {name}={value!r}" for name, value in self.matrix.items())
+        return f"<Recipe {self.name}{chosen}: {', '.join(step.id for step in self.steps)}>"
 
     def span(self, path: Path) -> Span | None:
         """The place of the value at `path`, or of its nearest enclosing value that was written."""

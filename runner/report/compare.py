@@ -47,6 +47,10 @@ class Comparison:
     speed: str | None
     axes: tuple[str, ...]
 
+    def __str__(self) -> str:
+        """Return what `runner compare` prints, 100 columns wide."""
+        return "\n".join(str(line).rstrip() for line in lines(self, 100))
+
 
 def compare(jobs: Sequence[tuple[JobReport, Mapping[str, Any]]], metric: str | None = None) -> Comparison:
     """Compare jobs, each with the document of its recipe. `metric` is a metric of evaluations, or `step.metric`."""

@@ -38,6 +38,11 @@ def test_a_missed_gate_raises_and_leaves_the_job() -> None:
     assert (job.status, job.exit_code) == ("gate-missed", 3)
 
 
+def test_without_check_the_job_says_how_it_ended() -> None:
+    job = runner.apply(planned(points=7), check=False)
+    assert (job.status, [gate.passed for gate in job.gates]) == ("gate-missed", [False])
+
+
 def test_a_failed_step_raises_what_it_said() -> None:
     plan = planned(fail=True)
     with pytest.raises(runner.StepFailed, match=r"^step `shrink` failed: ") as caught:

@@ -15,6 +15,8 @@ def test_a_plan_has_the_forecast_of_every_step(folder: Path) -> None:
     assert [forecast.step.kind for forecast in plan.steps] == ["toy.score", "toy.shrink", "toy.score"]
     assert plan.seconds == sum(forecast.cost.seconds for forecast in plan.steps) > 0
     assert plan.memory == max(forecast.cost.memory for forecast in plan.steps) > 0
+    assert repr(plan) == f"<runner.JobPlan {plan.job_id}: 3 to run>"
+    assert repr(plan.plan.recipe) == "<Recipe toy: before, shrink, after>"
     assert (plan.jobs, plan.job_id[:4], plan.notes) == (Path("jobs"), "toy-", ())
     assert [path.name for path in (folder / "jobs").iterdir()] == ["store"]  # with the digests alone
 

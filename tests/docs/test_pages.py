@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/*.md"), *ROOT.glob("benchmarks/*.md")])
 
 
-def test_steps_page_is_what_the_schemas_say() -> None:
+def test_generated_pages_are_what_the_code_says() -> None:
     assert generate.main(["--check"]) == 0, "run python docs/generate.py"
 
 
