@@ -31,7 +31,7 @@ def test_a_job_tells_what_it_did(job: runner.Job) -> None:
     with pytest.raises(runner.UsageError) as caught:
         job.step("srink")
     assert caught.value.message == f"job `{job.id}` has no step `srink`"
-    assert caught.value.help == "its steps are `before`, `shrink`, `after`"
+    assert caught.value.help == "its steps are `before`, `shrink` and `after`"
     assert job.records["shrink"].digest == job.steps[1].digest
     assert job.output == job.path / "output"
     assert [gate.passed for gate in job.gates] == [True]
@@ -59,7 +59,7 @@ def test_jobs_are_listed_compared_and_removed(job: runner.Job, folder: Path) -> 
     found = runner.jobs()
     assert [one.id for one in found] == [job.id, other.id] or job.summary.started == other.summary.started
     table = runner.compare(found)
-    assert str(table).splitlines()[0].split() == ["job", "points", "size", "time", "memory", "status"]
+    assert str(table).splitlines()[0].split() == ["job", "points", "size", "points", "time", "memory", "status"]
     assert table.params == ("params.points",)
     assert {row.id: row.params["params.points"] for row in table.rows} == {job.id: 5, other.id: 6}
     with pytest.raises(runner.UsageError, match="none of these jobs measured `speed`"):
