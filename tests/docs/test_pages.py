@@ -14,6 +14,7 @@ from runner.recipe.schema import kinds as discovery
 from runner.recipe.schema import load as schema
 from runner.report.step_kinds import example
 from runner.steps import kinds
+from tests.test_imports import ORDER
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/*.md"), *ROOT.glob("benchmarks/*.md")])
@@ -39,6 +40,13 @@ def test_every_exit_code_is_explained() -> None:
     assert explained == {error.exit_code for error in kinds} | {0, 130}
 
 
+def test_the_order_of_imports_is_that_of_the_test() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    block = re.search(r"^    cli > .*(?:\n    .*)*", page, re.MULTILINE)
+    assert block is not None
+    assert " ".join(block.group().split()) == " > ".join(", ".join(rooms) for rooms in ORDER)
+
+
 @pytest.mark.parametrize("kind", discovery.builtin())
 def test_the_example_of_a_kind_is_a_step(kind: str) -> None:
     texts = [
@@ -56,6 +64,8 @@ def test_the_example_of_a_kind_is_a_step(kind: str) -> None:
 
 RECIPES = {
     "docs/recipe.md": ["quality"],
+    "docs/tutorial.md": ["quality"],
+    "docs/how-to-8b-on-one-gpu.md": ["quality"],
     "README.md": ["quality"],
     "docs/coming-from.md": ["gptq", "gptq", "tasks", "onnx"],
 }
