@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import random_llama
+from benchmarks import random_llama, tokens
 from benchmarks.measure import environment, run
 
 OURS = "INT4 ONNX"
@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     work = args.work.absolute()
     cores = [int(core) for core in str(args.cores).split(",")]
-    model = random_llama.TINY_LLAMA
+    model = tokens.TINY_LLAMA
     if args.model != "demo":
         model = work / "models" / args.model
         if not model.exists():

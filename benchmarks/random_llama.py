@@ -21,7 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-TINY_LLAMA = Path(__file__).parent.parent / "runner" / "demo" / "models" / "tiny-llama"
+from benchmarks.tokens import TINY_LLAMA
+
 VOCABULARY = 4096
 HEAD = 64
 CHUNK = 4 << 20  # elements made at a time

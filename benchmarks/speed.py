@@ -4,9 +4,10 @@
         --peer llm-compressor=LLMC/bin/python --peer GPTQModel=GPTQM/bin/python
     python -m benchmarks.speed 12x512 --work /tmp/bench --samples 16 --length 256 ...
     python -m benchmarks.speed 2x2048 --work /tmp/bench --samples 32 ...
+    python -m benchmarks.speed /tmp/bench/smollm2 --work /tmp/bench --samples 64 --group-size 64 ...
 
-Tools take turns, so that a slow spell of the machine meets them all; the table has medians. On the demo model what
-each leaves is judged on the whole evaluation split. Nothing else should run meanwhile.
+Tools take turns, so that a slow spell of the machine meets them all; the table has medians. What each leaves of a model
+that is not random is judged on the evaluation split. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -23,25 +24,32 @@ from benchmarks.tools import OURS, Outcome, Task
 
 
 def prepare(args: argparse.Namespace) -> Task:
-    """The task that the arguments name; a random model is made where it is missing."""
+    """Return the task that the arguments name; a random model is made where it is missing."""
     if args.model == "demo":
-        return Task("demo", random_llama.TINY_LLAMA, args.samples, args.length, args.bits, args.group_size)
+        return Task("demo", tokens.TINY_LLAMA, args.samples, args.length, args.bits, args.group_size)
+    folder = Path(args.model).absolute()
+    if (folder / "config.json").is_file():
+        return Task(folder.name, folder, args.samples, args.length, args.bits, args.group_size)
     folder = args.work / "models" / args.model
     if not folder.exists():
         random_llama.write(folder, *random_llama.parse_size(args.model))
-    return Task(args.model, folder, args.samples, args.length, args.bits, args.group_size)
+    return Task(args.model, folder, args.samples, args.length, args.bits, args.group_size, is_random=True)
 
 
 def table(task: Task, outcomes: dict[str, list[Outcome]], scores: dict[str, float]) -> str:
-    """Markdown: medians of every tool, and how many times longer than ours each took."""
+    """Return Markdown: medians of every tool, and how many times longer than ours each took.
+
+    `scores` holds perplexities by tool, and the model's own under "dense".
+    """
 
     def middle(tool: str, name: str) -> float:
         return float(median(getattr(outcome.measure, name) for outcome in outcomes[tool]))
 
     runs = len(outcomes[OURS])
     counted = "one run" if runs == 1 else f"medians of {runs} runs"
+    title = f"GPTQ W{task.bits} g{task.group_size} on {task.name}, {task.samples} × {task.length} tokens, {counted}"
     lines = [
-        f"GPTQ W{task.bits} g{task.group_size} on {task.name}, {task.samples} × {task.length} tokens, {counted}:",
+        f"{title}, dense perplexity {scores['dense']:.3f}:" if "dense" in scores else f"{title}:",
         "",
         "| tool | wall s | range | times ours | CPU s | peak MB | perplexity |",
         "|---|---|---|---|---|---|---|",
@@ -59,13 +67,14 @@ def table(task: Task, outcomes: dict[str, list[Outcome]], scores: dict[str, floa
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="`demo`, or the LAYERSxHIDDEN of a random Llama")
+    parser.add_argument("model", help="`demo`, a folder, or the LAYERSxHIDDEN of a random Llama")
     tools.add_arguments(parser)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--group-size", type=int, default=128)
+    parser.add_argument("--evaluation-samples", type=int, help="windows of 512 tokens to judge on; default: all")
     parser.add_argument("--out", type=Path, help="append the table to this file")
     args = parser.parse_args(argv)
     args.work = args.work.absolute()
@@ -79,9 +88,10 @@ def main(argv: list[str] | None = None) -> int:
             outcomes[tool].append(done)
             print(f"run {turn}/{args.runs} {tool}: {done.measure}", file=sys.stderr, flush=True)
     scores: dict[str, float] = {}
-    if args.model == "demo":
+    if not task.is_random:
         evaluation = args.work / "evaluation.npy"
-        np.save(evaluation, tokens.windows("evaluation", None, 512))
+        np.save(evaluation, tokens.windows("evaluation", args.evaluation_samples, 512, task.model))
+        scores["dense"] = tools.perplexity("dense", sys.executable, task.model, evaluation)
         for tool in outcomes:
             python = tools.python_of(tool, others)
             scores[tool] = tools.perplexity(tool, python, outcomes[tool][-1].checkpoint, evaluation)

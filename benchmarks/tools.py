@@ -31,6 +31,7 @@ class Task:
     length: int
     bits: int = 4
     group_size: int = 128
+    is_random: bool = False  # random weights have no perplexity worth judging
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def quantize(tool: str, python: str, task: Task, folder: Path, on: list[int], de
         measure = run(command, cwd=folder, log=log, cores=on, env=env)
         job = next(path for path in (folder / "jobs").iterdir() if path.name.startswith("benchmark-"))
         return Outcome(measure, job / "output")
-    np.save(folder / "tokens.npy", tokens.windows("calibration", task.samples, task.length))
+    np.save(folder / "tokens.npy", tokens.windows("calibration", task.samples, task.length, task.model))
     command = [
         python, str(HERE / "peers" / PEERS[tool]), str(task.model), "tokens.npy", "out",
         "--bits", str(task.bits), "--group-size", str(task.group_size), "--device", device,

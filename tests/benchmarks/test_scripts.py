@@ -44,7 +44,7 @@ def test_windows_are_those_of_the_product() -> None:
     from runner.recipe.types import DataSpec
 
     location = locate_data(DataSpec("calibration", "demo:stdlib", "calibration", 128, samples=40))
-    ours = windows(location.spec, location.files, random_llama.TINY_LLAMA)
+    ours = windows(location.spec, location.files, tokens.TINY_LLAMA)
     assert np.array_equal(np.asarray(ours), tokens.windows("calibration", 40, 128))
 
 
