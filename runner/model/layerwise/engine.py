@@ -24,6 +24,7 @@ from runner.model.architecture.config import hidden_size
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.layerwise import adapter, block_attention, forward_modes, progress_file
 from runner.model.layerwise.apply_method import dense, transform_group
+from runner.model.layerwise.forward_modes import LayerRun
 from runner.model.layerwise.hidden_states import HiddenStates
 from runner.model.layerwise.linear import is_conv1d, is_linear
 from runner.model.layerwise.memory_budget import suspend_limit, suspended_bytes, widest
@@ -135,7 +136,7 @@ class Calibrated:
         if self.lanes == 2 and inputs.original is not None:
             self.other = StreamedModel(inputs.original, inputs.device, self.streamed.dtype)
             block_attention.use_blocks(self.other.model, self.other.device)
-        self.pass_ = self._choose_pass()
+        self.run_layer = self._choose_mode()
         self.flow: HiddenStates  # set by `begin`
         self.left: heap.Layers  # set by `walk`
 
@@ -181,7 +182,8 @@ class Calibrated:
 
         last = index == len(streamed) - 1
         heads = [names[0] for names in groups]
-        self.pass_(lanes, flow.spans, lambda s: flow.call(index, s), heads, collect, solve_group, output=not last)
+        run = LayerRun(lanes, flow.spans, lambda s: flow.call(index, s), heads, collect, solve_group, not last)
+        self.run_layer(run)
         for branch in branches:
             branch.remove()
         streamed.free(index)
@@ -203,7 +205,7 @@ class Calibrated:
             weight = weight.to(self.streamed.stored_dtype)
         return weight.T if is_conv1d(module) else weight
 
-    def _choose_pass(self) -> Any:
+    def _choose_mode(self) -> Callable[[LayerRun], None]:
         if not self.method.sequential:
             return forward_modes.run_at_once
         tokens, value = self.ids.numel(), self.streamed.dtype.itemsize

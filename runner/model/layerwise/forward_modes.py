@@ -37,6 +37,23 @@ Collect = Callable[[int, tuple[torch.Tensor, ...]], None]  # group, its input in
 Solve = Callable[[int], None]
 
 
+@dataclass(frozen=True)
+class LayerRun:
+    """One layer to run over every batch. `heads[g]` names the first linear of group `g`, where forwards stop.
+
+    `call` gives the arguments of a batch's forward. `collect` takes each batch's input of a group, then `solve` changes
+    the group. Without `output` the forwards end at the last group: the last layer's output is nobody's input.
+    """
+
+    lanes: Sequence[Lane]
+    spans: Sequence[Span]
+    call: CallFor
+    heads: Sequence[str]
+    collect: Collect
+    solve: Solve
+    output: bool = True
+
+
 def find_groups(
     layer: nn.Module, linears: Sequence[str], hidden: torch.Tensor, args: Any, kwargs: Any
 ) -> list[list[str]]:
@@ -66,79 +83,52 @@ def find_groups(
     return list(seen.values())
 
 
-def run_suspended(
-    lanes: Sequence[Lane],
-    spans: Sequence[Span],
-    call: CallFor,
-    heads: Sequence[str],
-    collect: Collect,
-    solve: Solve,
-    output: bool = True,
-) -> None:
-    """One forward per batch and lane, suspended at the first linear of each group. `heads[g]` is that linear's name.
-
-    Without `output` the forwards end at the last group: the last layer's output is nobody's input.
-    """
+def run_suspended(run: LayerRun) -> None:
+    """Run one forward per batch and lane, suspended at the first linear of each group."""
     hub = getcurrent()
-    with Stops(lanes, heads, lambda group, x: hub.switch((group, x))):
-        runs = [[greenlet(forward, hub) for _ in lanes] for _ in spans]
-        for group in range(len(heads)):
-            for span, row in zip(spans, runs, strict=True):
+    with Stops(run.lanes, run.heads, lambda group, x: hub.switch((group, x))):
+        runs = [[greenlet(forward, hub) for _ in run.lanes] for _ in run.spans]
+        for group in range(len(run.heads)):
+            for span, row in zip(run.spans, runs, strict=True):
                 inputs = []
-                for lane, run in zip(lanes, row, strict=True):
-                    reached = run.switch(lane, span, call(span)) if group == 0 else run.switch()
-                    inputs.append(arrived(reached, group, heads))
-                collect(group, tuple(inputs))
+                for lane, suspended in zip(run.lanes, row, strict=True):
+                    reached = suspended.switch(lane, span, run.call(span)) if group == 0 else suspended.switch()
+                    inputs.append(arrived(reached, group, run.heads))
+                run.collect(group, tuple(inputs))
                 del inputs, reached
-            solve(group)
-        for span, row in zip(spans, runs, strict=True):
-            for lane, run in zip(lanes, row, strict=True):
-                if output:
-                    lane.write(span[0], run.switch() if heads else forward(lane, span, call(span)))
+            run.solve(group)
+        for span, row in zip(run.spans, runs, strict=True):
+            for lane, suspended in zip(run.lanes, row, strict=True):
+                if run.output:
+                    lane.write(span[0], suspended.switch() if run.heads else forward(lane, span, run.call(span)))
                 else:
-                    run.throw()
+                    suspended.throw()
             row.clear()
 
 
-def run_again(
-    lanes: Sequence[Lane],
-    spans: Sequence[Span],
-    call: CallFor,
-    heads: Sequence[str],
-    collect: Collect,
-    solve: Solve,
-    output: bool = True,
-) -> None:
+def run_again(run: LayerRun) -> None:
     """As `run_suspended`, but each group's inputs come from running the layer afresh up to it."""
 
     def stop(group: int, x: torch.Tensor) -> None:
         if group == wanted:
             raise Reached(x)
 
-    for group in range(len(heads)):
+    for group in range(len(run.heads)):
         wanted = group
-        with Stops(lanes, heads, stop):
-            for span in spans:
-                collect(group, tuple(reach(lane, span, call(span)) for lane in lanes))
-        solve(group)
-    if output:
-        finish(lanes, spans, call)
+        with Stops(run.lanes, run.heads, stop):
+            for span in run.spans:
+                run.collect(group, tuple(reach(lane, span, run.call(span)) for lane in run.lanes))
+        run.solve(group)
+    if run.output:
+        finish(run.lanes, run.spans, run.call)
 
 
-def run_at_once(
-    lanes: Sequence[Lane],
-    spans: Sequence[Span],
-    call: CallFor,
-    heads: Sequence[str],
-    collect: Collect,
-    solve: Solve,
-    output: bool = True,
-) -> None:
+def run_at_once(run: LayerRun) -> None:
     """Statistics of all groups from the unchanged layer, then all groups solved, then the outputs: two forwards."""
-    last = len(heads) - 1
-    for span in spans:
+    last = len(run.heads) - 1
+    for span in run.spans:
         inputs: list[dict[int, torch.Tensor]] = []
-        for lane in lanes:
+        for lane in run.lanes:
             found: dict[int, torch.Tensor] = {}
 
             def keep(group: int, x: torch.Tensor, found: dict[int, torch.Tensor] = found) -> None:
@@ -146,15 +136,15 @@ def run_at_once(
                 if group == last:
                     raise Reached(x)
 
-            with Stops([lane], heads, keep):
-                reach(lane, span, call(span))
+            with Stops([lane], run.heads, keep):
+                reach(lane, span, run.call(span))
             inputs.append(found)
-        for group in range(len(heads)):
-            collect(group, tuple(found[group] for found in inputs))
-    for group in range(len(heads)):
-        solve(group)
-    if output:
-        finish(lanes, spans, call)
+        for group in range(len(run.heads)):
+            run.collect(group, tuple(found[group] for found in inputs))
+    for group in range(len(run.heads)):
+        run.solve(group)
+    if run.output:
+        finish(run.lanes, run.spans, run.call)
 
 
 def finish(lanes: Sequence[Lane], spans: Sequence[Span], call: CallFor) -> None:
