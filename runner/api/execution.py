@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
+import threading
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from runner.api.jobs import Job
 from runner.api.plans import JobPlan
-from runner.errors import GateFailed, Interrupted, MachineError, RunnerError, StepFailed
+from runner.errors import GateFailed, Interrupted, MachineError, RunnerError, StepFailed, UsageError
 from runner.execute import application
 from runner.execute.settings import ApplySettings
 from runner.execute.stopping import Stopping
@@ -43,9 +44,11 @@ def apply(
     What was done stays in any case; `Job(plan.job_id, plan.jobs)` opens it.
 
     Before anything is computed raises StoreError or MachineError where the jobs folder cannot be written, UsageError
-    for a gate that refers to a job that is not there, and Interrupted where `wait` is False and another process
-    applies the plan.
+    for a gate that refers to a job that is not there and for `timeout` in another thread than the main one, and
+    Interrupted where `wait` is False and another process applies the plan.
     """
+    if timeout is not None and threading.current_thread() is not threading.main_thread():
+        raise UsageError("`timeout` works in the main thread alone, where signals arrive", "call `apply` there")
     planned = plan.with_models()
     command = shlex.join(["runner", "apply", plan.plan.recipe.file])
     settings = ApplySettings(command, threads, wait, Remote(remote) if remote else None)

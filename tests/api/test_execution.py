@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,21 @@ def test_a_time_limit_stops_at_a_safe_point() -> None:
         runner.apply(plan, timeout=0.001)
     assert caught.value.message == f"job `{plan.job_id}` stopped before its end"
     assert runner.apply(plan).status == "done"
+
+
+def test_a_time_limit_is_refused_where_it_could_not_act() -> None:
+    plan, raised = planned(), list[runner.RunnerError]()
+
+    def limited() -> None:
+        try:
+            runner.apply(plan, timeout=1)
+        except runner.RunnerError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=limited)
+    thread.start()
+    thread.join()
+    assert [error.message for error in raised] == ["`timeout` works in the main thread alone, where signals arrive"]
 
 
 def test_trust_of_one_plan_is_none_of_the_next() -> None:
