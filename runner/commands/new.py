@@ -144,7 +144,7 @@ def _scalar(text: str) -> str:
 
 def _group_size(facts: CheckpointFacts | None) -> int | str:
     """The largest usual group size that divides every linear's columns."""
-    columns = {linear.in_features for linear in facts.linears} if facts else set()
+    columns = {linear.columns for linear in facts.sites} if facts else set()
     return next((size for size in GROUP_SIZES if all(n % size == 0 for n in columns)), "channel")
 
 

@@ -39,11 +39,15 @@ class Result:
 
 @dataclass(frozen=True)
 class Artifact:
-    """An input as the worker sees it: a folder, its type, and the digest of its bytes."""
+    """An input as the worker sees it: a folder, its type, the digest of its bytes, and the names of its sites.
+
+    `sites` is None where nobody has found them out.
+    """
 
     path: Path
     type: str
     digest: str
+    sites: tuple[str, ...] | None = None
 
 
 class Context(Protocol):

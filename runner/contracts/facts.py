@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runner.contracts.model_description import ModelDescription
+from runner.contracts.sites import Site
 
 DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -31,20 +32,9 @@ class TensorHeader:
 
 
 @dataclass(frozen=True)
-class LinearFacts:
-    """A linear module of a decoder layer. `name` is the module's name in the checkpoint, without ".weight"."""
-
-    name: str
-    layer: int
-    in_features: int
-    out_features: int
-    dtype: str
-    transposed: bool = False  # GPT-2's Conv1D keeps [in, out]
-
-
-@dataclass(frozen=True)
 class CheckpointFacts:
-    """A checkpoint. `tensors` by name; `linears` in checkpoint order of layers, sorted by name inside a layer.
+    """A checkpoint. `tensors` by name; `sites` are those that kinds of steps may change, the matrices that the
+    decoder layers multiply by: in the order of the layers, sorted by name inside a layer.
 
     `quantization` is config.json's quantization_config, or the one a planned step will write; `adapter` the
     adapter_config.json of one kept beside the weights, in the folder `adapter/`. Of an engine these are the facts of
@@ -57,7 +47,7 @@ class CheckpointFacts:
     tensors: Mapping[str, TensorHeader]
     layers_prefix: str  # "model.layers."; "" where no decoder layers were found
     layer_count: int
-    linears: tuple[LinearFacts, ...]
+    sites: tuple[Site, ...]
     quantization: Mapping[str, Any] | None = None
     adapter: Mapping[str, Any] | None = None
     engine: Mapping[str, Any] | None = None

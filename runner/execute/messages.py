@@ -25,11 +25,12 @@ LAST = frozenset({"step_finished", "step_cached", "step_failed", "interrupted"})
 
 @dataclass(frozen=True)
 class InputRef:
-    """An input artifact: the folder, its type, the digest of its bytes."""
+    """An input artifact: the folder, its type, the digest of its bytes, the names of its sites as the plan has them."""
 
     path: str
     type: str
     digest: str
+    sites: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,13 @@ def decode(line: bytes) -> Request | None:
     if message.get("stop"):
         return None
     run = message["run"]
-    run["inputs"] = {name: InputRef(**ref) for name, ref in run["inputs"].items()}
+    run["inputs"] = {name: InputRef(**{**ref, "sites": _tuple(ref["sites"])}) for name, ref in run["inputs"].items()}
     run["data"] = {name: DataRef(**{**ref, "files": tuple(ref["files"])}) for name, ref in run["data"].items()}
     return Request(**run)
+
+
+def _tuple(names: list[str] | None) -> tuple[str, ...] | None:
+    return None if names is None else tuple(names)
 
 
 def _line(message: Mapping[str, Any]) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from runner.contracts.step_kind import CHECKPOINT, QUANTIZED
@@ -36,7 +36,10 @@ def request(
         store=str(store),
         recipe=plan.recipe.name,
         recipe_text=yaml_text.dump(secrets.hide(document, secrets.values(document))),  # model cards are published
-        inputs={name: given[id] if id in given else _made(entries[id]) for name, id in step.inputs.items()},
+        inputs={
+            name: replace(given[id] if id in given else _made(entries[id]), sites=step.sites.get(name))
+            for name, id in step.inputs.items()
+        },
         data={parameter: _data(plan, name) for parameter, name in step.data.items()},
         produces=step.produces,
         tokenizer=str(plan.model.path),

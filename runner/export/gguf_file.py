@@ -79,7 +79,7 @@ def write(ctx: Context, described: Mapping[str, Any]) -> Result:
     source = ctx.inputs["checkpoint"]
     config = headers.read_config(source.path)
     vocabulary = gguf_vocabulary.read(source.path, int(config["vocab_size"]))
-    linears = {i.name: (i.out_features, i.in_features) for i in inspect.facts(source.path, "the checkpoint").linears}
+    linears = {i.name: (i.rows, i.columns) for i in inspect.facts(source.path, "the checkpoint").sites}
     rounding = 0.0
     with CheckpointReader(source.path) as reader:
         entries = [_typed(reader, entry) for entry in _entries(ctx, config, _ties(reader, config))]

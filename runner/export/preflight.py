@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from runner.contracts.facts import CheckpointFacts, LinearFacts
+from runner.contracts.facts import CheckpointFacts
+from runner.contracts.sites import Site
 from runner.errors import Diagnostic
 from runner.export import integer_layouts, supported
 from runner.model.checkpoint import formats
@@ -15,13 +16,13 @@ from runner.model.checkpoint.quantization.scheme import Scheme, ceil_div
 FLOAT_BYTES = {"fp32": 4, "fp16": 2}
 
 
-def schemes(facts: CheckpointFacts) -> dict[str, tuple[LinearFacts, Scheme]]:
+def schemes(facts: CheckpointFacts) -> dict[str, tuple[Site, Scheme]]:
     """The packed linear modules of a checkpoint. ValueError where its quantization cannot be read."""
     packing = formats.parse(facts.quantization)
     if packing is None:
         return {}
     found = {}
-    for linear in facts.linears:
+    for linear in facts.sites:
         scheme = packing.scheme(linear.name)
         if scheme is not None and formats.of_module(facts.tensors, linear.name) is not None:
             found[linear.name] = (linear, scheme)
@@ -61,7 +62,7 @@ def _weights(facts: CheckpointFacts, target: str) -> list[Diagnostic]:
         ]
     complaints: dict[tuple[str, str], list[str]] = {}
     for name, (linear, scheme) in packed.items():
-        how = integer_layouts.layout_for(target, scheme, linear.in_features)
+        how = integer_layouts.layout_for(target, scheme, linear.columns)
         if not isinstance(how, integer_layouts.IntegerLayout):
             complaints.setdefault(how, []).append(name)
     return [Diagnostic("R478", f"{_names(names)} {wrong}", remedy) for (wrong, remedy), names in complaints.items()]
@@ -78,11 +79,11 @@ def nbytes(facts: CheckpointFacts, target: str, precision: str) -> int:
     packed = schemes(facts)
     total = 0
     for linear, scheme in packed.values():
-        how = integer_layouts.layout_for(target, scheme, linear.in_features)
+        how = integer_layouts.layout_for(target, scheme, linear.columns)
         if isinstance(how, integer_layouts.IntegerLayout):
-            block = how.block or linear.in_features
-            groups = ceil_div(linear.in_features, block)
-            total += linear.out_features * (groups * block * how.field // 8 + groups * (value + how.field // 8))
+            block = how.block or linear.columns
+            groups = ceil_div(linear.columns, block)
+            total += linear.rows * (groups * block * how.field // 8 + groups * (value + how.field // 8))
     for name, tensor in facts.tensors.items():
         if name.rpartition(".")[0] not in packed:
             elements = 1
@@ -91,12 +92,12 @@ def nbytes(facts: CheckpointFacts, target: str, precision: str) -> int:
             total += elements * value
     adapter = facts.adapter or {}
     rank = int(adapter.get("r") or 0)
-    return total + rank * value * sum(i.in_features + i.out_features for i in facts.linears if rank)
+    return total + rank * value * sum(i.columns + i.rows for i in facts.sites if rank)
 
 
 def largest(facts: CheckpointFacts) -> int:
     """Elements of the largest weight."""
-    sizes = [i.in_features * i.out_features for i in facts.linears]
+    sizes = [i.size for i in facts.sites]
     vocabulary, hidden = int(facts.config.get("vocab_size", 0)), int(facts.config.get("hidden_size", 0))
     return max([*sizes, vocabulary * hidden])
 
@@ -105,7 +106,7 @@ def engine(facts: CheckpointFacts, target: str, precision: str) -> Mapping[str, 
     """What engine.json will say, as far as it is known before anything runs."""
     packed = schemes(facts)
     stored = Counter(scheme.describe() for _, scheme in packed.values())
-    dense = len(facts.linears) - len(packed)
+    dense = len(facts.sites) - len(packed)
     return {
         "format": "onnx",
         "target": target,

@@ -61,6 +61,10 @@ class FactsFlow:
         """The complaints and warnings of the step's kind; none where something that it takes is unknown."""
         return kinds.find(step.kind).check(step.params, self.inputs(step)) if self.is_known(step) else []
 
+    def sites(self, step: Wired) -> dict[str, tuple[str, ...]]:
+        """The names of the sites of each input of a step, by parameter."""
+        return {p: tuple(s.name for s in self._facts[id].sites) for p, id in step.inputs.items() if id in self._facts}
+
     def cost(self, step: Wired) -> Cost:
         return kinds.find(step.kind).estimate(step.params, self.inputs(step))
 

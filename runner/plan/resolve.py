@@ -51,7 +51,7 @@ def resolve(
     planner = _Planner(recipe, sources, made_with, machine)
     planned: list[PlannedStep] = []
     for step in wired:
-        planned.append(planner.plan(step, planned))
+        planned.append(replace(planner.plan(step, planned), sites=flow.sites(step)))
     model = sources.models[MODEL]
     key = keys.plan_key(recipe.name, model.digest, planned)
     others = {id: other for id, other in sources.models.items() if id != MODEL}

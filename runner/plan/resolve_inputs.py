@@ -12,7 +12,7 @@ from runner.contracts.step_kind import DataFacts
 from runner.data.tokenizer import no_tokenizer
 from runner.data.windows import too_short
 from runner.errors import Diagnostic, MachineError, RecipeError, Span
-from runner.model.architecture import inspect, model_complaints, probe, supported
+from runner.model.architecture import inspect, model_complaints, probe, sites, supported
 from runner.model.checkpoint import adapter_config
 from runner.model.checkpoint.companions import COMPRESSION, broken_json, companion_files
 from runner.model.source import hub, locate
@@ -63,7 +63,7 @@ def described(facts: CheckpointFacts, folder: Path) -> CheckpointFacts:
     wrong = model_complaints.of(found, facts.tensors, facts.config, facts.source)
     if wrong:
         raise RecipeError(wrong)
-    return replace(facts, description=found)
+    return replace(facts, description=found, sites=sites.multiplying(facts.sites, found))
 
 
 def digest_files_of(folder: Path, facts: CheckpointFacts, cache_file: Path | None) -> dict[str, str]:

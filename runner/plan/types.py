@@ -79,6 +79,7 @@ class PlannedStep:
     folder: str  # "04-gptq": the step's folder in the job directory
     processes: int = 1
     tasks: Mapping[str, ResolvedTasks] = field(default_factory=dict)  # by parameter; plan.json says not where they are
+    sites: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # names of the sites of its inputs, by parameter
 
     def public(self) -> dict[str, Any]:
         """The JSON of plan.json: nothing machine-dependent beyond what is in `key_inputs`."""

@@ -26,7 +26,7 @@ def estimate_forward(models: Sequence[CheckpointFacts], data: DataFacts, machine
         rest = memory_budget.rest_bytes(facts, value)
         heads += rest
         peak = max(peak, max(memory_budget.layer_bytes(facts, value), rest) + batch)
-        weights = sum(i.in_features * i.out_features for i in facts.linears)
+        weights = sum(i.size for i in facts.sites)
         head = config.hidden_size(facts.config) * int(config.text_config(facts.config).get("vocab_size", 0))
         seconds += 2 * data.tokens * (weights + head) / machine.flops
         scratch += 2 * data.tokens * config.hidden_size(facts.config) * value

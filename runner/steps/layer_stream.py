@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.contracts.context import Context, Params, Result
+from runner.contracts.context import Artifact, Context, Params, Result
 from runner.contracts.facts import CheckpointFacts
 from runner.model.architecture.inspect import facts as read_facts
 from runner.model.checkpoint.reader import CheckpointReader
@@ -79,12 +79,13 @@ def compression(ctx: Context, method: LayerMethod) -> Compression:
     return Compression(method.kind, method, ctx.params, ids, calibration)
 
 
-def compress(checkpoint: Path, how: Compression, out: Path, run: StreamRun, device: str) -> engine.Results:
+def compress(checkpoint: Artifact, how: Compression, out: Path, run: StreamRun, device: str) -> engine.Results:
     """Write to `out` what `how` makes of a checkpoint, all but the model card. Repeatable."""
-    facts = read_facts(checkpoint, str(checkpoint))
-    with CheckpointReader(checkpoint) as reader:
+    folder = checkpoint.path
+    facts = read_facts(folder, str(folder), checkpoint.sites)
+    with CheckpointReader(folder) as reader:
         output = Output(reader, facts, how.storage(facts), run.scratch / "parts")
-        inputs = engine.StreamInputs(checkpoint, facts, device, how.ids)
+        inputs = engine.StreamInputs(folder, facts, device, how.ids)
         results = engine.transform(inputs, resolved(how.method, how.params, facts), output.layer, run)
         output.finish(out, parse_size(how.params["max_shard_size"]))
     return results

@@ -51,7 +51,7 @@ def run(method: LayerMethod, ctx: Context) -> Result:
     from runner.steps import layer_stream as stream
 
     how = stream.compression(ctx, method)
-    results = stream.compress(ctx.inputs["checkpoint"].path, how, ctx.out_dir, stream.stream_run(ctx), ctx.device)
+    results = stream.compress(ctx.inputs["checkpoint"], how, ctx.out_dir, stream.stream_run(ctx), ctx.device)
     text = card.render(ctx, read_config(ctx.out_dir), results)
     (ctx.out_dir / "README.md").write_text(text, encoding="utf-8")
     return stream.summary(ctx.out_dir, results)
@@ -68,7 +68,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
         stored = scheme(own)
         if stored is None:
             continue
-        matrix = Matrix(linear.out_features, linear.in_features, linear.transposed)
+        matrix = Matrix(linear.rows, linear.columns, linear.transposed)
         why = formats.refuse(own["format"], stored, matrix)
         if why is not None:
             refused.setdefault(why.remedy, []).append(f"`{linear.name}` {why.problem}")
@@ -90,7 +90,7 @@ def unmatched(
     params: Params, facts: CheckpointFacts, keys: Sequence[str] = ("ignore", "overrides", "per_layer")
 ) -> list[Diagnostic]:
     """Patterns that name no module of this model: most likely a typing error. "lm_head" is never complained about."""
-    names = [linear.name for linear in facts.linears]
+    names = [linear.name for linear in facts.sites]
     found = []
     for key in keys:
         for pattern in params.get(key) or ():
@@ -104,8 +104,8 @@ def unmatched(
 def estimate(method: LayerMethod, params: Params, inputs: Inputs) -> Cost:
     facts, machine = inputs.checkpoint, inputs.machine
     disk = sum(tensor.nbytes for tensor in outcome(params, inputs).tensors.values())
-    biggest = max((i.in_features * i.out_features for i in facts.linears), default=0)
-    weights = sum(i.in_features * i.out_features for i in facts.linears)
+    biggest = max((i.size for i in facts.sites), default=0)
+    weights = sum(i.size for i in facts.sites)
     copy_seconds = 2 * disk / machine.disk_bytes_per_second
     want = method.wants(params)
     if want == "none":
@@ -147,11 +147,11 @@ def stacks(method: LayerMethod, facts: CheckpointFacts) -> dict[int, int]:
     """Input width → the most weights that are solved at once: linears of one width in a layer may see one input."""
     found: dict[int, int] = {0: 0}
     by_layer: dict[tuple[int, int], int] = {}
-    for linear in facts.linears:
-        size = linear.in_features * linear.out_features
-        key = (linear.layer, linear.in_features)
+    for linear in facts.sites:
+        size = linear.size
+        key = (linear.layer, linear.columns)
         by_layer[key] = size + (by_layer.get(key, 0) if method.stacked else 0)
-        found[linear.in_features] = max(found.get(linear.in_features, 0), by_layer[key])
+        found[linear.columns] = max(found.get(linear.columns, 0), by_layer[key])
     return found
 
 
@@ -160,8 +160,8 @@ def distinct_inputs(facts: CheckpointFacts) -> list[int]:
 
     In the usual block q, k and v do, gate and up do, and the two others have inputs of their own.
     """
-    linears = Counter(linear.layer for linear in facts.linears)
-    alike = Counter((linear.layer, linear.in_features) for linear in facts.linears)
+    linears = Counter(linear.layer for linear in facts.sites)
+    alike = Counter((linear.layer, linear.columns) for linear in facts.sites)
     groups = {key: count if linears[key[0]] <= 4 else (count + 1) // 2 for key, count in sorted(alike.items())}
     return [width for (_, width), count in groups.items() for _ in range(count)]
 
@@ -176,7 +176,7 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
         if stored is None:
             continue
         header = tensors.pop(f"{linear.name}.weight")
-        matrix = Matrix(linear.out_features, linear.in_features, linear.transposed)
+        matrix = Matrix(linear.rows, linear.columns, linear.transposed)
         new = formats.find(own["format"]).tensors(linear.name, stored, matrix, header.dtype)
         for name, (dtype, extents) in new.items():
             size = DTYPE_BYTES[dtype] * math.prod(extents)

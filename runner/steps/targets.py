@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from runner.contracts.facts import CheckpointFacts, LinearFacts
+from runner.contracts.facts import CheckpointFacts
+from runner.contracts.sites import Site
 from runner.model.checkpoint.quantization.scheme import Scheme, integers
 from runner.steps.patterns import module_params
 
 Params = Mapping[str, Any]
 
 
-def chosen(params: Params, facts: CheckpointFacts) -> dict[LinearFacts, dict[str, Any]]:
+def chosen(params: Params, facts: CheckpointFacts) -> dict[Site, dict[str, Any]]:
     """The linears a step changes, each with the params that hold for it."""
-    own = ((linear, module_params(params, linear.name)) for linear in facts.linears)
+    own = ((linear, module_params(params, linear.name)) for linear in facts.sites)
     return {linear: p for linear, p in own if p is not None}
 
 

@@ -70,7 +70,7 @@ def estimate(params: Params, inputs: Inputs, trained: int, disk: int, beside: in
     if params["precision"] != "auto":
         value = 2 if params["precision"] == "bf16" and config.stored_type(facts) == "bfloat16" else 4
     frozen = facts.nbytes if facts.quantization else facts.parameters * value
-    biggest = max((i.in_features * i.out_features for i in facts.linears), default=0)
+    biggest = max((i.size for i in facts.sites), default=0)
     distils = params["loss"] == "distill"
     losses = teaching.TOP_K_COPIES * teaching.chunk_bytes(params, inputs, facts) if distils else 0
     cost = Cost(*training.estimate(

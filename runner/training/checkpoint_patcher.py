@@ -110,7 +110,7 @@ def dense(adapted: Adapted, scratch: Path, out: Path) -> None:
     for index in range(facts.layer_count):
         names = facts.layer_tensors(index)
         inside |= set(names)
-        modules = [i.name for i in facts.linears if i.layer == index and reader.is_packed(i.name)]
+        modules = [i.name for i in facts.sites if i.layer == index and reader.is_packed(i.name)]
         unpacked = {
             f"{m}.weight": adapted.merged(model_names[m]) if m in model_names else reader.read_module_weight(m)
             for m in modules

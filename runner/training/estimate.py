@@ -90,7 +90,7 @@ def memory_of_layer(facts: CheckpointFacts, value: int) -> int:
     it, and four rows as wide as the MLP.
     """
     hidden = config.hidden_size(facts.config)
-    wide = max((linear.out_features for linear in facts.linears), default=4 * hidden)
+    wide = max((linear.rows for linear in facts.sites), default=4 * hidden)
     return 4 * hidden * 4 + (6 * hidden + 4 * max(wide, memory.widest(facts))) * value
 
 

@@ -75,7 +75,7 @@ def facts(source: CheckpointFacts, keep: Sequence[int]) -> CheckpointFacts:
         replace(
             linear, name=names[weight_name(source.tensors, linear.name)].rpartition(".")[0], layer=place[linear.layer]
         )
-        for linear in source.linears
+        for linear in source.sites
         if linear.layer in place
     ]
     return replace(
@@ -83,7 +83,7 @@ def facts(source: CheckpointFacts, keep: Sequence[int]) -> CheckpointFacts:
         config=config(source.config, keep),
         tensors=tensors,
         layer_count=len(keep),
-        linears=tuple(sorted(linears, key=lambda linear: (linear.layer, linear.name))),
+        sites=tuple(sorted(linears, key=lambda linear: (linear.layer, linear.name))),
     )
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from runner.commands import new
-from runner.contracts.facts import CheckpointFacts, LinearFacts
+from runner.contracts.facts import CheckpointFacts
+from runner.contracts.sites import Site
 from runner.recipe import load
 from tests.commands.conftest import Run
 
@@ -62,8 +63,8 @@ def test_a_folder_that_is_not_there(run: Run) -> None:
 
 
 def test_sizes_fit_the_model(folder: Path) -> None:
-    def linear(columns: int) -> LinearFacts:
-        return LinearFacts(f"model.layers.0.a{columns}", 0, columns, 8, "BF16")
+    def linear(columns: int) -> Site:
+        return Site(f"model.layers.0.a{columns}", f"model.layers.0.a{columns}.weight", None, False, 8, columns, 0)
 
     facts = CheckpointFacts("m", {"max_position_embeddings": 256}, {}, "model.layers.", 1, (linear(96), linear(192)))
     text = new.starter("m", "int4", "m-int4", facts)

@@ -113,7 +113,7 @@ def test_a_layer_has_four_inputs(tmp_path: Path) -> None:
     llama = facts(save(tmp_path / "llama", "llama"), "llama")
     phi = facts(save(tmp_path / "phi3", "phi3"), "phi3")
     for model in (llama, phi):
-        narrow, wide = (pick(i.in_features for i in model.linears) for pick in (min, max))
+        narrow, wide = (pick(i.columns for i in model.sites) for pick in (min, max))
         assert distinct_inputs(model) == [narrow, narrow, narrow, wide] * model.layer_count
 
 

@@ -80,7 +80,7 @@ def test_the_facts_foretold_are_those_of_the_cut(name: str, tmp_path: Path) -> N
     assert {n: (t.dtype, t.shape, t.nbytes) for n, t in found.tensors.items()} == {
         n: (t.dtype, t.shape, t.nbytes) for n, t in foretold.tensors.items()
     }
-    assert (foretold.linears, foretold.layer_count, foretold.layers_prefix) == (found.linears, 2, found.layers_prefix)
+    assert (foretold.sites, foretold.layer_count, foretold.layers_prefix) == (found.sites, 2, found.layers_prefix)
     assert foretold.architecture == before.architecture
 
 

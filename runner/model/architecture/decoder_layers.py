@@ -6,9 +6,10 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from runner.contracts.facts import CheckpointFacts, LinearFacts, TensorHeader
+from runner.contracts.facts import CheckpointFacts, TensorHeader
+from runner.contracts.sites import Site
 from runner.errors import Diagnostic, RecipeError
-from runner.model.architecture import supported, supported_weights
+from runner.model.architecture import sites, supported, supported_weights
 from runner.model.checkpoint import formats
 from runner.model.checkpoint.quantization.format import Format
 from runner.model.checkpoint.quantization.scheme import integers
@@ -40,7 +41,7 @@ def build(
         complaints += _uneven(config, tensors, prefix, members)
     if complaints:
         raise RecipeError(complaints)
-    found = linears(config, tensors, prefix, members, packed_shapes)
+    found = sites.with_fused(candidates(config, tensors, prefix, members, packed_shapes))
     refusal = supported_weights.refuse(config, tensors, found, source)
     if refusal:
         raise RecipeError([refusal])
@@ -50,7 +51,7 @@ def build(
         tensors=tensors,
         layers_prefix=prefix,
         layer_count=len(members),
-        linears=found,
+        sites=found,
         quantization=config.get("quantization_config"),
     )
 
@@ -82,14 +83,17 @@ def _is_linear(name: str, header: TensorHeader) -> bool:
     return len(header.shape) == 2 and formats.is_weight(name)
 
 
-def linears(
+def candidates(
     config: Mapping[str, Any],
     tensors: Mapping[str, TensorHeader],
     prefix: str,
     members: Mapping[int, Sequence[str]],
     packed_shapes: Mapping[str, Sequence[int]],
-) -> tuple[LinearFacts, ...]:
-    """The linear modules of the decoder layers, plain or packed, by layer and then by name."""
+) -> tuple[Site, ...]:
+    """The matrices of the decoder layers, plain or packed, by layer and then by name.
+
+    Headers do not say which of them multiply: `sites.multiplying` does, once the model was described.
+    """
     transposed = config.get("model_type") in supported.CONV1D_TYPES
     found = []
     for index, names in members.items():
@@ -100,21 +104,18 @@ def linears(
             module = header.name.rpartition(".")[0]
             format = formats.of_module(tensors, module)
             if format is None:
-                out_features, in_features = reversed(header.shape) if transposed else header.shape
-                dtype = header.dtype
+                rows, columns = reversed(header.shape) if transposed else header.shape
             else:
-                out_features, in_features = packed_shapes.get(module) or _unpacked(config, tensors, module, format)
-                scale = tensors.get(f"{module}.{format.SCALE}")
-                dtype = scale.dtype if scale else header.dtype
-            packed = format is not None
-            found.append(LinearFacts(module, index, in_features, out_features, dtype, transposed and not packed))
-    return tuple(sorted(found, key=lambda linear: (linear.layer, linear.name)))
+                rows, columns = packed_shapes.get(module) or _unpacked(config, tensors, module, format)
+            turned = transposed and format is None
+            found.append(Site(module, f"{module}.weight", None, turned, rows, columns, index, sites.role(module)))
+    return tuple(sorted(found, key=lambda site: (site.layer, site.name)))
 
 
 def _unpacked(
     config: Mapping[str, Any], tensors: Mapping[str, TensorHeader], module: str, format: Format
 ) -> tuple[int, int]:
-    """[out_features, in_features] of a packed weight, from its headers and the number of bits.
+    """[rows, columns] of a packed weight, from its headers and the number of bits.
 
     A configuration that cannot be read counts as 4 bits here; it is refused a little later.
     """

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
 from runner.contracts.facts import CheckpointFacts, TensorHeader
 from runner.errors import RecipeError
 from runner.model.architecture import decoder_layers, supported
+from runner.model.architecture.sites import with_fused
 from runner.model.architecture.supported import runs_own_code
 from runner.model.checkpoint.adapter_config import adapter_config
 from runner.model.checkpoint.headers import read_config, read_headers
 
 
-def facts(folder: Path, source: str) -> CheckpointFacts:
-    """All that the planner needs of a local checkpoint; RecipeError with everything wrong with it."""
+def facts(folder: Path, source: str, sites: Collection[str] | None = None) -> CheckpointFacts:
+    """A local checkpoint by its headers; RecipeError with everything that they say is wrong with it.
+
+    `sites` are the names of its sites where the planner has found them out (`Artifact.sites`). Without it every matrix
+    of the decoder layers counts as one.
+    """
     config = read_config(folder)
     refusal = supported.refuse_config(config, f"`{source}`")
     if refusal:
@@ -26,7 +32,11 @@ def facts(folder: Path, source: str) -> CheckpointFacts:
         for name, header in tensors.items()
         if name.endswith(".weight_shape")
     }
-    return replace(decoder_layers.build(config, tensors, source, shapes), adapter=adapter_config(folder))
+    found = decoder_layers.build(config, tensors, source, shapes)
+    if sites is not None:
+        names = frozenset(sites)
+        found = replace(found, sites=with_fused(site for site in found.sites if site.name in names))
+    return replace(found, adapter=adapter_config(folder))
 
 
 def _read_shape(folder: Path, header: TensorHeader) -> tuple[int, ...]:

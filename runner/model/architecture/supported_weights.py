@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from runner.contracts.facts import LinearFacts, TensorHeader
+from runner.contracts.facts import TensorHeader
+from runner.contracts.sites import Site
 from runner.errors import Diagnostic
 from runner.model.checkpoint import formats
 
@@ -18,7 +19,7 @@ _REMEDY = "start from the model as it was before it was quantized"
 
 
 def refuse(
-    config: Mapping[str, Any], tensors: Mapping[str, TensorHeader], linears: tuple[LinearFacts, ...], source: str
+    config: Mapping[str, Any], tensors: Mapping[str, TensorHeader], sites: tuple[Site, ...], source: str
 ) -> Diagnostic | None:
     """Why the weights of a checkpoint cannot be read, or None."""
     quantization = config.get("quantization_config")
@@ -30,7 +31,7 @@ def refuse(
     if any(group.get("input_activations") for group in groups.values()):
         message = f"`{source}` quantizes activations too, which is not computed here"
         return Diagnostic("R409", message, _REMEDY)
-    for linear in linears:
+    for linear in sites:
         weight = tensors.get(f"{linear.name}.weight")
         if weight is None:
             if packing is not None and packing.scheme(linear.name) is not None:

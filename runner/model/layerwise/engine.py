@@ -105,7 +105,7 @@ class WeightsOnly:
 
     def run(self, index: int) -> dict[str, Transformed]:
         changed: dict[str, Transformed] = {}
-        for linear in self.inputs.facts.linears:
+        for linear in self.inputs.facts.sites:
             if linear.layer == index:
                 weight = self.reader.read_module_weight(linear.name).to(self.inputs.device)
                 weights = {linear.name: weight.T if linear.transposed else weight}

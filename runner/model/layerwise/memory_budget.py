@@ -28,7 +28,7 @@ def batch_tokens(device: str, widest: int) -> int:
 
 def widest(facts: CheckpointFacts) -> int:
     """The most columns any linear of the decoder layers has."""
-    return max((linear.in_features for linear in facts.linears), default=hidden_size(facts.config))
+    return max((linear.columns for linear in facts.sites), default=hidden_size(facts.config))
 
 
 def compute_bytes(facts: CheckpointFacts, device: str) -> int:
@@ -50,7 +50,7 @@ def suspend_limit(device_memory: int) -> int:
 def batch_bytes(facts: CheckpointFacts, length: int, value: int, device: str) -> int:
     """Bytes of the intermediates of one running batch: a few rows as wide as the widest linear, and attention."""
     tokens = max(batch_tokens(device, widest(facts)), length)
-    outs = max((linear.out_features for linear in facts.linears), default=0)
+    outs = max((linear.rows for linear in facts.sites), default=0)
     return tokens * (3 * max(outs, widest(facts)) + 6 * hidden_size(facts.config)) * value
 
 
@@ -62,8 +62,8 @@ def layer_bytes(facts: CheckpointFacts, value: int) -> int:
 def layer_weights(facts: CheckpointFacts) -> int:
     """The most weights that the linears of one layer have."""
     sizes = [0] * max(1, facts.layer_count)
-    for linear in facts.linears:
-        sizes[linear.layer] += linear.in_features * linear.out_features
+    for linear in facts.sites:
+        sizes[linear.layer] += linear.size
     return max(sizes)
 
 

@@ -39,7 +39,7 @@ class Output:
 
     def __init__(self, reader: CheckpointReader, facts: CheckpointFacts, storage: Storage, parts: Path) -> None:
         self.reader, self.storage = reader, storage
-        self.transposed = {linear.name for linear in facts.linears if linear.transposed}
+        self.transposed = {linear.name for linear in facts.sites if linear.transposed}
         self.layers = [facts.layer_tensors(index) for index in range(facts.layer_count)]
         self.format = formats.find(storage.format) if storage.schemes else None
         self.quantization: dict[str, Any] = {}

@@ -79,7 +79,7 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
 
 def dense_bytes(facts: CheckpointFacts, value: int) -> int:
     """Bytes of all weights unpacked, `value` bytes each."""
-    linears = sum(i.in_features * i.out_features for i in facts.linears)
+    linears = sum(i.size for i in facts.sites)
     return linears * value + memory_budget.rest_bytes(facts, value)
 
 

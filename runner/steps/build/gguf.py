@@ -37,10 +37,10 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
         return [*found, Diagnostic("R479", refusal[0], refusal[1])]
     packed = {name: scheme for name, (_, scheme) in preflight.schemes(facts).items()}
     wrong: dict[tuple[str, str], list[str]] = {}
-    for linear in facts.linears:
+    for linear in facts.sites:
         scheme = packed.get(linear.name)
-        if linear.in_features % BLOCK and (scheme is not None or params["dense"].startswith("q")):
-            key = f"has {linear.in_features} columns, which blocks of {BLOCK} do not divide", "use `dense: f16`"
+        if linear.columns % BLOCK and (scheme is not None or params["dense"].startswith("q")):
+            key = f"has {linear.columns} columns, which blocks of {BLOCK} do not divide", "use `dense: f16`"
             if scheme is not None:
                 key = key[0], f"leave it out of the quantization, or {_ANOTHER}"
             wrong.setdefault(key, []).append(linear.name)
@@ -74,8 +74,8 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     """One tensor at a time, as float32 twice; what is written is no larger than 4 bytes a weight."""
     facts = inputs.checkpoint
     largest = max((math.prod(tensor.shape) for tensor in facts.tensors.values()), default=0)
-    linears = sum(i.in_features * i.out_features for i in facts.linears)
-    widest = max((i.in_features * i.out_features for i in facts.linears), default=0)
+    linears = sum(i.size for i in facts.sites)
+    widest = max((i.size for i in facts.sites), default=0)
     width = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 1.0625, "q4_0": 0.5625, "q4_1": 0.625}
     disk = facts.nbytes * 1.2 if facts.quantization else linears * width[params["dense"]]
     disk += memory_budget.rest_bytes(facts, 2) * (width[params["embedding"]] / 2)

@@ -66,7 +66,7 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     """The dense weights; every token of decoding reads all of them once."""
     facts, machine = inputs.checkpoint, inputs.machine
     value = memory_budget.compute_bytes(facts, machine.device)
-    weights = sum(i.in_features * i.out_features for i in facts.linears)
+    weights = sum(i.size for i in facts.sites)
     vocabulary = int(config.text_config(facts.config).get("vocab_size", 0))
     head = config.hidden_size(facts.config) * vocabulary
     resident = weights * value + memory_budget.rest_bytes(facts, value)

@@ -58,7 +58,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
 def estimate(params: Params, inputs: Inputs) -> Cost:
     """The dense checkpoint in float32 and the engine, both in memory, and the logits of a window of each."""
     facts, machine = inputs.checkpoint, inputs.machine
-    weights = sum(i.in_features * i.out_features for i in facts.linears)
+    weights = sum(i.size for i in facts.sites)
     vocabulary = int(config.text_config(facts.config).get("vocab_size", 0))
     head = config.hidden_size(facts.config) * vocabulary
     length = inputs.data["data"].sequence_length

@@ -47,7 +47,7 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     """The dense weights, the logits of a batch twice; how many questions there are is a guess without `limit`."""
     facts, machine = inputs.checkpoint, inputs.machine
     value = memory_budget.compute_bytes(facts, machine.device)
-    weights = sum(i.in_features * i.out_features for i in facts.linears)
+    weights = sum(i.size for i in facts.sites)
     vocabulary = int(config.text_config(facts.config).get("vocab_size", 0))
     logits = 2 * 4 * params["batch_size"] * LENGTH * vocabulary
     limit = params.get("limit") or 1.0

@@ -14,7 +14,7 @@ from runner.steps.layerwise import unmatched
 from runner.steps.patterns import matches
 from runner.training.task import settings
 
-VERSION = 3
+VERSION = 4
 CONSUMES = (CHECKPOINT,)
 PRODUCES = CHECKPOINT
 REQUIRES = ()
@@ -71,7 +71,7 @@ def run(ctx: Context) -> Result:
     source = ctx.inputs["checkpoint"].path
     targets = [
         linear.name
-        for linear in read_facts(source, str(source)).linears
+        for linear in read_facts(source, str(source), ctx.inputs["checkpoint"].sites).sites
         if not any(matches(pattern, linear.name) for pattern in ctx.params["ignore"])
     ]
     data = ctx.data_facts("data")

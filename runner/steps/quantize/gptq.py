@@ -80,9 +80,9 @@ def solving_seconds(facts: CheckpointFacts, machine: MachineFacts) -> float:
     With little calibration data it is most of the step: of a layer of 2048 × 8192 and 4096 tokens, 7 of 11 s.
     """
     widths = distinct_inputs(facts)
-    products = sum(k**3 for k in widths) / 2 + sum(i.out_features * i.in_features**2 for i in facts.linears)
+    products = sum(k**3 for k in widths) / 2 + sum(i.rows * i.columns**2 for i in facts.sites)
     seconds = products / machine.flops + _COLUMN_SECONDS * sum(widths)
     if machine.device == "cpu":
-        weights = sum(i.in_features * i.out_features for i in facts.linears)
+        weights = sum(i.size for i in facts.sites)
         seconds += weights / (_SOLVED_WEIGHTS * machine.cpus)
     return seconds

@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.contracts.facts import CheckpointFacts, LinearFacts
+from runner.contracts.facts import CheckpointFacts
+from runner.contracts.sites import Site
 from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, SAME, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic, StepFailed
 from runner.model.architecture import supported
@@ -53,29 +54,27 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
         )
         found.append(Diagnostic("R471", message, "name the checkpoint as it was before", path=("against",)))
     found += _differing(linears, reference)
-    narrow = [i for i in linears if params["rank"] > min(i.in_features, i.out_features)]
+    narrow = [i for i in linears if params["rank"] > min(i.columns, i.rows)]
     if narrow:
-        narrow.sort(key=lambda i: min(i.in_features, i.out_features))
-        lines = _listed([f"    `{i.name}` is [{i.out_features}, {i.in_features}]" for i in narrow])
-        smallest = min(narrow[0].in_features, narrow[0].out_features)
+        narrow.sort(key=lambda i: min(i.columns, i.rows))
+        lines = _listed([f"    `{i.name}` is [{i.rows}, {i.columns}]" for i in narrow])
+        smallest = min(narrow[0].columns, narrow[0].rows)
         message = f"`rank` {params['rank']} is above the size of {_modules(len(narrow))}:\n{lines}"
         help = f"lower `rank` to {smallest}, or name those modules in `ignore`"
         found.append(Diagnostic("R472", message, help, path=("rank",)))
     return found
 
 
-def _differing(linears: list[LinearFacts], reference: CheckpointFacts) -> list[Diagnostic]:
+def _differing(linears: list[Site], reference: CheckpointFacts) -> list[Diagnostic]:
     """Modules that `against` does not have, or has in another shape."""
-    theirs = {linear.name: linear for linear in reference.linears}
+    theirs = {linear.name: linear for linear in reference.sites}
     lines = []
     for own in linears:
         other = theirs.get(own.name)
         if other is None:
             lines.append(f"    `{own.name}` is not in `against`")
-        elif (other.out_features, other.in_features) != (own.out_features, own.in_features):
-            shapes = (
-                f"[{own.out_features}, {own.in_features}], in `against` [{other.out_features}, {other.in_features}]"
-            )
+        elif (other.rows, other.columns) != (own.rows, own.columns):
+            shapes = f"[{own.rows}, {own.columns}], in `against` [{other.rows}, {other.columns}]"
             lines.append(f"    `{own.name}` is {shapes}")
     if not lines:
         return []
@@ -97,8 +96,8 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     facts = inputs.checkpoint
     cost = layerwise.estimate(LayerMethod(_nothing, statistics=wanted), params, inputs)
     linears = list(chosen(params, facts))
-    adapter = sum(_BYTES * params["rank"] * (i.in_features + i.out_features) for i in linears)
-    sides = [(min(i.in_features, i.out_features), i.in_features, i.out_features) for i in linears]
+    adapter = sum(_BYTES * params["rank"] * (i.columns + i.rows) for i in linears)
+    sides = [(min(i.columns, i.rows), i.columns, i.rows) for i in linears]
     work = sum(10.0 * small**3 + 6.0 * outs * ins**2 for small, ins, outs in sides)
     working = max((4 * (4 * small**2 + 2 * ins**2) for small, ins, _ in sides), default=0)
     return Cost(
@@ -122,7 +121,7 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
     """The same checkpoint with an adapter beside it."""
     facts = inputs.checkpoint
     linears = chosen(params, facts)
-    names = adapter_config.targets([i.name for i in linears], [i.name for i in facts.linears])
+    names = adapter_config.targets([i.name for i in linears], [i.name for i in facts.sites])
     return replace(
         facts, adapter=adapter_config.config(params["rank"], params["rank"], names, transposed=_conv1d(facts))
     )
@@ -141,7 +140,7 @@ def run(ctx: Context) -> Result:
     from runner.steps import layer_stream
 
     source, against = ctx.inputs["checkpoint"].path, ctx.inputs["against"].path
-    facts = read_facts(source, str(source))
+    facts = read_facts(source, str(source), ctx.inputs["checkpoint"].sites)
     parts = CheckpointWriter(ctx.scratch_dir / "parts")
     with CheckpointReader(against) as reference:
         method = LayerMethod(partial(term, reference, _conv1d(facts)), statistics=wanted)

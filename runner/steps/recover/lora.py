@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from runner.contracts.facts import CheckpointFacts, LinearFacts
+from runner.contracts.facts import CheckpointFacts
+from runner.contracts.sites import Site
 from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, SAME, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic
 from runner.model.architecture import supported
@@ -36,12 +37,12 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     found = adapter_config.adapter_conflicts(facts.adapter, "a second one would be trained without it")
     found += layerwise.unmatched(params, facts, ("target_modules",))
     linears = targets(params, facts)
-    wide = [i for i in linears if params["rank"] > min(i.in_features, i.out_features)]
+    wide = [i for i in linears if params["rank"] > min(i.columns, i.rows)]
     if wide:
-        wide.sort(key=lambda i: min(i.in_features, i.out_features))
-        listed = [f"\n    `{i.name}` has {i.in_features} inputs and {i.out_features} outputs" for i in wide[:SHOWN]]
+        wide.sort(key=lambda i: min(i.columns, i.rows))
+        listed = [f"\n    `{i.name}` has {i.columns} inputs and {i.rows} outputs" for i in wide[:SHOWN]]
         more = f"\n    and {len(wide) - SHOWN} more" if len(wide) > SHOWN else ""
-        smallest = min(wide[0].in_features, wide[0].out_features)
+        smallest = min(wide[0].columns, wide[0].rows)
         noun = "1 module" if len(wide) == 1 else f"{len(wide)} modules"
         message = f"`rank` {params['rank']} is above the width of {noun}:{''.join(listed)}{more}"
         help = f"lower `rank` to {smallest} or less, or leave them out of `target_modules`"
@@ -52,9 +53,9 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     return found + training_objective.check(params, inputs)
 
 
-def targets(params: Params, facts: CheckpointFacts) -> list[LinearFacts]:
+def targets(params: Params, facts: CheckpointFacts) -> list[Site]:
     """The linears that get an adapter."""
-    return [i for i in facts.linears if any(matches(pattern, i.name) for pattern in params["target_modules"])]
+    return [i for i in facts.sites if any(matches(pattern, i.name) for pattern in params["target_modules"])]
 
 
 def merges(params: Params, facts: CheckpointFacts) -> str:
@@ -66,26 +67,26 @@ def merges(params: Params, facts: CheckpointFacts) -> str:
 def estimate(params: Params, inputs: Inputs) -> Cost:
     facts = inputs.checkpoint
     linears = targets(params, facts)
-    trained = sum(params["rank"] * (i.in_features + i.out_features) for i in linears)
+    trained = sum(params["rank"] * (i.columns + i.rows) for i in linears)
     if params["variant"] == "dora":
-        trained += sum(i.out_features for i in linears)
+        trained += sum(i.rows for i in linears)
     how = merges(params, facts)
     disk = facts.nbytes + (4 * trained if how == "keep" else 0)
     cost = training_objective.estimate(params, inputs, trained, disk, _input_bytes(params, inputs, linears))
     if how != "requantize":
         return cost
-    weights = sum(i.in_features * i.out_features for i in facts.linears)
+    weights = sum(i.size for i in facts.sites)
     again = 4 * weights / inputs.machine.disk_bytes_per_second + 2e3 * weights / inputs.machine.flops
     return replace(cost, scratch=cost.scratch + 2 * weights + facts.nbytes, seconds=cost.seconds + again)
 
 
-def _input_bytes(params: Params, inputs: Inputs, linears: list[LinearFacts]) -> int:
+def _input_bytes(params: Params, inputs: Inputs, linears: list[Site]) -> int:
     """Of the float32 copies of its input that every adapter keeps for the way back: of one layer, or of all."""
     if params["precision"] == "fp32":
         return 0  # the input itself
     layers: dict[int, int] = {}
     for linear in linears:
-        layers[linear.layer] = layers.get(linear.layer, 0) + 4 * linear.in_features
+        layers[linear.layer] = layers.get(linear.layer, 0) + 4 * linear.columns
     held = max(layers.values(), default=0) if params["gradient_checkpointing"] else sum(layers.values())
     return teacher.forward_tokens(params, inputs) * held
 
@@ -95,7 +96,7 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
     if merges(params, facts) != "keep":
         return facts
     names = [i.name for i in targets(params, facts)]
-    return replace(facts, adapter=config(params, names, [i.name for i in facts.linears], conv1d(facts)))
+    return replace(facts, adapter=config(params, names, [i.name for i in facts.sites], conv1d(facts)))
 
 
 def conv1d(facts: CheckpointFacts) -> bool:
@@ -123,7 +124,7 @@ def run(ctx: Context) -> Result:
     from runner.training.modules import lora
 
     source = ctx.inputs["checkpoint"].path
-    facts = read_facts(source, str(source))
+    facts = read_facts(source, str(source), ctx.inputs["checkpoint"].sites)
     how = merges(ctx.params, facts)
     if how == "requantize":
         requantize.recorded(source)

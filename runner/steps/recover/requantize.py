@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,7 @@ def run(ctx: Context, dense: Path) -> Result:
     folder = ctx.scratch_dir / "requantize"
     folder.mkdir(exist_ok=True)
     run = StreamRun(folder, folder / "progress.json", stream.hooks(ctx))
-    results = stream.compress(dense, how, ctx.out_dir, run, ctx.device)
+    results = stream.compress(replace(ctx.inputs["checkpoint"], path=dense), how, ctx.out_dir, run, ctx.device)
     text = card.render(ctx, read_config(ctx.out_dir), results)
     (ctx.out_dir / "README.md").write_text(text, encoding="utf-8")
     return stream.summary(ctx.out_dir, results)

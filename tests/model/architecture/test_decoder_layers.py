@@ -117,9 +117,9 @@ def test_conv1d_keeps_its_weight_transposed(tmp_path: Path) -> None:
         shapes[f"h.{i}.attn.bias"] = ("F32", [1, 1, 4, 4])
     config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_layer": 2, "n_embd": 8, "vocab_size": 32}
     found = facts(tmp_path, shapes, config)
-    linear = found.linears[0]
+    linear = found.sites[0]
     assert (found.layers_prefix, linear.name) == ("h.", "h.0.attn.c_attn")
-    assert (linear.in_features, linear.out_features, linear.transposed) == (8, 24, True)
+    assert (linear.columns, linear.rows, linear.transposed) == (8, 24, True)
 
 
 def test_packed_linears(tmp_path: Path) -> None:
@@ -135,12 +135,12 @@ def test_packed_linears(tmp_path: Path) -> None:
         if header.name.endswith(".weight_shape"):
             content[header.begin : header.end] = (8).to_bytes(8, "little") + (20).to_bytes(8, "little")
     path.write_bytes(content)
-    linear = inspect.facts(stored, "m").linears[0]
-    assert (linear.name, linear.out_features, linear.in_features, linear.dtype) == ("model.layers.0.q", 8, 20, "F16")
+    linear = inspect.facts(stored, "m").sites[0]
+    assert (linear.name, linear.rows, linear.columns) == ("model.layers.0.q", 8, 20)
     theirs = {"quant_method": "gptq", "bits": 4, "group_size": -1}
     config = LLAMA | {"quantization_config": theirs}
     found = facts(tmp_path / "gptq", packed("qweight", [3, 8], "scales", [1, 8]), config)
-    assert (found.linears[0].out_features, found.linears[0].in_features) == (8, 24)
+    assert (found.sites[0].rows, found.sites[0].columns) == (8, 24)
     assert found.quantization == theirs
 
 

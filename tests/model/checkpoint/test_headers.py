@@ -31,13 +31,13 @@ def complaint(folder: Path) -> tuple[str, str, str | None]:
 def test_facts_of_one_file(tmp_path: Path) -> None:
     facts = inspect.facts(write(tmp_path), "m")
     assert (facts.layers_prefix, facts.layer_count, facts.architecture) == ("model.layers.", 4, "LlamaForCausalLM")
-    assert [linear.name for linear in facts.linears[:7]] == [
+    assert [linear.name for linear in facts.sites[:7]] == [
         "model.layers.0.mlp.down_proj", "model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj",
         "model.layers.0.self_attn.k_proj", "model.layers.0.self_attn.o_proj", "model.layers.0.self_attn.q_proj",
         "model.layers.0.self_attn.v_proj",
     ]  # fmt: skip
-    down = facts.linears[0]
-    assert (down.in_features, down.out_features, down.dtype, down.transposed) == (16, 8, "BF16", False)
+    down = facts.sites[0]
+    assert (down.columns, down.rows, down.role, down.transposed) == (16, 8, "down", False)
     assert facts.nbytes == sum(2 * (s[0] * s[1] if len(s) == 2 else s[0]) for _, s in llama_shapes().values())
 
 
@@ -64,7 +64,7 @@ def test_offsets_agree_with_safetensors(tmp_path: Path) -> None:
 def test_shards_make_the_same_facts(tmp_path: Path) -> None:
     one = inspect.facts(write(tmp_path / "one"), "m")
     many = inspect.facts(write_sharded(tmp_path / "many", 3), "m")
-    assert many.linears == one.linears
+    assert many.sites == one.sites
     assert {n: t.shape for n, t in many.tensors.items()} == {n: t.shape for n, t in one.tensors.items()}
     assert sorted({t.shard for t in many.tensors.values()}) == [
         f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)

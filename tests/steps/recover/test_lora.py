@@ -98,7 +98,7 @@ def test_dense_weights_take_the_adapter_in(tmp_path: Path) -> None:
             n: (h.dtype, h.shape, h.shard, h.begin) for n, h in after.headers.items()
         }
         changed = {n for n in before.names() if not torch.equal(before.read(n), after.read(n))}
-    assert changed == {f"{linear.name}.weight" for linear in facts(dense, "dense").linears}
+    assert changed == {f"{linear.name}.weight" for linear in facts(dense, "dense").sites}
     ids = tokens(4, 20)
     assert streamed(tmp_path / "a", host.out_dir, ids) < streamed(tmp_path / "b", dense, ids)
 
@@ -111,7 +111,7 @@ def test_a_pruned_checkpoint_keeps_every_zero(variant: str, tmp_path: Path) -> N
     host, _ = run(tmp_path / "lora", prune.out_dir, dense, variant=variant)
     assert losses(host)[-1] < losses(host)[0]
     with CheckpointReader(prune.out_dir) as before, CheckpointReader(host.out_dir) as after:
-        for linear in facts(prune.out_dir, "pruned").linears:
+        for linear in facts(prune.out_dir, "pruned").sites:
             old, new = (reader.read(f"{linear.name}.weight") for reader in (before, after))
             zeros = old == 0
             assert torch.equal(old[zeros].view(torch.int16), new[zeros].view(torch.int16))
