@@ -11,6 +11,7 @@ from typing import Any
 
 from runner.contracts.facts import CheckpointFacts
 from runner.model.architecture import supported
+from runner.model.architecture.sites import with_fused
 from runner.model.checkpoint.formats import weight_name
 
 
@@ -71,19 +72,18 @@ def facts(source: CheckpointFacts, keep: Sequence[int]) -> CheckpointFacts:
     names = renamed(source, keep)
     tensors = {new: replace(source.tensors[old], name=new) for old, new in names.items()}
     place = {old: new for new, old in enumerate(keep)}
-    linears = [
-        replace(
-            linear, name=names[weight_name(source.tensors, linear.name)].rpartition(".")[0], layer=place[linear.layer]
-        )
-        for linear in source.sites
-        if linear.layer in place
-    ]
+    sites = []
+    for site in source.sites:
+        if site.layer in place:
+            name = names[weight_name(source.tensors, site.name)].rpartition(".")[0]
+            sites.append(replace(site, name=name, tensor=f"{name}.weight", layer=place[site.layer]))
     return replace(
         source,
         config=config(source.config, keep),
         tensors=tensors,
         layer_count=len(keep),
-        sites=tuple(sorted(linears, key=lambda linear: (linear.layer, linear.name))),
+        sites=with_fused(sorted(sites, key=lambda site: (site.layer, site.name))),
+        description=None,
     )
 
 
