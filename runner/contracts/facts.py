@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from runner.contracts.model_description import ModelDescription
@@ -52,6 +53,7 @@ class CheckpointFacts:
     adapter: Mapping[str, Any] | None = None
     engine: Mapping[str, Any] | None = None
     description: ModelDescription | None = None
+    tokenizer: Path | None = None  # the folder of its tokenizer on this machine, while planning
 
     @property
     def architecture(self) -> str:

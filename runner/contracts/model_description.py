@@ -20,7 +20,7 @@ class Problem:
     """A refusal of transformers.
 
     stage  "config", "model" or "forward": reading config.json, building the model, running it; "generation" for
-           generation_config.json
+           generation_config.json, "tokenizer" for the files of the tokenizer
     error  the name of the exception's class
     words  its message
     keys   the keys of the file that it concerns: named by transformers, or those of which the default value works

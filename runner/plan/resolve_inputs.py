@@ -12,7 +12,7 @@ from runner.contracts.step_kind import DataFacts
 from runner.data.tokenizer import no_tokenizer
 from runner.data.windows import too_short
 from runner.errors import Diagnostic, MachineError, RecipeError, Span
-from runner.model.architecture import inspect, model_complaints, probe, sites, supported
+from runner.model.architecture import inspect, model_complaints, probe, sites, supported, token_ids
 from runner.model.checkpoint import adapter_config
 from runner.model.checkpoint.companions import COMPRESSION, broken_json, companion_files
 from runner.model.source import hub, locate
@@ -50,7 +50,7 @@ def find_model(spec: ModelSpec, cache_file: Path | None, span: Span | None = Non
         else:
             files = digest_files_of(path or tokenizer, facts, cache_file)
             digest = digest_named(files)
-        _check_companions(tokenizer, digest, cache_file)
+        _check_companions(facts, tokenizer, digest, cache_file)
         facts = described(facts, tokenizer)
     except RecipeError as error:
         raise RecipeError(d.at(d.span or span) for d in error.diagnostics) from None
@@ -63,7 +63,7 @@ def described(facts: CheckpointFacts, folder: Path) -> CheckpointFacts:
     wrong = model_complaints.of(found, facts.tensors, facts.config, facts.source)
     if wrong:
         raise RecipeError(wrong)
-    return replace(facts, description=found, sites=sites.multiplying(facts.sites, found))
+    return replace(facts, description=found, sites=sites.multiplying(facts.sites, found), tokenizer=folder)
 
 
 def digest_files_of(folder: Path, facts: CheckpointFacts, cache_file: Path | None) -> dict[str, str]:
@@ -75,12 +75,15 @@ def digest_files_of(folder: Path, facts: CheckpointFacts, cache_file: Path | Non
     return {path.relative_to(folder).as_posix(): digest for path, digest in digests.items()}
 
 
-def _check_companions(folder: Path, model_digest: str, cache_file: Path | None) -> None:
-    """RecipeError for JSON files beside the weights that cannot be read; a sound folder is remembered by its digest."""
+def _check_companions(facts: CheckpointFacts, folder: Path, model_digest: str, cache_file: Path | None) -> None:
+    """RecipeError for JSON files beside the weights that cannot be read, and for special tokens that do not exist.
+
+    A sound folder is remembered by its digest.
+    """
     name = f"companions:{model_digest}"
     if load_cache(cache_file).get(name) is True:
         return
-    complaints = broken_json(folder)
+    complaints = broken_json(folder) or token_ids.complaints(facts, folder)
     if complaints:
         raise RecipeError(complaints)
     update_cache(cache_file, {name: True})

@@ -13,7 +13,7 @@ from runner.model.architecture import decoder_layers, supported
 from runner.model.architecture.sites import with_fused
 from runner.model.architecture.supported import runs_own_code
 from runner.model.checkpoint.adapter_config import adapter_config
-from runner.model.checkpoint.headers import read_config, read_headers
+from runner.model.checkpoint.headers import read_config, read_headers, refuse_adapter_of_another
 
 
 def facts(folder: Path, source: str, sites: Collection[str] | None = None) -> CheckpointFacts:
@@ -27,6 +27,7 @@ def facts(folder: Path, source: str, sites: Collection[str] | None = None) -> Ch
     if refusal:
         raise RecipeError([refusal])
     tensors = read_headers(folder)
+    refuse_adapter_of_another(folder)
     shapes = {
         name.removesuffix(".weight_shape"): _read_shape(folder, header)
         for name, header in tensors.items()

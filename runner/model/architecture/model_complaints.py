@@ -72,6 +72,12 @@ def _refused(problem: Problem, config: Mapping[str, Any], source: str) -> Diagno
             f"transformers cannot read generation_config.json of `{source}`: {problem.words}",
             "correct it, or remove it: it only holds defaults for generating text",
         )
+    if problem.stage == "tokenizer":
+        return Diagnostic(
+            "R448",
+            f"transformers cannot load the tokenizer of `{source}`: {problem.words}",
+            "download its files again: tokenizer.json, tokenizer_config.json and those beside them",
+        )
     given = [f"`{key}` = {_value(config[key])}" for key in problem.keys if key in config]
     does = {"config": "refuses", "model": "cannot build", "forward": "cannot run"}[problem.stage]
     model = "config.json of" if problem.stage == "config" else "the model of"

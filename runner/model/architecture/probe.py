@@ -1,9 +1,10 @@
 """Ask transformers about a checkpoint, once: `description` is what `validate` and `plan` know of its model.
 
 The answer comes from a process of its own (`runner.model.layerwise.describe`), since transformers takes seconds to
-import, and is kept in the user's cache by the digest of everything it depends on: config.json, generation_config.json,
-the names and shapes of the tensors, the program that answers, the versions of torch and transformers, and the model's
-own code where that may run. A process that has torch at hand answers itself after `answer_with`.
+import, and is kept in the user's cache by the digest of everything it depends on: config.json, the files
+that accompany the weights, the names and shapes of the tensors, the program that answers, the versions of torch and
+transformers, and the model's own code where that may run. A process that has torch at hand answers itself after
+`answer_with`.
 
 `runner.model.architecture.model_complaints.of` turns an answer into what `validate` and `plan` tell.
 """
@@ -27,6 +28,7 @@ from runner.contracts.model_description import ModelDescription
 from runner.errors import MachineError
 from runner.model.architecture import remote_code, supported
 from runner.model.checkpoint import headers
+from runner.model.checkpoint.companions import companion_files
 from runner.recipe.origins import cache
 
 PROGRAM = "runner.model.layerwise.describe"
@@ -36,7 +38,6 @@ _RUN = f"import gc; gc.disable(); from {PROGRAM} import main; main()"
 _SOURCES = ("describe.py", "refusals.py", "tensor_names.py", "empty_model.py")  # of the program
 _PROGRAM_FOLDER = Path(__file__).resolve().parents[1] / "layerwise"
 _SECONDS = 900
-_FILES = ("config.json", "generation_config.json")
 
 Request = Mapping[str, Any]
 Answer = Mapping[str, Any]
@@ -88,10 +89,14 @@ _answer = _ask
 def _digest(folder: Path, request: Request) -> str:
     """sha256 of all that the answer depends on."""
     code = sorted(folder.glob(remote_code.CODE)) if request["own_code"] else []
-    files = [path for path in (*(folder / name for name in _FILES), *code) if path.is_file()]
+    files = [
+        path
+        for path in (folder / "config.json", *(folder / name for name in companion_files(folder)), *code)
+        if path.is_file()
+    ]
     facts = {
         "program": [hashlib.sha256((_PROGRAM_FOLDER / name).read_bytes()).hexdigest() for name in _SOURCES],
-        "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+        "files": {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
         "tensors": request["tensors"],
         "own_code": request["own_code"],
         "packages": {package: metadata.version(package) for package in ("torch", "transformers", "accelerate")},

@@ -21,6 +21,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _HEADER_LIMIT = 100_000_000  # the format's own limit
 _LFS_POINTER = b"version "  # the first words of the text that Git LFS leaves in place of a file
+_ADAPTER = "adapter_config.json"
 _SHOWN = 3  # names shown of a long list
 
 
@@ -201,12 +202,8 @@ def read_index(folder: Path) -> Mapping[str, str]:
 
 
 def _missing_config(folder: Path) -> RecipeError:
-    if (folder / "adapter_config.json").is_file():
-        return _error(
-            "R432",
-            f"`{folder}` holds an adapter (adapter_config.json), not a model",
-            "merge the adapter into its base model and name the folder of the result",
-        )
+    if (folder / _ADAPTER).is_file():
+        return _adapter(folder, f"`{folder}` holds an adapter ({_ADAPTER}), not a model")
     gguf = [name for name in _foreign(folder) if name.endswith(".gguf")]
     if gguf:
         message = f"`{folder}` holds a GGUF file (`{gguf[0]}`), not a checkpoint of transformers"
@@ -243,7 +240,35 @@ def _conversion(folder: Path, file: str) -> str:
     )
 
 
+def _adapter(folder: Path, message: str) -> RecipeError:
+    merged = (
+        '`python -c "from peft import AutoPeftModelForCausalLM as M; '
+        f"M.from_pretrained('{folder}').merge_and_unload().save_pretrained('merged')\"`"
+    )
+    return _error(
+        "R432", message, f"merge the adapter into its base model ({merged}) and name the folder of the result"
+    )
+
+
+def refuse_adapter_of_another(folder: Path) -> None:
+    """RecipeError where adapter_config.json stands beside whole weights: two answers to which model this is.
+
+    transformers takes the model that adapter_config.json names, not the weights of the folder.
+    """
+    if (folder / _ADAPTER).is_file():
+        raise _error(
+            "R432",
+            f"`{folder}` holds both the weights of a model and an adapter ({_ADAPTER}), which transformers would apply "
+            "to another model",
+            f"remove {_ADAPTER} if the adapter is merged already, or merge it into its base model first",
+        )
+
+
 def _no_weights(folder: Path) -> RecipeError:
+    if (folder / _ADAPTER).is_file():
+        return _adapter(
+            folder, f"`{folder}` holds an adapter ({_ADAPTER}) and no weights of a model; its config.json is the base's"
+        )
     others = _foreign(folder)
     if others:
         kind = _FOREIGN[Path(others[0]).suffix]

@@ -20,7 +20,7 @@ from typing import Any
 from torch import nn
 
 from runner.contracts import model_description
-from runner.contracts.model_description import ModelDescription, Parameter
+from runner.contracts.model_description import ModelDescription, Parameter, Problem
 from runner.errors import RecipeError
 from runner.model.layerwise import refusals, tensor_names
 from runner.model.layerwise.linear import is_conv1d
@@ -45,8 +45,12 @@ def describe(request: Mapping[str, Any]) -> dict[str, Any]:
             description = of_model(model, {name: tuple(shape) for name, shape in request["tensors"].items()})
             if not (problems or description.missing or description.misshaped):
                 problems += refusals.running(folder, bool(request["own_code"]), model)
-            description = replace(description, problems=problems + refusals.generation(folder))
+            description = replace(description, problems=problems + _companions(folder, request))
     return model_description.to_json(replace(description, warnings=tuple(dict.fromkeys(warnings))))
+
+
+def _companions(folder: Path, request: Mapping[str, Any]) -> tuple[Problem, ...]:
+    return refusals.generation(folder) + refusals.tokenizer(folder, bool(request["own_code"]))
 
 
 def of_model(model: Any, tensors: Mapping[str, tuple[int, ...]]) -> ModelDescription:

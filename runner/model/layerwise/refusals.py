@@ -1,4 +1,4 @@
-"""What transformers refuses of config.json and generation_config.json, found by having it read, build and run them.
+"""What transformers refuses of config.json, generation_config.json and tokenizers, found by having it use them.
 
 Whatever it raises is a Problem. The keys that a problem concerns are those that transformers names, or else those that
 it works without: each is left out in turn, so that the configuration's default stands in its place.
@@ -25,6 +25,9 @@ _UNNAMED = re.compile(r"^Class validation error for validator '\w+':\s*(.*)", re
 _IDENTITY = ("model_type", "architectures", "auto_map")
 _SECONDS = 10.0  # that the search for a culprit may take
 _TOKENS = 8
+
+# Of these transformers makes a tokenizer; a folder that has none of them has no tokenizer to be checked.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
 Document = Mapping[str, Any]
 
@@ -68,6 +71,24 @@ def generation(folder: Path) -> tuple[Problem, ...]:
         GenerationConfig.from_pretrained(folder)
     except Exception as error:  # noqa: BLE001  as above
         return (Problem("generation", type(error).__name__, _words(error)[1]),)
+    return ()
+
+
+def tokenizer(folder: Path, own_code: bool) -> tuple[Problem, ...]:
+    """Why the tokenizer cannot be loaded or used, where the folder has one that needs no code of its own."""
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return ()
+    config = folder / "tokenizer_config.json"
+    declared = json.loads(config.read_text("utf-8")) if config.is_file() else {}
+    if declared.get("auto_map") and not own_code:
+        return ()
+    try:
+        loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=own_code)
+        loaded.decode(loaded("a b")["input_ids"])
+    except Exception as error:  # noqa: BLE001  as above
+        return (Problem("tokenizer", type(error).__name__, _words(error)[1]),)
     return ()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import CHECKPOINT, ENGINE, QUANTIZED, Context, Cost, Inputs, Params, Requirement, Result
-from runner.errors import Diagnostic
+from runner.errors import Diagnostic, RecipeError, StepFailed
 from runner.model.checkpoint import adapter_config
 from runner.model.checkpoint.headers import read_config
 from runner.model.layerwise import memory_budget
@@ -35,6 +35,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     refusal = _architecture(facts.config)
     if refusal is not None:
         return [*found, Diagnostic("R479", refusal[0], refusal[1])]
+    found += _tokenizer(facts)
     packed = {name: scheme for name, (_, scheme) in preflight.schemes(facts).items()}
     wrong: dict[tuple[str, str], list[str]] = {}
     for linear in facts.sites:
@@ -50,6 +51,20 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
         more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
         found.append(Diagnostic("R479", f"`{names[0]}`{more} {what}", remedy))
     return found
+
+
+def _tokenizer(facts: CheckpointFacts) -> list[Diagnostic]:
+    """Whether GGUF holds the tokenizer, whose files no step changes."""
+    from runner.export import gguf_vocabulary
+
+    if facts.tokenizer is None:
+        return []
+    try:
+        gguf_vocabulary.read(facts.tokenizer, int(facts.config["vocab_size"]))
+    except (StepFailed, RecipeError) as error:
+        help = error.help if isinstance(error, StepFailed) else error.diagnostics[0].help
+        return [Diagnostic("R479", error.message, help)]
+    return []
 
 
 def _architecture(config: Mapping[str, Any]) -> tuple[str, str] | None:

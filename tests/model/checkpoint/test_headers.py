@@ -28,6 +28,38 @@ def complaint(folder: Path) -> tuple[str, str, str | None]:
     return found[0]
 
 
+PEFT = (
+    'merge the adapter into its base model (`python -c "from peft import AutoPeftModelForCausalLM as M; '
+    "M.from_pretrained('{0}').merge_and_unload().save_pretrained('merged')\"`) and name the folder of the result"
+)
+
+
+def test_an_adapter_with_the_config_of_its_base(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert complaint(tmp_path) == (
+        "R432",
+        f"`{tmp_path}` holds an adapter (adapter_config.json) and no weights of a model; its config.json is the base's",
+        PEFT.format(tmp_path),
+    )
+    (tmp_path / "config.json").unlink()
+    assert complaint(tmp_path) == (
+        "R432", f"`{tmp_path}` holds an adapter (adapter_config.json), not a model", PEFT.format(tmp_path)
+    )  # fmt: skip
+
+
+def test_weights_beside_an_adapter_of_another_model(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    held = f"`{tmp_path}` holds both the weights of a model and an adapter (adapter_config.json)"
+    assert complaint(tmp_path) == (
+        "R432",
+        f"{held}, which transformers would apply to another model",
+        "remove adapter_config.json if the adapter is merged already, or merge it into its base model first",
+    )
+
+
 def test_facts_of_one_file(tmp_path: Path) -> None:
     facts = inspect.facts(write(tmp_path), "m")
     assert (facts.layers_prefix, facts.layer_count, facts.architecture) == ("model.layers.", 4, "LlamaForCausalLM")

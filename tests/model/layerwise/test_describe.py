@@ -122,6 +122,18 @@ def test_a_model_that_is_built_and_cannot_run_is_refused(tmp_path: Path) -> None
     )
 
 
+@pytest.mark.parametrize(("file", "text", "error"), [
+    ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {"content": "<a>"}}}', "ValueError"),
+    ("tokenizer.json", '{"model": {"type": "None"}}', "KeyError"),
+])  # fmt: skip
+def test_a_tokenizer_that_cannot_be_loaded_is_refused(tmp_path: Path, file: str, text: str, error: str) -> None:
+    folder = tiny.letters(tiny.save(tmp_path))
+    assert described(folder).problems == ()
+    (folder / file).write_text(text)
+    [problem] = described(folder).problems
+    assert (problem.stage, problem.error) == ("tokenizer", error)
+
+
 def test_a_generation_config_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     tiny.save(tmp_path, "llama")
     (tmp_path / "generation_config.json").write_text("{")

@@ -207,6 +207,11 @@ def test_a_tokenizer_that_is_missing_or_of_another_sort(tmp_path: Path) -> None:
         f"the tokenizer in `{folder}` is not byte-level BPE split as GPT-2, Llama 3 or Qwen 2 split it, the only "
         "tokenizers that are written into GGUF"
     )
+    planned = replace(facts(folder, "m"), tokenizer=folder)
+    [complaint] = find(KIND).check({"dense": "f16"}, Inputs(planned, {}, {}, machine_facts("cpu")))
+    assert (complaint.code, complaint.message, complaint.help) == (
+        "R479", caught.value.message, "convert the checkpoint with llama.cpp's convert_hf_to_gguf.py"
+    )  # fmt: skip
     path.unlink()
     with pytest.raises(StepFailed) as caught:
         built(tmp_path, folder)
