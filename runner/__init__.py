@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from runner.api.comparison import compare as compare
     from runner.api.execution import apply as apply
     from runner.api.jobs import Job as Job
-    from runner.api.jobs import compare as compare
     from runner.api.jobs import jobs as jobs
     from runner.api.plans import JobPlan as JobPlan
     from runner.api.plans import plan as plan
@@ -40,7 +40,8 @@ _NAMES = {
     "runner.api.recipes": ("load", "load_all", "validate", "Validation"),
     "runner.api.plans": ("plan", "JobPlan"),
     "runner.api.execution": ("apply",),
-    "runner.api.jobs": ("Job", "jobs", "compare"),
+    "runner.api.jobs": ("Job", "jobs"),
+    "runner.api.comparison": ("compare",),
     "runner.errors": (
         "RunnerError", "RecipeError", "UsageError", "MachineError", "StepFailed", "StoreError", "GateFailed",
         "Interrupted",

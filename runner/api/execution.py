@@ -34,10 +34,11 @@ def apply(
 ) -> Job:
     """Apply a plan, and return its job, done with every gate passed. Downloads models that are not on this machine.
 
-    `on_event` is called with every event as it happens (dicts, see runner/progress/events.py). `threads` to compute
-    with are those of every core by default. After `timeout` seconds, or ^C in the main thread, the job stops at the
-    first safe point; applying the same plan again goes on there. With `wait` False, a plan that another process applies
-    raises Interrupted. `remote` is the URL of a store to share steps with.
+    `on_event` is called with every event as it happens (dicts, see runner/progress/events.py); what it raises ends the
+    job and is raised here. `threads` to compute with are those of every core by default. After `timeout` seconds, or
+    ^C in the main thread, the job stops at the first safe point; applying the same plan again goes on there. With
+    `wait` False, a plan that another process applies raises Interrupted. `remote` is the URL of a store to share steps
+    with.
 
     Raises GateFailed for a missed quality gate, StepFailed or MachineError for a failed step, Interrupted for a stop
     before the end. With `check` False these are no errors: the job is returned, and its `status` says how it ended.
@@ -70,13 +71,16 @@ def run(plan: JobPlan, settings: ApplySettings, *, sinks: Sequence[Sink], stoppi
 
 
 class _Callback:
-    """A function as a sink."""
+    """A function as a sink. Once it raised, it is not called again: the job still writes down how it ended."""
 
     def __init__(self, call: Callback) -> None:
-        self._call = call
+        self._call: Callback | None = call
 
     def send(self, event: Event) -> None:
-        self._call(event)
+        call, self._call = self._call, None
+        if call is not None:
+            call(event)
+            self._call = call
 
     def close(self) -> None:
         """Nothing to release."""

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import yaml
 
 from runner import wording
 from runner.api.folders import jobs_folder
@@ -18,9 +15,7 @@ from runner.job.listing import JobSummary
 from runner.job.records import Record
 from runner.job.verification import Check
 from runner.progress.events import Event
-from runner.report import compare as comparison
 from runner.report import job_report
-from runner.report.compare import Comparison
 from runner.report.html import publish
 from runner.report.job_report import JobReport, StepReport
 
@@ -163,18 +158,3 @@ class Job:
 def jobs(folder: str | os.PathLike[str] | None = None) -> list[Job]:
     """List the jobs of a jobs folder (default: `$RUNNER_JOBS`, or `jobs`), the one that started last at the end."""
     return [Job(summary.path) for summary in listing.jobs(jobs_folder(folder))]
-
-
-def compare(jobs: Sequence[Job], metric: str | None = None) -> Comparison:
-    """Compare jobs: the params that differ, size, quality, speed, memory, and which of them no other dominates.
-
-    `metric` is a metric of evaluations or `step.metric`; default: perplexity, else what most of them measured.
-
-    Raises UsageError for a metric that none of them measured.
-    """
-    found = [job.report for job in jobs]
-    known = comparison.metrics(found)
-    if metric is not None and metric.rpartition(".")[2] not in known:
-        listed = ", ".join(known) or "no metric"
-        raise UsageError(f"none of these jobs measured `{metric}`", f"they measured {listed}")
-    return comparison.compare([(one, yaml.safe_load(one.text) or {}) for one in found], metric)

@@ -40,11 +40,11 @@ def read_options(args: argparse.Namespace) -> Options:
 
 
 def run(opts: Options) -> int:
-    from runner.api import jobs
+    from runner.api import comparison
     from runner.report import compare
     from runner.report.console import console, show
 
-    table = jobs.compare(_chosen(opts), opts.metric)
+    table = comparison.compare(_chosen(opts), opts.metric)
     if opts.json:
         print(json.dumps(compare.document(table), indent=2, ensure_ascii=False))
         return 0

@@ -73,6 +73,22 @@ def test_a_time_limit_stops_at_a_safe_point() -> None:
     assert runner.apply(plan).status == "done"
 
 
+def test_what_a_callback_raises_ends_the_job_and_is_raised() -> None:
+    plan, seen = planned(), list[str]()
+
+    def stop(event: Event) -> None:
+        seen.append(event["event"])
+        if event["event"] == "step_finished":
+            raise LookupError(event["id"])
+
+    with pytest.raises(LookupError, match="before"):
+        runner.apply(plan, on_event=stop)
+    assert seen[-1] == "step_finished"
+    job = runner.Job(plan.job_id)
+    assert (job.status, job.exit_code, job.summary.holder) == ("failed", 1, None)
+    assert runner.apply(plan).status == "done"
+
+
 def test_a_time_limit_is_refused_where_it_could_not_act() -> None:
     plan, raised = planned(), list[runner.RunnerError]()
 
