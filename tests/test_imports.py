@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,17 +43,11 @@ ORDER = (
     ("demo",),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
-# Rooms that never import what computes, and the modules in them that do because they handle tensors.
+# Rooms that the planner's process lives in. Of the others it uses only modules that import nothing that computes.
 LIGHT = (
     "cli", "commands", "api", "report", "execute", "search", "job", "plan", "contracts", "recipe", "progress",
-    "wording", "errors", "model.source", "model.architecture", "model.checkpoint",
+    "wording", "errors", "model.source", "model.architecture",
 )  # fmt: skip
-COMPUTING = {
-    "runner.model.checkpoint.reader", "runner.model.checkpoint.writer", "runner.model.checkpoint.adapter_writer",
-    "runner.model.checkpoint.quantization.bit_packing", "runner.model.checkpoint.quantization.quantized",
-}  # fmt: skip
-# The planner imports every module of this package, as it does those of steps: only their functions import torch.
-FORMATS = "runner.model.checkpoint.formats."
 HEAVY = ("torch", "transformers", "accelerate", "peft", "compressed_tensors", "datasets", "triton", "onnxruntime")
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
@@ -60,10 +55,12 @@ MODULES = {
 }
 
 
-def imports(tree: ast.AST) -> Iterator[str]:
-    """The modules that a file imports when it runs, at any depth."""
+def imports(tree: ast.AST, inside_functions: bool = True) -> Iterator[str]:
+    """Yield the modules that a file imports when it runs, at any depth, or only those that it imports when imported."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.FunctionDef) and not inside_functions:
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -73,11 +70,12 @@ def imports(tree: ast.AST) -> Iterator[str]:
                 name = f"{node.module}.{alias.name}"
                 yield name if name in MODULES else str(node.module)
         else:
-            yield from imports(node)
+            yield from imports(node, inside_functions)
 
 
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
 EDGES = {name: set(imports(tree)) - {name} for name, tree in TREES.items()}
+AT_IMPORT = {name: set(imports(tree, inside_functions=False)) - {name} for name, tree in TREES.items()}
 
 
 def room(module: str) -> str:
@@ -131,26 +129,29 @@ def test_no_concrete_kind_is_imported_by_name() -> None:
     assert named == []
 
 
+@cache
+def is_heavy(module: str) -> bool:
+    """Whether importing a module, ours or a library's, imports what computes."""
+    return module.split(".")[0] in HEAVY or any(is_heavy(target) for target in AT_IMPORT.get(module, ()))
+
+
+def test_heavy_modules_are_found_through_others() -> None:
+    assert is_heavy("torch.nn")
+    assert is_heavy("runner.model.checkpoint.reader")
+    assert is_heavy("runner.model.layerwise.engine")
+    assert not is_heavy("runner.model.checkpoint.headers")
+
+
 def test_light_rooms_import_nothing_that_computes() -> None:
-    heavy = {
-        module: sorted(found)
-        for module in MODULES
-        if room(module) in LIGHT and (found := {t for t in EDGES[module] if t.split(".")[0] in HEAVY})
-    }
-    rest = {m: found for m, found in heavy.items() if m not in COMPUTING and not m.startswith(FORMATS)}
-    assert rest == {}
+    """Neither themselves nor through a module of another room, inside functions too."""
+    found = {module: sorted(filter(is_heavy, EDGES[module])) for module in MODULES if room(module) in LIGHT}
+    assert {module: targets for module, targets in found.items() if targets} == {}
 
 
-def test_formats_import_what_computes_inside_functions_alone() -> None:
-    top = {
-        name: set(imports(ast.Module([s for s in tree.body if not isinstance(s, ast.FunctionDef | ast.ClassDef)], [])))
-        for name, tree in TREES.items()
-        if name.startswith(FORMATS)
-    }
-    assert {name: sorted(COMPUTING & found) for name, found in top.items() if COMPUTING & found} == {}
-    assert {name: sorted(t for t in found if t.split(".")[0] in HEAVY) for name, found in top.items()} == {
-        name: [] for name in top
-    }
+def test_what_the_planner_finds_by_name_computes_inside_functions_alone() -> None:
+    """Kinds of steps and formats: the planner imports every one of them and calls what needs no tensors."""
+    plugins = [name for name in MODULES if is_concrete(name) or name.startswith("runner.model.checkpoint.formats.")]
+    assert list(filter(is_heavy, plugins)) == []
 
 
 def test_no_circle() -> None:

@@ -1,15 +1,16 @@
-"""Writing an adapter into the folder of its checkpoint."""
+"""Writing an adapter into the folder of its checkpoint; without torch, as the planner imports it with its steps."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from runner.model.checkpoint.adapter_config import CONFIG, FOLDER, PREFIX, WEIGHTS
+
+if TYPE_CHECKING:
+    import torch
 
 
 def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
