@@ -33,7 +33,7 @@ COMMANDS = {
     "store": "list, verify, clean, push or pull the results of steps",
     "report": "show what a job did: times, sizes, metrics, gates",
     "diff": "show in what two jobs, or two recipes, differ",
-    "compare": "show jobs beside each other, and which of them none beats",
+    "compare": "compare jobs side by side, and mark those that no other dominates",
     "schema": "print the JSON Schema of recipes, for editors",
     "doctor": "check what this machine and installation can do",
 }

@@ -1,4 +1,4 @@
-"""`runner compare`: jobs beside each other, and which of them no other beats in size, quality and speed."""
+"""`runner compare`: jobs side by side, and which of them no other dominates in size, quality and speed."""
 
 from __future__ import annotations
 

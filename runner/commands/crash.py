@@ -1,4 +1,4 @@
-"""An error that nobody foresaw: its whole story goes to a file, and one line says where that is."""
+"""An unexpected error: its traceback goes to a log file, and one line names that file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def report(error: BaseException, arguments: Sequence[str]) -> int:
     if path is None:
         print(text, file=sys.stderr)
     else:
-        print(f"help: {path} tells the whole story; please paste it into a bug report", file=sys.stderr)
+        print(f"help: {path} has the traceback; please paste it into a bug report", file=sys.stderr)
     return 1
 
 

@@ -55,7 +55,7 @@ def run(opts: Options) -> int:
     from runner.recipe.origins import packs
 
     if opts.recipe.startswith(packs.SCHEME):
-        message = f"the lock of a recipe lies beside it, and `{opts.recipe}` is in an installed package"
+        message = f"the lock of a recipe is written next to it, and `{opts.recipe}` is in an installed package"
         raise UsageError(message, f"lock a file of your own that says `extends: {opts.recipe}`")
     options.go_offline(opts.offline)
     path = lock_file.find_lock(opts.recipe) or lock_file.path_of(opts.recipe)
@@ -134,7 +134,7 @@ def _named(opts: Options, name: str, old: Mapping[Entry, Any]) -> set[Entry]:
 
     try:
         aliases = _aliases(load.load_all(opts.recipe, opts.resolving.sets, lock.parent_pins(_without(old, set()))))
-    except RecipeError:  # perhaps what is to be upgraded; what it is besides is told when the recipe is read again
+    except RecipeError:  # it may be what is upgraded; any other fault is reported when the recipe is read again
         aliases = {}
     try:
         return lock.selected(name, sorted(old), aliases)

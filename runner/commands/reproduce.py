@@ -71,7 +71,7 @@ def run(opts: Options) -> int:
         raise UsageError(f"job `{id}` has no results to compare with", f"`runner jobs show {id}` tells how it ended")
     folder = Path(tempfile.mkdtemp(prefix=".reproduce-", dir=job.jobs))
     try:
-        code, steps = _again(job, folder, before, opts)
+        code, steps = _apply_again(job, folder, before, opts)
     finally:
         if not opts.keep:
             shutil.rmtree(folder)
@@ -83,7 +83,7 @@ def run(opts: Options) -> int:
         }  # fmt: skip
         print(json.dumps(document, indent=2, ensure_ascii=False))
     else:
-        _say(id, steps, differing)
+        _print(id, steps, differing)
         if opts.keep:
             print(f"what was made is in {folder}")
     if differing is None:
@@ -91,7 +91,7 @@ def run(opts: Options) -> int:
     return code if code not in (0, GateFailed.exit_code) else StepFailed.exit_code
 
 
-def _again(job: Job, folder: Path, before: Mapping[str, Record], opts: Options) -> tuple[int, list[Compared]]:
+def _apply_again(job: Job, folder: Path, before: Mapping[str, Record], opts: Options) -> tuple[int, list[Compared]]:
     """Apply the job's own recipe, which its own lock pins, in `folder`; the exit code and every step compared."""
     from runner.api import recipes
     from runner.api.jobs import Job
@@ -126,7 +126,7 @@ def _again(job: Job, folder: Path, before: Mapping[str, Record], opts: Options) 
     return code, compared
 
 
-def _say(id: str, steps: list[Compared], differing: Compared | None) -> None:
+def _print(id: str, steps: list[Compared], differing: Compared | None) -> None:
     print()
     for step in steps:
         why = f" ({', '.join(step.changes)})" if step.changes else ""

@@ -56,7 +56,7 @@ One = Callable[[Task, "Stopping"], Applied]
 
 
 def worst(codes: Sequence[int]) -> int:
-    """The exit code of the whole, by ORDER; a code that is not in it counts as 1."""
+    """Return the exit code of all jobs together, by ORDER; a code that is not in it counts as 1."""
     ranks = [ORDER.index(code) if code in ORDER else 1 for code in codes]
     return ORDER[min(ranks, default=len(ORDER) - 1)]
 
@@ -151,7 +151,7 @@ def _reason(board: Board) -> str:
 
 
 def _first(error: RunnerError) -> str:
-    """The first complaint, in a line; the whole was told already."""
+    """Return the first complaint in one line; all of them were printed already."""
     from runner.errors import RecipeError
 
     if isinstance(error, RecipeError) and error.diagnostics:

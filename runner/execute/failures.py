@@ -1,4 +1,4 @@
-"""What is told of a step that ended badly: an exception inside the worker, or the death of the worker itself."""
+"""Describe a failed step: an exception inside the worker, or the death of the worker itself."""
 
 from __future__ import annotations
 

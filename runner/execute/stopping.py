@@ -34,7 +34,7 @@ class Stopping:
 
     @property
     def exit_code(self) -> int:
-        """130 for a job that ^C ended at once, 75 for one that stopped or was told to end."""
+        """130 for a job that ^C ended at once, 75 for one that stopped at a safe point or got SIGTERM."""
         return 130 if self.forced and self.by == signal.SIGINT else 75
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -33,7 +33,7 @@ class Row:
     seconds: float | None
     memory: int | None
     front: bool = False
-    beaten_by: str | None = None
+    dominated_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _marked(row: Row, points: Mapping[str, Sequence[float]]) -> Row:
     if row.id not in points:
         return row
     better = next((id for id, point in points.items() if dominates(point, points[row.id])), None)
-    return replace(row, front=better is None, beaten_by=better)
+    return replace(row, front=better is None, dominated_by=better)
 
 
 def lines(found: Comparison, width: int) -> list[Text]:
@@ -179,12 +179,12 @@ def lines(found: Comparison, width: int) -> list[Text]:
 def sentences(found: Comparison) -> list[str]:
     """Which jobs are on the front, which are not and why."""
     front = [row.id for row in found.rows if row.front]
-    left_out = [row.id for row in found.rows if not row.front and row.beaten_by is None]
+    left_out = [row.id for row in found.rows if not row.front and row.dominated_by is None]
     told = []
     if front:
         axes = f"{', '.join(found.axes[:-1])} and {found.axes[-1]}".replace("_", " ")
         told.append(f"Pareto front of {axes}: {', '.join(front)}")
-    told += [f"{row.id} is beaten by {row.beaten_by}" for row in found.rows if row.beaten_by is not None]
+    told += [f"{row.id} is dominated by {row.dominated_by}" for row in found.rows if row.dominated_by is not None]
     if left_out:
         what = found.metric or "a metric"
         told.append(f"not compared, for want of a size or of {what}: {', '.join(left_out)}")

@@ -106,7 +106,7 @@ def test_an_unforeseen_error_goes_to_a_file(run: Run, broken: Path) -> None:
     assert (code, out) == (1, "")
     assert err == (
         "error: runner met an error it did not expect: ZeroDivisionError: nobody saw this coming\n"
-        f"help: {log} tells the whole story; please paste it into a bug report\n"
+        f"help: {log} has the traceback; please paste it into a bug report\n"
     )
     text = log.read_text()
     assert "arguments: ['schema']\n" in text

@@ -30,7 +30,7 @@ def job_of(
 
 @pytest.fixture
 def three(folder: Path) -> list[str]:
-    """Of 2, 3 and 4 bits; the one of 3 is beaten by the one of 2."""
+    """Of 2, 3 and 4 bits; the one of 3 is dominated by the one of 2."""
     root = folder / "jobs"
     return [job_of(root, 2, 2000, 11.0), job_of(root, 3, 3000, 12.0), job_of(root, 4, 4000, 10.0)]
 
@@ -48,7 +48,7 @@ def test_the_table_and_the_front(run: Run, three: list[str]) -> None:
 ●  {four}     4  4.00 kB          10  4.0 s  500 MB  done
 
 Pareto front of size and perplexity: {two}, {four}
-{three_bits} is beaten by {two}
+{three_bits} is dominated by {two}
 """
     )
 

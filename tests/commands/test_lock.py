@@ -279,6 +279,6 @@ def test_a_recipe_of_a_pack_has_no_lock_of_its_own(run: Run) -> None:
     code, out, err = run("lock", "pack:runner/llama_int4")
     assert (code, out) == (2, "")
     assert err == (
-        "error: the lock of a recipe lies beside it, and `pack:runner/llama_int4` is in an installed package\n"
+        "error: the lock of a recipe is written next to it, and `pack:runner/llama_int4` is in an installed package\n"
         "help: lock a file of your own that says `extends: pack:runner/llama_int4`\n"
     )
