@@ -52,11 +52,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--keep-going", action=argparse.BooleanOptionalAction, default=None,
-        help="go on with the next job after one that failed; the default for a folder and for several recipes",
+        help="continue with the next job after one that failed; the default for a folder and for several recipes",
     )  # fmt: skip
     parser.add_argument(
         "--timeout", metavar="TIME", type=options.duration,
-        help="stop each job at the first safe point after this time (30m, 2h), with exit code 75; it can go on later",
+        help="stop each job at the first safe point after this time (30m, 2h), with exit code 75, to continue later",
     )  # fmt: skip
     options.add_offline(parser)
     options.add_remote(parser)
@@ -190,7 +190,7 @@ def _summary(board: Board, plan: Plan, how: str, width: int) -> list[Text | str]
     if how != "live":
         lines += [*([""] if how == "plain" else []), *frame.final(board, width)]
     if board.exit_code == Interrupted.exit_code:
-        return [*lines, "", "interrupted at a safe point; go on with:", f"  {board.resume}"]
+        return [*lines, "", "interrupted at a safe point; continue with:", f"  {board.resume}"]
     if board.output is not None and board.exit_code in (0, 3):
         output = Path(board.output)
         lines += ["", *terminal.ending(output, plan.model.facts.nbytes, job_report.weights(output))]

@@ -138,7 +138,7 @@ def _show(found: Job, opts: Options) -> int:
     if job.holder is not None:
         rows.append(["applied by", str(job.holder)])
     show(table(rows, out.width, indent=0), out)
-    show(["", f"`runner report {job.id}` tells what its steps did"], out)
+    show(["", f"`runner report {job.id}` shows what its steps did"], out)
     return 0
 
 

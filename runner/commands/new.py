@@ -27,7 +27,7 @@ GROUP_SIZES = (128, 64, 32, 16)
 
 RECIPE = """\
 # yaml-language-server: $schema=recipe.schema.json
-# (`runner schema > recipe.schema.json` writes that file beside this one; editors then complete and check it.)
+# (`runner schema > recipe.schema.json` writes that file into this folder; editors then complete and check it.)
 version: 1
 name: {name}
 description: {description}

@@ -52,7 +52,7 @@ class Options:
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job", metavar="JOB", help="an id, the beginning of one, or a job's folder")
     options.add_jobs(parser)
-    parser.add_argument("--keep", action="store_true", help="keep what is made, and say where it is")
+    parser.add_argument("--keep", action="store_true", help="keep the results, and print where they are")
     options.add_offline(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -68,7 +68,7 @@ def run(opts: Options) -> int:
     job = Job(opts.job, opts.jobs)
     before, id = job.records, job.id
     if not before:
-        raise UsageError(f"job `{id}` has no results to compare with", f"`runner jobs show {id}` tells how it ended")
+        raise UsageError(f"job `{id}` has no results to compare with", f"`runner jobs show {id}` shows how it ended")
     folder = Path(tempfile.mkdtemp(prefix=".reproduce-", dir=job.jobs))
     try:
         code, steps = _apply_again(job, folder, before, opts)

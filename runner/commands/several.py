@@ -183,7 +183,7 @@ def summary(outcomes: Sequence[Outcome], width: int, command: str) -> list[Text 
         *table(rows, width, "<<>>><", head=True),
     ]
     if exit_code(outcomes) != 0 and any(o.exit_code in (75, ENDED, None) for o in outcomes):
-        lines += ["", "what is done is kept; go on with:", f"  {command}"]
+        lines += ["", "what is done is kept; continue with:", f"  {command}"]
     return lines
 
 

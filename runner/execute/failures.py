@@ -14,7 +14,7 @@ from runner.job import files
 _MEMORY_TEXT = ("can't allocate memory", "CUDA out of memory", "MPS backend out of memory", "std::bad_alloc")
 _MEMORY_HELP = (
     "close other programs, lower `samples` or `sequence_length`, or use a machine with more memory; "
-    "`runner plan` shows what each step needs. The same command goes on where it stopped"
+    "`runner plan` shows what each step needs. The same command continues where it stopped"
 )
 _TAIL_BYTES, _TAIL_LINES = 8192, 12
 
@@ -71,7 +71,7 @@ def of_death(returncode: int, log: Path) -> Failure:
         return Failure(
             f"the worker process was killed (SIGBUS): a memory-mapped file could not be read or written, "
             f"probably because a disk is full or failing{last}",
-            f"{full.message}. Free some space there; the same command then goes on where it stopped",
+            f"{full.message}. Free some space there; the same command then continues where it stopped",
             MachineError.exit_code,
         )
     return Failure(f"the worker process crashed ({name}){last}", f"the log is {log}", StepFailed.exit_code)

@@ -119,7 +119,7 @@ def full_disk(path: Path) -> MachineError:
     usage = shutil.disk_usage(nearest)
     return MachineError(
         f"the disk that holds {path} is full: {size_text(usage.free)} of {size_text(usage.total)} are free",
-        "free some space there; the same command then goes on where it stopped",
+        "free some space there; the same command then continues where it stopped",
     )
 
 

@@ -113,7 +113,7 @@ class Store:
             return found
         target = self._set_aside(found)
         if say is not None:
-            say(f"the stored result is damaged: {found.reason}; it was moved to {target} and is made again")
+            say(f"the stored result is damaged: {found.reason}; it was moved to {target} and is recomputed")
         return None
 
     def verify(self, key: str) -> tuple[Damage | None, Path | None]:

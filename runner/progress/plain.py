@@ -52,7 +52,7 @@ class Plain:
             return [_ending(self._board)]
         if name == "interrupted":
             where = f"{self._label(step)} stopped" if step else "stopped"
-            return [f"{where} at a safe point; go on with: {event.get('resume', 'the same command')}"]
+            return [f"{where} at a safe point; continue with: {event.get('resume', 'the same command')}"]
         if name == "waiting" and step is None:
             return [f"waits for {event.get('holder')}"]
         if name == "message":

@@ -113,7 +113,7 @@ def _memory() -> Finding:
     machine = machine_facts("cpu")
     text = f"{units.size(machine.memory)}, {units.size(machine.memory_available)} available"
     if machine.memory_available < LITTLE_MEMORY:
-        return Finding("memory", "warn", text, "`runner plan` says what a recipe needs; close other programs")
+        return Finding("memory", "warn", text, "`runner plan` shows what a recipe needs; close other programs")
     return Finding("memory", "ok", text)
 
 
@@ -208,7 +208,7 @@ def _jobs(jobs: Path) -> list[Finding]:
     free = shutil.disk_usage(folder).free
     text = f"{jobs.absolute()}, {units.size(free)} free"
     if free < LITTLE_DISK:
-        remedy = "`runner plan` says what a recipe needs; `runner jobs rm` frees room"
+        remedy = "`runner plan` shows what a recipe needs; `runner jobs rm` frees room"
         return [Finding("jobs folder", "warn", text, remedy), links]
     return [Finding("jobs folder", "ok", text), links]
 

@@ -162,7 +162,7 @@ def verdict(job: JobReport) -> Verdict:
     if job.status == "interrupted":
         done = sum(step.digest is not None for step in job.steps)
         said = f"{done} of {units.plural(len(job.steps), 'step')} {'is' if done == 1 else 'are'} finished and kept"
-        return Verdict("warn", "interrupted", f"{said}; the same command goes on from there.")
+        return Verdict("warn", "interrupted", f"{said}; the same command continues from there.")
     if job.status != "done":
         return Verdict("idle", job.status, "The job has not ended." if job.status == "running" else "Nothing ran yet.")
     passed = f"{'Its one gate' if len(judged) == 1 else f'All {len(judged)} gates'} passed." if judged else "No gates."

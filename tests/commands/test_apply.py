@@ -182,5 +182,5 @@ def test_interrupted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, _ = run("apply", "toy.yaml", "--set", "points=6", "--progress", "none")
     assert code == 75
     assert out.endswith(
-        "\ninterrupted at a safe point; go on with:\n  runner apply toy.yaml --set points=6 --progress none\n"
+        "\ninterrupted at a safe point; continue with:\n  runner apply toy.yaml --set points=6 --progress none\n"
     )

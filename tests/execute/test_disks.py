@@ -42,7 +42,7 @@ def test_a_full_disk_stops_the_step_and_a_retry_goes_on(tmp_path: Path) -> None:
         start, _, rest = failed["error"].partition(" is full: ")
         assert start == f"the disk that holds {disk}/jobs/store"
         assert rest.endswith(" of 2.1 MB are free")
-        assert failed["help"] == "free some space there; the same command then goes on where it stopped"
+        assert failed["help"] == "free some space there; the same command then continues where it stopped"
         finished = [event["layer"] for event in kept.named("layer")]
         assert finished
 

@@ -20,7 +20,7 @@ ENDED = "the worker process ended with status 7 in the middle of the step"
 TAIL = "\nthe log ends with:\n    about to {}\n    on standard error"
 MEMORY_HELP = (
     "close other programs, lower `samples` or `sequence_length`, or use a machine with more memory; "
-    "`runner plan` shows what each step needs. The same command goes on where it stopped"
+    "`runner plan` shows what each step needs. The same command continues where it stopped"
 )
 
 

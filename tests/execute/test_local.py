@@ -134,7 +134,7 @@ def test_a_flipped_byte_is_noticed_said_and_made_good(tmp_path: Path, flip: str,
     kept_at = tmp_path / "store" / ".corrupt" / f"{step.key}-1"
     assert code == 0
     assert kept.one("message")["text"] == (
-        f"`prune`: the stored result is damaged: {reason}; it was moved to {kept_at} and is made again"
+        f"`prune`: the stored result is damaged: {reason}; it was moved to {kept_at} and is recomputed"
     )
     assert kept.one("message")["level"] == "warning"
     assert [e["id"] for e in kept.named("step_finished")] == ["prune"]

@@ -111,7 +111,7 @@ def test_every_change_is_noticed(
     heard: list[str] = []
     assert store.entry(KEY, heard.append) is None
     kept = store.root / ".corrupt" / f"{KEY}-1"
-    assert heard == [f"the stored result is damaged: {reason}; it was moved to {kept} and is made again"]
+    assert heard == [f"the stored result is damaged: {reason}; it was moved to {kept} and is recomputed"]
     assert (kept / "out" / "shards" / "a.bin").read_bytes() == b"first"
     assert store.look(KEY) is None
 

@@ -88,7 +88,7 @@ def test_an_interruption() -> None:
 [ 0:00] tiny-0123456789ab: 4 steps in jobs/tiny-0123456789ab
 [ 0:00] 1/4 baseline: evaluate.perplexity started
 [ 0:02] 1/4 baseline: layer 1/2, 2.0 s/layer, 2.0 s left, 1.50 GB
-[ 0:03] 1/4 baseline: stopped at a safe point; go on with: runner apply tiny.yaml
+[ 0:03] 1/4 baseline: stopped at a safe point; continue with: runner apply tiny.yaml
 [ 0:03] interrupted after 3.0 s, peak memory 1.50 GB
 """
     )

@@ -35,7 +35,7 @@ def test_a_killed_run_counts_what_is_kept(tmp_path: Path) -> None:
     report = job_report.read(tmp_path, plan.job_id)
     found = findings.verdict(report)
     assert (found.level, found.word) == ("warn", "interrupted")
-    assert found.text == "2 of 5 steps are finished and kept; the same command goes on from there."
+    assert found.text == "2 of 5 steps are finished and kept; the same command continues from there."
     assert report.resume == "runner apply demo.yaml"
     assert [step.state for step in report.steps] == ["done", "done", "pending", "pending", "pending"]
 

@@ -92,7 +92,7 @@ def _step(suite: str, step: StepReport, counts: _Counts) -> ElementTree.Element:
         case.append(_element("error", "\n".join(lines), message=lines[0].partition("\n")[0], type=kind))
     elif step.state in ("pending", "stopped", "waiting", "running"):
         counts.skipped += 1
-        why = "not reached" if step.state != "stopped" else "stopped; the same command goes on from there"
+        why = "not reached" if step.state != "stopped" else "stopped; the same command continues from there"
         case.append(_element("skipped", message=why))
     told = [f"{step.state}{', nothing was computed' if step.state == 'cached' else ''}"]
     told += [units.metric(metric, value) for metric, value in step.metrics.items()]
