@@ -40,7 +40,7 @@ def run(folder: Path, text: str) -> str:
 def test_it_shows_every_file_and_command_once() -> None:
     assert [f"{kind} {name}" for kind, name, _ in blocks()] == [
         "ci download", "file convert.py", "ci convert", "ci new", "file smollm2.yaml", "ci plan", "ci interrupt",
-        "ci apply", "ci gate", "ci report", "ci chat", "file chat.py", "ci transformers", "ci serve",
+        "ci apply", "ci report", "ci chat", "file chat.py", "ci transformers", "ci serve", "ci gate",
     ]  # fmt: skip
 
 
