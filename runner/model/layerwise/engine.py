@@ -72,7 +72,7 @@ def walk(layers: WeightsOnly | Calibrated, sink: Sink, run: StreamRun) -> Result
     """Run `layers` one after another from the first unfinished one, as `transform` does."""
     count = layers.inputs.facts.layer_count
     progress = layers.begin(progress_file.load(run.progress, count), run)
-    layers.left = left = heap.Layers()
+    heap.trim()  # what the making of the model left
     with torch.inference_mode():
         for index in range(progress.layer, count):
             run.hooks.safe_point()
@@ -82,7 +82,7 @@ def walk(layers: WeightsOnly | Calibrated, sink: Sink, run: StreamRun) -> Result
             progress.layer, progress.hidden = index + 1, layers.finished(index + 1)
             progress.save(run.progress)
             layers.drop(index)
-            left.ended()
+            heap.trim()
             before = mean(result, "error_before")
             run.hooks.emit(
                 "layer", layer=index + 1, layers=count, seconds=time.perf_counter() - started,
@@ -98,7 +98,6 @@ class WeightsOnly:
     def __init__(self, inputs: StreamInputs, method: Method) -> None:
         self.inputs, self.method = inputs, method
         self.reader = CheckpointReader(inputs.folder)
-        self.left: heap.Layers  # set by `walk`
 
     def begin(self, progress: progress_file.Progress, run: StreamRun) -> progress_file.Progress:
         return progress
@@ -138,7 +137,6 @@ class Calibrated:
             block_attention.use_blocks(self.other.model, self.other.device)
         self.run_layer = self._choose_mode()
         self.flow: HiddenStates  # set by `begin`
-        self.left: heap.Layers  # set by `walk`
 
     def begin(self, progress: progress_file.Progress, run: StreamRun) -> progress_file.Progress:
         self.flow = HiddenStates(self.streamed, self.ids, run.scratch, self.lanes)
@@ -177,7 +175,7 @@ class Calibrated:
             for name, result in done.items():
                 branches.extend(install(members[name], result, streamed.stored_dtype))
             changed.update(done)
-            if flow.lanes > 1 or self.left.grows:
+            if flow.lanes > 1:
                 heap.trim()  # what forwards left: two flows of the demo model took 1.7 GB without it, 1.3 with it
 
         last = index == len(streamed) - 1

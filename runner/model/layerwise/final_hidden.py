@@ -21,7 +21,7 @@ def final_hidden(streamed: StreamedModel, ids: torch.Tensor, run: StreamRun) -> 
     run.scratch.mkdir(parents=True, exist_ok=True)
     flow = HiddenStates(streamed, ids, run.scratch)
     saved = progress_file.load(run.progress, len(streamed))
-    left = heap.Layers()
+    heap.trim()  # what the making of the model left
     with torch.no_grad():
         if not flow.begin(saved.layer, saved.hidden):
             saved = progress_file.Progress(len(streamed))
@@ -36,7 +36,7 @@ def final_hidden(streamed: StreamedModel, ids: torch.Tensor, run: StreamRun) -> 
             saved.layer, saved.hidden = index + 1, flow.finished(index + 1)
             saved.save(run.progress)
             flow.drop(index)
-            left.ended()
+            heap.trim()
             seconds = time.perf_counter() - started
             layers = run.before + len(streamed) + run.after
             run.hooks.emit("layer", layer=run.before + index + 1, layers=layers, seconds=seconds, error=None)
