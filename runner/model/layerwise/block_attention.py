@@ -1,10 +1,10 @@
 """Causal attention in blocks of queries, for calibration on processors whose bf16 products are fast and have no tiles.
 
-torch's kernel takes twice as long there (measured on an AMD EPYC, 512 tokens, 4 heads of 64: 3.8 against 1.9 ms). A
-block of queries is multiplied with the keys up to its end, so that little above the diagonal is computed, and the
-softmax of a block stays in the caches. Scores are rounded to bf16 before the softmax, as transformers' eager attention
-rounds them: good enough for the second moments of a calibration; perplexities are measured with the model's own
-attention.
+torch's kernel takes twice as long there (measured on an AMD EPYC, 2048 tokens in windows of 512, the 9 heads of 64 of
+SmolLM2-135M: 33 against 18 ms, a tenth of the processor time of its GPTQ). A block of queries is multiplied with the
+keys up to its end, so that little above the diagonal is computed, and the softmax of a block stays in the caches.
+Scores are rounded to bf16 before the softmax, as transformers' eager attention rounds them: good enough for the second
+moments of a calibration; perplexities are measured with the model's own attention.
 """
 
 from __future__ import annotations
