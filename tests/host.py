@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from runner.contracts.context import Artifact, DataFacts
+from runner.contracts.lineage import AppliedStep, Lineage
 from runner.data.harness_tasks import locate
 from runner.errors import Interrupted
 from runner.recipe.schema.load import defaults
@@ -28,8 +29,9 @@ class Host:
         **params: Any,
     ) -> None:
         self.params = defaults(kind, ({"data": "calibration"} if ids is not None else {}) | params)
-        inputs = {"checkpoint": checkpoint, **(others or {})}
-        self.inputs = {name: Artifact(path, "checkpoint", "0" * 64) for name, path in inputs.items()}
+        self.step = AppliedStep("step", kind, self.params)
+        inputs, lineage = {"checkpoint": checkpoint, **(others or {})}, Lineage("a local model")
+        self.inputs = {name: Artifact(path, "checkpoint", "0" * 64, lineage) for name, path in inputs.items()}
         self.out_dir, self.scratch_dir = folder / "out", folder / "scratch"
         for path in (self.out_dir, self.scratch_dir):
             path.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from runner.contracts.lineage import AppliedStep, Lineage
+
 if TYPE_CHECKING:
     import torch
 
@@ -39,14 +41,15 @@ class Result:
 
 @dataclass(frozen=True)
 class Artifact:
-    """An input as the worker sees it: a folder, its type, the digest of its bytes, and the names of its sites.
+    """An input as the worker sees it: a folder, its type, the digest of its bytes, how it came to be, and its sites.
 
-    `sites` is None where nobody has found them out.
+    `sites` has their names; it is None where nobody has found them out.
     """
 
     path: Path
     type: str
     digest: str
+    lineage: Lineage
     sites: tuple[str, ...] | None = None
 
 
@@ -62,6 +65,11 @@ class Context(Protocol):
 
     @property
     def params(self) -> Params: ...
+
+    @property
+    def step(self) -> AppliedStep:
+        """The step itself, for model cards."""
+        ...
 
     @property
     def inputs(self) -> Mapping[str, Artifact]: ...

@@ -13,6 +13,8 @@ what it calls import what they need. It holds these names:
     requires(params) -> tuple[Requirement, ...]   optional: what stands in place of REQUIRES for these parameters
     environment(params, machine) -> Mapping[str, str]   optional: what of the machine, beyond packages that it requires,
                                      the result is for or depends on; part of its key
+    BASE: str                        optional: the parameter that names the checkpoint which the result is made from,
+                                     where it is given; without it the main input
     DISTRIBUTED: bool                optional: whether `resources: {processes: N}` means something to it
     check(params, inputs) -> list[Diagnostic]      model-aware complaints; Diagnostic.path addresses params
     estimate(params, inputs) -> Cost

@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
+from runner.contracts.lineage import AppliedStep, Lineage
+
 EVENTS_FD = "RUNNER_EVENTS_FD"
 PARENT = "RUNNER_PARENT"  # the parent's process id: a worker that has another parent came too late
 LAST = frozenset({"step_finished", "step_cached", "step_failed", "interrupted"})
@@ -25,11 +27,15 @@ LAST = frozenset({"step_finished", "step_cached", "step_failed", "interrupted"})
 
 @dataclass(frozen=True)
 class InputRef:
-    """An input artifact: the folder, its type, the digest of its bytes, the names of its sites as the plan has them."""
+    """An input artifact: the folder, its type, the digest of its bytes, how it came to be, and its sites as the plan
+
+    has them.
+    """
 
     path: str
     type: str
     digest: str
+    lineage: Lineage
     sites: tuple[str, ...] | None = None
 
 
@@ -45,7 +51,10 @@ class DataRef:
 
 @dataclass(frozen=True)
 class Request:
-    """One step to run. `store` is absolute, `tokenizer` the folder of the source model; `command` resumes the job."""
+    """One step to run. `store` is absolute, `tokenizer` the folder of the source model; `command` resumes the job.
+
+    `step` is what model cards say of the step: its parameters without secrets.
+    """
 
     index: int
     id: str
@@ -54,6 +63,7 @@ class Request:
     key: str
     key_inputs: Mapping[str, Any]
     params: Mapping[str, Any]
+    step: AppliedStep
     seed: int
     device: str
     threads: int
@@ -83,7 +93,11 @@ def decode(line: bytes) -> Request | None:
     if message.get("stop"):
         return None
     run = message["run"]
-    run["inputs"] = {name: InputRef(**{**ref, "sites": _tuple(ref["sites"])}) for name, ref in run["inputs"].items()}
+    run["inputs"] = {
+        name: InputRef(**{**ref, "lineage": Lineage.from_json(ref["lineage"]), "sites": _tuple(ref["sites"])})
+        for name, ref in run["inputs"].items()
+    }
+    run["step"] = AppliedStep(**run["step"])
     run["data"] = {name: DataRef(**{**ref, "files": tuple(ref["files"])}) for name, ref in run["data"].items()}
     return Request(**run)
 

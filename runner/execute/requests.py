@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from runner.contracts.lineage import Lineage
 from runner.contracts.step_kind import CHECKPOINT, QUANTIZED
 from runner.errors import MachineError
 from runner.execute.messages import DataRef, InputRef, Request
 from runner.execute.settings import ApplySettings
 from runner.job.entries import StoreEntry
+from runner.plan import lineages
 from runner.plan.types import MODEL, Plan, PlannedStep, ResolvedModel
 from runner.recipe import secrets
 from runner.recipe.syntax import yaml_text
@@ -21,7 +23,8 @@ def request(
 ) -> Request:
     """Make the request for one step. `entries`: the results of the steps before it, by id."""
     document = plan.recipe.document
-    given = {id: _given(model) for id, model in plan.given().items() if id in step.inputs.values() or id == MODEL}
+    used = {MODEL, *step.inputs.values()}
+    given = {id: _given(model, lineages.of(plan, id)) for id, model in plan.given().items() if id in used}
     return Request(
         index=step.index,
         id=step.id,
@@ -30,6 +33,7 @@ def request(
         key=step.key,
         key_inputs=step.key_inputs,
         params=step.params,
+        step=lineages.applied(plan, step),
         seed=step.seed,
         device=plan.device,
         threads=settings.thread_count,
@@ -37,7 +41,9 @@ def request(
         recipe=plan.recipe.name,
         recipe_text=yaml_text.dump(secrets.hide(document, secrets.values(document))),  # model cards are published
         inputs={
-            name: replace(given[id] if id in given else _made(entries[id]), sites=step.sites.get(name))
+            name: replace(
+                given[id] if id in given else _made(entries[id], lineages.of(plan, id)), sites=step.sites.get(name)
+            )
             for name, id in step.inputs.items()
         },
         data={parameter: _data(plan, name) for parameter, name in step.data.items()},
@@ -49,16 +55,16 @@ def request(
     )
 
 
-def _given(model: ResolvedModel) -> InputRef:
+def _given(model: ResolvedModel, lineage: Lineage) -> InputRef:
     if model.path is None:
         raise MachineError(
             f"the model `{model.source}` is not on this machine", "download it first, or give a folder instead"
         )
-    return InputRef(str(model.path), QUANTIZED if model.facts.quantization else CHECKPOINT, model.digest)
+    return InputRef(str(model.path), QUANTIZED if model.facts.quantization else CHECKPOINT, model.digest, lineage)
 
 
-def _made(entry: StoreEntry) -> InputRef:
-    return InputRef(str(entry.out), entry.record.artifact_type, entry.record.digest)
+def _made(entry: StoreEntry, lineage: Lineage) -> InputRef:
+    return InputRef(str(entry.out), entry.record.artifact_type, entry.record.digest, lineage)
 
 
 def _data(plan: Plan, name: str) -> DataRef:

@@ -14,13 +14,13 @@ from typing import Any
 
 import yaml
 
-from runner.contracts.context import Context
+from runner.contracts.lineage import Lineage
 from runner.model.checkpoint import formats
 from runner.model.checkpoint.adapter_config import FOLDER, adapter_config
-from runner.model.checkpoint.headers import read_headers
+from runner.model.checkpoint.headers import read_config, read_headers
 from runner.model.checkpoint.quantization.compressed_tensors_config import unpacks_late
 from runner.model.checkpoint.quantization.format import Reader
-from runner.model.checkpoint.quantization.scheme import Scheme, integers
+from runner.model.checkpoint.quantization.scheme import Scheme
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _FOLDER = "path/to/this/folder"
@@ -193,34 +193,42 @@ def _vllm(adapter: Mapping[str, Any] | None) -> list[str]:
     return ["To serve it with vLLM, as the model `recovered`:", "```sh\n" + " \\\n  ".join(lines) + "\n```"]
 
 
-def render(ctx: Context, config: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
-    """The card of the checkpoint that a step has just written to `ctx.out_dir`, its adapter included.
+@dataclass(frozen=True)
+class Origin:
+    """What the card of a checkpoint has to say of how it was made.
 
-    `config` is its config.json; `results` has one entry per layer: `modules` by name, each with its scheme and metrics.
-    Where they tell no scheme, those of a packed checkpoint are read from it.
+    folder    the checkpoint that the last step changed
+    lineage   the recipe's model and all steps, the last one included
+    recipe    the resolved recipe
     """
-    recipe = yaml.safe_load(ctx.recipe_text) or {}
+
+    folder: Path
+    lineage: Lineage
+    recipe: str
+
+
+def render(origin: Origin, folder: Path, results: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The card of the checkpoint in `folder`, all of whose other files are written, its adapter included.
+
+    `results` has one entry per layer that the last step changed: `modules` by name, each with its metrics.
+    """
+    config = read_config(folder)
+    format, schemes = _stored(folder, config)
     modules = [module for layer in results for module in layer["modules"].values()]
-    schemes = Counter(_scheme(module) for module in modules if "bits" in module)
-    packing = formats.parse(config.get("quantization_config"))
-    format = str(ctx.params.get("format") or (packing.formats[0] if packing else ""))
-    if not schemes:
-        format, schemes = _stored(ctx.out_dir, config)
     architectures = config.get("architectures") or [config.get("model_type", "unknown")]
-    model = recipe.get("model") or {}
     return text(
         ModelCard(
-            source=str(model.get("source", "a local model")) if isinstance(model, Mapping) else str(model),
+            source=origin.lineage.source,
             architecture=str(architectures[0]),
-            steps=applied_steps(recipe, ctx.params),
-            bytes_before=_weights_nbytes(ctx.inputs["checkpoint"].path),
-            bytes_after=_weights_nbytes(ctx.out_dir),
-            recipe=ctx.recipe_text,
+            steps=[(step.kind, step.params) for step in origin.lineage.steps],
+            bytes_before=_weights_nbytes(origin.folder),
+            bytes_after=_weights_nbytes(folder),
+            recipe=origin.recipe,
             format=format if schemes else "",
             schemes=schemes,
             metrics=_means(modules),
             transposed=config.get("model_type") == "gpt2",
-            adapter=adapter_config(ctx.out_dir),
+            adapter=adapter_config(folder),
             late=unpacks_late(config.get("quantization_config") or {}),
         )
     )
@@ -236,28 +244,6 @@ def _stored(folder: Path, config: Mapping[str, Any]) -> tuple[str, Counter[Schem
     packed = [module for module in modules if formats.of_module(headers, module) is not None]
     found = Counter(scheme for module in packed if (scheme := packing.scheme(module)) is not None)
     return packing.formats[0], found
-
-
-def applied_steps(recipe: Mapping[str, Any], params: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """The steps of a resolved recipe that made a checkpoint, up to the one with these params, back along `from`."""
-    chain: dict[str, list[tuple[str, Mapping[str, Any]]]] = {"model": []}
-    latest = "model"
-    for index, step in enumerate(recipe.get("steps") or ()):
-        kind = next((key for key in step if "." in key), None)
-        if kind is None or kind.startswith("evaluate."):
-            continue
-        own = step[kind] or {}
-        name = str(step.get("id", index))
-        chain[name] = [*chain.get(str(step.get("from", latest)), []), (kind, own)]
-        latest = name
-        if {**own, **params} == own:
-            break
-    return chain[latest]
-
-
-def _scheme(module: Mapping[str, Any]) -> Scheme:
-    size = module["group_size"] if module["strategy"] == "group" else module["strategy"]
-    return integers(int(module["bits"]), size, bool(module["symmetric"]))
 
 
 def _means(modules: Iterable[Mapping[str, Any]]) -> dict[str, float]:

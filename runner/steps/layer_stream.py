@@ -15,9 +15,10 @@ from runner.model.architecture.inspect import facts as read_facts
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.checkpoint.writer import parse_size
 from runner.model.layerwise import engine
-from runner.model.layerwise.method import Method
+from runner.model.layerwise.method import Method, Results
 from runner.model.layerwise.output import Output, Storage
 from runner.model.layerwise.stream_run import StreamHooks, StreamRun
+from runner.steps import model_card
 from runner.steps.layer_method import LayerMethod
 from runner.steps.targets import chosen, planned_schemes
 
@@ -79,19 +80,20 @@ def compression(ctx: Context, method: LayerMethod) -> Compression:
     return Compression(method.kind, method, ctx.params, ids, calibration)
 
 
-def compress(checkpoint: Artifact, how: Compression, out: Path, run: StreamRun, device: str) -> engine.Results:
-    """Write to `out` what `how` makes of a checkpoint, all but the model card. Repeatable."""
+def compress(checkpoint: Artifact, how: Compression, run: StreamRun, ctx: Context) -> Result:
+    """Write what `how` makes of a checkpoint to the step's folder, and say how it went. Repeatable."""
     folder = checkpoint.path
     facts = read_facts(folder, str(folder), checkpoint.sites)
     with CheckpointReader(folder) as reader:
         output = Output(reader, facts, how.storage(facts), run.scratch / "parts")
-        inputs = engine.StreamInputs(folder, facts, device, how.ids)
+        inputs = engine.StreamInputs(folder, facts, ctx.device, how.ids)
         results = engine.transform(inputs, resolved(how.method, how.params, facts), output.layer, run)
-        output.finish(out, parse_size(how.params["max_shard_size"]))
-    return results
+        size = parse_size(how.params["max_shard_size"])
+        output.finish(results, ctx.out_dir, size, model_card.render(ctx, results))
+    return summary(ctx.out_dir, results)
 
 
-def summary(out: Path, results: engine.Results) -> Result:
+def summary(out: Path, results: Results) -> Result:
     """Metrics of a whole step: the mean of every metric over modules, and the bytes in `out`."""
     modules = [m for layer in results for m in layer["modules"].values()]
     keys = sorted({k for m in modules for k, v in m.items() if isinstance(v, float)})

@@ -46,15 +46,9 @@ def bind(method: LayerMethod) -> Bound:
 
 
 def run(method: LayerMethod, ctx: Context) -> Result:
-    from runner.model import card
-    from runner.model.checkpoint.headers import read_config
     from runner.steps import layer_stream as stream
 
-    how = stream.compression(ctx, method)
-    results = stream.compress(ctx.inputs["checkpoint"], how, ctx.out_dir, stream.stream_run(ctx), ctx.device)
-    text = card.render(ctx, read_config(ctx.out_dir), results)
-    (ctx.out_dir / "README.md").write_text(text, encoding="utf-8")
-    return stream.summary(ctx.out_dir, results)
+    return stream.compress(ctx.inputs["checkpoint"], stream.compression(ctx, method), stream.stream_run(ctx), ctx)
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
-from runner.contracts.facts import TensorHeader
 from runner.errors import StepFailed
 from runner.model.architecture.inspect import facts as read_facts
-from runner.model.checkpoint.companions import COMPRESSION, copy_companions, write_json
-from runner.model.checkpoint.headers import INDEX
+from runner.model.checkpoint import derived
+from runner.model.checkpoint.headers import read_config
 from runner.model.checkpoint.quantization.format import Format
-from runner.model.checkpoint.reader import DTYPES, CheckpointReader, require_finite
-from runner.model.checkpoint.safetensors_writer import copy_range, write_all, written
+from runner.model.checkpoint.reader import CheckpointReader
+from runner.model.checkpoint.safetensors_writer import written
 from runner.model.checkpoint.writer import CheckpointWriter
 from runner.model.layerwise.linear import is_conv1d
 from runner.model.layerwise.streamed_model import StreamedModel
@@ -27,46 +24,7 @@ from runner.training.modules import packed_linear
 from runner.training.modules.lora_math import is_pruned, merged
 from runner.training.objectives.recovery import NORM, SCALE
 
-Change = Callable[[], torch.Tensor]
 _DENSE_SHARD = 5 * 10**9
-
-
-def weights(source: Path, out: Path, changes: Mapping[str, Change]) -> None:
-    """Copy the shards of `source` (and their index) to `out`; tensors in `changes`, by stored name, get new values.
-
-    A new value has the shape of the old one and is rounded once to its type, so that files keep their size and their
-    layout. One changed tensor is in memory at a time. StepFailed for a value that is not finite once rounded.
-    """
-    with CheckpointReader(source) as reader:
-        shards: dict[str, list[TensorHeader]] = {}
-        for header in reader.headers.values():
-            shards.setdefault(header.shard, []).append(header)
-        for shard, headers in sorted(shards.items()):
-            file = reader.file(shard)
-            with written(out / shard) as target:
-                copy_range(file, 0, os.fstat(file).st_size, target, shard)
-                for header in headers:
-                    if header.name in changes:
-                        os.lseek(target, header.begin, os.SEEK_SET)
-                        _put(target, header, changes[header.name]())
-    if (source / INDEX).is_file():
-        shutil.copyfile(source / INDEX, out / INDEX)
-
-
-def _put(target: int, header: TensorHeader, value: torch.Tensor) -> None:
-    tensor = value.detach().cpu().to(DTYPES[header.dtype]).contiguous()
-    if tuple(tensor.shape) != header.shape:
-        raise ValueError(f"`{header.name}` is {list(header.shape)}, its new value {list(tensor.shape)}")
-    require_finite(tensor, header.name, "the trained weights")
-    write_all(target, tensor.reshape(-1).view(torch.uint8).numpy().data)
-
-
-def copy_companion_files(source: Path, out: Path) -> None:
-    """Copy what stands beside the weights, but for the model card."""
-    copy_companions(source, out)
-    for name in ("config.json", "quantize_config.json", COMPRESSION):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, out / name)
 
 
 class Adapted:
@@ -80,7 +38,7 @@ class Adapted:
         self.conv1d = {n for n in scales if is_conv1d(streamed.model.get_submodule(n)) and not streamed.is_packed(n)}
         streamed.reader.close()
 
-    def changes(self) -> dict[str, Change]:
+    def changes(self) -> dict[str, derived.Change]:
         """Every adapted weight merged, by the name of the tensor: [out, in], or as a Conv1D module stores it."""
         return {f"{stored}.weight": lambda name=name: self.merged(name) for name, stored in self.stored.items()}  # type: ignore[misc]
 
@@ -97,8 +55,9 @@ class Adapted:
 
 
 def dense(adapted: Adapted, scratch: Path, out: Path) -> None:
-    """Write the merged model of a packed checkpoint as a dense one. What is whole already is left as it is."""
-    if (out / "config.json").is_file():
+    """Write the merged model of a packed checkpoint as a dense one; a folder that is complete is left as it is."""
+    done = scratch.with_name(f"{scratch.name}-done")
+    if done.exists():
         return
     shutil.rmtree(scratch, ignore_errors=True)
     shutil.rmtree(out, ignore_errors=True)
@@ -106,6 +65,7 @@ def dense(adapted: Adapted, scratch: Path, out: Path) -> None:
     facts = read_facts(reader.folder, str(reader.folder))
     model_names = {stored: name for name, stored in adapted.stored.items()}
     parts = CheckpointWriter(scratch)
+    changed: dict[str, list[str]] = {}
     inside: set[str] = set()
     for index in range(facts.layer_count):
         names = facts.layer_tensors(index)
@@ -117,20 +77,22 @@ def dense(adapted: Adapted, scratch: Path, out: Path) -> None:
         }
         parts.add(f"layer-{index:05d}", {name: weight.contiguous() for name, weight in unpacked.items()})
         kept = [name for name in names if name.rpartition(".")[0] not in modules or name.endswith(".bias")]
+        changed |= {name: [f"{name.rpartition('.')[0]}.weight"] for name in names if name not in kept}
         plain = {f"{stored}.weight" for stored in model_names if stored not in modules}
-        parts.add(f"layer-{index:05d}-merged", {
+        merged_plain = {
             name: adapted.merged(model_names[name.removesuffix(".weight")]) for name in kept if name in plain
-        })  # fmt: skip
+        }
+        changed |= {name: [name] for name in merged_plain}
+        parts.add(f"layer-{index:05d}-merged", merged_plain)
         parts.copy(f"layer-{index:05d}-kept", reader, [name for name in kept if name not in plain])
     parts.copy("rest", reader, [name for name in reader.headers if name not in inside])
-    parts.finish(out, _DENSE_SHARD)
-    copy_companions(reader.folder, out)
-    config = json.loads((reader.folder / "config.json").read_text(encoding="utf-8"))
-    del config["quantization_config"]
-    write_json(out / "config.json", config)
+    config = {key: value for key, value in read_config(reader.folder).items() if key != "quantization_config"}
+    derived.write(reader, derived.Derived(derived.Parts(parts, _DENSE_SHARD, changed), config), out)
+    with written(done):
+        """An empty file says that the folder is complete."""
 
 
-def scale_changes(source: Path, trained: Path) -> dict[str, Change]:
+def scale_changes(source: Path, trained: Path) -> dict[str, derived.Change]:
     """The tensors that training of `recovery.scales` changes, from the file of its trained parameters."""
     streamed = StreamedModel(source)
     reader, changes = streamed.reader, {}
@@ -155,7 +117,7 @@ def scale_changes(source: Path, trained: Path) -> dict[str, Change]:
     return changes
 
 
-def _scale(reader: CheckpointReader, module: str, format: Format, trained: Change) -> Change:
+def _scale(reader: CheckpointReader, module: str, format: Format, trained: derived.Change) -> derived.Change:
     """s·(1 + δ) as `PackedLinear` computes it, in the layout of the file."""
 
     def value() -> torch.Tensor:
@@ -166,15 +128,10 @@ def _scale(reader: CheckpointReader, module: str, format: Format, trained: Chang
     return value
 
 
-def _value(trained: Path, name: str) -> Change:
+def _value(trained: Path, name: str) -> derived.Change:
     def value() -> torch.Tensor:
         with safe_open(trained, framework="pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
         return tensor
 
     return value
-
-
-def named(tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
-    """The modules that an adapter's tensors belong to, sorted."""
-    yield from sorted({name.rpartition(".lora_")[0] for name in tensors})

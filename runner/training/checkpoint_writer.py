@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 
-from runner.contracts.context import Context
+from runner.contracts.account import Account
 from runner.contracts.facts import CheckpointFacts
 from runner.errors import StepFailed
-from runner.model import card
 from runner.model.architecture.inspect import facts as read_facts
-from runner.model.checkpoint.companions import copy_companions, write_json
+from runner.model.checkpoint import derived
 from runner.model.checkpoint.reader import DTYPES, CheckpointReader, require_finite
-from runner.model.checkpoint.writer import CheckpointWriter, parse_size
+from runner.model.checkpoint.writer import CheckpointWriter
 from runner.model.layerwise.streamed_model import StreamedModel
 
 
-def checkpoint(ctx: Context, source: Path, trained: Path | Mapping[str, torch.Tensor]) -> None:
-    """Write to `ctx.out_dir` the checkpoint in `source` with the parameters in `trained`, by their names in the model.
+@dataclass(frozen=True)
+class Target:
+    """Where a trained checkpoint is written: its folder, one for unfinished parts, and what its model card says."""
+
+    out: Path
+    parts: Path
+    max_shard_bytes: int
+    card: Callable[[Path], str] | None = None
+
+
+def write(source: Path, trained: Path | Mapping[str, torch.Tensor], target: Target) -> Account:
+    """Write the checkpoint in `source` with the parameters in `trained`, by their names in the model.
 
     Each is rounded once to the type it has in `source`; every other tensor keeps its bytes. One decoder layer is in
     memory at a time. StepFailed where `trained` holds a name the checkpoint has not, or a value that is not finite.
@@ -39,21 +48,13 @@ def checkpoint(ctx: Context, source: Path, trained: Path | Mapping[str, torch.Te
                 raise StepFailed(f"the trained parameter `{name}` is not in {source}")
             changed[stored] = name
             changed |= {also: name for tied in streamed.tied_to(name) if (also := streamed.stored_name(tied))}
-        parts = CheckpointWriter(ctx.scratch_dir / "parts")
+        parts = CheckpointWriter(target.parts)
         for part, tensors in _parts(facts):
             new = [name for name in tensors if name in changed]
             parts.add(part, {name: values.read(changed[name], DTYPES[reader.header(name).dtype]) for name in new})
             parts.copy(f"{part}-kept", reader, [name for name in tensors if name not in changed])
-        parts.finish(ctx.out_dir, parse_size(ctx.params["max_shard_size"]))
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    finish_folder(ctx, source, config)
-
-
-def finish_folder(ctx: Context, source: Path, config: Mapping[str, Any]) -> None:
-    """What stands beside the weights in `ctx.out_dir`: config, tokenizer and the like from `source`, and the card."""
-    write_json(ctx.out_dir / "config.json", config)
-    copy_companions(source, ctx.out_dir)
-    (ctx.out_dir / "README.md").write_text(card.render(ctx, config, []), encoding="utf-8")
+        new_tensors = derived.Parts(parts, target.max_shard_bytes, {name: [name] for name in changed})
+        return derived.write(reader, derived.Derived(new_tensors, card=target.card), target.out)
 
 
 def _parts(facts: CheckpointFacts) -> list[tuple[str, list[str]]]:

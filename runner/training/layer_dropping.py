@@ -14,10 +14,9 @@ from torch.nn.functional import cosine_similarity
 
 from runner.model.architecture import inspect
 from runner.model.architecture.inspect import facts as read_facts
-from runner.model.checkpoint.companions import copy_companions
+from runner.model.checkpoint import derived
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.checkpoint.safetensors_writer import sync_folder, write_all, written
-from runner.model.checkpoint.writer import CheckpointWriter
 from runner.model.layerwise.forward_modes import forward
 from runner.model.layerwise.hidden_states import HiddenStates
 from runner.model.layerwise.stream_run import StreamRun
@@ -41,13 +40,11 @@ def cut(source: Path, keep: Sequence[int], out: Path) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     facts = read_facts(source, str(source))
     names = layer_selection.renamed(facts, keep)
+    full = AutoConfig.from_pretrained(source, trust_remote_code=inspect.needs_own_code(source)).to_dict()
+    config = layer_selection.config(facts.config, keep, full)
+    selection = derived.Selection(names, "its layer is left out")
     with CheckpointReader(source, facts.tensors) as reader:
-        CheckpointWriter(unfinished).copy("model", reader, names, names)
-    derived = AutoConfig.from_pretrained(source, trust_remote_code=inspect.needs_own_code(source)).to_dict()
-    text = json.dumps(layer_selection.config(facts.config, keep, derived), indent=2, sort_keys=True) + "\n"
-    with written(unfinished / "config.json") as file:
-        write_all(file, text.encode())
-    copy_companions(source, unfinished)
+        derived.write(reader, derived.Derived(selection, config), unfinished)
     for path in sorted(unfinished.rglob("*")):
         _sync(path)
     sync_folder(unfinished)

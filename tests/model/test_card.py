@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
+from runner.contracts.lineage import AppliedStep, Lineage
 from runner.model import card
 from runner.model.card import ModelCard
 from runner.model.checkpoint.quantization.scheme import integers
@@ -151,46 +154,37 @@ def test_a_recipe_with_fences_of_its_own() -> None:
     assert text.endswith("`````yaml\ndescription: |\n  ```\n  ````yaml\n`````\n")
 
 
-RESOLVED = """
-version: 1
-name: chain
-model: {source: "demo:tiny-llama", revision: main}
-steps:
-- evaluate.perplexity: {data: evaluation}
-  id: baseline
-- prune.wanda: {data: calibration, sparsity: 0.2}
-  id: sparse
-- quantize.rtn: {bits: 8, format: pack-quantized}
-  id: eight
-- quantize.gptq: {bits: 4, format: gptq}
-  from: sparse
-- prune.magnitude: {sparsity: 0.9}
-"""
-
-
-def test_steps_are_those_that_led_here() -> None:
-    recipe = yaml.safe_load(RESOLVED)
-    sparse = ("prune.wanda", {"data": "calibration", "sparsity": 0.2})
-    assert card.applied_steps(recipe, {"data": "calibration", "sparsity": 0.2}) == [sparse]
-    four = {"bits": 4, "format": "gptq"}
-    assert card.applied_steps(recipe, four) == [sparse, ("quantize.gptq", four)]
-    assert card.applied_steps({}, {}) == []
-
-
-def test_the_card_of_a_step(tmp_path: Path) -> None:
-    for name, size in (("in", 1000), ("out", 300)):
+def test_the_card_of_a_folder(tmp_path: Path) -> None:
+    """Sizes are those of the files, metrics those of the modules, the rest is what the planner says."""
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    for name, rows in (("in", 250), ("out", 75)):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "model.safetensors").write_bytes(b" " * size)
-    ctx: Any = SimpleNamespace(
-        params={"bits": 4, "format": "gptq"},
-        recipe_text=RESOLVED,
-        inputs={"checkpoint": SimpleNamespace(path=tmp_path / "in")},
-        out_dir=tmp_path / "out",
+        save_file({"w": torch.zeros(rows, 1)}, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("in", "out")]
+    steps = (
+        AppliedStep("sparse", "prune.wanda", {"data": "calibration", "sparsity": 0.2}),
+        AppliedStep("sparser", "prune.wanda", {"data": "calibration", "sparsity": 0.4}),
     )
-    module = {"bits": 4, "group_size": 64, "strategy": "channel", "symmetric": False}
-    results = [{"layer": i, "modules": {f"l{i}": module | {"error": 0.1 * (i + 1)}}} for i in range(3)]
-    text = card.render(ctx, {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, results)
-    assert "# tiny-llama, quantized to 4 bits\n" in text
-    assert "- Weights: 1 KB before, 300 B after.\n- 3 linear modules: 4-bit, asymmetric, per channel.\n" in text
+    origin = card.Origin(tmp_path / "in", Lineage("demo:tiny-llama", steps), RECIPE)
+    results = [{"layer": i, "modules": {f"l{i}": {"error": 0.1 * (i + 1)}}} for i in range(3)]
+    text = card.render(origin, tmp_path / "out", results)
+    assert (
+        text.partition("# tiny-llama")[2].partition("## Use it")[0]
+        == f"""\
+, compressed
+
+Made from `demo:tiny-llama` (LlamaForCausalLM) by runner, which compresses language models from a recipe.
+The recipe is at the end of this page: applying it again gives this checkpoint again.
+
+## What was done
+
+1. `prune.wanda`: data `calibration`, sparsity 0.2
+2. `prune.wanda`: data `calibration`, sparsity 0.4
+
+- Weights: {sizes[0] / 1000:.3g} KB before, {sizes[1]} B after.
+
+"""
+    )
     assert "| error of a linear module, mean | 0.2 |\n| error of a linear module, worst | 0.3 |" in text
-    assert text == card.render(ctx, {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, results)
+    assert text == card.render(origin, tmp_path / "out", results)

@@ -97,6 +97,9 @@ def test_what_workers_write_into_model_cards() -> None:
     asked = request(plan, plan.steps[0], {}, Path("s"), ApplySettings("", threads=1))
     assert "hunter22" not in asked.recipe_text
     assert "description: by •••" in asked.recipe_text
+    hidden = replace(plan, steps=(replace(plan.steps[0], params={"ignore": ["by hunter22"]}),))
+    asked = request(hidden, hidden.steps[0], {}, Path("s"), ApplySettings("", threads=1))
+    assert asked.step.params == {"ignore": ["by •••"]}
 
 
 def test_places_in_the_statement() -> None:

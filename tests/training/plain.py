@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from runner.contracts.lineage import AppliedStep
 from runner.errors import Interrupted
 from runner.training.run import prepare
 from runner.training.task import Batch, Task
@@ -62,6 +63,7 @@ class Caller:
 
     def __init__(self, folder: Path, stop_at: int | None = None, processes: int = 1, **params: Any) -> None:
         self.params: Mapping[str, Any] = params
+        self.step = AppliedStep("training", "test.training", params)
         self.inputs: Mapping[str, Any] = {}
         self.out_dir, self.scratch_dir = folder / "out", folder / "scratch"
         for path in (self.out_dir, self.scratch_dir):

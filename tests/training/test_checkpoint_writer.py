@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from runner.errors import StepFailed
+from runner.steps.trained_checkpoint import target
 from runner.training import checkpoint_writer
 from tests.host import Host
 from tests.tiny import save
@@ -32,7 +33,7 @@ def test_trained_parameters_are_rounded_once_and_the_rest_keeps_its_bytes(tmp_pa
     }
     save_file(trained, tmp_path / "trained.safetensors")
     step = host(tmp_path, source, max_shard_size="20KB")
-    checkpoint_writer.checkpoint(step, source, tmp_path / "trained.safetensors")
+    checkpoint_writer.write(source, tmp_path / "trained.safetensors", target(step))
     again = AutoModelForCausalLM.from_pretrained(step.out_dir, dtype="auto")
     assert again.dtype == torch.bfloat16
     for key, parameter in again.named_parameters():
@@ -49,7 +50,7 @@ def test_a_tied_head_that_is_stored_too_follows_its_embedding(tmp_path: Path) ->
     save_file(tensors, source / "model.safetensors", {"format": "pt"})
     new = tensors["model.embed_tokens.weight"] + 1
     step = host(tmp_path, source)
-    checkpoint_writer.checkpoint(step, source, {"model.embed_tokens.weight": new})
+    checkpoint_writer.write(source, {"model.embed_tokens.weight": new}, target(step))
     written = load_file(step.out_dir / "model.safetensors")
     assert torch.equal(written["lm_head.weight"], new)
     assert torch.equal(written["model.embed_tokens.weight"], new)
@@ -59,16 +60,16 @@ def test_equal_weights_give_equal_bytes_and_writing_again_changes_nothing(tmp_pa
     source = save(tmp_path / "model")
     trained = {"model.norm.weight": torch.full((32,), 0.5)}
     step = host(tmp_path, source)
-    checkpoint_writer.checkpoint(step, source, trained)
+    checkpoint_writer.write(source, trained, target(step))
     first = {path.name: path.read_bytes() for path in step.out_dir.iterdir()}
-    checkpoint_writer.checkpoint(step, source, trained)
+    checkpoint_writer.write(source, trained, target(step))
     assert {path.name: path.read_bytes() for path in step.out_dir.iterdir()} == first
 
 
 def test_an_unknown_parameter_is_refused(tmp_path: Path) -> None:
     source = save(tmp_path / "model")
     with pytest.raises(StepFailed) as caught:
-        checkpoint_writer.checkpoint(host(tmp_path, source), source, {"model.nothing.weight": torch.zeros(1)})
+        checkpoint_writer.write(source, {"model.nothing.weight": torch.zeros(1)}, target(host(tmp_path, source)))
     assert str(caught.value) == f"the trained parameter `model.nothing.weight` is not in {source}"
 
 
@@ -77,5 +78,5 @@ def test_a_value_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     value = torch.ones(32)
     value[5] = torch.nan
     with pytest.raises(StepFailed) as caught:
-        checkpoint_writer.checkpoint(host(tmp_path, source), source, {"model.norm.weight": value})
+        checkpoint_writer.write(source, {"model.norm.weight": value}, target(host(tmp_path, source)))
     assert str(caught.value) == "`model.norm.weight` in the trained weights holds 1 NaN value, the first at [5]"

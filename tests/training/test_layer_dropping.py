@@ -14,6 +14,7 @@ from torch import nn
 
 from runner.errors import Interrupted
 from runner.model.architecture.inspect import facts
+from runner.model.checkpoint import derived
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.layerwise.stream_run import StreamRun
 from runner.model.layerwise.streamed_model import find_layers
@@ -106,7 +107,7 @@ def test_it_is_repeatable_and_whole_or_not_there(tmp_path: Path, monkeypatch: py
         raise KeyboardInterrupt
 
     with monkeypatch.context() as broken:
-        broken.setattr(layer_dropping, "copy_companions", fail)
+        broken.setattr(derived, "copy_companions", fail)
         with pytest.raises(KeyboardInterrupt):
             layer_dropping.cut(folder, [0, 1], tmp_path / "cut")
     assert not (tmp_path / "cut").exists()

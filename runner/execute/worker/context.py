@@ -26,7 +26,10 @@ class StepContext:
 
     def __init__(self, request: Request, stage: Stage, send: Callable[[Event], None], stop: threading.Event) -> None:
         self.params = request.params
-        self.inputs = {name: Artifact(Path(r.path), r.type, r.digest, r.sites) for name, r in request.inputs.items()}
+        self.step = request.step
+        self.inputs = {
+            name: Artifact(Path(r.path), r.type, r.digest, r.lineage, r.sites) for name, r in request.inputs.items()
+        }
         self.out_dir = stage.out
         self.scratch_dir = stage.scratch
         self.cache_dir = Path(request.store) / ".cache"

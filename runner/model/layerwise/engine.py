@@ -28,13 +28,12 @@ from runner.model.layerwise.forward_modes import LayerRun
 from runner.model.layerwise.hidden_states import HiddenStates
 from runner.model.layerwise.linear import is_conv1d, is_linear
 from runner.model.layerwise.memory_budget import suspend_limit, suspended_bytes, widest
-from runner.model.layerwise.method import Method, Statistics, Transformed
+from runner.model.layerwise.method import Method, Results, Statistics, Transformed
 from runner.model.layerwise.statistics_collector import StatisticsCollector
 from runner.model.layerwise.stream_run import StreamRun
 from runner.model.layerwise.streamed_model import StreamedModel, dense_copy
 from runner.system import heap
 
-Results = list[dict[str, Any]]  # what the record says of each finished layer, in order
 Sink = Callable[[int, Mapping[str, Transformed]], dict[str, Any]]
 
 

@@ -72,6 +72,7 @@ class Transformed:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
+Results = list[dict[str, Any]]  # what the record says of each finished layer, in order
 Options = Mapping[str, Any]  # of one module, for `transform` alone: the stream only compares them
 Transform = Callable[[Linear, Statistics, Options], Transformed]
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from runner.contracts.account import Account
 from runner.contracts.facts import CheckpointFacts
-from runner.model.checkpoint import formats
-from runner.model.checkpoint.companions import COMPRESSION, copy_companions, write_json
+from runner.model.checkpoint import derived, formats
+from runner.model.checkpoint.companions import COMPRESSION
+from runner.model.checkpoint.headers import read_config
+from runner.model.checkpoint.quantization.format import Matrix
 from runner.model.checkpoint.quantization.module_patterns import unpacked_modules
 from runner.model.checkpoint.quantization.scheme import Scheme
 from runner.model.checkpoint.reader import DTYPES, CheckpointReader
 from runner.model.checkpoint.writer import CheckpointWriter
 from runner.model.layerwise.apply_method import dense
-from runner.model.layerwise.method import Transformed
+from runner.model.layerwise.method import Results, Transformed
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Output:
 
     def __init__(self, reader: CheckpointReader, facts: CheckpointFacts, storage: Storage, parts: Path) -> None:
         self.reader, self.storage = reader, storage
-        self.transposed = {linear.name for linear in facts.sites if linear.transposed}
+        self.sites = {site.name: site for site in facts.sites}
         self.layers = [facts.layer_tensors(index) for index in range(facts.layer_count)]
         self.format = formats.find(storage.format) if storage.schemes else None
         self.quantization: dict[str, Any] = {}
@@ -56,26 +58,36 @@ class Output:
                 tensors |= self.format.pack(module, result.quantized, self.quantization)
             else:
                 weight = dense(result, DTYPES[self.reader.header(f"{module}.weight").dtype])
-                tensors[f"{module}.weight"] = (weight.T if module in self.transposed else weight).contiguous().cpu()
+                tensors[f"{module}.weight"] = (weight.T if self.sites[module].transposed else weight).contiguous().cpu()
         replaced = {f"{module}.weight" for module in changed}
         self.parts.add(f"layer-{index:05d}", tensors)
         self.parts.copy(f"layer-{index:05d}-kept", self.reader, [n for n in self.layers[index] if n not in replaced])
         modules = {m: {**describe(r), **{k: float(v) for k, v in r.metrics.items()}} for m, r in changed.items()}
         return {"layer": index, "modules": modules}
 
-    def finish(self, out: Path, max_shard_bytes: int) -> None:
-        """Everything outside the layers, then the folder: shards, config, tokenizer."""
+    def finish(
+        self, results: Results, out: Path, max_shard_bytes: int, card: Callable[[Path], str] | None = None
+    ) -> Account:
+        """Copy everything outside the layers, then put the folder together; `results` is what `layer` gave of each."""
         inside = {name for layer in self.layers for name in layer}
         self.parts.copy("rest", self.reader, [name for name in self.reader.headers if name not in inside])
-        self.parts.finish(out, max_shard_bytes)
-        config = json.loads((self.reader.folder / "config.json").read_text())
+        config: Mapping[str, Any] | None = None
+        files: dict[str, Mapping[str, Any]] = {}
         if self.format is not None:
-            config["quantization_config"] = self.quantization
-            for name in self.format.FILES:
-                write_json(out / name, self.quantization)
-            write_json(out / COMPRESSION, dict(self.storage.compression))
-        write_json(out / "config.json", config)
-        copy_companions(self.reader.folder, out)
+            config = {**read_config(self.reader.folder), "quantization_config": self.quantization}
+            files = {COMPRESSION: self.storage.compression, **dict.fromkeys(self.format.FILES, self.quantization)}
+        changed = {f"{module}.weight": self._stored(module) for layer in results for module in layer["modules"]}
+        parts = derived.Parts(self.parts, max_shard_bytes, changed)
+        return derived.write(self.reader, derived.Derived(parts, config, files, card=card), out)
+
+    def _stored(self, module: str) -> list[str]:
+        """The tensors that hold a changed module."""
+        scheme, weight = self.storage.schemes.get(module), self.reader.header(f"{module}.weight")
+        if scheme is None or self.format is None:
+            return [weight.name]
+        site = self.sites[module]
+        matrix = Matrix(site.rows, site.columns, site.transposed)
+        return list(self.format.tensors(module, scheme, matrix, weight.dtype))
 
 
 def describe(result: Transformed) -> dict[str, Any]:

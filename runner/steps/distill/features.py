@@ -16,12 +16,13 @@ from runner.steps import teacher as teaching
 from runner.steps.distill import pair
 from runner.training import vocabulary
 
-VERSION = 3
+VERSION = 4
 CONSUMES = (CHECKPOINT,)
 PRODUCES = CHECKPOINT
 REQUIRES = ()
 METRICS = ("loss", "evaluation_loss", "steps", "tokens")
 DISTRIBUTED = True
+BASE = "student"
 
 _WEIGHTS = ("hidden_weight", "attention_weight", "logits_weight")
 
@@ -72,6 +73,7 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
 
 def run(ctx: Context) -> Result:
     from runner.model.architecture.inspect import facts
+    from runner.steps import trained_checkpoint
     from runner.training import checkpoint_writer, layer_selection
     from runner.training import run as fit
     from runner.training.objectives import features
@@ -97,7 +99,6 @@ def run(ctx: Context) -> Result:
         "seed": ctx.seed,
     }
     fitted = fit.fit(ctx, fit.prepare(ctx, "runner.training.objectives.features:build", arguments))
-    checkpoint_writer.checkpoint(
-        ctx, student.folder, features.without_projections(fitted.weights, ctx.scratch_dir / "trained")
-    )
+    trained = features.without_projections(fitted.weights, ctx.scratch_dir / "trained")
+    checkpoint_writer.write(student.folder, trained, trained_checkpoint.target(ctx, pair.base(ctx)))
     return Result(metrics=fitted.metrics, details={**pair.details(student), "pairs": pairs, **fitted.details})

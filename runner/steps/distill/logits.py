@@ -16,12 +16,13 @@ from runner.steps import teacher as teaching
 from runner.steps.distill import pair
 from runner.training import vocabulary
 
-VERSION = 3
+VERSION = 4
 CONSUMES = (CHECKPOINT,)
 PRODUCES = CHECKPOINT
 REQUIRES = ()
 METRICS = ("loss", "evaluation_loss", "steps", "tokens")
 DISTRIBUTED = True
+BASE = "student"
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
@@ -50,6 +51,7 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
 
 def run(ctx: Context) -> Result:
     from runner.model.architecture.inspect import facts
+    from runner.steps import trained_checkpoint
     from runner.training import checkpoint_writer
     from runner.training import run as fit
 
@@ -63,5 +65,5 @@ def run(ctx: Context) -> Result:
     task = fit.prepare(ctx, "runner.training.objectives.logits:build", arguments)
     teaching.cache_teacher_outputs(ctx, task, student.folder, cache, before=len(student.influence or ()))
     fitted = fit.fit(ctx, task)
-    checkpoint_writer.checkpoint(ctx, student.folder, fitted.weights)
+    checkpoint_writer.write(student.folder, fitted.weights, trained_checkpoint.target(ctx, pair.base(ctx)))
     return Result(metrics=fitted.metrics, details={**pair.details(student), **fitted.details})

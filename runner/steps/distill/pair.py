@@ -174,6 +174,11 @@ def _windows(inputs: Inputs) -> int:
     return max(1, data.tokens // data.sequence_length)
 
 
+def base(ctx: Context) -> str:
+    """The input that the student is made from."""
+    return "student" if "student" in ctx.inputs else "checkpoint"
+
+
 def make(ctx: Context, after: int = 0) -> Student:
     """The student's checkpoint, cut into the scratch folder where `layers` asks for it. Repeatable.
 
@@ -185,7 +190,7 @@ def make(ctx: Context, after: int = 0) -> Student:
     from runner.steps.layer_stream import hooks
     from runner.training import layer_dropping as student
 
-    source_folder = ctx.inputs["student" if "student" in ctx.inputs else "checkpoint"].path
+    source_folder = ctx.inputs[base(ctx)].path
     teacher_folder = ctx.inputs["teacher"].path
     facts = read_facts(source_folder, str(source_folder))
     teacher = read_facts(teacher_folder, str(teacher_folder))

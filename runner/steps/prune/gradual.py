@@ -14,7 +14,7 @@ from runner.steps.layerwise import unmatched
 from runner.steps.patterns import matches
 from runner.training.task import settings
 
-VERSION = 4
+VERSION = 5
 CONSUMES = (CHECKPOINT,)
 PRODUCES = CHECKPOINT
 REQUIRES = ()
@@ -66,6 +66,7 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
 
 def run(ctx: Context) -> Result:
     from runner.model.architecture.inspect import facts as read_facts
+    from runner.steps import trained_checkpoint
     from runner.training import checkpoint_writer
 
     source = ctx.inputs["checkpoint"].path
@@ -81,5 +82,5 @@ def run(ctx: Context) -> Result:
     fitted = training_objective.train(
         ctx, "runner.training.objectives.gradual_pruning:build", arguments, evaluate_from=own.end
     )
-    checkpoint_writer.checkpoint(ctx, source, fitted.weights)
+    checkpoint_writer.write(source, fitted.weights, trained_checkpoint.target(ctx))
     return Result(metrics={**fitted.metrics, "sparsity": own.sparsity(steps)}, details=fitted.details)

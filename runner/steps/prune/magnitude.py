@@ -6,7 +6,7 @@ from runner.contracts.step_kind import CHECKPOINT, Params
 from runner.model.layerwise.method import Linear, Statistics, Transformed
 from runner.steps.layerwise import LayerMethod, bind
 
-VERSION = 2
+VERSION = 3
 CONSUMES = (CHECKPOINT,)
 PRODUCES = CHECKPOINT
 REQUIRES = ()

@@ -12,7 +12,7 @@ from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, Cost, Inputs, Mach
 from runner.model.layerwise.method import Linear, Statistics, Transformed
 from runner.steps.layerwise import LayerMethod, bind, distinct_inputs
 
-VERSION = 5
+VERSION = 6
 CONSUMES = (CHECKPOINT,)
 PRODUCES = QUANTIZED
 REQUIRES = ()

@@ -6,7 +6,7 @@ from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, Params
 from runner.model.layerwise.method import Linear, Statistics, Transformed
 from runner.steps.layerwise import LayerMethod, bind
 
-VERSION = 3
+VERSION = 4
 CONSUMES = (CHECKPOINT,)
 PRODUCES = QUANTIZED
 REQUIRES = ()

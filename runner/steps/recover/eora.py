@@ -7,7 +7,6 @@ quantized checkpoint and the zeros of a pruned one.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -19,7 +18,7 @@ from runner.contracts.sites import Site
 from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, SAME, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic, StepFailed
 from runner.model.architecture import supported
-from runner.model.checkpoint import adapter_config, adapter_writer
+from runner.model.checkpoint import adapter_config
 from runner.model.layerwise import memory_budget
 from runner.model.layerwise.method import Linear, Statistics, Transformed
 from runner.steps import layerwise
@@ -28,9 +27,9 @@ from runner.steps.targets import chosen
 
 if TYPE_CHECKING:
     from runner.model.checkpoint.reader import CheckpointReader
-    from runner.model.layerwise.engine import Results
+    from runner.model.layerwise.method import Results
 
-VERSION = 4
+VERSION = 5
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = SAME
 REQUIRES = ()
@@ -193,35 +192,36 @@ def term(
 
 
 def _finish(ctx: Context, parts: Path, names: list[str], facts: CheckpointFacts, results: Results) -> None:
-    """The files of the compressed checkpoint, and the adapter beside them; what is there already is written anew."""
-    from runner.model.checkpoint.companions import COMPRESSION, copy_companions
-    from runner.model.checkpoint.headers import INDEX, read_shard
+    """Write the files of the compressed checkpoint with the adapter; what is there already is written anew."""
+    from runner.model.checkpoint import derived
+    from runner.model.checkpoint.headers import read_shard
     from runner.model.checkpoint.reader import CheckpointReader
+    from runner.steps import model_card
 
-    source, out = ctx.inputs["checkpoint"].path, ctx.out_dir
-    copy_companions(source, out)
-    shards = sorted({header.shard for header in facts.tensors.values()})
-    for name in (*shards, INDEX, "config.json", "quantize_config.json", COMPRESSION):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, out / name)
+    rank, card = ctx.params["rank"], model_card.render(ctx, results)
     files = sorted(path.name for path in parts.glob("*.safetensors"))
     headers = {name: header for file in files for name, header in read_shard(parts, file).items()}
     with CheckpointReader(parts, headers) as reader:
         tensors = {name: reader.read(name) for name in reader.names()}
-    chosen_names = sorted({name.rpartition(".lora_")[0] for name in tensors})
-    rank = ctx.params["rank"]
-    targets = adapter_config.targets(chosen_names, names)
-    adapter_writer.write(out, adapter_config.config(rank, rank, targets, transposed=_conv1d(facts)), tensors)
-    (out / "README.md").write_text(_card(source, rank, results), encoding="utf-8")
+    targets = adapter_config.targets(sorted({name.rpartition(".lora_")[0] for name in tensors}), names)
+    adapter = adapter_config.config(rank, rank, targets, transposed=_conv1d(facts))
+    with CheckpointReader(ctx.inputs["checkpoint"].path) as source:
+        derived.write(
+            source,
+            derived.Derived(
+                derived.Patches(),
+                adapter=derived.Adapter(adapter, tensors),
+                card=lambda folder: f"{card(folder)}\n{_section(rank, results)}",
+            ),
+            ctx.out_dir,
+        )
 
 
-def _card(source: Path, rank: int, results: Results) -> str:
-    """The compressed checkpoint's model card with a section about the adapter."""
-    path = source / "README.md"
-    before = path.read_text(encoding="utf-8").rstrip() + "\n\n" if path.is_file() else ""
+def _section(rank: int, results: Results) -> str:
+    """What the model card says of the adapter."""
     modules = [module for layer in results for module in layer["modules"].values()]
     was, is_ = (sum(m[key] for m in modules) / len(modules) for key in ("error_before", "error"))
-    return before + _SECTION.format(rank=rank, was=was, is_=is_)
+    return _SECTION.format(rank=rank, was=was, is_=is_)
 
 
 _SECTION = """\
@@ -231,10 +231,4 @@ _SECTION = """\
 these weights: the relative squared error of a linear module's output falls from {was:.4g} to {is_:.4g} in the mean.
 peft wraps unpacked weights: load a packed checkpoint with
 `quantization_config=CompressedTensorsConfig(dequantize=True)`.
-
-```python
-from peft import PeftModel
-
-model = PeftModel.from_pretrained(model, "path/to/this/folder", subfolder="adapter")
-```
 """

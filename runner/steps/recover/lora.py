@@ -15,14 +15,14 @@ from runner.contracts.sites import Site
 from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, SAME, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic
 from runner.model.architecture import supported
-from runner.model.checkpoint import adapter_config, adapter_writer
+from runner.model.checkpoint import adapter_config
 from runner.steps import layerwise, teacher, training_objective
 from runner.steps.patterns import matches
 
 if TYPE_CHECKING:
     import torch
 
-VERSION = 3
+VERSION = 4
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = SAME
 REQUIRES = ()
@@ -145,28 +145,30 @@ def _write(
     ctx: Context, how: str, adapter: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
 ) -> Mapping[str, float]:
     """Write the checkpoint; what quantizing again has measured."""
-    from runner.model import card
-    from runner.model.checkpoint.companions import write_json
+    from runner.model.checkpoint import derived
     from runner.model.checkpoint.headers import read_config
+    from runner.model.checkpoint.reader import CheckpointReader
+    from runner.steps import model_card
     from runner.steps.recover import requantize
     from runner.training import checkpoint_patcher
 
-    source, out = ctx.inputs["checkpoint"].path, ctx.out_dir
+    source, card = ctx.inputs["checkpoint"].path, model_card.render(ctx)
     if how == "keep":
-        checkpoint_patcher.weights(source, out, {})
-        checkpoint_patcher.copy_companion_files(source, out)
-        write_json(out / "config.json", adapter_config.loadable(read_config(source)))
-        adapter_writer.write(out, adapter, tensors)
-        (out / "README.md").write_text(card.render(ctx, read_config(out), []), encoding="utf-8")
-        return {}
-    names = {name.rpartition(".lora_A")[0]: t.shape[0] for name, t in tensors.items() if ".lora_A" in name}
-    scales = {name: adapter_config.scaling(adapter, name, rank) for name, rank in names.items()}
-    adapted = checkpoint_patcher.Adapted(source, tensors, scales)
-    if how == "requantize":
-        folder = ctx.scratch_dir / "merged"
-        checkpoint_patcher.dense(adapted, ctx.scratch_dir / "merged-parts", folder)
-        return requantize.run(ctx, folder).metrics
-    checkpoint_patcher.weights(source, out, adapted.changes())
-    checkpoint_patcher.copy_companion_files(source, out)
-    (out / "README.md").write_text(card.render(ctx, read_config(out), []), encoding="utf-8")
+        result = derived.Derived(
+            derived.Patches(),
+            config=adapter_config.loadable(read_config(source)),
+            adapter=derived.Adapter(adapter, tensors),
+            card=card,
+        )
+    else:
+        names = {name.rpartition(".lora_A")[0]: t.shape[0] for name, t in tensors.items() if ".lora_A" in name}
+        scales = {name: adapter_config.scaling(adapter, name, rank) for name, rank in names.items()}
+        adapted = checkpoint_patcher.Adapted(source, tensors, scales)
+        if how == "requantize":
+            folder = ctx.scratch_dir / "merged"
+            checkpoint_patcher.dense(adapted, ctx.scratch_dir / "merged-parts", folder)
+            return requantize.run(ctx, folder).metrics
+        result = derived.Derived(derived.Patches(adapted.changes()), card=card)
+    with CheckpointReader(source) as reader:
+        derived.write(reader, result, ctx.out_dir)
     return {}

@@ -37,8 +37,6 @@ def run(ctx: Context, dense: Path) -> Result:
 
     The calibration text is that of the training, as many of its first windows as the quantization saw before.
     """
-    from runner.model import card
-    from runner.model.checkpoint.headers import read_config
     from runner.model.layerwise.stream_run import StreamRun
     from runner.steps import kinds
     from runner.steps import layer_stream as stream
@@ -54,10 +52,7 @@ def run(ctx: Context, dense: Path) -> Result:
     folder = ctx.scratch_dir / "requantize"
     folder.mkdir(exist_ok=True)
     run = StreamRun(folder, folder / "progress.json", stream.hooks(ctx))
-    results = stream.compress(replace(ctx.inputs["checkpoint"], path=dense), how, ctx.out_dir, run, ctx.device)
-    text = card.render(ctx, read_config(ctx.out_dir), results)
-    (ctx.out_dir / "README.md").write_text(text, encoding="utf-8")
-    return stream.summary(ctx.out_dir, results)
+    return stream.compress(replace(ctx.inputs["checkpoint"], path=dense), how, run, ctx)
 
 
 def calibration_windows(ids: torch.Tensor, windows: int | None, length: int) -> torch.Tensor:

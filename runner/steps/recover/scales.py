@@ -13,7 +13,7 @@ from runner.errors import Diagnostic
 from runner.model.checkpoint import adapter_config
 from runner.steps import training_objective
 
-VERSION = 3
+VERSION = 4
 CONSUMES = (QUANTIZED,)
 PRODUCES = QUANTIZED
 REQUIRES = ()
@@ -45,14 +45,16 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
 
 
 def run(ctx: Context) -> Result:
-    from runner.model import card
-    from runner.model.checkpoint.headers import read_config
+    from runner.model.checkpoint import derived
+    from runner.model.checkpoint.reader import CheckpointReader
+    from runner.steps import model_card
     from runner.training import checkpoint_patcher
 
-    source, out = ctx.inputs["checkpoint"].path, ctx.out_dir
+    source = ctx.inputs["checkpoint"].path
     fitted = training_objective.train(ctx, "runner.training.objectives.recovery:scales", {"norms": ctx.params["norms"]})
     changes = checkpoint_patcher.scale_changes(source, fitted.weights)
-    checkpoint_patcher.weights(source, out, changes)
-    checkpoint_patcher.copy_companion_files(source, out)
-    (out / "README.md").write_text(card.render(ctx, read_config(out), []), encoding="utf-8")
+    with CheckpointReader(source) as reader:
+        derived.write(
+            reader, derived.Derived(derived.Patches(changes), card=model_card.render(ctx)), ctx.out_dir
+        )  # fmt: skip
     return Result(metrics={**fitted.metrics, "changed_tensors": len(changes)}, details=fitted.details)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from runner.contracts.lineage import AppliedStep, Lineage
 from runner.contracts.step_kind import Artifact, DataFacts
 from runner.data.windows import windows
 from runner.errors import Interrupted, RecipeError
@@ -23,14 +24,16 @@ from runner.recipe.types import DataSpec
 
 DEMO = Path(__file__).parents[3] / "runner" / "demo"
 TEXT = DEMO / "data" / "stdlib" / "calibration.jsonl"
+LINEAGE = Lineage("demo:tiny-llama", (AppliedStep("sparse", "prune.wanda", {"sparsity": 0.5}),))
 SPEC = DataSpec("calibration", str(TEXT), None, 32, samples=5)
 
 
 def request(spec: DataSpec = SPEC) -> Request:
     return Request(
-        index=3, id="gptq", kind="quantize.gptq", kind_version=1, key="ab", params={"bits": 4}, seed=2**40 + 7,
+        index=3, id="gptq", kind="quantize.gptq", kind_version=1, key="ab", params={"bits": 4},
+        step=AppliedStep("gptq", "quantize.gptq", {"bits": 4}), seed=2**40 + 7,
         key_inputs={"environment": {"torch": "x"}}, device="cpu", threads=1, store="/store", recipe="demo",
-        recipe_text="name: demo\n", inputs={"checkpoint": InputRef("/model", "checkpoint", "cd")},
+        recipe_text="name: demo\n", inputs={"checkpoint": InputRef("/model", "checkpoint", "cd", LINEAGE)},
         data={"data": DataRef(asdict(spec), (str(TEXT),), "ef", 99)}, produces="checkpoint",
         tokenizer=str(DEMO / "models" / "tiny-llama"), command="runner apply a.yaml",
     )  # fmt: skip
@@ -63,7 +66,7 @@ def test_data_that_are_too_short_are_refused() -> None:
 
 def test_the_context_has_what_was_asked() -> None:
     ctx, sent, stop = context()
-    assert ctx.inputs == {"checkpoint": Artifact(Path("/model"), "checkpoint", "cd")}
+    assert ctx.inputs == {"checkpoint": Artifact(Path("/model"), "checkpoint", "cd", LINEAGE)}
     assert (ctx.out_dir, ctx.scratch_dir) == (Path("/stage/out"), Path("/stage/scratch"))
     assert ctx.cache_dir == Path(request().store) / ".cache"
     ctx.emit("layer", layer=1, layers=2, seconds=0.5, error=None)

@@ -11,11 +11,13 @@ import pytest
 
 CODE = """
 import gc, json, sys
+from runner.contracts.lineage import AppliedStep
 from runner.execute.messages import DataRef, Request
 from runner.execute.worker.imports import import_libraries
 
 request = Request(
     index=0, id="a", kind="a.b", kind_version=1, key="k", key_inputs={{"environment": {environment}}}, params={{}},
+    step=AppliedStep("a", "a.b", {{}}),
     seed=0, device="cpu", threads=1, store="", recipe="", recipe_text="", inputs={{}},
     data={data}, produces="checkpoint", tokenizer="", command="",
 )

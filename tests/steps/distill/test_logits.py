@@ -16,11 +16,11 @@ from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import DataFacts, Inputs
 from runner.errors import Interrupted, RecipeError
 from runner.model.architecture.inspect import facts
+from runner.model.checkpoint.derived import Selection
 from runner.plan.machine import machine_facts
 from runner.plan.resolve import resolve
 from runner.recipe.load import loads
 from runner.steps.distill import features, logits, pair
-from runner.training import layer_dropping as student
 from tests.host import Host
 from tests.steps.distill.training import Stopping, digests, kl, model_of
 from tests.tiny import save, tokens
@@ -330,5 +330,5 @@ def test_a_quantized_student_is_refused(tmp_path: Path) -> None:
 def test_the_cut_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = save(tmp_path / "teacher", "llama")
     logits.run(host(tmp_path, teacher, student={"layers": 2}, steps=1))
-    monkeypatch.setattr(student, "CheckpointWriter", None)
+    monkeypatch.setattr(Selection, "write", None)
     logits.run(host(tmp_path, teacher, student={"layers": 2}, steps=1))

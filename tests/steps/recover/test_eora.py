@@ -153,7 +153,8 @@ def test_peft_reads_it_on_the_packed_base(tmp_path: Path) -> None:
     assert torch.allclose(loaded, streamed_logits(host.out_dir, tokens(), tmp_path / "scratch"), atol=1e-3)
     card = (host.out_dir / "README.md").read_text()
     assert "`adapter/` holds a low-rank adapter (EoRA, rank 4, no training)" in card
-    assert card.startswith((compressed / "README.md").read_text().rstrip())
+    assert "1. `recover.eora`: " in card
+    assert "- An adapter of rank 4 beside them, in `adapter/`: load it too." in card
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])

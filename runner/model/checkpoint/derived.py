@@ -1,0 +1,191 @@
+"""Writing a checkpoint that is made from another one: what changed is new, everything else keeps its bytes.
+
+Every step that makes a checkpoint ends here. What it changed of the tensors is one of
+
+    Parts      parts of a CheckpointWriter, laid out anew in shards
+    Patches    new values in the files of the source, whose layout stays
+    Selection  some tensors of the source as they are, under other names, in one file
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from runner.contracts.account import CHANGED, COPIED, DROPPED, Account, TensorFate
+from runner.contracts.facts import TensorHeader
+from runner.errors import StepFailed
+from runner.model.checkpoint import adapter_writer, formats
+from runner.model.checkpoint.companions import COMPRESSION, copy_companions, write_json
+from runner.model.checkpoint.headers import INDEX, read_config, read_headers
+from runner.model.checkpoint.reader import DTYPES, CheckpointReader, require_finite
+from runner.model.checkpoint.safetensors_writer import copy_range, write_all, written
+from runner.model.checkpoint.writer import CheckpointWriter
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Tensors(Protocol):
+    """The tensors of a derived checkpoint."""
+
+    def write(self, source: CheckpointReader, out: Path) -> None:
+        """Write the files of tensors. Calling it again with the same arguments changes nothing."""
+        ...
+
+    def fate(self, name: str) -> TensorFate | None:
+        """What becomes of a tensor of the source; None: it is copied under its own name."""
+        ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Tensors in the parts of a `writer`.
+
+    changed   a tensor of the source → those of the result that hold it now
+    """
+
+    writer: CheckpointWriter
+    max_shard_bytes: int
+    changed: Mapping[str, Collection[str]]
+
+    def write(self, source: CheckpointReader, out: Path) -> None:
+        self.writer.finish(out, self.max_shard_bytes)
+
+    def fate(self, name: str) -> TensorFate | None:
+        return TensorFate(CHANGED, tuple(sorted(self.changed[name]))) if name in self.changed else None
+
+
+Change = Callable[[], "torch.Tensor"]
+
+
+@dataclass(frozen=True)
+class Patches:
+    """New values, by the names of tensors of the source; the files of the source keep their layout and size.
+
+    A value has the shape of the old one and is rounded once to its type. One changed tensor is in memory at a time.
+    """
+
+    changes: Mapping[str, Change] = field(default_factory=dict)
+
+    def write(self, source: CheckpointReader, out: Path) -> None:
+        shards: dict[str, list[TensorHeader]] = {}
+        for header in source.headers.values():
+            shards.setdefault(header.shard, []).append(header)
+        for shard, headers in sorted(shards.items()):
+            file = source.file(shard)
+            with written(out / shard) as target:
+                copy_range(file, 0, os.fstat(file).st_size, target, shard)
+                for header in headers:
+                    if header.name in self.changes:
+                        os.lseek(target, header.begin, os.SEEK_SET)
+                        _put(target, header, self.changes[header.name]())
+        if (source.folder / INDEX).is_file():
+            shutil.copyfile(source.folder / INDEX, out / INDEX)
+
+    def fate(self, name: str) -> TensorFate | None:
+        return TensorFate(CHANGED, (name,)) if name in self.changes else None
+
+
+def _put(target: int, header: TensorHeader, value: torch.Tensor) -> None:
+    import torch
+
+    tensor = value.detach().cpu().to(DTYPES[header.dtype]).contiguous()
+    if tuple(tensor.shape) != header.shape:
+        raise ValueError(f"`{header.name}` is {list(header.shape)}, its new value {list(tensor.shape)}")
+    require_finite(tensor, header.name, "the trained weights")
+    write_all(target, tensor.reshape(-1).view(torch.uint8).numpy().data)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Tensors of the source under other names: `names` has old → new; `reason` says why the others are left out."""
+
+    names: Mapping[str, str]
+    reason: str
+
+    def write(self, source: CheckpointReader, out: Path) -> None:
+        CheckpointWriter(out).copy("model", source, self.names, self.names)
+
+    def fate(self, name: str) -> TensorFate | None:
+        if name in self.names:
+            return TensorFate(COPIED, (self.names[name],))
+        return TensorFate(DROPPED, (), self.reason)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter to keep with the weights: its adapter_config.json, and tensors by module and kind."""
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Derived:
+    """What a checkpoint has of its own; all that is not here is its source's.
+
+    config   config.json; None where it is the source's
+    files    further JSON files by name: how the weights were quantized
+    card     gives the model card of the folder once everything else is there; None: no card
+    """
+
+    tensors: Tensors
+    config: Mapping[str, Any] | None = None
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    adapter: Adapter | None = None
+    card: Callable[[Path], str] | None = None
+
+
+def write(source: CheckpointReader, derived: Derived, out: Path) -> Account:
+    """Write a derived checkpoint to `out`, and return what became of every tensor of `source`.
+
+    Files that are there already are written anew; interrupted, it is repaired by calling it again. StepFailed where a
+    new value is not finite, or a tensor of the source or of the result cannot be accounted for.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    derived.tensors.write(source, out)
+    copy_companions(source.folder, out)
+    before = read_config(source.folder)
+    config = before if derived.config is None else derived.config
+    if before.get("quantization_config") and config.get("quantization_config"):
+        for name in (*(file for format in formats.all_formats() for file in format.FILES), COMPRESSION):
+            if (source.folder / name).is_file():
+                shutil.copyfile(source.folder / name, out / name)
+    for name, value in sorted(derived.files.items()):
+        write_json(out / name, dict(value))
+    if config == before:
+        shutil.copyfile(source.folder / "config.json", out / "config.json")
+    else:
+        write_json(out / "config.json", dict(config))
+    if derived.adapter is not None:
+        adapter_writer.write(out, derived.adapter.config, derived.adapter.tensors)
+    if derived.card is not None:
+        (out / "README.md").write_text(derived.card(out), encoding="utf-8")
+    return account(source.headers, read_headers(out), derived.tensors)
+
+
+def account(before: Mapping[str, TensorHeader], after: Mapping[str, TensorHeader], tensors: Tensors) -> Account:
+    """What became of every tensor in `before`, checked against the headers of the result."""
+    fates = {name: tensors.fate(name) or TensorFate(COPIED, (name,)) for name in sorted(before)}
+    wrong = [f"`{name}` {why}" for name, fate in fates.items() if (why := _contradiction(before[name], fate, after))]
+    explained = {new for fate in fates.values() for new in fate.names}
+    wrong += [f"`{name}` comes from no tensor of the checkpoint" for name in sorted(set(after) - explained)]
+    if wrong:
+        lines = "".join(f"\n    {line}" for line in wrong)
+        raise StepFailed(f"the tensors of the written checkpoint are not those that were to be written:{lines}")
+    return Account(fates)
+
+
+def _contradiction(header: TensorHeader, fate: TensorFate, after: Mapping[str, TensorHeader]) -> str | None:
+    missing = [name for name in fate.names if name not in after]
+    if missing:
+        return f"was {fate.fate}, but `{missing[0]}` is missing"
+    as_before = (header.dtype, header.shape)
+    if fate.fate == COPIED and any((after[name].dtype, after[name].shape) != as_before for name in fate.names):
+        return "was copied, but has another type or shape"
+    return None
