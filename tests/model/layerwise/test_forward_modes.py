@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from runner.model.layerwise import forward_modes
-from runner.model.layerwise.forward_modes import Lane, Span, find_groups
+from runner.model.layerwise.forward_modes import Lane, LayerRun, Span, find_groups
 
 WIDTH = 8
 SPANS: list[Span] = [(0, 2), (2, 3), (3, 6)]
-Run = Callable[..., None]
+Run = Callable[[LayerRun], None]
 
 
 class Block(nn.Module):
@@ -75,7 +75,7 @@ class Flow:
         heads = [names[0] for names in self.groups]
         lanes = [self.lane(i) for i in range(len(self.layers))]
         with torch.inference_mode():
-            how(lanes, SPANS, lambda span: ((), {"scale": 0.5}), heads, self.collect, self.solve, output=output)
+            how(LayerRun(lanes, SPANS, lambda span: ((), {"scale": 0.5}), heads, self.collect, self.solve, output))
 
     def bytes(self) -> list[torch.Tensor]:
         """Everything that must agree: inputs of every group, new weights, outputs of every lane."""
