@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from runner.contracts.facts import CheckpointFacts
+from runner.model.checkpoint.stored_types import main_type
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -24,6 +25,5 @@ def is_half(facts: CheckpointFacts) -> bool:
 
 
 def stored_type(facts: CheckpointFacts) -> str:
-    """The type that config.json names; float32 where it names none."""
-    text = text_config(facts.config)
-    return str(text.get("dtype") or text.get("torch_dtype") or "float32")
+    """The type that most weights are stored in, whatever config.json says: "bfloat16"."""
+    return main_type(facts.tensors.values())

@@ -16,21 +16,28 @@ Weights = Mapping[str, torch.Tensor]  # module's name in the checkpoint → weig
 def transform_group(method: Method, weights: Weights, seen: Statistics) -> dict[str, Transformed]:
     """Transform linears that see one input. Linears that the method has no options for are absent from the result."""
     done: dict[str, Transformed] = {}
-    for names, own in teams(method, list(weights)):
+    for names, own in teams(method, weights):
         stacked = torch.cat([weights[name].float() for name in names])
         linear = Linear(tuple(names), stacked, weights[names[0]].dtype)
         done |= split(names, weights, method.transform(linear, seen, own))
     return done
 
 
-def teams(method: Method, names: Sequence[str]) -> list[tuple[list[str], Options]]:
-    """Which linears are solved together, with their options: all with equal options if the method stacks, else each."""
+def teams(method: Method, weights: Weights) -> list[tuple[list[str], Options]]:
+    """Which linears are solved together, with their options: if the method stacks, all with equal options that are
+
+    stored in the same type, else each.
+    """
     found: list[tuple[list[str], Options]] = []
-    for name in names:
+    for name, weight in weights.items():
         own = method.options.get(name)
         if own is None:
             continue
-        team = next((t for t, p in found if p == own), None) if method.stacked else None
+        team = (
+            next((t for t, p in found if p == own and weights[t[0]].dtype == weight.dtype), None)
+            if method.stacked
+            else None
+        )
         if team is None:
             found.append(([name], own))
         else:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 
+from runner.contracts.facts import TensorHeader
+from runner.model.checkpoint.stored_types import main_type
 from runner.system.cpu import fast_bf16
 
 
-def stored_dtype(config: Any) -> torch.dtype:
-    dtype = getattr(config, "dtype", None) or torch.float32
-    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+def stored_dtype(headers: Mapping[str, TensorHeader]) -> torch.dtype:
+    """The type that most weights of a checkpoint are stored in."""
+    dtype: torch.dtype = getattr(torch, main_type(headers.values()))
+    return dtype
+
+
+def holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
+    """Whether every value of one floating type is one of another, so that converting there and back changes none."""
+    return torch.promote_types(wide, narrow) == wide
 
 
 def compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:

@@ -24,6 +24,7 @@ from runner.model.architecture.config import hidden_size
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.layerwise import adapter, block_attention, forward_modes, progress_file
 from runner.model.layerwise.apply_method import dense, transform_group
+from runner.model.layerwise.dtypes import holds
 from runner.model.layerwise.forward_modes import LayerRun
 from runner.model.layerwise.hidden_states import HiddenStates
 from runner.model.layerwise.linear import is_conv1d, is_linear
@@ -169,10 +170,10 @@ class Calibrated:
 
         def solve_group(group: int) -> None:
             members = {self._stored(index, name): linears[name] for name in groups[group]}
-            weights = {name: self._weight(module) for name, module in members.items()}
+            weights = {name: self._weight(name, module) for name, module in members.items()}
             done = transform_group(self.method, weights, collectors.pop(group).finish())
             for name, result in done.items():
-                branches.extend(install(members[name], result, streamed.stored_dtype))
+                branches.extend(install(members[name], result, weights[name].dtype))
             changed.update(done)
             if flow.lanes > 1:
                 heap.trim()  # what forwards left: two flows of the demo model took 1.7 GB without it, 1.3 with it
@@ -195,12 +196,15 @@ class Calibrated:
     def _stored(self, index: int, name: str) -> str:
         return self.streamed.stored_module(f"{self.streamed.layer_name(index)}.{name}")
 
-    def _weight(self, module: nn.Module) -> torch.Tensor:
+    def _weight(self, name: str, module: nn.Module) -> torch.Tensor:
         """The weight [out, in] in the type it is stored in: what the forward rounded is not what is quantized."""
-        weight = weight_of(module)
-        if weight.dtype != self.streamed.stored_dtype:
-            weight = weight.to(self.streamed.stored_dtype)
-        return weight.T if is_conv1d(module) else weight
+        reader, weight = self.streamed.reader, weight_of(module)
+        stored = reader.dtype(f"{name}.weight")
+        if holds(weight.dtype, stored):
+            weight = weight.to(stored)
+            return weight.T if is_conv1d(module) else weight
+        weight = reader.read_module_weight(name).to(weight.device)
+        return weight.T if is_conv1d(module) and not reader.is_packed(name) else weight
 
     def _choose_mode(self) -> Callable[[LayerRun], None]:
         if not self.method.sequential:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from runner.contracts.facts import CheckpointFacts
 from runner.model.architecture.config import hidden_size, is_half, stored_type
 from runner.system.cpu import fast_bf16
@@ -68,6 +70,6 @@ def layer_weights(facts: CheckpointFacts) -> int:
 
 
 def rest_bytes(facts: CheckpointFacts, value: int) -> int:
-    """Bytes of everything outside the decoder layers."""
-    outside = (t.nbytes for n, t in facts.tensors.items() if not n.startswith(facts.layers_prefix))
-    return int(sum(outside) * value / 2) if value == 2 else sum(outside) * (2 if is_half(facts) else 1)
+    """Bytes of everything outside the decoder layers, with `value` bytes a weight."""
+    outside = (t for n, t in facts.tensors.items() if not n.startswith(facts.layers_prefix))
+    return sum(math.prod(tensor.shape) for tensor in outside) * value

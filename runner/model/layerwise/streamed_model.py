@@ -45,8 +45,7 @@ class StreamedModel:
         if hasattr(config, "quantization_config"):
             del config.quantization_config  # packed weights are read as dense ones, by the reader
         self.config = config
-        self.stored_dtype = stored_dtype(config)
-        self.dtype = dtype or compute_dtype(self.stored_dtype, self.device)
+        self.dtype = dtype or compute_dtype(stored_dtype(self.reader.headers), self.device)
         self.model = build_empty(config, dtype=self.dtype, trust_remote_code=own_code)
         self.model.eval().requires_grad_(False)
         self.layers_name, layers = find_layers(self.model, config)

@@ -16,7 +16,7 @@ from torch import nn
 
 from runner.errors import Diagnostic, RecipeError
 from runner.model.architecture import inspect
-from runner.model.checkpoint.headers import read_shard
+from runner.model.checkpoint.headers import read_headers, read_shard
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.checkpoint.writer import CheckpointWriter
 from runner.model.layerwise.dtypes import compute_dtype, stored_dtype
@@ -187,10 +187,7 @@ def _attention(model: Any, mask: torch.Tensor) -> int:
 
 def _teacher(folder: Path, device: str) -> Any:
     """The teacher in the type it is stored in, or float32 where the hardware has no fast products of that type."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=inspect.needs_own_code(folder))
-    dtype = compute_dtype(stored_dtype(config), torch.device(device))
+    dtype = compute_dtype(stored_dtype(read_headers(folder)), torch.device(device))
     teacher = load(folder, device, dtype)
     teacher.requires_grad_(False)
     return teacher.eval()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from runner.model.architecture import inspect
+from runner.model.checkpoint.headers import read_headers
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.layerwise.dtypes import stored_dtype
 from runner.training import losses
@@ -109,7 +109,5 @@ def _loaded(arguments: Mapping[str, Any], device: str) -> Any:
 
 def frozen_dtype(folder: Path, device: str, precision: str) -> torch.dtype:
     """What frozen weights are kept in: bfloat16 where they are stored so and computed with so, float32 elsewhere."""
-    from transformers import AutoConfig
-
-    stored = stored_dtype(AutoConfig.from_pretrained(folder, trust_remote_code=inspect.needs_own_code(folder)))
+    stored = stored_dtype(read_headers(folder))
     return torch.bfloat16 if stored == torch.bfloat16 and computes_bf16(device, precision) else torch.float32
