@@ -48,6 +48,8 @@ def apply(
     for a gate that refers to a job that is not there and for `timeout` in another thread than the main one, and
     Interrupted where `wait` is False and another process applies the plan.
     """
+    if not isinstance(plan, JobPlan):
+        raise TypeError(f"apply() takes a plan, as `runner.plan(recipe)` returns it; got {plan!r}")
     if timeout is not None and threading.current_thread() is not threading.main_thread():
         raise UsageError("`timeout` works in the main thread alone, where signals arrive", "call `apply` there")
     planned = plan.with_models()

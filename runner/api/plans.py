@@ -104,6 +104,8 @@ def plan(
     model); MachineError for a device or a package that is not there, too little memory, or too small a disk;
     UsageError for drift where `locked` forbids it, or a jobs folder that is a file.
     """
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"plan() takes a recipe, as `runner.load(path)` returns it; got {recipe!r}")
     remote_code.allow(trust_remote_code)
     root = jobs_folder(jobs)
     if root.exists() and not root.is_dir():

@@ -60,3 +60,15 @@ def test_type_checkers_see_the_names_that_are_there() -> None:
     typed = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert typed == runner._MODULES
     assert sorted(typed) == sorted(runner.__all__)
+
+
+def test_a_step_left_out_is_named() -> None:
+    """What a notebook's user forgets: a recipe has to be loaded, then planned."""
+    with pytest.raises(TypeError) as caught:
+        runner.plan("toy.yaml")  # type: ignore[arg-type]
+    assert str(caught.value) == "plan() takes a recipe, as `runner.load(path)` returns it; got 'toy.yaml'"
+    with pytest.raises(TypeError) as caught:
+        runner.apply(runner.load("toy.yaml"))  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        "apply() takes a plan, as `runner.plan(recipe)` returns it; got <Recipe toy: before, shrink, after>"
+    )
