@@ -89,7 +89,7 @@ def section(kind: str) -> str:
     lines = [f"### `{kind}`", "", rules["description"], ""]
     lines.append(f"Takes {listed(module.CONSUMES, ' or ')}, makes {listed((module.PRODUCES,))}.")
     if module.METRICS:
-        lines.append(f"Metrics for gates: {listed(module.METRICS)}.")
+        lines.append(f"Metrics for gates: {listed(tuple(module.METRICS))}.")
     lines += [f"Needs {need.package}: `pip install 'runner[{need.extra}]'`." for need in module.REQUIRES]
     lines += ["", "```yaml", *example(kind, rules), "```", "", "| parameter | value | default | |", "|---|---|---|---|"]
     required = rules.get("required", ())

@@ -68,13 +68,18 @@ def validate(
     file = os.fspath(path)
     recipes = load_all(file, sets=sets, locked=locked)
     if text_only:
-        return Validation(recipes)
+        return Validation(recipes, tuple(dict.fromkeys(_written(recipes))))
     root = jobs_folder(jobs)
     cache = digest_cache(root) if (root / "store").is_dir() else None  # checking leaves nothing behind
     locking = lock_file.use(file, strict=locked)
-    plans = [resolve.resolve(recipe, cache_file=cache, device="cpu", commits=locking.commits) for recipe in recipes]
-    drifted = locking.check(plans, cache)
-    return Validation(recipes, tuple(Diagnostic("R451", text, severity="warning") for text in drifted))
+    plans = resolve.resolve_all(recipes, cache_file=cache, device="cpu", commits=locking.commits)
+    drifted = [Diagnostic("R451", text, severity="warning") for text in locking.check(plans, cache)]
+    warnings = [*_written(recipes), *(warning for plan in plans for warning in plan.warnings), *drifted]
+    return Validation(recipes, tuple(dict.fromkeys(warnings)))
+
+
+def _written(recipes: Sequence[Recipe]) -> list[Diagnostic]:
+    return [warning for recipe in recipes for warning in recipe.warnings]
 
 
 def arguments(sets: Params) -> tuple[str, ...]:

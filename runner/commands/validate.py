@@ -56,7 +56,7 @@ def run(opts: Options) -> int:
         else:
             if not opts.json:
                 print(f"{file}: ok, {_counted(checked.recipes)}")
-                print("".join(f"warning[{d.code}]: {d.message}\n" for d in checked.warnings), end="")
+                print("".join(f"\n{d.render()}\n" for d in checked.warnings), end="")
             complaints += checked.warnings
     if opts.json:
         print(json.dumps([as_json(d) for d in complaints], indent=2, ensure_ascii=False))

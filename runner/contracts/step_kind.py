@@ -8,8 +8,8 @@ what it calls import what they need. It holds these names:
     PRODUCES: str                    "checkpoint", "quantized-checkpoint", "engine", "metrics", or "same": what the main
                                      input is
     REQUIRES: tuple[Requirement, ...]   packages beyond the base installation, with the extra that installs them
-    METRICS: tuple[str, ...]         the metrics that a gate may name (evaluate kinds; else empty); "<task>/<metric>"
-                                     stands for any text in place of <...>
+    METRICS: Mapping[str, Range]     the metrics that a gate may name, and the values that each can have; names alone
+                                     where nothing is known of those; "<task>/<metric>" stands for any text in <...>
     requires(params) -> tuple[Requirement, ...]   optional: what stands in place of REQUIRES for these parameters
     environment(params, machine) -> Mapping[str, str]   optional: what of the machine, beyond packages that it requires,
                                      the result is for or depends on; part of its key
@@ -36,7 +36,7 @@ tell the planner what a parameter refers to:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -106,7 +106,7 @@ class Kind(Protocol):
     CONSUMES: tuple[str, ...]
     PRODUCES: str
     REQUIRES: tuple[Requirement, ...]
-    METRICS: tuple[str, ...]
+    METRICS: Collection[str]
 
     def check(self, params: Params, inputs: Inputs) -> list[Diagnostic]: ...
     def estimate(self, params: Params, inputs: Inputs) -> Cost: ...

@@ -76,7 +76,8 @@ def _rest(cost: Cost, done: tuple[int, int]) -> Cost:
 
 def notes(plan: Plan, forecasts: list[Forecast], available: int) -> tuple[str, ...]:
     """What may go wrong, or takes longer than one would think."""
-    found = [
+    found = [_located(warning) for warning in (*plan.recipe.warnings, *plan.warnings)]
+    found += [
         f"`{model.source}` is downloaded first: {gigabytes(model.facts.nbytes)}"
         for model in plan.given().values()
         if model.path is None
@@ -87,6 +88,10 @@ def notes(plan: Plan, forecasts: list[Forecast], available: int) -> tuple[str, .
         if available < f.cost.memory
     ]
     return tuple(found)
+
+
+def _located(warning: Diagnostic) -> str:
+    return f"{warning.message} (line {warning.span.line})" if warning.span is not None else warning.message
 
 
 def refusals(preview: Preview, free: int, folder: Path) -> list[Diagnostic]:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runner.contracts.step_kind import DataFacts, MachineFacts
 from runner.errors import Diagnostic, MachineError, RecipeError, Span
 from runner.model.source import hub
-from runner.plan import keys, lock, resolve_inputs, wiring
+from runner.plan import keys, lock, overlap, resolve_inputs, wiring
 from runner.plan.facts_flow import FactsFlow
 from runner.plan.machine import MachineRefusal, machine_facts, package_version, resolve_device
 from runner.plan.tasks import find_tasks
 from runner.plan.types import MODEL, Plan, PlannedStep, ResolvedData, ResolvedModel, ResolvedTasks
 from runner.plan.wiring import WiredStep
 from runner.recipe import step_graph
+from runner.recipe.compose.matrix import Combination, joined
 from runner.recipe.schema import load
 from runner.recipe.schema.validate import position
 from runner.recipe.types import ModelSpec, Recipe
@@ -46,7 +47,7 @@ def resolve(
         complaints += [d.at(d.span or recipe.step_span(step.step, d.path)) for d in found]
         if not any(d.severity == "error" for d in found):
             flow.advance(step)
-    complaints += _missing_packages(recipe)
+    complaints += _missing_packages(recipe) + overlap.warnings(recipe, wired, sources.data)
     _refuse([d for d in complaints if d.severity == "error"])
     planner = _Planner(recipe, sources, made_with, machine)
     planned: list[PlannedStep] = []
@@ -57,6 +58,21 @@ def resolve(
     others = {id: other for id, other in sources.models.items() if id != MODEL}
     warnings = tuple(d for d in complaints if d.severity != "error")
     return Plan(recipe, model, sources.data, tuple(planned), key, resolved_device, others, warnings)
+
+
+def resolve_all(
+    recipes: Sequence[Recipe], *, cache_file: Path | None, device: str, commits: Mapping[lock.Entry, str]
+) -> list[Plan]:
+    """The plans of all combinations of a matrix; RecipeError with the complaints about all, each reported once."""
+    plans: list[Plan] = []
+    failed: list[tuple[Combination, Sequence[Diagnostic]]] = []
+    for recipe in recipes:
+        try:
+            plans.append(resolve(recipe, cache_file=cache_file, device=device, commits=commits))
+        except (RecipeError, MachineRefusal) as error:
+            failed.append((dict(recipe.matrix), error.diagnostics))
+    _refuse(joined(failed, len(recipes)))
+    return plans
 
 
 def _refuse(complaints: list[Diagnostic]) -> None:

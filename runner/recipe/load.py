@@ -9,7 +9,7 @@ from typing import Any
 
 from runner import wording
 from runner.errors import Diagnostic, RecipeError, UsageError
-from runner.recipe import step_graph
+from runner.recipe import step_graph, usage
 from runner.recipe.compose import extends, matrix, params, when
 from runner.recipe.origins.locate import Pins
 from runner.recipe.origins.place import FilePlace, Place
@@ -84,6 +84,8 @@ def _loaded(
     """The recipe of one combination; `names` are the params that any combination sets."""
     root = merged_recipe.root
     values, complaints = params.resolve(root, sets, combination)
+    complaints += [] if complaints else usage.unused_sets(root, sets)
+    unused = usage.warnings(root, file)
     root = params.substitute(root, values, _not_substituted, complaints.append)
     params.check_size(root, complaints.append)
     left_out = _left_out(root, values, complaints)
@@ -92,8 +94,9 @@ def _loaded(
     kept, gone = _parted(root, left_out)
     recipe = _recipe(kept, file, values.values, {name: values.values[name] for name in names})
     recipe = replace(recipe, parents=merged_recipe.parents)
-    _raise(step_graph.check(recipe, gone, merged_recipe.removed))
-    return recipe
+    found = step_graph.check(recipe, gone, merged_recipe.removed)
+    _raise([complaint for complaint in found if complaint.severity == "error"])
+    return replace(recipe, warnings=(*unused, *found))
 
 
 def _raise(complaints: list[Diagnostic]) -> None:
@@ -181,12 +184,11 @@ def _step(entry: Mapping[str, Any], index: int) -> Step:
         params=schema.defaults(kind, entry[kind] or {}),
         source=entry.get("from"),
         resources=schema.fill(schema.step_schema()["properties"]["resources"], entry.get("resources", {})),
-        env=entry.get("env"),
         path=("steps", index),
     )
 
 
 def _entry(step: Step) -> dict[str, Any]:
     """A step as the standalone recipe has it."""
-    beside = {"id": step.id, "from": step.source, "resources": dict(step.resources), "env": step.env}
+    beside = {"id": step.id, "from": step.source, "resources": dict(step.resources)}
     return {step.kind: dict(step.params), **{key: value for key, value in beside.items() if value}}

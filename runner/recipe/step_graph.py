@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from runner import wording
@@ -41,7 +42,13 @@ def metrics(kind: str) -> tuple[str, ...]:
 
 def measures(kind: str, metric: str) -> bool:
     """Whether a gate on a step of this kind may name `metric`."""
-    return any(re.fullmatch(re.sub(r"<[^<>]*>", ".+", re.escape(name)), metric) for name in metrics(kind))
+    return _declared(kind, metric) is not None
+
+
+def _declared(kind: str, metric: str) -> str | None:
+    """The name by which a kind declares a metric."""
+    patterns = {name: re.sub(r"<[^<>]*>", ".+", re.escape(name)) for name in metrics(kind)}
+    return next((name for name, pattern in patterns.items() if re.fullmatch(pattern, metric)), None)
 
 
 def source_of(id: str, main: str | None, inputs: Mapping[str, Mapping[str, str]]) -> str:
@@ -92,7 +99,7 @@ def _named(step: Step, what: str) -> dict[str, str]:
 
 
 def check(recipe: Recipe, left_out: Mapping[str, str], removed: Mapping[str, Span] | None = None) -> list[Diagnostic]:
-    """Every complaint across steps. `left_out`: id → `when` of the steps that take no part.
+    """Every complaint and warning across steps. `left_out`: id → `when` of the steps that take no part.
 
     `removed`: id → where a recipe takes away a step of the one that it extends.
     """
@@ -153,6 +160,10 @@ class _Checker:
     def _tell(self, code: str, message: str, help: str | None, path: Path) -> None:
         self.complaints.append(Diagnostic(code, message, help, self.recipe.span((*self.step.path, *path))))
 
+    def _warn(self, code: str, message: str, help: str, path: Path) -> None:
+        self._tell(code, message, help, path)
+        self.complaints[-1] = replace(self.complaints[-1], severity="warning")
+
     def _checkpoints(self, *, engines: bool = False) -> list[str]:
         made = (
             id
@@ -204,6 +215,8 @@ class _Checker:
         self._tell("R308", message, help, ("from",) if step.source is not None else (step.kind,))
 
     def _checkpoint(self, label: str, name: str, path: Path, *, engines: bool = False) -> bool:
+        if name == SOURCE and (*self.step.path, *path) not in self.recipe.spans:
+            return True  # a default: that the step takes no engine is complained about where it takes its input
         if name == MODEL or (name == SOURCE and SOURCE not in self.before and self._takes_an_engine()):
             return True
         known = self._checkpoints(engines=engines)
@@ -256,6 +269,7 @@ class _Checker:
             message = f"`{self.step.kind}` does not measure `{metric}`{wording.did_you_mean(metric, known)}"
             self._tell("R309", message, f"it measures {wording.ticked(known)}" if known else None, path)
             return
+        self._bounds(metric, rule, path)
         for key in references.KEYS:
             name = rule.get(key)
             if name is None or references.parse(name).job is not None:
@@ -265,6 +279,25 @@ class _Checker:
             if self._earlier(key, name, (*path, key), fitting, help) and name not in fitting:
                 message = f"`{key}` names `{name}`, and `{self.before[name].kind}` does not measure `{metric}`"
                 self._tell("R309", message, help, (*path, key))
+
+    def _bounds(self, metric: str, rule: Mapping[str, Any], path: Path) -> None:
+        """A gate that no value can pass, or that none can miss."""
+        declared = kinds.module(self.step.kind).METRICS
+        name = _declared(self.step.kind, metric)
+        if not isinstance(declared, Mapping) or name is None:
+            return
+        values = declared[name]
+        for key, limit in (("max", rule.get("max")), ("min", rule.get("min"))):
+            if limit is None:
+                continue
+            at_most = key == "max"
+            place, where = (*path, key), f"`{wording.label(path[1:])}`"
+            why = f"`{metric}` is {values}, and `{key}` is {limit:g}"
+            if (limit < values.low) if at_most else (limit > values.high):
+                bound, side = (values.low, "more") if at_most else (values.high, "less")
+                self._tell("R312", f"{where} can never pass: {why}", f"set `{key}` to {bound:g} or {side}", place)
+            elif (limit >= values.high) if at_most else (limit <= values.low):
+                self._warn("R313", f"{where} can never be missed: {why}", "set a limit that says something", place)
 
 
 def _measured_by(metric: str, ids: Iterable[str]) -> str:

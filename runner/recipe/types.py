@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from runner.errors import Span
+from runner.errors import Diagnostic, Span
 
 Path = tuple[str | int, ...]
 
@@ -47,7 +47,6 @@ class Step:
     params: Mapping[str, Any]
     source: str | None = None
     resources: Mapping[str, Any] = field(default_factory=dict)
-    env: str | None = None
     path: Path = ()  # of the step's entry in the document: ("steps", 3)
 
 
@@ -86,6 +85,7 @@ class Recipe:
     matrix: Mapping[str, Any] = field(default_factory=dict)
     parents: tuple[Parent, ...] = ()
     references: Mapping[Path, str] = field(default_factory=dict)
+    warnings: tuple[Diagnostic, ...] = ()  # what the text is accepted with, and hardly means
 
     def __repr__(self) -> str:
         chosen = "".join(f" {name}={value!r}" for name, value in self.matrix.items())

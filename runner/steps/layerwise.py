@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -31,6 +31,9 @@ from runner.steps.targets import chosen, planned_schemes, scheme
 __all__ = [
     "LayerMethod", "bind", "check", "distinct_inputs", "estimate", "outcome", "run", "stacks", "unmatched",
 ]  # fmt: skip
+
+HEAD = "lm_head"
+_ALONE = "it changes linear modules of decoder layers alone"
 
 Bound = tuple[
     Callable[[Params, Inputs], list[Diagnostic]],
@@ -57,6 +60,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     linears = chosen(params, facts)
     if not linears:
         found.append(Diagnostic("R410", "`ignore` leaves no linear module to change", path=("ignore",)))
+    found += nothing_pruned(params, linears.values())
     refused: dict[str, list[str]] = {}
     for linear, own in linears.items():
         stored = scheme(own)
@@ -83,16 +87,44 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
 def unmatched(
     params: Params, facts: CheckpointFacts, keys: Sequence[str] = ("ignore", "overrides", "per_layer")
 ) -> list[Diagnostic]:
-    """Patterns that name no module of this model: most likely a typing error. "lm_head" is never complained about."""
+    """Patterns that change nothing: that name no module of this model, or only such as `ignore` leaves out.
+
+    `ignore` may name "lm_head", which every step leaves as it is; that without it the head is changed is a warning.
+    """
     names = [linear.name for linear in facts.sites]
+    ignored = params.get("ignore", ())
     found = []
     for key in keys:
         for pattern in params.get(key) or ():
-            if pattern != "lm_head" and not any(matches(pattern, name) for name in names):
-                tails = ", ".join(f"`{t}`" for t in sorted({n.rpartition(".")[2] for n in names}))
-                message = f"`{key}` names `{pattern}`, which matches no linear module of this model"
-                found.append(Diagnostic("R412", message, f"its linear modules are {tails}", path=(key,)))
+            named = [name for name in names if matches(pattern, name)]
+            if not named and not (key == "ignore" and pattern == HEAD):
+                found.append(_no_module(key, pattern, names))
+            elif key != "ignore" and named and all(any(matches(i, name) for i in ignored) for name in named):
+                message = f"`{key}` names `{pattern}`, and `ignore` leaves out every module that it matches"
+                found.append(Diagnostic("R412", message, "take it out of one of the two", path=(key, pattern)))
+    if "ignore" in keys and params.get("ignore") == []:
+        message = f"`ignore: []` does not make this step change `{HEAD}`: {_ALONE}"
+        found.append(Diagnostic("R418", message, "leave it out", path=("ignore",), severity="warning"))
     return found
+
+
+def _no_module(key: str, pattern: str, names: Sequence[str]) -> Diagnostic:
+    if pattern == HEAD:
+        message = f"`{key}` names `{HEAD}`, which this step leaves as it is: {_ALONE}"
+        return Diagnostic("R412", message, "leave it out", path=(key, pattern))
+    tails = ", ".join(f"`{t}`" for t in sorted({n.rpartition(".")[2] for n in names}))
+    message = f"`{key}` names `{pattern}`, which matches no linear module of this model"
+    return Diagnostic("R412", message, f"its linear modules are {tails}", path=(key, pattern))
+
+
+def nothing_pruned(params: Params, owns: Iterable[Params]) -> list[Diagnostic]:
+    """The warning about a sparsity of 0 in every module that a step changes."""
+    owns = list(owns)
+    if "sparsity" not in params or not owns or any(own["sparsity"] > 0 for own in owns):
+        return []
+    message = "`sparsity` is 0 in every module: this step changes nothing"
+    return [Diagnostic("R418", message, "set the part of the weights that is to become zero, or leave the step out",
+                       path=("sparsity",), severity="warning")]  # fmt: skip
 
 
 def estimate(method: LayerMethod, params: Params, inputs: Inputs) -> Cost:

@@ -330,6 +330,47 @@ def test_without_its_model_a_recipe_is_still_checked() -> None:
     ]  # fmt: skip
 
 
+TWICE = "which `gptq` has seen: the result is too good"
+
+
+TRAINED = "loss: next_token, batch_size: 2"
+
+
+@pytest.mark.parametrize(
+    ("steps", "places"),
+    [
+        # by its own entry, and by another of the same file; what comes before, and other branches, have seen nothing
+        (
+            ["evaluate.perplexity: {data: same}", "quantize.gptq: {data: calibration}",
+             "evaluate.perplexity: {data: calibration}", "evaluate.divergence: {data: same}",
+             "evaluate.perplexity: {data: evaluation}", "evaluate.perplexity: {data: same}\n    from: model"],
+            {12: f"`evaluate.perplexity` measures on the text of data `calibration`, {TWICE}",
+             13: f"`evaluate.divergence` measures on the text of data `same` (as `calibration`), {TWICE}"},
+        ),
+        (
+            ["quantize.gptq: {data: same}", f"recover.lora: {{data: evaluation, {TRAINED}}}",
+             "evaluate.perplexity: {data: calibration}"],
+            {12: f"`evaluate.perplexity` measures on the text of data `calibration` (as `same`), {TWICE}"},
+        ),
+        (
+            [f"recover.lora: {{data: same, evaluation: calibration, {TRAINED}}}"],
+            {10: "`recover.lora` measures on the text of data `calibration` (as `same`), which this step trains on: "
+                 "the result is too good"},
+        ),
+        (
+            [f"recover.lora: {{data: same, evaluation: evaluation, {TRAINED}}}",
+             "evaluate.perplexity: {data: evaluation}"], {},
+        ),
+    ],
+)  # fmt: skip
+def test_measured_on_what_was_calibrated_on(steps: list[str], places: dict[int, str]) -> None:
+    same = '  same: {source: "demo:stdlib", split: calibration, samples: 3, sequence_length: 32}\n'
+    plan = resolved("steps:\n" + "".join(f"  - {step}\n" for step in steps), HEAD + same)
+    found = {warning.span.line: warning.message for warning in plan.warnings if warning.span is not None}
+    assert found == places
+    assert {(warning.code, warning.severity) for warning in plan.warnings} <= {("R419", "warning")}
+
+
 def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     kind = kinds.find("quantize.rtn")
     monkeypatch.setattr(kind, "REQUIRES", (Requirement("no-such-package", "extra"),))

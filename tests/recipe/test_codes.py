@@ -26,7 +26,7 @@ def test_every_code_has_a_whole_message_in_a_test() -> None:
     shown = {
         "".join(code)
         for file in Path(__file__).parent.rglob("*.py")
-        for code in re.findall(r"error\[(R\d+)\]|refused\(.*\"(R\d+)\"", file.read_text(encoding="utf-8"))
+        for code in re.findall(r"(?:error|warning)\[(R\d+)\]|refused\(.*\"(R\d+)\"", file.read_text(encoding="utf-8"))
     }
     assert shown >= {code for code in CODES if code < "R400"}, "R4xx and R5xx are shown beside what finds them"
 

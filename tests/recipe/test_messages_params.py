@@ -119,6 +119,17 @@ r.yaml:3:38: error[R224]: `rate` must be a number, as its default 0.5 is; got `-
         sets=("bits=four", "dense=1", "rate=fast"),
     ),
     Case(
+        "set of a param that nothing refers to",
+        recipe("- quantize.rtn: {}", also='params: {bits: 4, width: "${bits}"}'),
+        """
+r.yaml:3:10: error[R228]: `--set bits=3` changes nothing: the recipe nowhere refers to `${bits}`
+    3 | params: {bits: 4, width: "${bits}"}
+      |          ^^^^
+help: leave it out, or write `${bits}` where the value belongs
+""",
+        ("bits=3",),
+    ),
+    Case(
         "set without a value",
         recipe("- quantize.rtn: {}", also="params: {bits: 4}"),
         """

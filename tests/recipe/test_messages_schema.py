@@ -379,7 +379,7 @@ help: indent it further than `quantize.rtn`, or move it into the braces
 r.yaml:7:5: error[R205]: unknown key `form` of a step; did you mean `from`?
     7 |     form: model
       |     ^^^^
-help: beside its kind a step may have `id`, `from`, `when`, `resources`, `env`, `before`, `after` and `remove`
+help: beside its kind a step may have `id`, `from`, `when`, `resources`, `before`, `after` and `remove`
 """,
     ),
     Case(
@@ -393,20 +393,41 @@ r.yaml:7:9: error[R206]: `id` must be a name of lower case letters, digits, `_` 
     ),
     Case(
         "bad resources",
-        recipe("- quantize.rtn: {}", "  resources: {gpus: -1, memory: lots, disk: 5}"),
+        recipe("- quantize.rtn: {}", "  resources: {processes: -1, disk: 5}"),
         """
-r.yaml:7:23: error[R204]: `resources.gpus` must be an integer from 0 to 1024; got -1
-    7 |     resources: {gpus: -1, memory: lots, disk: 5}
-      |                       ^^
+r.yaml:7:28: error[R204]: `resources.processes` must be an integer from 1 to 64; got -1
+    7 |     resources: {processes: -1, disk: 5}
+      |                            ^^
 
-r.yaml:7:35: error[R206]: `resources.memory` must be a size with its unit, such as "5GB" or "512MiB"; got "lots"
-    7 |     resources: {gpus: -1, memory: lots, disk: 5}
-      |                                   ^^^^
+r.yaml:7:32: error[R205]: unknown key `disk` of `resources`
+    7 |     resources: {processes: -1, disk: 5}
+      |                                ^^^^
+help: it may have `processes`
+""",
+    ),
+    Case(
+        "keys that do nothing yet",
+        recipe("- quantize.rtn: {}", "  env: vllm", "  resources: {gpus: 2, cpus: 4, memory: 4GB}"),
+        """
+r.yaml:7:5: error[R209]: `env` of a step does nothing yet: every step runs in this environment
+    7 |     env: vllm
+      |     ^^^
+help: leave it out
 
-r.yaml:7:41: error[R205]: unknown key `disk` of `resources`
-    7 |     resources: {gpus: -1, memory: lots, disk: 5}
-      |                                         ^^^^
-help: it may have `gpus`, `cpus`, `memory` and `processes`
+r.yaml:8:17: error[R209]: `gpus` of `resources` does nothing yet: a step takes the first GPU, and a training one for each of its `processes`
+    8 |     resources: {gpus: 2, cpus: 4, memory: 4GB}
+      |                 ^^^^
+help: leave it out
+
+r.yaml:8:26: error[R209]: `cpus` of `resources` does nothing yet: a step takes every processor that this process may use
+    8 |     resources: {gpus: 2, cpus: 4, memory: 4GB}
+      |                          ^^^^
+help: leave it out
+
+r.yaml:8:35: error[R209]: `memory` of `resources` does nothing yet: `runner plan` says how much each step takes, and refuses what this machine has not
+    8 |     resources: {gpus: 2, cpus: 4, memory: 4GB}
+      |                                   ^^^^^^
+help: leave it out
 """,
     ),
     Case(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from runner.recipe.load import loads
 from tests.recipe.cases import HEAD, Case, recipe, told
 
 CASES = [
@@ -225,6 +226,39 @@ help: no earlier step measures `kl`
 """,
     ),
     Case(
+        "gates that no value passes",
+        recipe(
+            "- evaluate.divergence: {data: text, gates: {top1_agreement: {min: 1.5}, kl: {max: -1}}}",
+            "- evaluate.perplexity: {data: text, gates: {perplexity: {max: 0.9}}}",
+        ),
+        """
+r.yaml:6:69: error[R312]: `gates.top1_agreement` can never pass: `top1_agreement` is from 0 to 1, and `min` is 1.5
+    6 |   - evaluate.divergence: {data: text, gates: {top1_agreement: {min: 1.5}, kl: {max: -1}}}
+      |                                                                     ^^^
+help: set `min` to 1 or less
+
+r.yaml:6:85: error[R312]: `gates.kl` can never pass: `kl` is at least 0, and `max` is -1
+    6 |   - evaluate.divergence: {data: text, gates: {top1_agreement: {min: 1.5}, kl: {max: -1}}}
+      |                                                                                     ^^
+help: set `max` to 0 or more
+
+r.yaml:7:65: error[R312]: `gates.perplexity` can never pass: `perplexity` is at least 1, and `max` is 0.9
+    7 |   - evaluate.perplexity: {data: text, gates: {perplexity: {max: 0.9}}}
+      |                                                                 ^^^
+help: set `max` to 1 or more
+""",
+    ),
+    Case(
+        "an engine's comparison without an engine",
+        recipe("- quantize.rtn: {}", "- evaluate.parity: {data: text}"),
+        """
+r.yaml:7:5: error[R308]: `evaluate.parity` takes an engine; `model` is none
+    7 |   - evaluate.parity: {data: text}
+      |     ^^^^^^^^^^^^^^^
+help: put a step before it that makes one
+""",
+    ),
+    Case(
         "several processes for a kind that runs in one",
         recipe("- quantize.gptq: {data: text}", "  resources: {processes: 2}"),
         """
@@ -240,3 +274,66 @@ help: leave `processes` out: only training uses several
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_whole_message(case: Case) -> None:
     assert told(case.text, case.sets) == case.message.strip("\n")
+
+
+def warned(text: str) -> str:
+    return "\n".join(warning.render() for warning in loads(text, "r.yaml").warnings)
+
+
+def test_gates_that_no_value_misses() -> None:
+    step = "- evaluate.divergence: {data: text, gates: {top1_agreement: {min: 0}, kl: {min: -0.5}}}"
+    assert warned(recipe(step, "  id: x", "- evaluate.perplexity: {data: text, gates: {tokens: {min: 1}}}")) == (
+        "r.yaml:6:69: warning[R313]: `gates.top1_agreement` can never be missed: `top1_agreement` is from 0 to 1, "
+        "and `min` is 0\n"
+        f"    6 |   {step}\n"
+        "      |                                                                     ^\n"
+        "help: set a limit that says something\n"
+        "r.yaml:6:83: warning[R313]: `gates.kl` can never be missed: `kl` is at least 0, and `min` is -0.5\n"
+        f"    6 |   {step}\n"
+        "      |                                                                                   ^^^^\n"
+        "help: set a limit that says something\n"
+        "r.yaml:8:61: warning[R313]: `gates.tokens` can never be missed: `tokens` is at least 1, and `min` is 1\n"
+        "    8 |   - evaluate.perplexity: {data: text, gates: {tokens: {min: 1}}}\n"
+        "      |                                                             ^\n"
+        "help: set a limit that says something"
+    )
+
+
+@pytest.mark.parametrize(
+    "gates",
+    [
+        "{top1_agreement: {min: 1}}",
+        "{kl: {max: 0}}",
+        "{top1_agreement: {max_ratio_to: first, value: 9}}",
+        "{kl: {max: 9e9}}",
+    ],
+)
+def test_gates_that_decide(gates: str) -> None:
+    steps = [
+        "- evaluate.divergence: {data: text}",
+        "  id: first",
+        f"- evaluate.divergence: {{data: text, gates: {gates}}}",
+    ]
+    assert warned(recipe(*steps)) == ""
+
+
+def test_metrics_of_tasks_have_no_known_range() -> None:
+    assert warned(recipe("- evaluate.tasks: {tasks: [a], gates: {a/ppl: {max: -1}}}", head=HEAD)) == ""
+
+
+def test_what_is_defined_and_not_used() -> None:
+    also = "params: {bits: 4, dense: true, width: 8, rest: 1}"
+    text = recipe('- quantize.rtn: {bits: "${bits}"}', "  when: dense or width > 4", also=also)
+    assert warned(text) == (
+        "r.yaml:3:42: warning[R229]: the param `rest` is not used\n"
+        f"    3 | {also}\n"
+        "      |                                          ^^^^\n"
+        "help: leave it out"
+    )
+    assert warned(recipe("- quantize.rtn: {}")) == (
+        "r.yaml:4:8: warning[R229]: the data entry `text` is not used\n"
+        "    4 | data: {text: {source: t, sequence_length: 8}}\n"
+        "      |        ^^^^\n"
+        "help: leave it out"
+    )
+    assert warned(recipe('- evaluate.perplexity: {data: "${name}"}', also="params: {name: text}")) == ""

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from runner.contracts.step_kind import DataFacts, Inputs, MachineFacts
-from runner.errors import RecipeError
+from runner.errors import Diagnostic, RecipeError
 from runner.model.architecture.inspect import facts
 from runner.plan.machine import machine_facts
 from runner.plan.resolve import resolve
@@ -34,6 +35,15 @@ def complaints(folder: Path, step: str) -> str:
     with pytest.raises(RecipeError) as caught:
         resolve(loads(text, "refused.yaml"))
     return caught.value.render()
+
+
+def diagnostics(folder: Path, step: str) -> list[Diagnostic]:
+    """The complaints and warnings of one step's kind, on data that is long enough."""
+    [(name, written)] = yaml.safe_load(step).items() if not step.endswith(":") else [(step[:-1], {})]
+    data = {"data": DataFacts("d", 64, 8, 10_000, "0")}
+    given = facts(folder, str(folder))
+    inputs = Inputs(given, {"teacher": given}, data, machine_facts("cpu"))
+    return find(name).check({**defaults(name, written), "loss": "next_token"}, inputs)
 
 
 def one_layer(tmp_path: Path, **changes: Any) -> Path:
@@ -69,6 +79,55 @@ def test_a_pattern_that_matches_nothing(tmp_path: Path) -> None:
         "      |                    ^^^^^^\n"
         "help: its linear modules are `down_proj`, `gate_proj`, `k_proj`, `o_proj`, `q_proj`, `up_proj`, `v_proj`"
     )
+
+
+ALONE = "it changes linear modules of decoder layers alone"
+
+
+@pytest.mark.parametrize(
+    ("step", "complaint", "help"),
+    [
+        ("quantize.rtn: {overrides: {lm_head: {bits: 4}}}",
+         f"`overrides` names `lm_head`, which this step leaves as it is: {ALONE}", "leave it out"),
+        ("prune.magnitude: {per_layer: {lm_head: 0.9}}",
+         f"`per_layer` names `lm_head`, which this step leaves as it is: {ALONE}", "leave it out"),
+        ("recover.lora: {data: d, target_modules: [q_proj, lm_head]}",
+         f"`target_modules` names `lm_head`, which this step leaves as it is: {ALONE}", "leave it out"),
+        ("quantize.rtn: {ignore: [lm_head, mlp.*], overrides: {down_proj: {bits: 4}}}",
+         "`overrides` names `down_proj`, and `ignore` leaves out every module that it matches",
+         "take it out of one of the two"),
+    ],
+)  # fmt: skip
+def test_names_that_have_no_effect(step: str, complaint: str, help: str, tmp_path: Path) -> None:
+    folder = one_layer(tmp_path)
+    found = diagnostics(folder, step)
+    assert [(d.code, d.message, d.help, d.severity) for d in found] == [("R412", complaint, help, "error")]
+
+
+@pytest.mark.parametrize(
+    ("step", "message", "help"),
+    [
+        ("quantize.rtn: {ignore: []}", f"`ignore: []` does not make this step change `lm_head`: {ALONE}",
+         "leave it out"),
+        ("prune.magnitude: {sparsity: 0}", "`sparsity` is 0 in every module: this step changes nothing",
+         "set the part of the weights that is to become zero, or leave the step out"),
+        ("prune.magnitude: {per_layer: {'*': 0}}", "`sparsity` is 0 in every module: this step changes nothing",
+         "set the part of the weights that is to become zero, or leave the step out"),
+    ],
+)  # fmt: skip
+def test_what_hardly_is_meant(step: str, message: str, help: str, tmp_path: Path) -> None:
+    found = diagnostics(one_layer(tmp_path), step)
+    assert [(d.code, d.message, d.help, d.severity) for d in found] == [("R418", message, help, "warning")]
+
+
+@pytest.mark.parametrize(
+    "step",
+    ["quantize.rtn: {overrides: {q_proj: {bits: 4}}}", "quantize.rtn: {ignore: [lm_head]}",
+     "prune.magnitude: {sparsity: 0, per_layer: {q_proj: 0.5}}",
+     "quantize.rtn: {ignore: [q_proj], overrides: {'*': {bits: 4}}}"],
+)  # fmt: skip
+def test_what_has_an_effect(step: str, tmp_path: Path) -> None:
+    assert diagnostics(one_layer(tmp_path), step) == []
 
 
 def test_a_step_that_would_change_nothing(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from runner import wording
-from runner.errors import Diagnostic
+from runner.errors import Diagnostic, Span
 from runner.recipe.schema import kinds as discovery
 from runner.recipe.schema import load, step_entries
 from runner.recipe.syntax import nodes
@@ -108,7 +108,18 @@ def _kind(step: Node, root: Node, path: Path, complaints: list[Diagnostic]) -> s
     return known[0] if known else None
 
 
+def _reserved(key: str, owner: str, rules: Mapping[str, Any], span: Span | None) -> Diagnostic | None:
+    """The complaint about a key that has a meaning in the language, and does nothing yet."""
+    why = rules.get("x-runner-reserved", {}).get(key)
+    if why is None:
+        return None
+    return Diagnostic("R209", f"`{key}` of {owner} does nothing yet: {why}", "leave it out", span)
+
+
 def _stray(key: str, step: Node, kind: str | None) -> Diagnostic:
+    reserved = _reserved(key, "a step", load.step_schema(), step.keys[key])
+    if reserved is not None:
+        return reserved
     if kind is not None and key in load.kind_schema(kind).get("properties", {}):
         message = f"`{key}` is a parameter of `{kind}`, and stands beside it"
         help = f"indent it further than `{kind}`, or move it into the braces"
@@ -191,13 +202,18 @@ def _unknown(error: ValidationError, path: Path, scope: _Scope) -> Iterator[Diag
     for key in written:
         if key in properties:
             continue
+        span = node.keys.get(key, node.span) if node is not None else None
+        reserved = _reserved(key, _owner(path, scope), rules, span)
+        if reserved is not None:
+            yield reserved
+            continue
         suggestion = _elsewhere(key, properties) or wording.did_you_mean(key, properties)
         message = f"unknown key `{key}` of {_owner(path, scope)}{suggestion}"
         help = scope.help or f"it may have {wording.ticked(properties)}"
         if scope.kind and not path and key in step_entries.sibling_keys():
             help = f"`{key}` stands beside `{scope.kind}`, not among its parameters"
             message = f"unknown key `{key}` of {_owner(path, scope)}"
-        yield Diagnostic("R205", message, help, node.keys.get(key, node.span) if node is not None else None)
+        yield Diagnostic("R205", message, help, span)
 
 
 def _elsewhere(key: str, properties: Mapping[str, Any]) -> str | None:
@@ -228,7 +244,7 @@ def _wrong(error: ValidationError, path: Path, scope: _Scope) -> Diagnostic:
         got += f" (from `{node.reference}`)"
     owner = _owner(path, scope)
     message = f"{owner} must be {wording.expects(rules)}{got}{_suggestion(rules, value)}"
-    if "x-runner-expects" not in rules and error.validator in _COUNTS:
+    if error.validator in _COUNTS and ("x-runner-expects" not in rules or not value):
         message = f"{owner} must have {_count(str(error.validator), rules)}; it has {len(value)}"
     elif (
         "x-runner-expects" not in rules and error.validator not in _CODES and error.validator not in ("anyOf", "oneOf")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from runner.contracts import metric_ranges
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import CHECKPOINT, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic
@@ -20,7 +21,7 @@ VERSION = 4
 CONSUMES = (CHECKPOINT,)
 PRODUCES = CHECKPOINT
 REQUIRES = ()
-METRICS = ("loss", "evaluation_loss", "steps", "tokens")
+METRICS = metric_ranges.TRAINING
 DISTRIBUTED = True
 BASE = "student"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from runner.contracts import metric_ranges
 from runner.contracts.step_kind import CHECKPOINT, METRICS_ONLY, QUANTIZED, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic
 from runner.steps import forward_cost
@@ -10,7 +11,7 @@ VERSION = 3
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = METRICS_ONLY
 REQUIRES = ()
-METRICS = ("kl", "top1_agreement", "tokens")
+METRICS = {"kl": metric_ranges.AMOUNT, "top1_agreement": metric_ranges.SHARE, "tokens": metric_ranges.COUNT}
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from queue import Empty, Queue
 from typing import IO, Any, cast
 
+from runner.contracts import metric_ranges
 from runner.contracts.step_kind import (
     CHECKPOINT,
     ENGINE,
@@ -37,9 +38,12 @@ VERSION = 1
 CONSUMES = (CHECKPOINT, QUANTIZED, ENGINE)
 PRODUCES = METRICS_ONLY
 REQUIRES = ()
-METRICS = (
-    "bytes", "load_seconds", "prefill_tokens_per_second", "prefill_spread", "decode_tokens_per_second", "decode_spread",
-    "memory", "gpu_memory",
+METRICS = dict.fromkeys(
+    (
+        "bytes", "load_seconds", "prefill_tokens_per_second", "prefill_spread", "decode_tokens_per_second",
+        "decode_spread", "memory", "gpu_memory",
+    ),
+    metric_ranges.AMOUNT,
 )  # fmt: skip
 _POLL = 0.2  # seconds between two looks at whether the job is to stop
 

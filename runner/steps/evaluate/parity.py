@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from runner.contracts import metric_ranges
 from runner.contracts.step_kind import ENGINE, METRICS_ONLY, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic
 from runner.export.preflight import unrunnable
@@ -21,9 +22,11 @@ VERSION = 1
 CONSUMES = (ENGINE,)
 PRODUCES = METRICS_ONLY
 REQUIRES = ()
-METRICS = (
-    "max_logit_difference", "kl", "top1_agreement", "tokens", "greedy_agreement", "first_difference", "prompts",
-)  # fmt: skip
+METRICS = {
+    "max_logit_difference": metric_ranges.AMOUNT, "kl": metric_ranges.AMOUNT, "top1_agreement": metric_ranges.SHARE,
+    "tokens": metric_ranges.COUNT, "greedy_agreement": metric_ranges.SHARE, "first_difference": metric_ranges.AMOUNT,
+    "prompts": metric_ranges.COUNT,
+}  # fmt: skip
 
 
 _ENGINE = 150 << 20  # the runtime of an engine and a model of transformers, beside torch (measured)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from runner.contracts import metric_ranges
 from runner.contracts.step_kind import CHECKPOINT, METRICS_ONLY, QUANTIZED, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic
 from runner.steps import forward_cost
@@ -12,7 +13,12 @@ VERSION = 3
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = METRICS_ONLY
 REQUIRES = ()
-METRICS = ("perplexity", "loss", "tokens", "windows")
+METRICS = {
+    "perplexity": metric_ranges.PERPLEXITY,
+    "loss": metric_ranges.AMOUNT,
+    "tokens": metric_ranges.COUNT,
+    "windows": metric_ranges.COUNT,
+}
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:

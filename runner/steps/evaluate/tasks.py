@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from runner.contracts import metric_ranges
 from runner.contracts.step_kind import (
     CHECKPOINT,
     METRICS_ONLY,
@@ -28,7 +29,7 @@ VERSION = 1
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = METRICS_ONLY
 REQUIRES = (Requirement("lm-eval", "eval"),)
-METRICS = ("<task>/<metric>",)
+METRICS = {"<task>/<metric>": metric_ranges.UNKNOWN}
 
 LENGTH = 512  # tokens of a question, for the forecast
 QUESTIONS = 1000  # of a task, where nothing limits them

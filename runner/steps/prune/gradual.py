@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from runner.contracts import metric_ranges
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import CHECKPOINT, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic
@@ -18,7 +19,7 @@ VERSION = 5
 CONSUMES = (CHECKPOINT,)
 PRODUCES = CHECKPOINT
 REQUIRES = ()
-METRICS = ("loss", "evaluation_loss", "steps", "tokens", "sparsity")
+METRICS = {**metric_ranges.TRAINING, "sparsity": metric_ranges.SHARE}
 DISTRIBUTED = True
 
 

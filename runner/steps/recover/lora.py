@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from runner.contracts import metric_ranges
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.sites import Site
 from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, SAME, Context, Cost, Inputs, Params, Result
@@ -26,7 +27,7 @@ VERSION = 4
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = SAME
 REQUIRES = ()
-METRICS = ("loss", "evaluation_loss", "steps", "tokens")
+METRICS = metric_ranges.TRAINING
 DISTRIBUTED = True
 
 SHOWN = 5  # modules that a complaint lists, the narrowest first

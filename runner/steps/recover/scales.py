@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from runner.contracts import metric_ranges
 from runner.contracts.facts import CheckpointFacts, TensorHeader
 from runner.contracts.step_kind import QUANTIZED, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic
@@ -17,7 +18,7 @@ VERSION = 4
 CONSUMES = (QUANTIZED,)
 PRODUCES = QUANTIZED
 REQUIRES = ()
-METRICS = ("loss", "evaluation_loss", "steps", "tokens")
+METRICS = metric_ranges.TRAINING
 DISTRIBUTED = True
 
 

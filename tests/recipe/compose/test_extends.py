@@ -26,7 +26,7 @@ steps:
   - evaluate.perplexity: {data: text}
     id: baseline
   - quantize.gptq: {data: text, bits: "${bits}", overrides: {"*.q_proj": {bits: 8}}}
-    resources: {cpus: 2, memory: 4GB}
+    resources: {processes: 1}
   - evaluate.perplexity: {data: text, gates: {perplexity: {max: 20}}}
 """
 
@@ -61,7 +61,7 @@ params: {bits: 3}
 data: {text: {samples: 8}, other: {source: a.txt, sequence_length: 16}}
 steps:
   - quantize.gptq: {group_size: 64, overrides: {}}
-    resources: {cpus: 1}
+    resources: {processes: 1}
   - id: perplexity
     evaluate.divergence: {data: other}
   - prune.magnitude:
@@ -81,7 +81,7 @@ steps:
     ]
     gptq = recipe.steps[1]
     assert (gptq.params["bits"], gptq.params["group_size"], gptq.params["overrides"]) == (3, 64, {})
-    assert gptq.resources == {"cpus": 1, "memory": "4GB"}
+    assert gptq.resources == {"processes": 1}
     assert recipe.steps[2].params == {"data": "other", "against": "model", "gates": {}}
 
 

@@ -79,7 +79,7 @@ def test_keys_and_params_themselves_are_left_alone() -> None:
     ],
 )
 def test_the_default_gives_the_type_of_set(default: str, given: str, value: Any) -> None:
-    text = recipe("- quantize.rtn: {}", also=f"params: {{whole: 1, x: {default}}}")
+    text = recipe("- quantize.rtn: {}", also=f'params: {{whole: 1, x: {default}}}\ndescription: "is ${{x}}"')
     found = loads(text, "r.yaml", [f"x={given}"]).params["x"]
     assert found == value
     assert type(found) is type(value)

@@ -46,8 +46,7 @@ steps:
       overrides: {a: {bits: "${bits}", group_size: "${n}", symmetric: "${t}"}}
     id: "q-${bits}"
     from: "${m}"
-    resources: {gpus: "${n}", memory: "${w}"}
-    env: "${m}"
+    resources: {processes: "${n}"}
   - prune.magnitude: {sparsity: "${s}", pattern: "${m}", per_layer: {a: "${s}"}}
     when: "${t}"
   - prune.magnitude: {sparsity: "${s}", pattern: "2:4"}
@@ -132,7 +131,7 @@ def test_the_bundle_refuses(validator: Any, written: str) -> None:
 def test_the_bundle_describes_what_it_completes() -> None:
     bundled = editor.bundled()
     step = bundled["$defs"]["step"]["properties"]
-    assert list(step) == [*load.kinds(), "id", "from", "when", "resources", "env", "before", "after", "remove"]
+    assert list(step) == [*load.kinds(), "id", "from", "when", "resources", "before", "after", "remove"]
     assert all(part.get("description") for part in step.values())
     gptq = bundled["$defs"]["quantize.gptq"]["properties"]
     assert all(part.get("description") for part in gptq.values())
