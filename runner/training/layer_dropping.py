@@ -92,7 +92,7 @@ def _mean_cosine(flow: HiddenStates, index: int, layer: torch.nn.Module) -> floa
     lane = flow.lane(0, index, layer)
     total = 0.0
     for span in flow.spans:
-        after = forward(lane, span, flow.call(index, span))
+        after = forward(lane, span)
         lane.write(span[0], after)
         before = lane.read(*span)
         total += float(cosine_similarity(before.float(), after.float(), dim=-1).double().sum())

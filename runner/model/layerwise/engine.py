@@ -180,7 +180,7 @@ class Calibrated:
 
         last = index == len(streamed) - 1
         heads = [names[0] for names in groups]
-        run = LayerRun(lanes, flow.spans, lambda s: flow.call(index, s), heads, collect, solve_group, not last)
+        run = LayerRun(lanes, flow.spans, heads, collect, solve_group, not last)
         self.run_layer(run)
         for branch in branches:
             branch.remove()

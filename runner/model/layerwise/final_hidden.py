@@ -31,7 +31,7 @@ def final_hidden(streamed: StreamedModel, ids: torch.Tensor, run: StreamRun) -> 
             started = time.perf_counter()
             lane = flow.lane(0, index, streamed.load(index))
             for span in flow.spans:
-                lane.write(span[0], forward(lane, span, flow.call(index, span)))
+                lane.write(span[0], forward(lane, span))
             streamed.free(index)
             saved.layer, saved.hidden = index + 1, flow.finished(index + 1)
             saved.save(run.progress)

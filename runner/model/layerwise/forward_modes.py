@@ -17,6 +17,8 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import nn
 
+from runner.model.layerwise.layer_probes import Call
+
 Span = tuple[int, int]
 
 
@@ -30,9 +32,9 @@ class Lane:
     layer: nn.Module
     read: Callable[[int, int], torch.Tensor]
     write: Callable[[int, torch.Tensor], None]
+    call: Callable[[Span], Call]  # the arguments besides hidden states
 
 
-CallFor = Callable[[Span], tuple[tuple[Any, ...], dict[str, Any]]]
 Collect = Callable[[int, tuple[torch.Tensor, ...]], None]  # group, its input in each lane
 Solve = Callable[[int], None]
 
@@ -41,13 +43,12 @@ Solve = Callable[[int], None]
 class LayerRun:
     """One layer to run over every batch. `heads[g]` names the first linear of group `g`, where forwards stop.
 
-    `call` gives the arguments of a batch's forward. `collect` takes each batch's input of a group, then `solve` changes
+    `collect` takes each batch's input of a group, then `solve` changes
     the group. Without `output` the forwards end at the last group: the last layer's output is nobody's input.
     """
 
     lanes: Sequence[Lane]
     spans: Sequence[Span]
-    call: CallFor
     heads: Sequence[str]
     collect: Collect
     solve: Solve
@@ -92,7 +93,7 @@ def run_suspended(run: LayerRun) -> None:
             for span, row in zip(run.spans, runs, strict=True):
                 inputs = []
                 for lane, suspended in zip(run.lanes, row, strict=True):
-                    reached = suspended.switch(lane, span, run.call(span)) if group == 0 else suspended.switch()
+                    reached = suspended.switch(lane, span) if group == 0 else suspended.switch()
                     inputs.append(arrived(reached, group, run.heads))
                 run.collect(group, tuple(inputs))
                 del inputs, reached
@@ -100,7 +101,7 @@ def run_suspended(run: LayerRun) -> None:
         for span, row in zip(run.spans, runs, strict=True):
             for lane, suspended in zip(run.lanes, row, strict=True):
                 if run.output:
-                    lane.write(span[0], suspended.switch() if run.heads else forward(lane, span, run.call(span)))
+                    lane.write(span[0], suspended.switch() if run.heads else forward(lane, span))
                 else:
                     suspended.throw()
             row.clear()
@@ -117,10 +118,10 @@ def run_again(run: LayerRun) -> None:
         wanted = group
         with Stops(run.lanes, run.heads, stop):
             for span in run.spans:
-                run.collect(group, tuple(reach(lane, span, run.call(span)) for lane in run.lanes))
+                run.collect(group, tuple(reach(lane, span) for lane in run.lanes))
         run.solve(group)
     if run.output:
-        finish(run.lanes, run.spans, run.call)
+        finish(run.lanes, run.spans)
 
 
 def run_at_once(run: LayerRun) -> None:
@@ -137,32 +138,33 @@ def run_at_once(run: LayerRun) -> None:
                     raise Reached(x)
 
             with Stops([lane], run.heads, keep):
-                reach(lane, span, run.call(span))
+                reach(lane, span)
             inputs.append(found)
         for group in range(len(run.heads)):
             run.collect(group, tuple(found[group] for found in inputs))
     for group in range(len(run.heads)):
         run.solve(group)
     if run.output:
-        finish(run.lanes, run.spans, run.call)
+        finish(run.lanes, run.spans)
 
 
-def finish(lanes: Sequence[Lane], spans: Sequence[Span], call: CallFor) -> None:
+def finish(lanes: Sequence[Lane], spans: Sequence[Span]) -> None:
     for span in spans:
         for lane in lanes:
-            lane.write(span[0], forward(lane, span, call(span)))
+            lane.write(span[0], forward(lane, span))
 
 
-def forward(lane: Lane, span: Span, call: tuple[tuple[Any, ...], dict[str, Any]]) -> torch.Tensor:
-    args, kwargs = call
+def forward(lane: Lane, span: Span) -> torch.Tensor:
+    """Run a layer on the hidden states of a batch; layers return theirs alone, or first in a tuple or list."""
+    args, kwargs = lane.call(span)
     out = lane.layer(lane.read(*span), *args, **kwargs)
-    hidden: torch.Tensor = out[0] if isinstance(out, tuple) else out
+    hidden: torch.Tensor = out[0] if isinstance(out, tuple | list) else out
     return hidden
 
 
-def reach(lane: Lane, span: Span, call: tuple[tuple[Any, ...], dict[str, Any]]) -> torch.Tensor:
+def reach(lane: Lane, span: Span) -> torch.Tensor:
     try:
-        forward(lane, span, call)
+        forward(lane, span)
     except Reached as reached:
         return reached.x
     raise RuntimeError("the layer ended before it reached a linear that two tokens reached")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from runner.model.layerwise.activation_file import Activations, batches
 from runner.model.layerwise.forward_modes import Lane, Span
-from runner.model.layerwise.layer_probes import Call
+from runner.model.layerwise.layer_arguments import SCOUT, LayerArguments
 from runner.model.layerwise.memory_budget import batch_tokens
 from runner.model.layerwise.streamed_model import StreamedModel
 
@@ -28,8 +29,8 @@ class HiddenStates:
         self.windows, self.length = ids.shape
         tokens = batch_tokens(streamed.device.type, streamed.widest())
         self.spans: list[Span] = list(batches(self.windows, self.length, tokens))
-        self._calls: dict[int, list[Call]] = {}
-        self._scout: tuple[torch.Tensor, list[Call]] | None = None
+        self._arguments = LayerArguments(folder, lanes)
+        self._scout: torch.Tensor | None = None
         self._open: dict[tuple[int, int], Activations] = {}
 
     def begin(self, layer: int, digests: list[str]) -> bool:
@@ -39,28 +40,27 @@ class HiddenStates:
         """
         self.streamed.load_rest()
         try:
-            self._scout = self.streamed.calls(self.ids[:1, :2].to(self.streamed.device))
-            if layer == 0:
-                self._embed()
-                return True
-            for span in (self.spans[0], self.spans[-1]):
-                self._record(span)
+            self._scout, calls = self.streamed.calls(self.ids[:1, :2].to(self.streamed.device))
+            self._arguments.record(SCOUT, calls)
+            for span in self.spans:
+                hidden, calls = self.streamed.calls(self.ids[span[0] : span[1]].to(self.streamed.device))
+                self._arguments.record(span, calls)
+                for lane in range(self.lanes) if layer == 0 else ():
+                    self.file(lane, 0).write(span[0], hidden)
         finally:
             self.streamed.free_rest()
+        return layer == 0 or self._intact(layer, digests)
+
+    def _intact(self, layer: int, digests: list[str]) -> bool:
         files = [self.file(lane, layer) for lane in range(self.lanes)]
+        if self._arguments.has_state():
+            if not digests or not self._arguments.load_states(self._state_file(layer), digests[-1]):
+                return False
+            digests = digests[:-1]
         return len(digests) == len(files) and all(f.intact(d) for f, d in zip(files, digests, strict=True))
 
-    def _embed(self) -> None:
-        for span in self.spans:
-            hidden = self._record(span)
-            for lane in range(self.lanes):
-                self.file(lane, 0).write(span[0], hidden)
-
-    def _record(self, span: Span) -> torch.Tensor:
-        ids = self.ids[span[0] : span[1]].to(self.streamed.device)
-        hidden, calls = self.streamed.calls(ids)
-        self._calls.setdefault(span[1] - span[0], calls)
-        return hidden
+    def _state_file(self, layer: int) -> Path:
+        return self.folder / f"state-{layer}"
 
     def file(self, lane: int, layer: int) -> Activations:
         key = (lane, layer)
@@ -73,26 +73,27 @@ class HiddenStates:
         return self._open[key]
 
     def lane(self, lane: int, layer: int, module: torch.nn.Module) -> Lane:
-        """The lane of `passes` that runs `module` as decoder layer `layer`."""
+        """Return the lane that runs `module` as decoder layer `layer`."""
         source, target = self.file(lane, layer), self.file(lane, layer + 1)
-        return Lane(module, source.read, target.write)
-
-    def call(self, layer: int, span: Span) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return self._calls[span[1] - span[0]][layer]
+        return Lane(module, source.read, target.write, partial(self._arguments.call, lane, layer))
 
     def scout(self, layer: int) -> tuple[torch.Tensor, tuple[Any, ...], dict[str, Any]]:
         """What `layer` could be called with for two tokens: hidden states [1, 2, hidden] and the other arguments."""
         if self._scout is None:
             raise RuntimeError("a flow is begun before anything is asked of it")
-        hidden, calls = self._scout
-        return hidden, *calls[layer]
+        return self._scout, *self._arguments.call(0, layer, SCOUT)
 
     def finished(self, layer: int) -> list[str]:
-        """The digests of what enters layer `layer`, all of it written."""
-        return [self.file(lane, layer).digest() for lane in range(self.lanes)]
+        """The digests of what enters layer `layer`, all of it written: of each lane, then of what layers share."""
+        digests = [self.file(lane, layer).digest() for lane in range(self.lanes)]
+        if self._arguments.has_state():
+            digests.append(self._arguments.save_states(self._state_file(layer)))
+        return digests
 
     def drop(self, layer: int) -> None:
         """Forget what entered `layer`."""
+        self._arguments.drop(layer)
+        self._state_file(layer).unlink(missing_ok=True)
         for lane in range(self.lanes):
             file = self._open.pop((lane, layer), None)
             if file is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -9,16 +10,30 @@ from torch import nn
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
+# What the layers of an architecture return: hidden states alone, or first in a tuple or list, before what attention
+# weights or a cache would be.
+RETURNS: Mapping[str, Callable[[torch.Tensor], Any]] = {
+    "hidden states": lambda hidden: hidden,
+    "a tuple": lambda hidden: (hidden,),
+    "a pair": lambda hidden: (hidden, None),
+    "a triple": lambda hidden: (hidden, None, None),
+    "a list": lambda hidden: [hidden],
+}
+
 
 class Recorder(nn.Module):
-    """Stands in for a decoder layer and keeps what it was called with; attributes are the layer's own."""
+    """Stands in for a decoder layer and keeps what it was called with; attributes are the layer's own.
 
-    def __init__(self, layer: nn.Module, wrap: bool, last: bool = False) -> None:
+    It passes hidden states on as they are. `passed` tells whether it was given what the layer before it, `previous`,
+    gave; where that is not so, the model does something between its layers.
+    """
+
+    def __init__(self, layer: nn.Module, returns: str, previous: Recorder | None = None, last: bool = False) -> None:
         super().__init__()
-        self.__dict__["layer"] = layer
-        self.wrap = wrap
-        self.last = last
+        self.__dict__["layer"], self.__dict__["previous"] = layer, previous
+        self.returns, self.last = RETURNS[returns], last
         self.hidden: torch.Tensor | None = None
+        self.passed = False
         self.call: Call = ((), {})
 
     def __getattr__(self, name: str) -> Any:
@@ -28,22 +43,37 @@ class Recorder(nn.Module):
             return getattr(self.__dict__["layer"], name)
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        previous = self.__dict__["previous"]
         self.hidden = hidden_states
+        self.passed = previous is None or _same(previous.hidden, hidden_states)
         self.call = (args, kwargs)
         if self.last:
             raise EndOfLayers
-        return (hidden_states,) if self.wrap else hidden_states
+        return self.returns(hidden_states)
 
 
-class Injector(Recorder):
-    """Returns given hidden states whatever it is called with."""
+def _same(one: torch.Tensor | None, other: torch.Tensor) -> bool:
+    if one is other or one is None:
+        return one is other
+    return one.shape == other.shape and not one.is_meta and torch.equal(one, other)
 
-    def __init__(self, layer: nn.Module, hidden: torch.Tensor, wrap: bool) -> None:
-        super().__init__(layer, wrap)
-        self.given = hidden
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return (self.given,) if self.wrap else self.given
+class Injector(nn.Module):
+    """Stands in for a decoder layer and returns given hidden states whatever it is called with."""
+
+    def __init__(self, layer: nn.Module, hidden: torch.Tensor, returns: str) -> None:
+        super().__init__()
+        self.__dict__["layer"] = layer
+        self.given = RETURNS[returns](hidden)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["layer"], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.given
 
 
 class EndOfLayers(Exception):

@@ -1,13 +1,12 @@
 """A causal language model of transformers whose weights come and go: built on the meta device, a layer real at a time.
 
 Nothing here knows an architecture. The decoder layers are found as the module list that holds them, buffers that no
-checkpoint carries (rotary tables, masks) are rebuilt by the model's own initializer, and one probing forward with
+checkpoint carries (rotary tables, masks) are those that the model's own code made, and a probing forward with
 pass-through layers records the arguments that each layer is called with.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,9 +21,10 @@ from runner.model.checkpoint.formats import is_weight
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.layerwise import adapter
 from runner.model.layerwise.dtypes import compute_dtype, stored_dtype
-from runner.model.layerwise.empty_model import build_empty
-from runner.model.layerwise.layer_probes import Call, EndOfLayers, Injector, Recorder, replaced
+from runner.model.layerwise.empty_model import build_with_buffers
+from runner.model.layerwise.layer_probes import Call
 from runner.model.layerwise.linear import is_conv1d, is_linear
+from runner.model.layerwise.outside_layers import OutsideLayers
 
 
 class StreamedModel:
@@ -46,7 +46,7 @@ class StreamedModel:
             del config.quantization_config  # packed weights are read as dense ones, by the reader
         self.config = config
         self.dtype = dtype or compute_dtype(stored_dtype(self.reader.headers), self.device)
-        self.model = build_empty(config, dtype=self.dtype, trust_remote_code=own_code)
+        self.model, self._built = build_with_buffers(config, dtype=self.dtype, trust_remote_code=own_code)
         self.model.eval().requires_grad_(False)
         self.layers_name, layers = find_layers(self.model, config)
         self.layers: list[nn.Module] = list(layers)
@@ -54,7 +54,7 @@ class StreamedModel:
         self._tied = tied_names(self.model, self._names, self.reader)
         self._names |= {name: self._names[source] for name, source in self._tied.items() if name not in self._names}
         untie_distinct(self.model, self._tied)
-        self._wrap = False  # whether this architecture's layers return a tuple
+        self.outside = OutsideLayers(self.model, self.layers_name, self.layers)
         self._check()
         self.adapter = adapter.opened(folder)
         if self.adapter is not None:
@@ -116,7 +116,7 @@ class StreamedModel:
     def load_rest(self, *, embedding: bool = True) -> None:
         """Make all but the decoder layers real; without `embedding` the input table stays away unless it is tied."""
         skipped = None
-        if not embedding and not self._tied:
+        if not embedding and not self._tied and not self.outside.needs_embedding():
             skipped = self.model.get_input_embeddings()
         for name, module in self.model.named_modules():
             if name == self.layers_name or name.startswith(self.layers_name + ".") or module is skipped:
@@ -129,36 +129,12 @@ class StreamedModel:
                 module._apply(lambda tensor: tensor.to("meta"), recurse=False)
 
     def calls(self, ids: torch.Tensor) -> tuple[torch.Tensor, list[Call]]:
-        """Embed `ids` [batch, length] and return the first layer's input [batch, length, hidden] and, for every layer,
-
-        the positional and keyword arguments it gets after the hidden states. Needs `load_rest`.
-        """
-        hidden: torch.Tensor | None = None
-        for wrap in (False, True):
-            self._wrap = wrap
-            recorders = [Recorder(layer, wrap, i == len(self) - 1) for i, layer in enumerate(self.layers)]
-            with self._replaced(recorders), contextlib.suppress(EndOfLayers):
-                self.model(input_ids=ids, use_cache=False)
-            hidden = recorders[0].hidden
-            if all(r.hidden is not None and hidden is not None and r.hidden.shape == hidden.shape for r in recorders):
-                break
-        if hidden is None:
-            message = f"{type(self.model).__name__} does not run its decoder layers in order"
-            raise RecipeError([Diagnostic("R405", message)])
-        return hidden, [recorder.call for recorder in recorders]
+        """Embed `ids`, as `OutsideLayers.calls` does. Needs `load_rest`."""
+        return self.outside.calls(ids)
 
     def logits(self, hidden: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-        """The model's head on final hidden states [batch, length, hidden], at the positions `keep`: float32 logits.
-
-        The model's own forward runs around injected layers, so that norms, scalings and soft caps are its own.
-        """
-        with self._replaced([Injector(layer, hidden, self._wrap) for layer in self.layers]):
-            out = self.model(inputs_embeds=hidden, use_cache=False, logits_to_keep=keep).logits
-        logits: torch.Tensor = out.float()
-        return logits
-
-    def _replaced(self, modules: list[Any]) -> Any:
-        return replaced(self.model, self.layers_name, modules)
+        """The logits of final hidden states, as `OutsideLayers.logits` gives them. Needs `load_rest`."""
+        return self.outside.logits(hidden, keep)
 
     def _check(self) -> None:
         """Every tensor the model wants is in the shards, with the shape it wants."""
@@ -193,16 +169,11 @@ class StreamedModel:
             if keys is not None:
                 continue
             saved = dict(persistent_buffers(inner, recurse=False))
-            fresh = False
             for key, buffer in list(inner._buffers.items()):
                 if buffer is not None and buffer.is_meta:
-                    if key in saved and where + key in self._names:
-                        inner._buffers[key] = self.reader.read(self._names[where + key]).to(self.device)
-                    else:
-                        inner._buffers[key] = torch.empty(buffer.shape, dtype=buffer.dtype, device=self.device)
-                        fresh = True
-            if fresh:
-                self.model._init_weights(inner)
+                    stored = self._names.get(where + key) if key in saved else None
+                    value = self._built[where + key] if stored is None else self.reader.read(stored)
+                    inner._buffers[key] = value.to(self.device)
 
     def _parameter(self, module: nn.Module, key: str, where: str) -> nn.Parameter:
         name = where + key
@@ -211,9 +182,7 @@ class StreamedModel:
         tensor = self.reader.read_module_weight(stored.removesuffix(".weight")) if packed else self.reader.read(stored)
         if packed and is_conv1d(module):
             tensor = tensor.T.contiguous()
-        parameter = nn.Parameter(tensor.to(self.device, self.dtype), requires_grad=False)
-        parameter._is_hf_initialized = True  # type: ignore[attr-defined]  # or _init_weights would draw it anew
-        return parameter
+        return nn.Parameter(tensor.to(self.device, self.dtype), requires_grad=False)
 
     def _packed(self, stored: str) -> bool:
         module, _, key = stored.rpartition(".")
@@ -245,9 +214,9 @@ def stored_names(model: Any, reader: CheckpointReader) -> dict[str, str]:
 
 
 def find_layers(model: nn.Module, config: Any) -> tuple[str, nn.ModuleList]:
-    """The outermost module list with as many entries as the configuration has hidden layers."""
+    """The outermost module list with as many entries as the configuration has decoder layers."""
     text = config.get_text_config()
-    count = text.num_hidden_layers
+    count = getattr(text, "decoder_layers", None) or text.num_hidden_layers
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return name, module

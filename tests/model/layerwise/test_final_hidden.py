@@ -22,7 +22,7 @@ def streamed_logits(folder: Path, ids: torch.Tensor, scratch: Path) -> torch.Ten
         for index in range(len(streamed_model)):
             lane = flow.lane(0, index, streamed_model.load(index))
             for span in flow.spans:
-                lane.write(span[0], forward(lane, span, flow.call(index, span)))
+                lane.write(span[0], forward(lane, span))
             streamed_model.free(index)
             flow.drop(index)
         streamed_model.load_rest(embedding=False)

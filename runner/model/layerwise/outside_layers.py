@@ -1,0 +1,105 @@
+"""The part of a model outside its decoder layers, run by the model's own forward around stand-ins for the layers.
+
+So embeddings, norms, scalings, soft caps and heads are the model's own, whatever it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from runner.errors import Diagnostic, RecipeError
+from runner.model.layerwise.layer_probes import RETURNS, Call, EndOfLayers, Injector, Recorder, replaced
+
+# What the code of a model raises on layers that return something of another form than its own do.
+_MISFITS = (ValueError, TypeError, AttributeError, IndexError, RuntimeError)
+
+
+class OutsideLayers:
+    """Runs what surrounds the decoder layers of `model`, the module list called `name`, whose modules are `layers`."""
+
+    def __init__(self, model: Any, name: str, layers: list[nn.Module]) -> None:
+        self.model, self.name, self.layers = model, name, layers
+        self._returns = ""  # what the layers of this architecture return, a key of RETURNS; found by the first call
+
+    def calls(self, ids: torch.Tensor) -> tuple[torch.Tensor, list[Call]]:
+        """Embed `ids` [batch, length] and return the first layer's input [batch, length, hidden] and, for every layer,
+
+        the positional and keyword arguments it gets after the hidden states. RecipeError (R405) for a model that does
+        not call each layer once, in order, with what the one before it gave.
+        """
+        problem = ""
+        for returns in [self._returns] if self._returns else RETURNS:
+            recorders: list[Recorder] = []
+            for layer in self.layers:
+                previous, last = (recorders[-1] if recorders else None), len(recorders) == len(self.layers) - 1
+                recorders.append(Recorder(layer, returns, previous, last))
+            try:
+                with self._replaced(list(recorders)), contextlib.suppress(EndOfLayers):
+                    self.model(input_ids=ids, use_cache=False)
+            except _MISFITS as error:
+                problem = problem or f"fails around layers that return {returns}: {type(error).__name__}: {error}"
+                continue
+            problem = _problem(recorders, ids)
+            hidden = recorders[0].hidden
+            if not problem and hidden is not None:
+                self._returns = returns
+                return hidden, [recorder.call for recorder in recorders]
+        message = f"{type(self.model).__name__} cannot be run a layer at a time: it {problem}"
+        raise RecipeError([Diagnostic("R405", message, "choose a model whose decoder layers follow one another")])
+
+    def logits(self, hidden: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        """The model's head on final hidden states [batch, length, hidden], at the positions `keep`: float32 logits."""
+        stand_ins = [Injector(layer, hidden, self._returns or "hidden states") for layer in self.layers]
+        with self._replaced(list(stand_ins)):
+            out = self.model(**self._unread_input(hidden), use_cache=False, logits_to_keep=keep).logits
+        if out.shape[1] != len(keep):  # some models compute the logits of all positions whatever they are asked for
+            out = out[:, keep]
+        logits: torch.Tensor = out.float()
+        return logits
+
+    def needs_embedding(self) -> bool:
+        """Whether `logits` runs the embedding: models that take no embedded input, or embed ids in further tables."""
+        return not self._takes_embedded() or self._embeds_further()
+
+    def _takes_embedded(self) -> bool:
+        return "inputs_embeds" in inspect.signature(self.model.forward).parameters
+
+    def _embeds_further(self) -> bool:
+        table = self.model.get_input_embeddings()
+        return any(
+            isinstance(module, nn.Embedding) and module is not table and "per_layer" in name
+            for name, module in self.model.named_modules()
+        )
+
+    def _unread_input(self, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
+        """An input of the right size, which nobody reads: the layers' stand-ins ignore what comes of it."""
+        batch, length = hidden.shape[:2]
+        if self.needs_embedding():
+            return {"input_ids": torch.zeros(batch, length, dtype=torch.long, device=hidden.device)}
+        width = self.model.get_input_embeddings().weight.shape[1]
+        return {
+            "inputs_embeds": torch.zeros(1, 1, 1, dtype=hidden.dtype, device=hidden.device).expand(batch, length, width)
+        }
+
+    def _replaced(self, modules: list[nn.Module]) -> Any:
+        return replaced(self.model, self.name, modules)
+
+
+def _problem(recorders: list[Recorder], ids: torch.Tensor) -> str:
+    """What keeps the layers from being run one after another; "" for nothing."""
+    unreached = [index for index, recorder in enumerate(recorders) if recorder.hidden is None]
+    if unreached:
+        return f"does not call its decoder layer {unreached[0]}"
+    changed = [index for index, recorder in enumerate(recorders) if not recorder.passed]
+    if changed:
+        return f"changes the hidden states between its decoder layers {changed[0] - 1} and {changed[0]}"
+    hidden = recorders[0].hidden
+    if hidden is None or hidden.ndim != 3 or hidden.shape[:2] != ids.shape:
+        shape = None if hidden is None else list(hidden.shape)
+        return f"hands its layers hidden states of the shape {shape} for tokens of {list(ids.shape)}"
+    return ""
