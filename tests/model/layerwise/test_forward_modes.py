@@ -59,7 +59,9 @@ class Flow:
         def write(at: int, x: torch.Tensor) -> None:
             self.out[index][at : at + len(x)] = x
 
-        return Lane(self.layers[index], lambda start, stop: self.hidden[start:stop], write)
+        return Lane(
+            self.layers[index], lambda start, stop: self.hidden[start:stop], write, lambda span: ((), {"scale": 0.5})
+        )
 
     def collect(self, group: int, inputs: tuple[torch.Tensor, ...]) -> None:
         self.seen.setdefault(group, []).extend(x.clone() for x in inputs)
@@ -75,7 +77,7 @@ class Flow:
         heads = [names[0] for names in self.groups]
         lanes = [self.lane(i) for i in range(len(self.layers))]
         with torch.inference_mode():
-            how(LayerRun(lanes, SPANS, lambda span: ((), {"scale": 0.5}), heads, self.collect, self.solve, output))
+            how(LayerRun(lanes, SPANS, heads, self.collect, self.solve, output))
 
     def bytes(self) -> list[torch.Tensor]:
         """Everything that must agree: inputs of every group, new weights, outputs of every lane."""
