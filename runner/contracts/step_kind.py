@@ -20,6 +20,9 @@ what it calls import what they need. It holds these names:
     estimate(params, inputs) -> Cost
     outcome(params, inputs) -> CheckpointFacts      what the produced checkpoint will look like; of an engine, the
                                                     checkpoint it is made from with `engine` set (not for metrics)
+    changes(params, inputs) -> Collection[str]      optional: the tensors of the main input whose values the step may
+                                                    change; where it is absent, all that belong to the model
+    source_facts(inputs) -> CheckpointFacts         optional: what the step makes its result of, if not its main input
     run(ctx) -> Result
 
 Parameters have their names, types, ranges, defaults and descriptions in the schema alone. Five annotations there

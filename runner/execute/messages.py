@@ -76,6 +76,8 @@ class Request:
     tokenizer: str
     command: str
     processes: int = 1
+    account: Mapping[str, Any] | None = None  # what becomes of the tensors of its input, for the record
+    written: Mapping[str, tuple[int, ...]] | None = None  # the shapes of the tensors that it is to write
     tasks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # parameter → entry as written → its path
 
 

@@ -52,6 +52,8 @@ def request(
         command=settings.command,
         tasks={name: {entry: str(path) for entry, path in found.paths.items()} for name, found in step.tasks.items()},
         processes=step.processes,
+        account=step.account.document() if step.account else None,
+        written=step.account.written if step.account else None,
     )
 
 

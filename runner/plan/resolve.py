@@ -47,12 +47,13 @@ def resolve(
         complaints += [d.at(d.span or recipe.step_span(step.step, d.path)) for d in found]
         if not any(d.severity == "error" for d in found):
             flow.advance(step)
+            complaints += [d.at(recipe.step_span(step.step)) for d in flow.account(step)[1]]
     complaints += _missing_packages(recipe) + overlap.warnings(recipe, wired, sources.data)
     _refuse([d for d in complaints if d.severity == "error"])
     planner = _Planner(recipe, sources, made_with, machine)
     planned: list[PlannedStep] = []
     for step in wired:
-        planned.append(replace(planner.plan(step, planned), sites=flow.sites(step)))
+        planned.append(replace(planner.plan(step, planned), sites=flow.sites(step), account=flow.account(step)[0]))
     model = sources.models[MODEL]
     key = keys.plan_key(recipe.name, model.digest, planned)
     others = {id: other for id, other in sources.models.items() if id != MODEL}

@@ -37,7 +37,7 @@ class StepReport:
     that came out, None for metrics; `size_before` those of its checkpoint. `errors` by layer, relative output errors,
     None where a layer has none. `input` is what its checkpoint came from: "model" or the id of a step. `measures` tells
     one way of measuring from another: steps with equal ones may be compared. `forecast` is what the run that computed
-    it foresaw. `messages` are warnings of the last run.
+    it foresaw. `tensors` is its account of tensors. `messages` are warnings of the last run.
     """
 
     id: str
@@ -61,6 +61,7 @@ class StepReport:
     forecast: Forecast | None = None
     layers: tuple[Layer, ...] = ()
     curve: Curve | None = None
+    tensors: Mapping[str, Any] = field(default_factory=dict)
     messages: tuple[str, ...] = ()
 
 
@@ -241,7 +242,14 @@ def _step(job: Path, root: Path, entry: Mapping[str, Any], last: board.StepBoard
         measures=files.canonical([entry["kind"], entry.get("params", {}), entry.get("data", {})]),
         layers=layers(record.details) if record else (),
         curve=curve(record.details) if record else None,
+        tensors=_account(record),
     )
+
+
+def _account(record: records.Record | None) -> Mapping[str, Any]:
+    """The account of tensors of a step that made a checkpoint (`Account.document`); empty for any other."""
+    found = record.details.get("tensors") if record else None
+    return found if isinstance(found, Mapping) and isinstance(found.get("roles"), Mapping) else {}
 
 
 def _record(folder: Path) -> records.Record | None:

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from runner.plan.types import Forecast, Preview
 from runner.progress import units
+from runner.report import tensor_account
 from runner.report.table import table
 
 STYLES = {"cached": "green", "run": "", "resume": "cyan"}
@@ -23,10 +24,17 @@ def lines(preview: Preview, width: int) -> list[Text]:
         *heading(preview, width),
         Text(),
         *table(rows, width, ">" + "<" * 3 + ">" * 3 + "<", head=True),
+        *_tensors(preview),
         Text(),
         *_totals(preview),
         *(Text(f"note: {note}", "yellow") for note in preview.notes),
     ]
+
+
+def _tensors(preview: Preview) -> list[Text]:
+    """What becomes of the tensors of each step's input."""
+    accounts = [(f.step.id, f.step.account.document()) for f in preview.forecasts if f.step.account is not None]
+    return [Text(), *(Text(f"{id}: {tensor_account.line(found)}", "dim") for id, found in accounts)] if accounts else []
 
 
 def short(preview: Preview, width: int) -> list[Text]:
@@ -93,6 +101,7 @@ def _step(forecast: Forecast) -> dict[str, Any]:
         "id": step.id, "kind": step.kind, "key": step.key, "state": forecast.state, "reason": forecast.reason,
         "resume_layer": forecast.resume_layer, "layers": forecast.layers, "unit": forecast.unit, "memory": cost.memory,
         "disk": cost.disk, "scratch": cost.scratch, "seconds": cost.seconds,
+        "tensors": step.account.document() if step.account is not None else None,
     }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from runner.progress import board, units
 from runner.progress.frame import ICONS
-from runner.report import loading
+from runner.report import loading, tensor_account
 from runner.report.job_report import JobReport, StepReport
 from runner.report.table import table
 
@@ -75,6 +75,8 @@ def _more(step: StepReport, width: int) -> list[Text]:
         text.append(units.sparkline(step.errors, max(8, min(80, width - text.cell_len - 20))), "magenta")
         text.append(f" {board.figure(min(known))} to {board.figure(max(known))}")
         result.append(text)
+    if step.tensors:
+        result.append(Text(f" {step.id}: tensors: {tensor_account.line(step.tensors)}"))
     for gate in step.gates:
         style = "green" if gate.get("passed") else "bold red"
         result.append(Text(f" {step.id}: {board.gate_text(gate)}", style))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, cast
 
-from runner.contracts.step_kind import Kind, MachineFacts, Params, Requirement
+from runner.contracts.facts import CheckpointFacts
+from runner.contracts.step_kind import Inputs, Kind, MachineFacts, Params, Requirement
 from runner.errors import MachineError
 from runner.recipe.schema import kinds
+from runner.steps import targets
+from runner.steps.layer_method import LayerMethod
 
 _NAMES = ("VERSION", "CONSUMES", "PRODUCES", "REQUIRES", "METRICS", "check", "estimate", "run")
 
@@ -39,6 +42,21 @@ def environment(kind: Kind, params: Params, machine: MachineFacts) -> Mapping[st
     """What of the machine decides the result of a step of this kind, by name."""
     told: Any = getattr(kind, "environment", None)
     return {} if told is None else dict(told(params, machine))
+
+
+def changes(kind: Kind, params: Params, inputs: Inputs) -> Collection[str] | None:
+    """The tensors of its main input whose values a step may change; None for a kind that may change all of them."""
+    chosen: Any = getattr(kind, "changes", None)
+    if chosen is not None:
+        return frozenset(chosen(params, inputs))
+    layer_wise = isinstance(getattr(kind, "method", None), LayerMethod)
+    return targets.changes(params, inputs.checkpoint) if layer_wise else None
+
+
+def source_facts(kind: Kind, inputs: Inputs) -> CheckpointFacts:
+    """The checkpoint that a step makes another one of: its main input, or the one that its kind says."""
+    told: Any = getattr(kind, "source_facts", None)
+    return inputs.checkpoint if told is None else cast(CheckpointFacts, told(inputs))
 
 
 def names() -> tuple[str, ...]:

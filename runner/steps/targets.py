@@ -19,6 +19,11 @@ def chosen(params: Params, facts: CheckpointFacts) -> dict[Site, dict[str, Any]]
     return {linear: p for linear, p in own if p is not None}
 
 
+def changes(params: Params, facts: CheckpointFacts) -> set[str]:
+    """The names of the weights that a step changes."""
+    return {site.tensor for site in chosen(params, facts)}
+
+
 def scheme(params: Params) -> Scheme | None:
     """How a step with these params stores a weight; None for one that keeps weights dense."""
     if "bits" not in params or "format" not in params:

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from runner.contracts.account import check_written
 from runner.errors import Interrupted, StepFailed
 from runner.execute import failures, messages
 from runner.execute.messages import Request
@@ -26,6 +27,7 @@ from runner.job import environment
 from runner.job.entries import Stage, StoreEntry
 from runner.job.records import Record
 from runner.job.store import Store
+from runner.model.checkpoint.headers import read_headers
 from runner.progress.events import Event, encode, make
 from runner.system import heap, parent_death, peak_memory
 
@@ -132,6 +134,9 @@ class Worker:
             context = StepContext(request, stage, self.send, self._stop)
             context.safe_point()
             result = kind.run(context)
+            if request.written is not None:
+                found = read_headers(stage.out)
+                check_written(request.written, {name: header.shape for name, header in found.items()})
             memory = peak_memory.peak()
             _release_memory()
             record = Record(
@@ -144,7 +149,7 @@ class Worker:
                 seconds=round(time.perf_counter() - started, 3),
                 memory=memory,
                 metrics={name: _number(value) for name, value in result.metrics.items()},
-                details=dict(result.details),
+                details={**result.details, **({"tensors": request.account} if request.account else {})},
                 artifact_type=request.produces,
                 inputs={name: ref.digest for name, ref in request.inputs.items()},
                 environment=environment.facts(request.device, request.threads),

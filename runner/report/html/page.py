@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import resources
 
 from runner.progress import units
-from runner.report import findings, report_json
+from runner.report import findings, report_json, tensor_account
 from runner.report.findings import Series
 from runner.report.html import figures
 from runner.report.html.elements import (
@@ -39,6 +39,7 @@ def html(job: JobReport) -> str:
         _effects(job, all_series),
         _layers(job),
         _training(job),
+        _tensors(job),
         _warnings(job),
         _usage(job),
         _recipe(job),
@@ -206,6 +207,15 @@ def _training(job: JobReport) -> Markup | None:
         if step.curve is not None:
             parts += [tag("h3", f"{step.id} ", tag("small", step.kind)), figures.training(step.curve)]
     return section("Training", "training", *parts) if parts else None
+
+
+def _tensors(job: JobReport) -> Markup | None:
+    parts: list[Markup] = []
+    for step in job.steps:
+        if step.tensors:
+            head, *rows = tensor_account.rows(step.tensors)
+            parts.append(data_table(f"{step.id}: what became of its input", head, rows, range(1, len(head))))
+    return section("Account of tensors", "tensors", *parts) if parts else None
 
 
 def _warnings(job: JobReport) -> Markup | None:

@@ -68,6 +68,9 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     return replace(cost, seconds=cost.seconds + forwards)
 
 
+source_facts = pair.source_facts
+
+
 def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
     return pair.student_facts(params, inputs)
 

@@ -46,6 +46,9 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     )
 
 
+source_facts = pair.source_facts
+
+
 def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
     return pair.student_facts(params, inputs)
 

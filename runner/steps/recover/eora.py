@@ -7,7 +7,7 @@ quantized checkpoint and the zeros of a pruned one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -124,6 +124,10 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
     return replace(
         facts, adapter=adapter_config.config(params["rank"], params["rank"], names, transposed=_conv1d(facts))
     )
+
+
+def changes(params: Params, inputs: Inputs) -> Collection[str]:
+    return ()
 
 
 def _conv1d(facts: CheckpointFacts) -> bool:

@@ -6,7 +6,7 @@ weights are quantized again. The maths is in runner/training/modules/lora_math.p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +98,18 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
         return facts
     names = [i.name for i in targets(params, facts)]
     return replace(facts, adapter=config(params, names, [i.name for i in facts.sites], conv1d(facts)))
+
+
+def changes(params: Params, inputs: Inputs) -> Collection[str]:
+    """Weights that take the adapter in; all that are packed where those are quantized again."""
+    facts = inputs.checkpoint
+    how = merges(params, facts)
+    if how == "keep":
+        return ()
+    if how == "merge":
+        return [site.tensor for site in targets(params, facts)]
+    modules = {site.name for site in facts.sites}
+    return [name for name in facts.tensors if name.rpartition(".")[0] in modules]
 
 
 def conv1d(facts: CheckpointFacts) -> bool:

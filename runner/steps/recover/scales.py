@@ -6,6 +6,7 @@ The result is the same checkpoint with other scales: the same files, tensors, ty
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 from runner.contracts import metric_ranges
 from runner.contracts.facts import CheckpointFacts, TensorHeader
@@ -39,6 +40,11 @@ def is_scale(tensor: TensorHeader) -> bool:
 
 def is_norm(tensor: TensorHeader) -> bool:
     return len(tensor.shape) == 1 and tensor.name.endswith("weight")
+
+
+def changes(params: Params, inputs: Inputs) -> Collection[str]:
+    tensors = inputs.checkpoint.tensors.values()
+    return [t.name for t in tensors if is_scale(t) or (params["norms"] and is_norm(t))]
 
 
 def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:

@@ -1,0 +1,92 @@
+"""The account of tensors as it is planned, of a step that makes a checkpoint: what becomes of every tensor, and why.
+
+    changed  other values, or stored in another form
+    kept     of the model, and the same bytes
+    passed   not of the model (left unread by its architecture); passed through, the same bytes
+    tied     a parameter with no tensor of its own: it uses that of another one
+    dropped  not written
+
+What the writer did is `runner.contracts.account`. Standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from runner.errors import StepFailed
+
+CHANGED, KEPT, PASSED, TIED, DROPPED = FATES = ("changed", "kept", "passed", "tied", "dropped")
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of the input. `nbytes` are those it has there; none where it is `tied`."""
+
+    name: str
+    role: str
+    fate: str
+    reason: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class PlannedAccount:
+    """What becomes of every tensor of a step's input; `written` has the shape of every tensor of its result."""
+
+    entries: tuple[Entry, ...]
+    written: Mapping[str, tuple[int, ...]]
+
+    def by_role(self) -> dict[str, dict[str, tuple[int, int]]]:
+        """Role → fate → (tensors, bytes), roles in order of their bytes."""
+        found: dict[str, dict[str, tuple[int, int]]] = {}
+        for entry in self.entries:
+            fates = found.setdefault(entry.role, {})
+            count, size = fates.get(entry.fate, (0, 0))
+            fates[entry.fate] = count + 1, size + entry.nbytes
+        return dict(sorted(found.items(), key=lambda pair: (-sum(size for _, size in pair[1].values()), pair[0])))
+
+    def reasons(self) -> dict[str, dict[str, int]]:
+        """Fate → reason → tensors."""
+        found: dict[str, dict[str, int]] = {}
+        for entry in self.entries:
+            reasons = found.setdefault(entry.fate, {})
+            reasons[entry.reason] = reasons.get(entry.reason, 0) + 1
+        return {fate: dict(sorted(found[fate].items())) for fate in FATES if fate in found}
+
+    def document(self) -> dict[str, Any]:
+        """The account as records and `plan --json` have it."""
+        roles = {
+            role: {fate: {"tensors": count, "bytes": size} for fate, (count, size) in sorted(fates.items())}
+            for role, fates in self.by_role().items()
+        }
+        return {"roles": roles, "reasons": self.reasons()}
+
+
+def check_written(planned: Mapping[str, tuple[int, ...]], written: Mapping[str, tuple[int, ...]]) -> None:
+    """StepFailed where the tensors of a checkpoint, name → shape, are not those that the plan foretold."""
+    missing = sorted(set(planned) - set(written))
+    strange = sorted(set(written) - set(planned))
+    other = sorted(name for name in set(planned) & set(written) if tuple(planned[name]) != tuple(written[name]))
+    faults = [
+        f"{_names(names)} {what}"
+        for names, what in (
+            (missing, "missing"),
+            (strange, "there and not planned"),
+            (other, "of another shape than planned"),
+        )
+        if names
+    ]
+    if faults:
+        raise StepFailed(
+            f"the checkpoint that was written is not the planned one: {'; '.join(faults)}",
+            "this is a fault of the step's kind: report it; nothing of this step was kept",
+        )
+
+
+def _names(names: list[str]) -> str:
+    shown = ", ".join(f"`{name}`" for name in names[:_SHOWN])
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return f"{shown}{more} {'is' if len(names) == 1 else 'are'}"

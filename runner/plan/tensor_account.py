@@ -1,0 +1,79 @@
+"""The planned account of tensors: a step's input and its outcome, compared tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from runner.contracts.account import CHANGED, DROPPED, KEPT, PASSED, TIED, Account, Entry
+from runner.contracts.facts import CheckpointFacts, TensorHeader
+from runner.errors import Diagnostic
+from runner.model.architecture.sites import role
+
+_SHOWN = 5
+
+
+def account(
+    before: CheckpointFacts, after: CheckpointFacts, changes: Collection[str] | None
+) -> tuple[Account, list[Diagnostic]]:
+    """The account of a step, and a complaint about tensors that nothing explains.
+
+    `changes` are the tensors of `before` whose values the step may change; None: all that belong to the model.
+    """
+    passed = frozenset(before.description.ignored if before.description else ())
+    packed = _new_by_module(before.tensors, after.tensors)
+    entries: list[Entry] = []
+    lost: list[str] = []
+    used: set[str] = set()
+    for name, header in before.tensors.items():
+        module = name.rpartition(".")[0]
+        changed = name in changes if changes is not None else name not in passed
+        if name in after.tensors:
+            fate, reason = (CHANGED, "its values change") if changed else (KEPT, "the step does not concern it")
+            if name in passed:
+                fate, reason = PASSED, "the architecture leaves it unread"
+        elif changed and module in packed:
+            used.add(module)
+            fate, reason = CHANGED, "stored as " + ", ".join(sorted({n.rpartition(".")[2] for n in packed[module]}))
+        elif _layer(before, name) >= after.layer_count:
+            fate, reason = DROPPED, f"{after.layer_count} of {before.layer_count} decoder layers stay"
+        else:
+            fate, reason = DROPPED, ""
+            lost.append(name)
+        entries.append(Entry(name, role(module), fate, reason, header.nbytes))
+    for name, source in ((before.description.ties or {}) if before.description else {}).items():
+        entries.append(Entry(name, role(name.rpartition(".")[0]), TIED, f"shares `{source}`", 0))
+    strange = [name for module in sorted(set(packed) - used) for name in packed[module]]
+    written = {name: tuple(header.shape) for name, header in after.tensors.items()}
+    return Account(tuple(entries), written), _unexplained(lost, strange)
+
+
+def _new_by_module(before: Mapping[str, TensorHeader], after: Mapping[str, TensorHeader]) -> dict[str, list[str]]:
+    """Module → the tensors of it that the input has not."""
+    found: dict[str, list[str]] = {}
+    for name in after:
+        if name not in before:
+            found.setdefault(name.rpartition(".")[0], []).append(name)
+    return found
+
+
+def _layer(facts: CheckpointFacts, name: str) -> int:
+    """The number of the decoder layer of a tensor; -1 outside of them."""
+    index = name.removeprefix(facts.layers_prefix).partition(".")[0] if facts.layers_prefix else ""
+    return int(index) if name.startswith(facts.layers_prefix) and index.isdigit() else -1
+
+
+def _unexplained(lost: list[str], strange: list[str]) -> list[Diagnostic]:
+    return [
+        Diagnostic(
+            "R417",
+            f"nothing explains why {_names(names)} {what}",
+            "this is a fault of the step's kind: its `outcome` and its `changes` must account for every tensor",
+        )
+        for names, what in ((lost, "would not be written"), (strange, "would be written"))
+        if names
+    ]
+
+
+def _names(names: list[str]) -> str:
+    shown = ", ".join(f"`{name}`" for name in names[:_SHOWN])
+    return shown + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")
