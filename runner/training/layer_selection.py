@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from runner.contracts.facts import CheckpointFacts
+from runner.contracts.model_description import ModelDescription
 from runner.model.architecture import supported
 from runner.model.architecture.sites import with_fused
 from runner.model.checkpoint.formats import weight_name
@@ -83,8 +84,17 @@ def facts(source: CheckpointFacts, keep: Sequence[int]) -> CheckpointFacts:
         tensors=tensors,
         layer_count=len(keep),
         sites=with_fused(sorted(sites, key=lambda site: (site.layer, site.name))),
-        description=None,
+        description=_description(source, len(keep)),
     )
+
+
+def _description(source: CheckpointFacts, layers: int) -> ModelDescription | None:
+    """What stays true of the description of a model that is cut: what it ties and leaves unread outside its layers."""
+    found = source.description
+    if found is None:
+        return None
+    outside = tuple(name for name in found.ignored if not _numbered(source, name))
+    return replace(found, layer_count=layers, parameters=(), packed=(), ignored=outside)
 
 
 def _numbered(facts: CheckpointFacts, name: str) -> bool:

@@ -46,9 +46,14 @@ def of(
         Diagnostic("R414", f"{' and '.join(f'`{each}`' for each in names)} both stand for `{name}` of the model", _TWO)
         for name, names in (found.duplicates or {}).items()
     ]
-    return [*_few(missing), *_few(misshaped), *converted, *_few(twice)]
+    strange = [
+        Diagnostic("R415", f"nothing in the model of `{source}` has a use for its tensor `{name}`", _STRANGE)
+        for name in found.unexpected
+    ]
+    return [*_few(missing), *_few(misshaped), *converted, *_few(twice), *_few(strange)]
 
 
+_STRANGE = "config.json belongs to another model, or load the model with transformers and save it again"
 _TWO = "remove the one that is not meant, or load the model with transformers and save it again"
 
 

@@ -42,6 +42,12 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_headers(folder: Path) -> dict[str, TensorHeader]:
     """Every tensor of a checkpoint, in the order of shards and of bytes; all complaints about the files at once."""
     if (folder / SINGLE).is_file():
+        if (folder / INDEX).is_file() and set(read_index(folder).values()) != {SINGLE}:
+            raise _error(
+                "R416",
+                f"`{folder}` holds its weights twice: in `{SINGLE}`, and in the files that `{INDEX}` names",
+                "remove those that are not meant: readers differ in which they take",
+            )
         return read_shard(folder, SINGLE)
     if not (folder / INDEX).is_file():
         raise _no_weights(folder)
@@ -73,11 +79,22 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
                     "the index and the shards come from different downloads; download the checkpoint again",
                 )
             )
-        # A tensor in two shards belongs to the one that the index names; one that the index leaves out is not loaded.
+        complaints += _strays(folder / shard, [name for name in found if weight_map.get(name) != shard], weight_map)
         tensors.update({name: header for name, header in found.items() if weight_map.get(name) == shard})
     if complaints:
         raise RecipeError(complaints)
     return tensors
+
+
+def _strays(path: Path, names: list[str], weight_map: Mapping[str, str]) -> list[Diagnostic]:
+    """What the index says of tensors of a shard that it does not place there. Some readers load them all the same."""
+    if not names:
+        return []
+    name = names[0]
+    says = f"places it in `{weight_map[name]}`" if name in weight_map else "does not list it"
+    more = f"; {_count(len(names) - 1, 'more tensor')} like that" if len(names) > 1 else ""
+    help = "the index and the shards come from different downloads; download the checkpoint again"
+    return [Diagnostic("R416", f"`{path}` holds `{name}`, and `{INDEX}` {says}{more}", help)]
 
 
 def read_shard(folder: Path, shard: str) -> dict[str, TensorHeader]:
