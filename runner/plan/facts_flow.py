@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from runner.contracts.account import Account
 from runner.contracts.facts import CheckpointFacts
+from runner.contracts.planned_account import PlannedAccount
 from runner.contracts.step_kind import ENGINE, METRICS_ONLY, Cost, DataFacts, Inputs, MachineFacts
 from runner.errors import Diagnostic
 from runner.plan import tensor_account
@@ -67,14 +67,15 @@ class FactsFlow:
         """The names of the sites of each input of a step, by parameter."""
         return {p: tuple(s.name for s in self._facts[id].sites) for p, id in step.inputs.items() if id in self._facts}
 
-    def account(self, step: Wired) -> tuple[Account | None, list[Diagnostic]]:
+    def account(self, step: Wired) -> tuple[PlannedAccount | None, list[Diagnostic]]:
         """What becomes of every tensor of the step's input, after `advance`; None where it makes no checkpoint."""
         if step.produces in (METRICS_ONLY, ENGINE) or not (self.is_known(step) and step.id in self._facts):
             return None, []
         inputs = self.inputs(step)
         kind = kinds.find(step.kind)
         changes = kinds.changes(kind, step.params, inputs)
-        return tensor_account.account(kinds.source_facts(kind, inputs), self._facts[step.id], changes)
+        before, after = kinds.source_facts(kind, inputs), self._facts[step.id]
+        return tensor_account.account(before, after, changes) if before.tensors or after.tensors else (None, [])
 
     def cost(self, step: Wired) -> Cost:
         return kinds.find(step.kind).estimate(step.params, self.inputs(step))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from runner.contracts.account import CHANGED, DROPPED, KEPT, PASSED, TIED, Account, Entry
 from runner.contracts.facts import CheckpointFacts, TensorHeader
+from runner.contracts.planned_account import CHANGED, DROPPED, KEPT, PASSED, TIED, Entry, PlannedAccount
 from runner.errors import Diagnostic
 from runner.model.architecture.sites import role
 
@@ -14,7 +14,7 @@ _SHOWN = 5
 
 def account(
     before: CheckpointFacts, after: CheckpointFacts, changes: Collection[str] | None
-) -> tuple[Account, list[Diagnostic]]:
+) -> tuple[PlannedAccount, list[Diagnostic]]:
     """The account of a step, and a complaint about tensors that nothing explains.
 
     `changes` are the tensors of `before` whose values the step may change; None: all that belong to the model.
@@ -44,7 +44,7 @@ def account(
         entries.append(Entry(name, role(name.rpartition(".")[0]), TIED, f"shares `{source}`", 0))
     strange = [name for module in sorted(set(packed) - used) for name in packed[module]]
     written = {name: tuple(header.shape) for name, header in after.tensors.items()}
-    return Account(tuple(entries), written), _unexplained(lost, strange)
+    return PlannedAccount(tuple(entries), written), _unexplained(lost, strange)
 
 
 def _new_by_module(before: Mapping[str, TensorHeader], after: Mapping[str, TensorHeader]) -> dict[str, list[str]]:

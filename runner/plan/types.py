@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runner.contracts.account import Account
 from runner.contracts.facts import CheckpointFacts
+from runner.contracts.planned_account import PlannedAccount
 from runner.contracts.step_kind import Cost, DataFacts, MachineFacts
 from runner.errors import Diagnostic
 from runner.recipe.types import DataSpec, Recipe
@@ -80,7 +80,7 @@ class PlannedStep:
     folder: str  # "04-gptq": the step's folder in the job directory
     processes: int = 1
     tasks: Mapping[str, ResolvedTasks] = field(default_factory=dict)  # by parameter; plan.json says not where they are
-    account: Account | None = None  # of a step that makes a checkpoint
+    account: PlannedAccount | None = None  # of a step that makes a checkpoint
     sites: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # names of the sites of its inputs, by parameter
 
     def public(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from runner.contracts.account import FATES
+from runner.contracts.planned_account import FATES
 from runner.progress import units
 
 

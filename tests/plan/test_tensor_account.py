@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from runner.contracts.account import Account, Entry, check_written
 from runner.contracts.facts import CheckpointFacts, TensorHeader
 from runner.contracts.model_description import ModelDescription
+from runner.contracts.planned_account import Entry, PlannedAccount, check_written
 from runner.errors import StepFailed
 from runner.plan.tensor_account import account
 
@@ -33,7 +33,7 @@ DOWN, PASSED = tensor(f"{L}mlp.down_proj.weight", 4, 4), tensor("mtp.layers.0.q_
 BEFORE = facts(EMBEDDING, DOWN, NORM, PASSED, ignored=(PASSED.name,))
 
 
-def fates(found: Account) -> dict[str, str]:
+def fates(found: PlannedAccount) -> dict[str, str]:
     return {entry.name: f"{entry.fate}: {entry.reason}" for entry in found.entries}
 
 
@@ -103,4 +103,4 @@ def test_what_was_written_is_what_was_planned() -> None:
 
 def test_roles_come_in_the_order_of_their_bytes() -> None:
     entries = (Entry("a", "norm", "kept", "", 1), Entry("b", "q", "kept", "", 5), Entry("c", "q", "changed", "", 2))
-    assert Account(entries, {}).by_role() == {"q": {"kept": (1, 5), "changed": (1, 2)}, "norm": {"kept": (1, 1)}}
+    assert PlannedAccount(entries, {}).by_role() == {"q": {"kept": (1, 5), "changed": (1, 2)}, "norm": {"kept": (1, 1)}}

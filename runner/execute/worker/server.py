@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from runner.contracts.account import check_written
+from runner.contracts.planned_account import check_written
 from runner.errors import Interrupted, StepFailed
 from runner.execute import failures, messages
 from runner.execute.messages import Request
@@ -134,7 +134,7 @@ class Worker:
             context = StepContext(request, stage, self.send, self._stop)
             context.safe_point()
             result = kind.run(context)
-            if request.written is not None:
+            if request.written:
                 found = read_headers(stage.out)
                 check_written(request.written, {name: header.shape for name, header in found.items()})
             memory = peak_memory.peak()
