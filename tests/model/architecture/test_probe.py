@@ -130,3 +130,11 @@ def test_two_tensors_for_one_parameter_are_two_answers_to_one_question() -> None
         "error[R414]: `h` and `transformer.h` both stand for `transformer.h` of the model\n"
         "help: remove the one that is not meant, or load the model with transformers and save it again"
     )
+
+
+def test_a_tensor_that_nothing_uses_is_refused() -> None:
+    (found,) = rendered(ModelDescription(unexpected=("score.weight",)))
+    assert found == (
+        "error[R415]: nothing in the model of `m` has a use for its tensor `score.weight`\n"
+        "help: config.json belongs to another model, or load the model with transformers and save it again"
+    )
