@@ -355,12 +355,11 @@ def test_weights_in_one_file_and_in_shards_are_two_answers(tmp_path: Path) -> No
     write_sharded(tmp_path)
     write(tmp_path)
     with pytest.raises(RecipeError) as caught:
-        read_headers(tmp_path)
+        headers.read_headers(tmp_path)
     (found,) = caught.value.diagnostics
     assert (found.code, found.message) == (
         "R416",
-        f"`{tmp_path}` holds its weights twice: in `model.safetensors`, and in the files that "
-        "`model.safetensors.index.json` names",
+        f"`{tmp_path}` holds its weights twice: in `model.safetensors`, and in the files that `{headers.INDEX}` names",
     )
 
 
@@ -372,7 +371,7 @@ def test_a_tensor_that_the_index_places_elsewhere_or_not_at_all(tmp_path: Path) 
     document["weight_map"]["model.embed_tokens.weight"] = "model-00002-of-00002.safetensors"
     index.write_text(json.dumps(document))
     with pytest.raises(RecipeError) as caught:
-        read_headers(tmp_path)
+        headers.read_headers(tmp_path)
     found = [each.message for each in caught.value.diagnostics if each.code == "R416"]
     first, second = tmp_path / "model-00001-of-00002.safetensors", tmp_path / "model-00002-of-00002.safetensors"
     assert found == [
