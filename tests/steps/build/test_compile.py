@@ -56,6 +56,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return built(folder, host.out_dir), host.out_dir
 
 
+@pytest.mark.nightly  # compiling takes more than a minute
 @COMPILER
 def test_it_computes_what_the_checkpoint_computes(package: tuple[Path, Path]) -> None:
     """Any batch, any length, from an empty cache on, token by token."""
@@ -72,6 +73,7 @@ def test_it_computes_what_the_checkpoint_computes(package: tuple[Path, Path]) ->
     assert greedy(compiled, ids, 40) == greedy(checkpoint, ids, 40)
 
 
+@pytest.mark.nightly  # compiling takes more than a minute
 @COMPILER
 def test_the_folder(package: tuple[Path, Path]) -> None:
     engine = json.loads((package[0] / "engine.json").read_text())
@@ -85,6 +87,7 @@ def test_the_folder(package: tuple[Path, Path]) -> None:
     assert "torch.zeros(1, 2, 0, 16, dtype=torch.float32) for _ in range(4)" in (package[0] / "README.md").read_text()
 
 
+@pytest.mark.nightly  # compiling takes more than a minute
 @COMPILER
 @pytest.mark.parametrize(("changes", "message"), [
     ({"torch": "2.0.0"}, f"is compiled for torch 2.0.0; here is torch {torch.__version__}"),
@@ -104,6 +107,7 @@ def test_a_package_for_elsewhere(
     assert caught.value.message == f"`{folder / 'model.pt2'}` {message}"
 
 
+@pytest.mark.nightly  # compiling takes more than a minute
 @COMPILER
 def test_a_package_that_is_damaged_or_missing(package: tuple[Path, Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(package[0], tmp_path / "copy"))
