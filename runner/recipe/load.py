@@ -89,7 +89,7 @@ def _loaded(
     root = params.substitute(root, values, _not_substituted, complaints.append)
     params.check_size(root, complaints.append)
     left_out = _left_out(root, values, complaints)
-    complaints += validate.check(root, left_out)
+    complaints = [*_undefined(root, complaints), *validate.check(root, left_out)]
     _raise(complaints)
     kept, gone = _parted(root, left_out)
     recipe = _recipe(kept, file, values.values, {name: values.values[name] for name in names})
@@ -97,6 +97,18 @@ def _loaded(
     found = step_graph.check(recipe, gone, merged_recipe.removed)
     _raise([complaint for complaint in found if complaint.severity == "error"])
     return replace(recipe, warnings=(*unused, *found))
+
+
+def _undefined(root: Node, complaints: list[Diagnostic]) -> list[Diagnostic]:
+    """One complaint in place of those about every reference, where `params` are missing or are called otherwise."""
+    undefined = [complaint for complaint in complaints if complaint.code == "R220"]
+    if len(undefined) < 2 or ("params" in root.entries and root.entries["params"].entries):
+        return complaints
+    rest = [complaint for complaint in complaints if complaint.code != "R220"]
+    if any(wording.nearest(key, ["params"]) for key in root.entries if key != "params"):
+        return rest  # the schema stage says what was meant
+    message = f"{len(undefined)} references name params, and the recipe has no `params`; the first is this"
+    return [*rest, replace(undefined[0], message=message, help="define them under `params:`, each with its default")]
 
 
 def _raise(complaints: list[Diagnostic]) -> None:

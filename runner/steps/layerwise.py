@@ -61,7 +61,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     if not linears:
         found.append(Diagnostic("R410", "`ignore` leaves no linear module to change", path=("ignore",)))
     found += nothing_pruned(params, linears.values())
-    refused: dict[str, list[str]] = {}
+    refused: dict[str, dict[str, list[str]]] = {}  # remedy → module with its problem, without the layer → full names
     for linear, own in linears.items():
         stored = scheme(own)
         if stored is None:
@@ -69,11 +69,14 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
         matrix = Matrix(linear.rows, linear.columns, linear.transposed)
         why = formats.refuse(own["format"], stored, matrix)
         if why is not None:
-            refused.setdefault(why.remedy, []).append(f"`{linear.name}` {why.problem}")
+            alike = f"`{linear.name.replace(f'.{linear.layer}.', '.*.', 1)}` {why.problem}"
+            refused.setdefault(why.remedy, {}).setdefault(alike, []).append(linear.name)
     for remedy, modules in refused.items():
-        noun = "1 module" if len(modules) == 1 else f"{len(modules)} modules"
-        lines = "\n".join(f"    {m}" for m in modules)
-        found.append(Diagnostic("R411", f"{noun} cannot be stored as asked:\n{lines}", remedy, path=("group_size",)))
+        count = sum(map(len, modules.values()))
+        noun = "1 module" if count == 1 else f"{count} modules"
+        lines = "".join(f"\n    {_alike(text, names)}" for text, names in modules.items())
+        message = f"{noun} cannot be stored as asked; {remedy}:{lines}"
+        found.append(Diagnostic("R411", message, remedy, path=("group_size",)))
     schemes = [s for own in linears.values() if (s := scheme(own)) is not None]
     if schemes and not refused:
         format = formats.find(params["format"])
@@ -82,6 +85,13 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
         if together is not None and not any(reader.load for reader in format.readers(schemes)):
             found.append(Diagnostic("R413", *together, path=("overrides",)))
     return found
+
+
+def _alike(text: str, names: Sequence[str]) -> str:
+    """A line about modules of several layers that have one problem; about one module by its full name."""
+    if len(names) == 1:
+        return f"`{names[0]}`{text[text.index('`', 1) + 1 :]}"
+    return f"{text} ({len(names)} layers)"
 
 
 def unmatched(

@@ -53,13 +53,13 @@ def one_layer(tmp_path: Path, **changes: Any) -> Path:
 def test_a_group_size_that_does_not_divide_lists_every_module(tmp_path: Path) -> None:
     folder = one_layer(tmp_path)
     assert complaints(folder, "quantize.rtn: {bits: 4, group_size: 48}") == (
-        "refused.yaml:5:41: error[R411]: 1 module cannot be stored as asked:\n"
+        "refused.yaml:5:41: error[R411]: 1 module cannot be stored as asked; use group_size 16 or 32 or 64:\n"
         "    `model.layers.0.mlp.down_proj` has 64 columns, which group_size 48 does not divide\n"
         "    5 |   - quantize.rtn: {bits: 4, group_size: 48}\n"
         "      |                                         ^^\n"
         "help: use group_size 16 or 32 or 64\n"
         "\n"
-        "refused.yaml:5:41: error[R411]: 6 modules cannot be stored as asked:\n"
+        "refused.yaml:5:41: error[R411]: 6 modules cannot be stored as asked; use group_size 16 or 32:\n"
         "    `model.layers.0.mlp.gate_proj` has 32 columns, which group_size 48 does not divide\n"
         "    `model.layers.0.mlp.up_proj` has 32 columns, which group_size 48 does not divide\n"
         "    `model.layers.0.self_attn.k_proj` has 32 columns, which group_size 48 does not divide\n"
@@ -70,6 +70,21 @@ def test_a_group_size_that_does_not_divide_lists_every_module(tmp_path: Path) ->
         "      |                                         ^^\n"
         "help: use group_size 16 or 32"
     )
+
+
+def test_layers_that_are_alike_share_a_line(tmp_path: Path) -> None:
+    """Of 180 modules with one problem, seven lines."""
+    folder = save(tmp_path / "model", "llama", num_hidden_layers=3)
+    shutil.copyfile(TINY_LLAMA / "tokenizer.json", folder / "tokenizer.json")
+    assert complaints(folder, "quantize.rtn: {bits: 4, group_size: 64}").splitlines()[:7] == [
+        "refused.yaml:5:41: error[R411]: 18 modules cannot be stored as asked; use group_size 16 or 32:",
+        "    `model.layers.*.mlp.gate_proj` has 32 columns, which group_size 64 does not divide (3 layers)",
+        "    `model.layers.*.mlp.up_proj` has 32 columns, which group_size 64 does not divide (3 layers)",
+        "    `model.layers.*.self_attn.k_proj` has 32 columns, which group_size 64 does not divide (3 layers)",
+        "    `model.layers.*.self_attn.o_proj` has 32 columns, which group_size 64 does not divide (3 layers)",
+        "    `model.layers.*.self_attn.q_proj` has 32 columns, which group_size 64 does not divide (3 layers)",
+        "    `model.layers.*.self_attn.v_proj` has 32 columns, which group_size 64 does not divide (3 layers)",
+    ]
 
 
 def test_a_pattern_that_matches_nothing(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ always about one thing that was written, never about alternatives that were not 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,7 @@ class _Scope:
     base: Path
     kind: str | None = None
     left_out: bool = False
+    elsewhere: tuple[str, ...] = ()  # keys that are complained about because they are not here
 
     @property
     def help(self) -> str | None:
@@ -73,7 +74,7 @@ def check(root: Node, left_out: Collection[int] = ()) -> list[Diagnostic]:
             document["steps"][index].pop(key)
         kind = _kind(step, root, path, complaints)
         if kind is not None:
-            scope = _Scope(root, (*path, kind), kind, index in left_out)
+            scope = _Scope(root, (*path, kind), kind, index in left_out, tuple(_misplaced(step, kind)))
             params = nodes.plain(step.entries[kind])
             complaints += _against(load.kind_schema(kind), {} if params is None else params, scope)
     complaints += _against(load.recipe_schema(), document, _Scope(root, ()))
@@ -100,7 +101,15 @@ def _kind(step: Node, root: Node, path: Path, complaints: list[Diagnostic]) -> s
         found = wording.nearest_kind(key, discovery.kinds())
         message = f"unknown step kind `{key}`" + (f"; did you mean `{found}`?" if found is not None else "")
         complaints.append(Diagnostic("R210", message, "`runner steps` lists every kind", step.keys[key]))
-    complaints.extend(_stray(key, step, known[0] if known else None) for key in others if key not in kinds)
+    kind = known[0] if known else None
+    beside = _misplaced(step, kind)
+    if kind is not None and beside:
+        stand, them = ("is a parameter", "it") if len(beside) == 1 else ("are parameters", "them")
+        verb = "stands" if len(beside) == 1 else "stand"
+        message = f"{wording.ticked(beside)} {stand} of `{kind}`, and {verb} beside it"
+        help = f"indent {them} further than `{kind}`, or move {them} into the braces"
+        complaints.append(Diagnostic("R205", message, help, step.keys[beside[0]]))
+    complaints.extend(_stray(key, step) for key in others if key not in (*kinds, *beside))
     if not others:
         message = "the step names no kind"
         help = load.step_schema()["x-runner-help"]
@@ -116,14 +125,16 @@ def _reserved(key: str, owner: str, rules: Mapping[str, Any], span: Span | None)
     return Diagnostic("R209", f"`{key}` of {owner} does nothing yet: {why}", "leave it out", span)
 
 
-def _stray(key: str, step: Node, kind: str | None) -> Diagnostic:
+def _misplaced(step: Node, kind: str | None) -> list[str]:
+    """Keys beside the kind of a step that are parameters of it: they are not indented far enough."""
+    parameters = load.kind_schema(kind).get("properties", {}) if kind is not None else {}
+    return [key for key in step_entries.other_keys(step) if key in parameters]
+
+
+def _stray(key: str, step: Node) -> Diagnostic:
     reserved = _reserved(key, "a step", load.step_schema(), step.keys[key])
     if reserved is not None:
         return reserved
-    if kind is not None and key in load.kind_schema(kind).get("properties", {}):
-        message = f"`{key}` is a parameter of `{kind}`, and stands beside it"
-        help = f"indent it further than `{kind}`, or move it into the braces"
-        return Diagnostic("R205", message, help, step.keys[key])
     names = step_entries.sibling_keys()
     message = f"unknown key `{key}` of a step{wording.did_you_mean(key, names)}"
     return Diagnostic("R205", message, f"beside its kind a step may have {wording.ticked(names)}", step.keys[key])
@@ -139,17 +150,30 @@ def _against(rules: Mapping[str, Any], value: Any, scope: _Scope) -> Iterator[Di
         about_keys = error.validator in ("required", "additionalProperties") or "propertyNames" in error.schema_path
         if _excused(nodes.find(scope.root, (*scope.base, *path)), error, scope):
             continue
+        if error.instance is None and path and _explained(path, scope):
+            continue
         if not about_keys and any(path == place[: len(path)] for place in seen):
             continue  # one complaint about a value is enough, the most precise one
         seen.add(path)
         if error.validator == "required":
-            yield _missing(error, path, scope)
+            if (missing := _missing(error, path, scope)) is not None:
+                yield missing
         elif error.validator == "additionalProperties":
             yield from _unknown(error, path, scope)
         elif "propertyNames" in error.schema_path:
             yield _misnamed(error, path, scope)
         else:
             yield _wrong(error, path, scope)
+
+
+def _explained(path: Path, scope: _Scope) -> bool:
+    """Whether a value that is missing is followed by unknown keys, which are complained about."""
+    parent = nodes.find(scope.root, (*scope.base, *path[:-1]))
+    if parent is None or scope.kind is not None or len(path) != 1:
+        return False
+    properties = load.recipe_schema()["properties"]
+    document = nodes.plain(parent)
+    return any(key not in properties and _empty_before(key, document, properties) == path[0] for key in document)
 
 
 def _breadth(error: ValidationError) -> int:
@@ -185,9 +209,13 @@ def _help(error: ValidationError, scope: _Scope) -> str | None:
     return error.schema.get("x-runner-help", scope.help) if isinstance(error.schema, Mapping) else scope.help
 
 
-def _missing(error: ValidationError, path: Path, scope: _Scope) -> Diagnostic:
+def _missing(error: ValidationError, path: Path, scope: _Scope) -> Diagnostic | None:
+    """The complaint about a key that is not there; None where it is written so that another one says why."""
     keys: list[str] = error.schema["required"] if isinstance(error.schema, Mapping) else []
     key = next(key for key in keys if f"'{key}' is a required property" == error.message)
+    written: Any = error.instance
+    if (key in scope.elsewhere and not path) or any(_means(other, key, error.schema) for other in written):
+        return None
     message = f"{_owner(path, scope)} needs `{key}`"
     part = error.schema.get("properties", {}).get(key, {}) if isinstance(error.schema, Mapping) else {}
     help = part.get("x-runner-help") or scope.help or part.get("description")
@@ -207,6 +235,14 @@ def _unknown(error: ValidationError, path: Path, scope: _Scope) -> Iterator[Diag
         if reserved is not None:
             yield reserved
             continue
+        if (meant := _without_colon(key, properties)) is not None:
+            message = f"`{key}` is no key: a colon is missing after `{meant}`"
+            yield Diagnostic("R205", message, f"write `{meant}:` and its value after it", span)
+            continue
+        if (empty := _empty_before(key, written, properties)) is not None:
+            message = f"`{key}` stands beside `{empty}`, which is empty"
+            yield Diagnostic("R205", message, f"indent it further than `{empty}`, if it belongs there", span)
+            continue
         suggestion = _elsewhere(key, properties) or wording.did_you_mean(key, properties)
         message = f"unknown key `{key}` of {_owner(path, scope)}{suggestion}"
         help = scope.help or f"it may have {wording.ticked(properties)}"
@@ -214,6 +250,28 @@ def _unknown(error: ValidationError, path: Path, scope: _Scope) -> Iterator[Diag
             help = f"`{key}` stands beside `{scope.kind}`, not among its parameters"
             message = f"unknown key `{key}` of {_owner(path, scope)}"
         yield Diagnostic("R205", message, help, span)
+
+
+def _means(other: str, key: str, rules: Any) -> bool:
+    """Whether an unknown key is most likely `key`, so that one complaint says it."""
+    known = rules.get("properties", {})
+    return other not in known and (_without_colon(other, [key]) is not None or wording.nearest(other, known) == key)
+
+
+def _without_colon(key: str, names: Iterable[str]) -> str | None:
+    """The name that a key begins with, where a blank follows in place of a colon."""
+    return next((name for name in names if key.startswith(f"{name} ")), None)
+
+
+def _empty_before(key: str, written: Mapping[str, Any], properties: Mapping[str, Any]) -> str | None:
+    """The known key without a value after which unknown ones come: their indentation is lost."""
+    last = None
+    for name, value in written.items():
+        if name == key:
+            return last
+        if name in properties:
+            last = name if value is None and properties[name].get("type") in ("object", "array") else None
+    return None
 
 
 def _elsewhere(key: str, properties: Mapping[str, Any]) -> str | None:

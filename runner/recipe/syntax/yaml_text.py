@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from runner.errors import DECEPTIVE, Diagnostic, RecipeError, Span
-from runner.recipe.syntax import scalars
+from runner.recipe.syntax import explain, scalars
 from runner.recipe.syntax.nodes import Node, Scalar
 
 MAX_DEPTH = 60
@@ -148,6 +148,11 @@ class _Reader:
         if "undefined alias" in problem:
             name = problem.split("'")[1]
             return self._error("R104", f"the alias `*{name}` has no anchor `&{name}` before it", span)
+        begun = (error.context_mark.line, error.context_mark.column) if error.context_mark else None
+        found = explain.explain(self.lines, problem, (span.line - 1, span.column - 1), begun)
+        if found is not None:
+            place = self._at(found.line, found.column, found.length)
+            return self._error("R104", f"not valid YAML: {found.message}", place, found.help)
         help = None
         if "'{'" in problem and span.text[: span.column - 1].endswith("$"):
             help = 'inside braces and brackets put references in quotes: `"${name}"`'
@@ -155,11 +160,20 @@ class _Reader:
             help = "check the indentation, and put text that holds `: ` in quotes"
         elif "cannot start any token" in problem:
             help = "put text that begins with this character in quotes"
-        elif ("end of stream" in problem or "<stream end>" in problem) and error.context_mark is not None:
+        elif error.context_mark is not None and _never_closed(problem, error.context_mark, mark):
             opened = self._at(error.context_mark.line, error.context_mark.column)
             sign = opened.text[opened.column - 1 : opened.column]
             return self._error("R104", f"not valid YAML: this `{sign}` is never closed", opened)
         return self._error("R104", f"not valid YAML: {problem}", span, help)
+
+    def _odd(self, node: yaml.ScalarNode, noun: str) -> None:
+        """Text without quotes or spaces, so no prose, that holds what looks like a space, a quote or nothing."""
+        text = str(node.value)
+        quote = noun == "value" and text.startswith(explain.QUOTES)
+        if node.tag != _PLAIN or (" " in text and noun == "value") or not (quote or explain.INVISIBLE.search(text)):
+            return
+        if (odd := explain.odd_character(text)) is not None:
+            self._complain("R104", f"{odd[1]} is part of this {noun}", node, odd[2])
 
     def _extent(self, node: yaml.Node) -> tuple[int, int]:
         """How many values `node` stands for, and how deep, with every alias written out.
@@ -201,6 +215,7 @@ class _Reader:
             if key.tag not in (_PLAIN, _CORE + "str"):
                 self._tag(key)
             self._plain_characters(key)
+            self._odd(key, "key")
             if key.value in entries:
                 first = keys[key.value]
                 message = f"`{key.value}` is written twice; first at line {first.line}"
@@ -213,6 +228,7 @@ class _Reader:
     def _scalar(self, node: yaml.ScalarNode) -> Scalar:
         text = str(node.value)
         self._plain_characters(node)
+        self._odd(node, "value")
         if node.tag == _CORE + "str":
             return text
         if node.tag != _PLAIN and node.tag not in _SCALARS:
@@ -258,6 +274,13 @@ class _Reader:
         return self._at(start.line, start.column, length)
 
 
+def _never_closed(problem: str, opened: yaml.Mark, at: yaml.Mark | None) -> bool:
+    """Whether a quote, brace or bracket is open where the next line, or the end, begins."""
+    if "end of stream" in problem or "<stream end>" in problem:
+        return True
+    return problem.startswith("expected ',' or ") and at is not None and at.line > opened.line
+
+
 class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -271,7 +294,9 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
         quoted = not isinstance(scalars.read(text), str)
     except scalars.NumberError:
         quoted = True
-    odd = not text.replace("\n", "").isprintable()  # PyYAML folds odd line breaks away unless they are escaped
+    odd = (
+        text.startswith(explain.QUOTES) or not text.replace("\n", "").isprintable()
+    )  # PyYAML folds odd line breaks away unless they are escaped
     return dumper.represent_scalar(_CORE + "str", text, style='"' if quoted or odd else None)
 
 
