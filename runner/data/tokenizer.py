@@ -11,6 +11,7 @@ from runner.data import long_text, special_tokens
 from runner.data.chat_template import Template
 from runner.errors import Diagnostic, RecipeError
 from runner.model.architecture import supported
+from runner.wording import show
 
 
 class Tokenizer:
@@ -95,8 +96,11 @@ class Tokenizer:
             if declared[key] is None:
                 return None
             id = self._fast.token_to_id(special_tokens.content(declared[key]) or "")
-            if id is not None:
-                return int(id)
+            if id is None:
+                message = f"the tokenizer in `{folder}` has no token for its `{key}`, {show(declared[key])}"
+                help = "correct tokenizer_config.json or special_tokens_map.json, or download the tokenizer again"
+                raise RecipeError([Diagnostic("R448", message, help)])
+            return int(id)
         for source in (special_tokens.read_object(folder / "generation_config.json"), config):
             value = source.get(f"{name}_token_id")
             value = value[0] if isinstance(value, list) and value else value

@@ -79,6 +79,20 @@ def test_special_tokens(
     assert (tokenizer.bos, tokenizer.eos) == expected
 
 
+@pytest.mark.parametrize(("token", "shown"), [("<end>", '"<end>"'), ({}, "a mapping")])
+def test_a_special_token_that_is_not_in_the_vocabulary(model: Path, tmp_path: Path, token: Any, shown: str) -> None:
+    """transformers would add it, beyond the rows of the embedding."""
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": token}))
+    with pytest.raises(RecipeError) as caught:
+        Tokenizer(folder)
+    assert [(d.code, d.message, d.help) for d in caught.value.diagnostics] == [(
+        "R448",
+        f"the tokenizer in `{folder}` has no token for its `eos_token`, {shown}",
+        "correct tokenizer_config.json or special_tokens_map.json, or download the tokenizer again",
+    )]  # fmt: skip
+
+
 @pytest.mark.parametrize("decoder", [False, True])
 def test_the_legacy_map_of_special_tokens(model: Path, tmp_path: Path, decoder: bool) -> None:
     """special_tokens_map.json goes before tokenizer_config.json, unless that lists `added_tokens_decoder`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib.util
+import json
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -91,6 +92,9 @@ def refuse_config(config: Mapping[str, Any], source: str) -> Diagnostic | None:
             f"config.json of {source} has no `model_type`, so its architecture is unknown",
             "name a folder that `save_pretrained` of transformers wrote",
         )
+    malformed = _malformed(config, source)
+    if malformed:
+        return malformed
     inner = config.get("text_config")
     if isinstance(inner, dict):
         text_type = inner.get("model_type") or f"{model_type}_text"
@@ -137,6 +141,19 @@ def refuse_config(config: Mapping[str, Any], source: str) -> Diagnostic | None:
             "choose a checkpoint of the language model itself",
         )
     return None
+
+
+def _malformed(config: Mapping[str, Any], source: str) -> Diagnostic | None:
+    """Keys that are read here, before transformers sees them, and hold something else than they can."""
+    classes, quantization = config.get("architectures"), config.get("quantization_config")
+    if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        wrong = f"`architectures` = {json.dumps(classes)[:60]}; it must be a list of names of classes"
+    elif quantization is not None and not isinstance(quantization, dict):
+        wrong = f"`quantization_config` = {json.dumps(quantization)[:60]}; it must be an object"
+    else:
+        return None
+    message = f"config.json of {source} has {wrong}"
+    return Diagnostic("R453", message, "correct that value, or download config.json again")
 
 
 def refuse_tensors(config: Mapping[str, Any], tensors: tuple[str, ...], source: str) -> Diagnostic | None:

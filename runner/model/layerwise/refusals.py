@@ -116,7 +116,7 @@ class _Undecided(Exception):
 
 
 def _run(model: Any) -> None:
-    """Compute the shapes of a forward on a few tokens; raises what the model raises.
+    """Compute the shapes of a forward on a few tokens, without and with a cache; raises what the model raises.
 
     Models look at the values of a mask in order to do without it, unless it is ready to be used, [1, 1, tokens, tokens]
     floats; old ones take none like that.
@@ -134,6 +134,13 @@ def _run(model: Any) -> None:
             if "meta" in str(first):
                 raise _Undecided from first
             raise first from second
+    try:
+        with torch.no_grad():
+            model(input_ids=ids, attention_mask=ready, use_cache=True)
+    except Exception as error:
+        if "meta" in str(error):
+            raise _Undecided from error
+        raise
 
 
 def _problem(

@@ -160,3 +160,16 @@ def test_state_space_tensors(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         inspect.facts(write(tmp_path, shapes, LLAMA), "m")
     assert [d.code for d in caught.value.diagnostics] == ["R447"]
+
+
+@pytest.mark.parametrize(("changes", "wrong"), [
+    ({"architectures": [None]}, "`architectures` = [null]; it must be a list of names of classes"),
+    ({"architectures": "Llama"}, '`architectures` = "Llama"; it must be a list of names of classes'),
+    ({"quantization_config": [4]}, "`quantization_config` = [4]; it must be an object"),
+])  # fmt: skip
+def test_keys_of_the_wrong_type(changes: dict[str, Any], wrong: str) -> None:
+    found = supported.refuse_config({"model_type": "llama", **changes}, "`m`")
+    assert found is not None
+    assert (found.code, found.message, found.help) == (
+        "R453", f"config.json of `m` has {wrong}", "correct that value, or download config.json again"
+    )  # fmt: skip
