@@ -1,6 +1,7 @@
 """Giving freed memory back: glibc keeps fragments of a layer's tensors, some megabytes more with every layer.
 
-After every layer it costs nothing that shows (SmolLM2-135M, GPTQ: page faults grow by 2 %, the peak shrinks by 4 %).
+Measured with GPTQ on 32 layers of hidden size 512: 657 MiB and 24 s of processor time where it goes back after every
+layer, 722 MiB and 22 s where it never does; on SmolLM2-135M 939 and 955 MiB, 4.5 and 4.3 s a layer, the start included.
 """
 
 from __future__ import annotations

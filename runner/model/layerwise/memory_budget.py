@@ -8,7 +8,7 @@ from runner.contracts.facts import CheckpointFacts
 from runner.model.architecture.config import hidden_size, is_half, stored_type
 from runner.system.cpu import fast_bf16
 
-RUNTIME = 440 << 20  # a process with torch and one model class imported, with its thread pools (measured)
+RUNTIME = 470 << 20  # a process with torch and one model class imported, with its thread pools (measured)
 WEIGHTS_RUNTIME = 300 << 20  # the same without transformers
 CUDA_RUNTIME = 1300 << 20  # and what a GPU adds: CUDA's libraries, pinned batches (measured)
 SUSPEND_LIMIT = 1 << 30  # bytes of suspended forwards that are held rather than computed again, at least
