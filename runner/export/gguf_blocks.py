@@ -39,6 +39,11 @@ class Blocks(NamedTuple):
 
 def block_type_for(scheme: Scheme) -> str | tuple[str, str]:
     """The type whose blocks hold the integers of a scheme; or (what is wrong, remedy), to follow the module's name."""
+    if not scheme.is_integer:
+        return (
+            f"is stored as {scheme.describe()}; blocks of GGUF hold integer weights, with inputs as they are",
+            "quantize with `bits` instead of `scheme`, or write the dense checkpoint",
+        )
     group = scheme.group_size
     if isinstance(group, int) and group % BLOCK:
         return (

@@ -33,6 +33,11 @@ class IntegerLayout:
 
 def layout_for(target: str, scheme: Scheme, in_features: int) -> IntegerLayout | tuple[str, str]:
     """How a weight of `in_features` columns goes into a graph for `target`; or (what is wrong, remedy)."""
+    if not scheme.is_integer:
+        return (
+            f"is stored as {scheme.describe()}; graphs hold integer weights, with inputs as they are",
+            "quantize with `bits` instead of `scheme`, or export the dense checkpoint",
+        )
     field = 4 if scheme.bits <= 4 else 8
     if target == TENSORRT:
         return _tensorrt(scheme, field, in_features)

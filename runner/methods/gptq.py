@@ -144,9 +144,10 @@ def quantize_weight(weight: torch.Tensor, factor: Factor, grid: Grid, *, keep_ze
     """
     parts = []
     count = ROWS if weight.device.type == "cpu" else weight.shape[0]
+    by_row = grid.by_row(weight.shape[0])
     for begin in range(0, weight.shape[0], count):
         rows = slice(begin, begin + count)
-        parts.append(_solve(weight[rows], factor, grid if grid.scheme.per_tensor else grid.rows(rows), keep_zeros))
+        parts.append(_solve(weight[rows], factor, grid if grid.levels.per_tensor else by_row.rows(rows), keep_zeros))
     integers, errors = zip(*parts, strict=True)
     return Solution(grid.pack(torch.cat(integers)), torch.cat(errors))
 
@@ -181,7 +182,7 @@ def _solve(weight: torch.Tensor, factor: Factor, grid: Grid, keep_zeros: bool) -
         start = start.T.contiguous()
     keep = keep_zeros and not bool(target.all())
     levels = _Levels(grid, rows, factor.order)
-    kernel = _kernel(weight.device.type)
+    kernel = _kernel(weight.device.type) if grid.levels.numbers.is_integer else None
     errors = torch.empty_like(target)
     integers = torch.empty(columns, rows, dtype=torch.uint8, device=weight.device)
     lost = torch.zeros(rows, device=weight.device)
@@ -239,7 +240,10 @@ def _round_block(
             group = levels.groups[block.start + begin + i]
             scale = levels.scales[group]
             torch.div(value, scale, out=step)
-            torch.clamp(step.round_(), levels.lowest[group], levels.highest[group], out=step)
+            if levels.floats is None:
+                torch.clamp(step.round_(), levels.lowest[group], levels.highest[group], out=step)
+            else:
+                levels.floats.nearest_(step, step)
             if keep_rows:
                 step.mul_(keep_rows[i])
             torch.addcmul(target_rows[i], scale, step, value=-1, out=recent_rows[slot])
@@ -263,10 +267,12 @@ class _Levels:
     """A grid by group, `scale` and `zero` [G, rows]; `group` [K] by position in the order of columns."""
 
     def __init__(self, grid: Grid, rows: int, order: torch.Tensor) -> None:
-        self.group = order // grid.scheme.columns(order.numel())
+        self.group = order // grid.levels.numbers.columns(order.numel())
+        self.levels = grid.levels
+        self.floats = None if grid.levels.numbers.is_integer else grid.levels
         self.scale = grid.scale.T.expand(-1, rows).contiguous()
         self.zero = grid.zeros().T.expand(-1, rows).contiguous()
-        self.top = grid.scheme.levels - 1
+        self.top = int(2**grid.levels.numbers.bits) - 1
         self._symmetric = grid.zero is None
 
     @cached_property
@@ -288,4 +294,4 @@ class _Levels:
 
     def integers(self, steps: torch.Tensor, block: slice) -> torch.Tensor:
         zero = self.zero[0] if self._symmetric else self.zero[self.group[block]]
-        return (steps + zero).to(torch.uint8)
+        return self.levels.codes_(steps.clone(), zero)

@@ -37,11 +37,12 @@ def stream_run(ctx: Context) -> StreamRun:
 
 def resolved(method: LayerMethod, params: Params, facts: CheckpointFacts) -> Method:
     """The method on one checkpoint: `ignore`, `overrides` and `per_layer` become the options of single modules."""
+    blocks = any(isinstance(stored.group_size, tuple) for stored in planned_schemes(params, facts).values())
     return Method(
         transform=method.transform,
         options={linear.name: own for linear, own in chosen(params, facts).items()},
         statistics=method.wants(params),
-        stacked=method.stacked,
+        stacked=method.stacked and not blocks,  # a block would reach over two modules
         sequential=bool(params.get("true_sequential", True)),
     )
 

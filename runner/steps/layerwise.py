@@ -61,6 +61,9 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     if not linears:
         found.append(Diagnostic("R410", "`ignore` leaves no linear module to change", path=("ignore",)))
     found += nothing_pruned(params, linears.values())
+    contradictions = _contradictions(linears.values())
+    if contradictions:
+        return found + contradictions
     refused: dict[str, dict[str, list[str]]] = {}  # remedy → module with its problem, without the layer → full names
     for linear, own in linears.items():
         stored = scheme(own)
@@ -92,6 +95,17 @@ def _alike(text: str, names: Sequence[str]) -> str:
     if len(names) == 1:
         return f"`{names[0]}`{text[text.index('`', 1) + 1 :]}"
     return f"{text} ({len(names)} layers)"
+
+
+def _contradictions(params: Iterable[Params]) -> list[Diagnostic]:
+    """Parameters of modules that say two things about how a weight is stored, each contradiction once."""
+    found = {}
+    for own in params:
+        try:
+            scheme(own)
+        except ValueError as error:
+            found[str(error)] = Diagnostic("R417", str(error), "leave one of them out", path=("scheme",))
+    return list(found.values())
 
 
 def unmatched(

@@ -7,7 +7,8 @@ from typing import Any
 
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.sites import Site
-from runner.model.checkpoint.quantization.scheme import Scheme, integers
+from runner.model.checkpoint.quantization.presets import resolve
+from runner.model.checkpoint.quantization.scheme import Scheme
 from runner.steps.patterns import module_params
 
 Params = Mapping[str, Any]
@@ -25,10 +26,21 @@ def changes(params: Params, facts: CheckpointFacts) -> set[str]:
 
 
 def scheme(params: Params) -> Scheme | None:
-    """How a step with these params stores a weight; None for one that keeps weights dense."""
+    """How a step with these params stores a weight; None for one that keeps weights dense. ValueError: a phrase that
+
+    says which of them contradict one another.
+    """
     if "bits" not in params or "format" not in params:
         return None
-    return integers(int(params["bits"]), params["group_size"], bool(params["symmetric"]))
+    return resolve(params.get("scheme"), int(params["bits"]), params["group_size"], bool(params["symmetric"]))
+
+
+def stored_scheme(params: Params) -> Scheme:
+    """`scheme` of a step that stores weights quantized."""
+    found = scheme(params)
+    if found is None:
+        raise ValueError("the step keeps weights dense")
+    return found
 
 
 def planned_schemes(params: Params, facts: CheckpointFacts) -> dict[str, Scheme]:

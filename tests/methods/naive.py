@@ -7,7 +7,22 @@ from dataclasses import dataclass
 
 import torch
 
+from runner.model.checkpoint.quantization.elements import Levels
+from runner.model.checkpoint.quantization.scheme import Numbers
+
 Matrix = list[list[float]]
+
+
+def levels_of(
+    bits: int,
+    group_size: int | None = None,
+    symmetric: bool = True,
+    per_tensor: bool = False,
+    scale_dtype: torch.dtype = torch.bfloat16,
+) -> Levels:
+    """Integer levels: groups of columns, or a scale for each channel, or one for the tensor."""
+    layout = "tensor" if per_tensor else group_size or "channel"
+    return Levels(Numbers(f"int{bits}", layout, symmetric=symmetric), scale_dtype)
 
 
 @dataclass(frozen=True)

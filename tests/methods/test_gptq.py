@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from runner.errors import StepFailed
 from runner.methods import gptq as gptq_math
 from runner.methods.gptq import factorize, output_energy, quantize_weight
-from runner.methods.quantization_grid import Grid, Scheme, make_grid, round_to_grid
-from tests.methods.naive import Points, dampened, gptq, output_error
+from runner.methods.quantization_grid import Grid, make_grid, round_to_grid
+from runner.model.checkpoint.quantization.elements import Levels
+from runner.model.checkpoint.quantization.scheme import Numbers
+from tests.methods.naive import Points, dampened, gptq, levels_of, output_error
 
 
 def problem(rows: int, columns: int, seed: int = 0, tokens: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
@@ -24,7 +26,7 @@ def problem(rows: int, columns: int, seed: int = 0, tokens: int = 200) -> tuple[
 
 def points(grid: Grid, columns: int) -> Points:
     rows = grid.zeros().double().tolist()
-    return Points(grid.scale.double().tolist(), rows, grid.scheme.levels, grid.scheme.columns(columns))
+    return Points(grid.scale.double().tolist(), rows, int(grid.levels.reach), grid.levels.numbers.columns(columns))
 
 
 def order_of(hessian: torch.Tensor, act_order: bool) -> list[int]:
@@ -35,7 +37,7 @@ def order_of(hessian: torch.Tensor, act_order: bool) -> list[int]:
 
 def dequantized(grid: Grid, integers: torch.Tensor) -> torch.Tensor:
     """In float32, without the reader's last rounding."""
-    spread = torch.arange(integers.shape[1]) // grid.scheme.columns(integers.shape[1])
+    spread = torch.arange(integers.shape[1]) // grid.levels.numbers.columns(integers.shape[1])
     return grid.scale[:, spread] * (integers - grid.zeros()[:, spread])
 
 
@@ -47,7 +49,7 @@ def test_the_integers_are_those_of_the_papers_elimination(
     bits: int, group_size: int | None, symmetric: bool, act_order: bool
 ) -> None:
     weight, hessian = problem(5, 40, seed=bits)
-    grid = make_grid(weight, Scheme(bits, group_size, symmetric), "weighted_mse", hessian.diagonal())
+    grid = make_grid(weight, levels_of(bits, group_size, symmetric), "weighted_mse", hessian.diagonal())
     factor = factorize(hessian, dampening_fraction=0.01, act_order=act_order)
     solution = quantize_weight(weight, factor, grid)
     expected = gptq(weight, dampened(hessian, 0.01), points(grid, 40), order_of(hessian, act_order))
@@ -63,7 +65,7 @@ def test_gptaq_is_that_of_the_paper(alpha: float, act_order: bool) -> None:
     weight, hessian = problem(4, 32)
     noise = torch.randn(32, 32, generator=torch.Generator().manual_seed(5))
     cross = 0.02 * noise @ hessian
-    grid = make_grid(weight, Scheme(4, 16), "weighted_mse", hessian.diagonal())
+    grid = make_grid(weight, levels_of(4, 16), "weighted_mse", hessian.diagonal())
     factor = factorize(hessian, dampening_fraction=0.01, act_order=act_order, cross=cross, alpha=alpha)
     solution = quantize_weight(weight, factor, grid)
     order = order_of(hessian, act_order)
@@ -75,7 +77,7 @@ def test_gptaq_is_that_of_the_paper(alpha: float, act_order: bool) -> None:
 
 def test_gptaq_without_a_difference_or_without_strength_is_gptq() -> None:
     weight, hessian = problem(4, 32)
-    grid = make_grid(weight, Scheme(4, 16), "mse")
+    grid = make_grid(weight, levels_of(4, 16), "mse")
     plain = quantize_weight(weight, factorize(hessian, dampening_fraction=0.01, act_order=True), grid)
     for cross, alpha in ((torch.zeros_like(hessian), 1.0), (hessian, 0.0)):
         factor = factorize(hessian, dampening_fraction=0.01, act_order=True, cross=cross, alpha=alpha)
@@ -87,7 +89,7 @@ def test_gptaq_without_a_difference_or_without_strength_is_gptq() -> None:
 def test_zeros_stay_and_the_rest_makes_up_for_them(symmetric: bool, alpha: float) -> None:
     weight, hessian = problem(6, 32)
     weight = weight.masked_fill(torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < 0.5, 0.0)
-    grid = make_grid(weight, Scheme(3, 16, symmetric), "weighted_mse", hessian.diagonal())
+    grid = make_grid(weight, levels_of(3, 16, symmetric), "weighted_mse", hessian.diagonal())
     cross = 0.1 * hessian.tril()
     factor = factorize(hessian, dampening_fraction=0.01, act_order=True, cross=cross, alpha=alpha)
     solution = quantize_weight(weight, factor, grid, keep_zeros=True)
@@ -100,7 +102,7 @@ def test_zeros_stay_and_the_rest_makes_up_for_them(symmetric: bool, alpha: float
 
 def test_a_wide_problem_is_solved_as_a_single_block_would(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, hessian = problem(7, 300, tokens=900)
-    grid = make_grid(weight, Scheme(4, 64), "mse")
+    grid = make_grid(weight, levels_of(4, 64), "mse")
     factor = factorize(hessian, dampening_fraction=0.01, act_order=True)
     blocked = quantize_weight(weight, factor, grid)
     monkeypatch.setattr(gptq_math, "BLOCK", 1000)
@@ -115,7 +117,7 @@ def test_a_wide_problem_is_solved_as_a_single_block_would(monkeypatch: pytest.Mo
 def test_rows_are_independent() -> None:
     weight, hessian = problem(9, 48)
     factor = factorize(hessian, dampening_fraction=0.01, act_order=True)
-    grid = make_grid(weight, Scheme(4, 16), "mse")
+    grid = make_grid(weight, levels_of(4, 16), "mse")
     together = quantize_weight(weight, factor, grid)
     apart = [quantize_weight(weight[i : i + 1], factor, grid.rows(slice(i, i + 1))) for i in range(9)]
     assert torch.equal(together.quantized.integers, torch.cat([s.quantized.integers for s in apart]))
@@ -130,7 +132,7 @@ def test_any_shape_comes_out_as_good_as_the_papers(
     rows: int, columns: int, bits: int, symmetric: bool, act_order: bool, seed: int
 ) -> None:
     weight, hessian = problem(rows, columns, seed)
-    grid = make_grid(weight, Scheme(bits, None, symmetric), "minmax")
+    grid = make_grid(weight, levels_of(bits, None, symmetric), "minmax")
     solution = quantize_weight(weight, factorize(hessian, dampening_fraction=0.01, act_order=act_order), grid)
     expected = gptq(weight, dampened(hessian, 0.01), points(grid, columns), order_of(hessian, act_order))
     ours = output_error(weight - dequantized(grid, solution.quantized.integers), hessian)
@@ -141,7 +143,7 @@ def test_any_shape_comes_out_as_good_as_the_papers(
 
 def test_correlated_inputs_lose_less_than_by_rounding_to_nearest() -> None:
     weight, hessian = problem(32, 64)
-    grid = make_grid(weight, Scheme(3, 32), "mse")
+    grid = make_grid(weight, levels_of(3, 32), "mse")
     losses = []
     for act_order in (True, False):
         solution = quantize_weight(weight, factorize(hessian, dampening_fraction=0.01, act_order=act_order), grid)
@@ -155,7 +157,7 @@ def test_the_same_problem_gives_the_same_bits() -> None:
     results = []
     for _ in range(3):
         factor = factorize(hessian, dampening_fraction=0.01, act_order=True)
-        grid = make_grid(weight, Scheme(4, 64), "weighted_mse", hessian.diagonal())
+        grid = make_grid(weight, levels_of(4, 64), "weighted_mse", hessian.diagonal())
         results.append(quantize_weight(weight, factor, grid))
     assert all(torch.equal(r.quantized.integers, results[0].quantized.integers) for r in results)
     assert all(torch.equal(r.error, results[0].error) for r in results)
@@ -165,7 +167,7 @@ def test_a_column_that_is_never_fed_becomes_zero_and_disturbs_nothing() -> None:
     weight, hessian = problem(5, 20)
     hessian[7, :] = 0
     hessian[:, 7] = 0
-    grid = make_grid(weight, Scheme(4, None), "mse")
+    grid = make_grid(weight, levels_of(4, None), "mse")
     factor = factorize(hessian, dampening_fraction=0.01, act_order=True)
     solution = quantize_weight(weight, factor, grid)
     assert factor.dead.nonzero().view(-1).tolist() == [7]
@@ -196,14 +198,14 @@ def test_importance_is_what_the_columns_still_to_come_cannot_make_up_for(act_ord
 def test_all_columns_dead() -> None:
     weight, _ = problem(3, 8)
     factor = factorize(torch.zeros(8, 8), dampening_fraction=0.01, act_order=True)
-    solution = quantize_weight(weight, factor, make_grid(weight, Scheme(4), "weighted_mse", torch.zeros(8)))
+    solution = quantize_weight(weight, factor, make_grid(weight, levels_of(4), "weighted_mse", torch.zeros(8)))
     assert bool((solution.quantized.dequantize(torch.float32) == 0).all())
     assert solution.error.tolist() == [0, 0, 0]
 
 
 def test_one_column_is_rounded_to_nearest() -> None:
     weight = torch.tensor([[0.7], [-1.0], [0.0]])
-    grid = make_grid(weight, Scheme(4), "minmax")
+    grid = make_grid(weight, levels_of(4), "minmax")
     solution = quantize_weight(weight, factorize(torch.ones(1, 1), dampening_fraction=0.01, act_order=True), grid)
     assert solution.quantized.integers.tolist() == [[15], [1], [8]]
 
@@ -217,7 +219,7 @@ def test_a_singular_second_moment_is_dampened_until_it_factorizes() -> None:
     assert bool(torch.isfinite(factor.feedback).all())
     kept = factorize(hessian, dampening_fraction=0.01, act_order=True)
     assert kept.dampening == 0.01
-    solution = quantize_weight(weight, kept, make_grid(weight, Scheme(4), "mse"))
+    solution = quantize_weight(weight, kept, make_grid(weight, levels_of(4), "mse"))
     assert bool(torch.isfinite(solution.error).all())
 
 
@@ -226,7 +228,7 @@ def test_a_huge_dynamic_range_stays_finite() -> None:
     size = torch.logspace(-12, 12, 24)
     hessian = hessian * size * size[:, None]
     factor = factorize(hessian, dampening_fraction=0.01, act_order=True)
-    solution = quantize_weight(weight, factor, make_grid(weight, Scheme(4), "weighted_mse", hessian.diagonal()))
+    solution = quantize_weight(weight, factor, make_grid(weight, levels_of(4), "weighted_mse", hessian.diagonal()))
     assert bool(torch.isfinite(factor.feedback).all())
     assert bool(torch.isfinite(solution.error).all())
 
@@ -256,3 +258,24 @@ def test_output_energy_is_the_diagonal_of_the_quadratic_form() -> None:
     weight, hessian = problem(5, 300, tokens=900)
     expected = torch.einsum("ri,ij,rj->r", weight.double(), hessian.double(), weight.double())
     torch.testing.assert_close(output_energy(weight, hessian).double(), expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [Numbers("float8_e4m3", "channel"), Numbers("float8_e4m3", (16, 16)), Numbers("float4_e2m1", 16)],
+    ids=Numbers.describe,
+)
+def test_floats_lose_less_by_gptq_than_by_rounding(numbers: Numbers) -> None:
+    weight, hessian = problem(24, 40)
+    levels = Levels(numbers, torch.float32)
+    factor = factorize(hessian, dampening_fraction=0.01, act_order=True)
+    grid = make_grid(weight, levels, "weighted_mse", hessian.diagonal())
+    solution = quantize_weight(weight, factor, grid, keep_zeros=True)
+    rounded = round_to_grid(weight, grid).dequantize(torch.float32)
+    back = solution.quantized.dequantize(torch.float32)
+    assert solution.quantized.numbers == numbers
+    lost, before = (float(output_energy(weight - made, hessian).sum()) for made in (back, rounded))
+    assert lost < before
+    assert lost == pytest.approx(float(solution.error.sum()), rel=1e-3)
+    steps = back / grid.by_row(24).scale.repeat_interleave(grid.by_row(24).levels.numbers.columns(40), 1)[:, :40]
+    assert torch.allclose(steps, levels.nearest_(steps.clone(), torch.zeros(1)), rtol=1e-5)

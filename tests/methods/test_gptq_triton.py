@@ -13,7 +13,8 @@ import torch
 
 from runner.methods import gptq
 from runner.methods.gptq import factorize
-from runner.methods.quantization_grid import Scheme, make_grid
+from runner.methods.quantization_grid import make_grid
+from tests.methods.naive import levels_of
 from tests.methods.test_gptq import problem
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -35,7 +36,7 @@ def test_the_kernel_rounds_as_the_operations_do(rows: int, columns: int, symmetr
     weight[:, ::3] *= 0.0 if keep else 1.0
     weight, hessian = weight.to(DEVICE), hessian.to(DEVICE)
     factor = factorize(hessian, dampening_fraction=0.01, act_order=True)
-    grid = make_grid(weight, Scheme(4, 16, symmetric), "mse")
+    grid = make_grid(weight, levels_of(4, 16, symmetric), "mse")
     levels = gptq._Levels(grid, rows, factor.order)
     target = weight.T.index_select(0, factor.order)
     block = slice(0, columns)

@@ -10,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner.methods import quantization_grid as grid_module
-from runner.methods.quantization_grid import Scheme, make_grid, quantize_rtn, round_to_grid, storable
+from runner.methods.quantization_grid import make_grid, quantize_rtn, round_to_grid, storable
+from runner.model.checkpoint.quantization.elements import Levels
+from runner.model.checkpoint.quantization.scheme import Numbers
+from tests.methods.naive import levels_of
 
 
 def random(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
@@ -38,7 +41,7 @@ def test_minmax_is_the_linear_map_of_each_group(
 ) -> None:
     weight = random(3, 16)  # a group_size of 5 leaves a last group of one column
     weight[1] = weight[1].abs()  # zero stays inside the range of a row without negative weights
-    quantized = quantize_rtn(weight, Scheme(bits, group_size, symmetric, scale_dtype=dtype))
+    quantized = quantize_rtn(weight, levels_of(bits, group_size, symmetric, scale_dtype=dtype))
     size = group_size or 16
     assert quantized.scale.dtype is dtype
     assert quantized.strategy == ("group" if group_size else "channel")
@@ -56,16 +59,16 @@ def test_minmax_is_the_linear_map_of_each_group(
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_one_grid_for_a_tensor(symmetric: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = random(6, 10)
-    scheme = Scheme(8, symmetric=symmetric, per_tensor=True)
+    scheme = levels_of(8, symmetric=symmetric, per_tensor=True)
     whole = quantize_rtn(weight, scheme)
     assert whole.strategy == "tensor"
     assert whole.scale.shape == (1, 1)
     scale, _ = naive_range(weight.flatten().tolist(), 8, symmetric, torch.bfloat16)
     assert float(whole.scale) == scale
-    searched = quantize_rtn(weight, Scheme(3, symmetric=symmetric, per_tensor=True), "mse")
+    searched = quantize_rtn(weight, levels_of(3, symmetric=symmetric, per_tensor=True), "mse")
     monkeypatch.setattr(grid_module, "CHUNK", 20)
     assert torch.equal(quantize_rtn(weight, scheme).integers, whole.integers)
-    again = quantize_rtn(weight, Scheme(3, symmetric=symmetric, per_tensor=True), "mse")
+    again = quantize_rtn(weight, levels_of(3, symmetric=symmetric, per_tensor=True), "mse")
     assert torch.equal(again.scale, searched.scale)
 
 
@@ -73,7 +76,7 @@ def test_one_grid_for_a_tensor(symmetric: bool, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_chunks_of_rows_change_nothing(method: str, symmetric: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     weight, importance = random(9, 24), torch.rand(24)
-    scheme = Scheme(4, 8, symmetric)
+    scheme = levels_of(4, 8, symmetric)
     whole = make_grid(weight, scheme, method, importance)
     monkeypatch.setattr(grid_module, "CHUNK", 50)
     parts = make_grid(weight, scheme, method, importance)
@@ -81,11 +84,11 @@ def test_chunks_of_rows_change_nothing(method: str, symmetric: bool, monkeypatch
     assert torch.equal(whole.zeros(), parts.zeros())
 
 
-def squared_error(weight: torch.Tensor, scheme: Scheme, method: str, costs: torch.Tensor) -> torch.Tensor:
+def squared_error(weight: torch.Tensor, scheme: Levels, method: str, costs: torch.Tensor) -> torch.Tensor:
     """Of each group, in float64, of what is stored."""
     quantized = round_to_grid(weight, make_grid(weight, scheme, method, costs))
-    zero = 2 ** (scheme.bits - 1) if quantized.zero_point is None else quantized.zero_point.double()[..., None]
-    size = scheme.columns(weight.shape[1])
+    zero = 2 ** (scheme.numbers.bits - 1) if quantized.zero_point is None else quantized.zero_point.double()[..., None]
+    size = scheme.numbers.columns(weight.shape[1])
     q = quantized.integers.double().view(weight.shape[0], -1, size)
     left = weight.double().view_as(q) - quantized.scale.double()[..., None] * (q - zero)
     return (left.square() * costs.double().view(-1, size)).sum(2)
@@ -96,7 +99,7 @@ def squared_error(weight: torch.Tensor, scheme: Scheme, method: str, costs: torc
 def test_a_search_is_never_worse_in_any_group_by_its_own_measure(bits: int, symmetric: bool, seed: int) -> None:
     weight = random(5, 32, seed)
     importance = torch.rand(32, generator=torch.Generator().manual_seed(seed)).square()
-    scheme = Scheme(bits, 16, symmetric)
+    scheme = levels_of(bits, 16, symmetric)
     plain = torch.ones(32)
     slack = 1.0001
     assert bool(
@@ -110,8 +113,8 @@ def test_a_search_is_never_worse_in_any_group_by_its_own_measure(bits: int, symm
 def test_a_search_finds_what_a_fine_one_finds(bits: int, gain: float) -> None:
     weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
     plain = torch.ones(128)
-    found = squared_error(weight, Scheme(bits, 128), "mse", plain).sum()
-    whole = squared_error(weight, Scheme(bits, 128), "minmax", plain).sum()
+    found = squared_error(weight, levels_of(bits, 128), "mse", plain).sum()
+    whole = squared_error(weight, levels_of(bits, 128), "minmax", plain).sum()
     top = 2**bits - 1
     best = torch.full((64,), torch.inf, dtype=torch.float64)
     for step in range(400):
@@ -131,15 +134,15 @@ def test_importance_moves_the_range_to_the_columns_that_matter() -> None:
     outlier_matters[0] = 1e4
     never = torch.ones(16)
     never[0] = 0.0
-    wide = make_grid(weight, Scheme(3), "weighted_mse", outlier_matters)
-    narrow = make_grid(weight, Scheme(3), "weighted_mse", never)
+    wide = make_grid(weight, levels_of(3), "weighted_mse", outlier_matters)
+    narrow = make_grid(weight, levels_of(3), "weighted_mse", never)
     assert float(narrow.scale) < 0.6 * float(wide.scale)
 
 
 def test_importance_of_zero_everywhere_is_plain_error() -> None:
     weight = random(3, 16)
-    plain = make_grid(weight, Scheme(4, 8), "mse")
-    unfed = make_grid(weight, Scheme(4, 8), "weighted_mse", torch.zeros(16))
+    plain = make_grid(weight, levels_of(4, 8), "mse")
+    unfed = make_grid(weight, levels_of(4, 8), "weighted_mse", torch.zeros(16))
     assert torch.equal(plain.scale, unfed.scale)
 
 
@@ -151,7 +154,7 @@ def test_any_size_of_weights_gives_finite_numbers(
     size: float, method: str, symmetric: bool, dtype: torch.dtype
 ) -> None:
     weight = torch.tensor([[1.0, -1.0, 0.5, 0.25]]) * size
-    quantized = quantize_rtn(weight, Scheme(4, 2, symmetric, scale_dtype=dtype), method)
+    quantized = quantize_rtn(weight, levels_of(4, 2, symmetric, scale_dtype=dtype), method)
     back = quantized.dequantize(torch.float32)
     assert bool(torch.isfinite(quantized.scale).all())
     assert bool((quantized.scale > 0).all())
@@ -167,13 +170,13 @@ def test_zero_weights_stay_zero() -> None:
     weight[:, ::3] = 0
     for symmetric in (True, False):
         for method in ("minmax", "mse"):
-            back = quantize_rtn(weight, Scheme(3, 16, symmetric), method).dequantize(torch.float32)
+            back = quantize_rtn(weight, levels_of(3, 16, symmetric), method).dequantize(torch.float32)
             assert bool((back[:, ::3] == 0).all())
 
 
 def test_storable_scales() -> None:
     scale = torch.tensor([0.0, 1e-45, 0.1, 1e6])
-    half, wide = Scheme(4, scale_dtype=torch.float16), Scheme(4, scale_dtype=torch.bfloat16)
+    half, wide = levels_of(4, scale_dtype=torch.float16), levels_of(4, scale_dtype=torch.bfloat16)
     assert storable(scale, half).tolist() == [2.0**-24, 2.0**-24, float(torch.tensor(0.1).half()), 4094.0]
     assert storable(scale, wide).tolist() == [
         2.0**-126,
@@ -184,11 +187,41 @@ def test_storable_scales() -> None:
 
 
 def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^bits must be in 2\.\.8; got 9$"):
-        Scheme(9)
-    with pytest.raises(ValueError, match=r"^group_size must be positive, and None for a tensor-wide grid; got 4$"):
-        Scheme(4, 4, per_tensor=True)
     with pytest.raises(ValueError, match=r"^method must be one of minmax, mse, weighted_mse; got 'best'$"):
-        make_grid(random(2, 4), Scheme(4), "best")
+        make_grid(random(2, 4), levels_of(4), "best")
     with pytest.raises(ValueError, match=r"^weighted_mse needs the importance of the columns$"):
-        make_grid(random(2, 4), Scheme(4), "weighted_mse")
+        make_grid(random(2, 4), levels_of(4), "weighted_mse")
+
+
+FLOATS = [
+    Levels(Numbers("float8_e4m3", "channel")), Levels(Numbers("float8_e4m3", "tensor")),
+    Levels(Numbers("float8_e4m3", (3, 5)), torch.float32), Levels(Numbers("float4_e2m1", 4), torch.float32),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("levels", FLOATS, ids=lambda levels: levels.numbers.describe())
+def test_a_full_range_of_floats_ends_at_their_largest_level(levels: Levels) -> None:
+    weight = random(7, 14)  # neither 3 × 5 blocks nor groups of 4 fit evenly
+    quantized = quantize_rtn(weight, levels)
+    largest = 448.0 if levels.numbers.element == "float8_e4m3" else 6.0
+    rows, columns = {"channel": (1, 14), "tensor": (7, 14), "block": (3, 5), "group": (1, 4)}[levels.numbers.strategy]
+    for r in range(0, 7, rows):
+        for c in range(0, 14, columns):
+            part = weight[r : r + rows, c : c + columns]
+            scale = (part.abs().max() / largest).to(levels.scale_dtype)
+            assert quantized.scale[r // rows, c // columns] == scale
+            back = quantized.dequantize(torch.float32)[r : r + rows, c : c + columns]
+            steps = levels.nearest_(part / scale.float(), torch.zeros(1))
+            assert torch.allclose(back, steps * scale.float(), rtol=2**-7)
+
+
+@pytest.mark.parametrize("levels", FLOATS, ids=lambda levels: levels.numbers.describe())
+def test_a_search_never_loses_more_than_the_full_range_of_floats(levels: Levels) -> None:
+    weight = random(9, 20, seed=4)
+    costs = torch.rand(20, generator=torch.Generator().manual_seed(1))
+    lost = {
+        method: (round_to_grid(weight, make_grid(weight, levels, method, costs)).dequantize(torch.float32) - weight)
+        .square().mul(costs).sum()
+        for method in ("minmax", "weighted_mse")
+    }  # fmt: skip
+    assert lost["weighted_mse"] <= lost["minmax"]

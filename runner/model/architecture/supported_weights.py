@@ -27,10 +27,6 @@ def refuse(
         packing = formats.parse(quantization)
     except ValueError as error:
         return Diagnostic("R409", f"`{source}`: {error}", _REMEDY)
-    groups: Mapping[str, Any] = (quantization or {}).get("config_groups") or {}
-    if any(group.get("input_activations") for group in groups.values()):
-        message = f"`{source}` quantizes activations too, which is not computed here"
-        return Diagnostic("R409", message, _REMEDY)
     for linear in sites:
         weight = tensors.get(f"{linear.name}.weight")
         if weight is None:

@@ -95,4 +95,5 @@ def describe(result: Transformed) -> dict[str, Any]:
     q = result.quantized
     if q is None:
         return {}
-    return {"bits": q.bits, "group_size": q.group_size, "strategy": q.strategy, "symmetric": q.symmetric}
+    described = {"bits": q.bits, "group_size": q.group_size, "strategy": q.strategy, "symmetric": q.symmetric}
+    return described if q.numbers.is_integer else {"element": q.numbers.element, **described}

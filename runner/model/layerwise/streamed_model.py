@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from runner.errors import Diagnostic, RecipeError
 from runner.model.architecture import inspect, tied_weights
 from runner.model.checkpoint.formats import is_weight
+from runner.model.checkpoint.quantization.scheme import Scheme
 from runner.model.checkpoint.reader import CheckpointReader
-from runner.model.layerwise import adapter
+from runner.model.layerwise import activation_rounding, adapter
 from runner.model.layerwise.dtypes import compute_dtype, stored_dtype
 from runner.model.layerwise.empty_model import build_with_buffers
 from runner.model.layerwise.layer_probes import Call
@@ -30,7 +32,8 @@ from runner.model.layerwise.outside_layers import OutsideLayers
 class StreamedModel:
     """A checkpoint opened for streaming. `layers[i]` is on the meta device except between `load` and `free`.
 
-    An adapter that the checkpoint carries acts on its linears from `load` to `free`. `dtype` is what the forward runs
+    An adapter that the checkpoint carries acts on its linears from `load` to `free`, and inputs are rounded as the
+    schemes of a quantized checkpoint say. `dtype` is what the forward runs
     in; by default the type that `compute_dtype` finds fastest.
     """
 
@@ -55,6 +58,7 @@ class StreamedModel:
         self._names |= {name: self._names[source] for name, source in self._tied.items() if name not in self._names}
         untie_distinct(self.model, self._tied)
         self.outside = OutsideLayers(self.model, self.layers_name, self.layers)
+        self._rounding: dict[int, list[RemovableHandle]] = {}
         self._check()
         self.adapter = adapter.opened(folder)
         if self.adapter is not None:
@@ -97,9 +101,13 @@ class StreamedModel:
         self._materialize(layer, self.layer_name(index) + ".")
         if self.adapter is not None:
             self.adapter.attach(layer, self.layer_name(index))
+        if self.reader.packing is not None:
+            self._rounding[index] = activation_rounding.attach(layer, self.layer_name(index), self.scheme)
         return layer
 
     def free(self, index: int) -> None:
+        for handle in self._rounding.pop(index, []):
+            handle.remove()
         if self.adapter is not None:
             self.adapter.detach(self.layer_name(index))
         self.layers[index].to("meta")
@@ -108,6 +116,13 @@ class StreamedModel:
         """Whether the checkpoint stores the weight of a module, named as in the model, as integers."""
         weight = f"{name}.weight"
         return self._packed(self._names.get(weight, weight))
+
+    def scheme(self, name: str) -> Scheme | None:
+        """The scheme in which the checkpoint stores the weight of a module, named as in the model; None: dense."""
+        packing = self.reader.packing
+        if packing is None or not self.is_packed(name):
+            return None
+        return packing.scheme(self.stored_module(name))
 
     def load_module(self, name: str, keys: tuple[str, ...] | None = None) -> None:
         """Make the parameters and buffers that a module itself holds real; with `keys` only the parameters so named."""

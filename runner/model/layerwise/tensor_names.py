@@ -12,7 +12,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_PACKED = (".weight_packed", ".qweight")
+from runner.model.checkpoint import formats
+
+_PACKED = tuple(f".{format.WEIGHT}" for format in formats.all_formats() if format.WEIGHT != "weight")
+_SCALES = tuple(f".{format.SCALE}" for format in formats.all_formats())
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def names_of(model: Any, tensors: Iterable[str]) -> Names:
 
 def _is_packed(module: str, tensors: set[str]) -> bool:
     """Whether the weight of a module is stored as integers: in place of it, or under its name beside its scales."""
-    return any(module + each in tensors for each in (*_PACKED, ".weight_scale"))
+    return any(module + each in tensors for each in (*_PACKED, *_SCALES))
 
 
 def ties(model: Any, stored: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:

@@ -76,7 +76,11 @@ def _fill_mapping(schema: Mapping[str, Any], value: Mapping[str, Any]) -> dict[s
     for name, part in properties.items():
         if name in value:
             filled[name] = fill(part, value[name])
-        elif "default" in part:
+            continue
+        for other, defaults in part.get("x-runner-default-by", {}).items():  # another parameter may decide it
+            if value.get(other) in defaults:
+                filled[name] = defaults[value[other]]
+        if name not in filled and "default" in part:
             filled[name] = fill(part, copy.deepcopy(part["default"]))
     return filled | {name: fill(further, entry) for name, entry in value.items() if name not in properties}
 

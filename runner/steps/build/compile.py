@@ -26,6 +26,7 @@ from runner.errors import Diagnostic
 from runner.export import supported
 from runner.model.checkpoint.headers import read_config
 from runner.model.layerwise import memory_budget
+from runner.steps.integer_weights import refuse_others
 from runner.system import cpu
 
 VERSION = 2
@@ -48,7 +49,7 @@ def environment(params: Params, machine: MachineFacts) -> Mapping[str, str]:
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     """There is a C++ compiler, and the architecture is one whose exported graph was compared."""
-    found = []
+    found = refuse_others(inputs.checkpoint, "build.compile")
     refused = supported.refuse(inputs.checkpoint.config)
     if refused is not None:
         found.append(Diagnostic("R477", *refused))

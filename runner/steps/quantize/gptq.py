@@ -11,6 +11,7 @@ from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, Cost, Inputs, MachineFacts, Params
 from runner.model.layerwise.method import Linear, Statistics, Transformed
 from runner.steps.layerwise import LayerMethod, bind, distinct_inputs
+from runner.steps.targets import stored_scheme
 
 VERSION = 6
 CONSUMES = (CHECKPOINT,)
@@ -46,7 +47,7 @@ def transform(linear: Linear, statistics: Statistics, params: Params) -> Transfo
     """
     from runner.methods.gptq import factorize, output_energy, quantize_weight
     from runner.methods.quantization_grid import make_grid
-    from runner.methods.quantization_scheme import grid_scheme
+    from runner.methods.quantization_scheme import stored_levels
 
     hessian = statistics.of("hessian")
     factor = factorize(
@@ -56,8 +57,8 @@ def transform(linear: Linear, statistics: Statistics, params: Params) -> Transfo
         cross=statistics.cross,
         alpha=strength(params),
     )
-    scheme = grid_scheme(params, linear.dtype)
-    grid = make_grid(linear.weight, scheme, params["grid"], factor.importance())
+    levels = stored_levels(stored_scheme(params), params["format"], linear.dtype)
+    grid = make_grid(linear.weight, levels, params["grid"], factor.importance())
     solution = quantize_weight(linear.weight, factor, grid, keep_zeros=True)
     rows = slice(None, None, -(-linear.out_features // SAMPLED_ROWS))
     energy = float(output_energy(linear.weight[rows], hessian).sum())

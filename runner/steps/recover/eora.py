@@ -22,6 +22,7 @@ from runner.model.checkpoint import adapter_config
 from runner.model.layerwise import memory_budget
 from runner.model.layerwise.method import Linear, Statistics, Transformed
 from runner.steps import layerwise
+from runner.steps.integer_weights import refuse_others
 from runner.steps.layer_method import LayerMethod
 from runner.steps.targets import chosen
 
@@ -42,7 +43,7 @@ _SHOWN = 5  # modules that a complaint lists
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     facts, reference = inputs.checkpoint, inputs.others["against"]
-    found = layerwise.unmatched(params, facts)
+    found = layerwise.unmatched(params, facts) + refuse_others(facts, "recover.eora")
     linears = list(chosen(params, facts))
     if not linears:
         found.append(Diagnostic("R410", "`ignore` leaves no linear module to change", path=("ignore",)))

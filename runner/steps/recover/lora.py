@@ -18,6 +18,7 @@ from runner.errors import Diagnostic
 from runner.model.architecture import supported
 from runner.model.checkpoint import adapter_config
 from runner.steps import layerwise, teacher, training_objective
+from runner.steps.integer_weights import refuse_others
 from runner.steps.patterns import matches
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ SHOWN = 5  # modules that a complaint lists, the narrowest first
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     facts = inputs.checkpoint
     found = adapter_config.adapter_conflicts(facts.adapter, "a second one would be trained without it")
-    found += layerwise.unmatched(params, facts, ("target_modules",))
+    found += layerwise.unmatched(params, facts, ("target_modules",)) + refuse_others(facts, "recover.lora")
     linears = targets(params, facts)
     wide = [i for i in linears if params["rank"] > min(i.columns, i.rows)]
     if wide:

@@ -14,6 +14,7 @@ from runner.contracts.step_kind import QUANTIZED, Context, Cost, Inputs, Params,
 from runner.errors import Diagnostic
 from runner.model.checkpoint import adapter_config
 from runner.steps import training_objective
+from runner.steps.integer_weights import refuse_others
 
 VERSION = 4
 CONSUMES = (QUANTIZED,)
@@ -25,7 +26,7 @@ DISTRIBUTED = True
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     found = adapter_config.adapter_conflicts(inputs.checkpoint.adapter, "this step would change those")
-    return found + training_objective.check(params, inputs)
+    return found + refuse_others(inputs.checkpoint, "recover.scales") + training_objective.check(params, inputs)
 
 
 def estimate(params: Params, inputs: Inputs) -> Cost:

@@ -69,7 +69,8 @@ def refuse(scheme: Scheme, matrix: Matrix) -> Refusal | None:
     stumbles over any packed module.
     """
     if not scheme.is_integer:
-        return Refusal(f"is to be stored as {scheme.describe()}; `{NAME}` holds integer weights alone", "use `bits`")
+        problem = f"is to be stored as {scheme.describe()}; `{NAME}` holds integers and leaves inputs alone"
+        return Refusal(problem, "use a scheme of integers with inputs as they are")
     if uneven := group_sizes.refuse_uneven(scheme, matrix):
         return uneven
     if scheme.bits not in BITS:

@@ -44,8 +44,9 @@ def shape(tensors: Headers, module: str, scheme: Scheme) -> tuple[int, int]:
 
 def refuse(scheme: Scheme, matrix: Matrix) -> Refusal | None:
     """compressed-tensors knows no Conv1D modules: transformers would load them with random weights."""
-    if not scheme.is_integer:
-        return Refusal(f"is to be stored as {scheme.describe()}; `{NAME}` holds integer weights alone", "use `bits`")
+    if not scheme.weights.is_integer:
+        problem = f"is to be stored as {scheme.weights.describe()}; `{NAME}` holds integers"
+        return Refusal(problem, "use a scheme of integers")
     if uneven := group_sizes.refuse_uneven(scheme, matrix):
         return uneven
     if matrix.transposed:

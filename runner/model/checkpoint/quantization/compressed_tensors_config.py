@@ -11,7 +11,7 @@ from typing import Any
 
 from runner.model.checkpoint.quantization.format import Config, Rules
 from runner.model.checkpoint.quantization.module_patterns import by_scheme, patterns
-from runner.model.checkpoint.quantization.scheme import Layout, Numbers, Scheme, integers
+from runner.model.checkpoint.quantization.scheme import Layout, Numbers, Scheme
 
 METHOD = "compressed-tensors"
 
@@ -38,9 +38,11 @@ def write(
             weights["actorder"] = "weight"
         # The class name would also catch the fused modules of vLLM whose parts belong to another group.
         targets = ["Linear"] if len(groups) == 1 else [f"re:{p}" for p in patterns(modules, schemes, rest)]
+        inputs = scheme.activations
         written[f"group_{index}"] = {
-            "targets": targets, "weights": weights, "input_activations": None, "output_activations": None,
-            "format": format,
+            "targets": targets, "weights": weights,
+            "input_activations": None if inputs is None else _written(inputs, dynamic=scheme.dynamic),
+            "output_activations": None, "format": format,
         }  # fmt: skip
     config: dict[str, Any] = {
         "quant_method": METHOD,
@@ -54,16 +56,17 @@ def write(
     return {**config, "dequantize": True} if dequantize else config
 
 
-def _written(numbers: Numbers) -> dict[str, Any]:
-    """The `weights` of a group."""
-    return {
+def _written(numbers: Numbers, dynamic: bool = False) -> dict[str, Any]:
+    """The `weights` or `input_activations` of a group."""
+    written = {
         "num_bits": numbers.bits,
-        "type": "int",
+        "type": "int" if numbers.is_integer else "float",
         "symmetric": numbers.symmetric,
         "strategy": numbers.strategy,
         "group_size": numbers.layout if numbers.strategy == "group" else None,
-        "dynamic": False,
+        "dynamic": dynamic,
     }
+    return {**written, "block_structure": list(numbers.layout)} if isinstance(numbers.layout, tuple) else written
 
 
 def parse(config: Config, format: str) -> Rules | None:
@@ -89,13 +92,40 @@ def parse(config: Config, format: str) -> Rules | None:
 
 
 def _scheme(group: Mapping[str, Any]) -> Scheme:
-    weights: Mapping[str, Any] = group.get("weights") or {}
-    if weights.get("type", "int") != "int":
-        raise ValueError("float weights of compressed-tensors cannot be read; a dense checkpoint is needed")
-    layout = _layout(weights)
-    if not isinstance(layout, int | str):
+    """The scheme of a group. ValueError where numbers are stored in a way that is not known here."""
+    inputs: Mapping[str, Any] | None = group.get("input_activations")
+    if group.get("output_activations"):
+        raise ValueError("rounded outputs of compressed-tensors cannot be computed; a dense checkpoint is needed")
+    weights = _numbers(group.get("weights") or {}, "weights")
+    if inputs is None:
+        return Scheme(weights)
+    if inputs.get("dynamic") is not True:
+        raise ValueError(
+            "inputs that compressed-tensors rounds with calibrated scales cannot be computed; a dense checkpoint is "
+            "needed"
+        )
+    activations = _numbers(inputs, "inputs")
+    if activations.strategy == "block" or not activations.symmetric:
+        raise ValueError(
+            f"inputs that compressed-tensors rounds to {activations.describe()} cannot be computed; a dense "
+            "checkpoint is needed"
+        )
+    return Scheme(weights, activations)
+
+
+_FLOATS = {8: "float8_e4m3"}
+
+
+def _numbers(written: Mapping[str, Any], what: str) -> Numbers:
+    bits = int(written.get("num_bits", 8))
+    symmetric = bool(written.get("symmetric", True))
+    kind = written.get("type", "int")
+    if kind == "float" and (bits not in _FLOATS or not symmetric or written.get("scale_dtype")):
+        raise ValueError(f"{bits}-bit float {what} of compressed-tensors cannot be read; a dense checkpoint is needed")
+    layout = _layout(written)
+    if kind == "int" and isinstance(layout, tuple):
         raise ValueError("blocks of integers of compressed-tensors cannot be read; a dense checkpoint is needed")
-    return integers(int(weights.get("num_bits", 8)), layout, bool(weights.get("symmetric", True)))
+    return Numbers(_FLOATS[bits] if kind == "float" else f"int{bits}", layout, symmetric=symmetric)
 
 
 def _layout(numbers: Mapping[str, Any]) -> Layout:

@@ -8,13 +8,16 @@ import torch
 
 from runner.model.checkpoint.quantization.scheme import Numbers
 
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # values of the codes 0 to 7; 8 to 15 are their negatives
+
 
 @dataclass(frozen=True)
 class Quantized:
     """`weight ≈ scale · (value of the code − zero point)`, scale and zero point shared as `numbers.layout` says.
 
     codes       uint8 [out, in]: of integers the number itself, in [0, 2^bits); of floats their bits
-    scale       [out, G], already rounded to the type in which it is stored; [1, 1] for "tensor"
+    scale       [out, G], already rounded to the type in which it is stored; [1, 1] for "tensor"; of blocks of r × c
+                [⌈out / r⌉, ⌈in / c⌉]
     zero_point  uint8 [out, G] ([1, 1] for "tensor"), or None when symmetric: then it is 2^(bits − 1) of integers
     numbers     the element, and what shares a scale
     groups      int64 [in]: the group of each column, where groups are no runs of columns (GPTQ's g_idx); else None
@@ -81,6 +84,8 @@ class Quantized:
         Both subtract integers exactly, multiply in the dtype of the stored scale (one rounding) and then convert.
         """
         work = self.scale.dtype
+        if not self.numbers.is_integer:
+            return self._dequantize_floats(dtype)
         weight = self.integers.to(work)  # at most 255: exact in bf16 and fp16, as is the difference
         zero = 2 ** (self.bits - 1) if self.zero_point is None else self.zero_point.to(work)
         if self.groups is not None:
@@ -102,3 +107,18 @@ class Quantized:
         if tail:
             last.mul_(self.scale[:, groups:])
         return weight.to(dtype)
+
+    def _dequantize_floats(self, dtype: torch.dtype) -> torch.Tensor:
+        """Every float is exact in the dtype of the scale; their product is rounded once there, and then converted."""
+        work = self.scale.dtype
+        if self.numbers.element == "float8_e4m3":
+            values = self.codes.view(torch.float8_e4m3fn).to(work)
+        else:
+            table = torch.tensor((*E2M1, *(-value for value in E2M1)), dtype=work, device=self.codes.device)
+            values = table[self.codes.long()]
+        scale = self.scale
+        if isinstance(self.numbers.layout, tuple):
+            scale = scale.repeat_interleave(self.numbers.layout[0], 0)[: self.out_features]
+        if scale.shape[1] > 1:
+            scale = scale.repeat_interleave(self.group_size, 1)[:, : self.in_features]
+        return values.mul_(scale).to(dtype)

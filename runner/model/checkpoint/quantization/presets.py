@@ -1,0 +1,46 @@
+"""Schemes by the names that vLLM and llm-compressor give them. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from runner.model.checkpoint.quantization.scheme import Layout, Numbers, Scheme, integers
+
+_FP8_TOKENS = Numbers("float8_e4m3", "token")
+_INT8_TOKENS = Numbers("int8", "token")
+
+PRESETS = {
+    "w2a16": integers(2, 128, True),
+    "w3a16": integers(3, 128, True),
+    "w4a16": integers(4, 128, True),
+    "w8a16": integers(8, "channel", True),
+    "w8a8": Scheme(Numbers("int8", "channel"), _INT8_TOKENS),
+    "w4a8": Scheme(Numbers("int4", 128), _INT8_TOKENS),
+    "w4afp8": Scheme(Numbers("int4", 128), _FP8_TOKENS),
+    "fp8": Scheme(Numbers("float8_e4m3", "channel"), _FP8_TOKENS),
+    "fp8_block": Scheme(Numbers("float8_e4m3", (128, 128)), Numbers("float8_e4m3", 128)),
+}
+
+
+def resolve(name: str | None, bits: int, group_size: int | str, symmetric: bool) -> Scheme:
+    """The scheme of a name, whose integer weights may have other groups; without a name that of the short form.
+
+    ValueError, with a phrase that follows the parameter's name, where the short form contradicts the name.
+    """
+    if name is None:
+        return integers(bits, group_size, symmetric)
+    preset = PRESETS[name]
+    if bits != preset.bits:
+        raise ValueError(f"`bits: {bits}` contradicts `scheme: {name}`, which has {preset.bits}")
+    if preset.weights.is_integer:
+        return replace(preset, weights=replace(preset.weights, layout=group_size, symmetric=symmetric))
+    if not symmetric:
+        raise ValueError(f"`symmetric: false` contradicts `scheme: {name}`, whose weights are floats around zero")
+    if group_size != short_layout(preset.weights.layout):
+        raise ValueError(f"`group_size: {group_size}` contradicts `scheme: {name}`, which has its own")
+    return preset
+
+
+def short_layout(layout: Layout) -> int | str:
+    """What `group_size` says of a layout: of a block, its columns."""
+    return layout[1] if isinstance(layout, tuple) else layout

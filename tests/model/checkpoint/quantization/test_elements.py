@@ -1,0 +1,68 @@
+"""Levels of every element: the nearest one, against compressed-tensors and a search through all of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from runner.model.checkpoint.quantization.elements import Levels, codes_of_e2m1, nearest_e2m1_
+from runner.model.checkpoint.quantization.quantized import E2M1, Quantized
+from runner.model.checkpoint.quantization.scheme import Numbers
+
+E2M1_LEVELS = torch.tensor(sorted({*E2M1, *(-value for value in E2M1)}))
+E4M3_LEVELS = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+E4M3_LEVELS = E4M3_LEVELS[E4M3_LEVELS.isfinite()].unique()
+
+
+def values(levels: torch.Tensor) -> torch.Tensor:
+    """Every level, every midpoint of two, numbers beyond the largest, and 10⁵ random ones."""
+    midpoints = (levels[1:] + levels[:-1]) / 2
+    largest = float(levels.max())
+    random = (torch.rand(100_000, generator=torch.Generator().manual_seed(0)) * 2 - 1) * 1.2 * largest
+    return torch.cat([levels, midpoints, torch.tensor([largest * 4, -largest * 4, -0.0]), random])
+
+
+@pytest.mark.parametrize(("element", "levels"), [("float8_e4m3", E4M3_LEVELS), ("float4_e2m1", E2M1_LEVELS)])
+def test_the_nearest_level_of_a_float(element: str, levels: torch.Tensor) -> None:
+    given = values(levels)
+    found = Levels(Numbers(element, "channel")).nearest_(given.clone(), torch.zeros(1))
+    distances = (given.clamp(levels.min(), levels.max())[:, None] - levels).abs().amin(1)
+    assert torch.equal((given.clamp(levels.min(), levels.max()) - found).abs(), distances)
+
+
+def test_e2m1_rounds_as_compressed_tensors_rounds_it() -> None:
+    from compressed_tensors.compressors.nvfp4.helpers import pack_fp4_to_uint8
+    from compressed_tensors.quantization.utils.fp4_utils import cast_to_fp4
+
+    given = values(E2M1_LEVELS)
+    found = nearest_e2m1_(given.clone())
+    assert torch.equal(found, cast_to_fp4(given))
+    pairs = found[: len(found) // 2 * 2].view(1, -1)
+    codes = codes_of_e2m1(pairs)
+    ours, theirs = codes[:, 0::2] | (codes[:, 1::2] << 4), pack_fp4_to_uint8(pairs)
+    # A negative zero has two codes; theirs keeps no sign of it.
+    differ = ours != theirs
+    zeros = (pairs.view(-1, 2) == 0).any(1)
+    assert not bool((differ.view(-1) & ~zeros).any())
+
+
+def test_e4m3_rounds_as_compressed_tensors_rounds_it() -> None:
+    from compressed_tensors.quantization import QuantizationArgs
+    from compressed_tensors.quantization.quant_args import round_to_quantized_type_args
+
+    given = values(E4M3_LEVELS)
+    args = QuantizationArgs(num_bits=8, type="float", strategy="channel")
+    limits = torch.tensor(-448.0), torch.tensor(448.0)
+    theirs = round_to_quantized_type_args(given, args, *limits)
+    found = Levels(Numbers("float8_e4m3", "channel")).nearest_(given.clone(), torch.zeros(1))
+    assert torch.equal(found, theirs.float())
+
+
+@pytest.mark.parametrize("element", ["int2", "int5", "int8", "float8_e4m3", "float4_e2m1"])
+def test_codes_stand_for_their_levels(element: str) -> None:
+    numbers = Numbers(element, "channel")
+    levels = Levels(numbers, torch.float32)
+    steps = levels.nearest_(torch.randn(8, 64, generator=torch.Generator().manual_seed(1)) * 3, torch.zeros(8, 1))
+    zero = torch.full((8, 1), float(levels.middle))
+    weight = Quantized(levels.codes_(steps.clone(), zero), torch.ones(8, 1), None, numbers)
+    assert torch.equal(weight.dequantize(torch.float32), steps)
