@@ -79,8 +79,6 @@ CODES: dict[str, str] = {
     "R411": "modules cannot be stored as asked",
     "R412": "a pattern matches no module",
     "R413": "schemes that no reader takes together",
-    "R416": "a step cannot take weights that are stored this way",
-    "R417": "parameters of a scheme contradict one another",
     "R414": "two tensors of a checkpoint stand for one parameter of the model",
     "R415": "a tensor of the checkpoint belongs to nothing in the model",
     "R416": "a checkpoint says in two places where its tensors are",

@@ -15,7 +15,7 @@ def refuse_others(facts: CheckpointFacts, kind: str) -> list[Diagnostic]:
         return []
     if packing is None:
         return []
-    found = {scheme for linear in facts.linears if (scheme := packing.scheme(linear.name)) is not None}
+    found = {scheme for site in facts.sites if (scheme := packing.scheme(site.name)) is not None}
     others = sorted(scheme.describe() for scheme in found if not scheme.is_integer)
     if not others:
         return []

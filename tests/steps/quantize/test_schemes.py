@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,12 +13,12 @@ import torch
 from runner.contracts.step_kind import Inputs
 from runner.model.architecture.inspect import facts
 from runner.model.checkpoint.quantization.presets import PRESETS, short_layout
-from runner.model.layerwise.stream_run import StreamHooks, StreamRun
 from runner.model.layerwise.streamed_model import StreamedModel
 from runner.recipe.schema.load import defaults
-from runner.steps import layer_stream, layerwise
+from runner.steps import layerwise
 from runner.steps.evaluate import perplexity
 from runner.steps.quantize import gptq, rtn
+from tests.host import Host
 from tests.model.checkpoint.formats.checkpoints import load
 from tests.tiny import save
 
@@ -29,25 +28,17 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 
 
-def run(folder: Path) -> StreamRun:
-    folder.mkdir(parents=True, exist_ok=True)
-    return StreamRun(folder, folder / "progress.json", StreamHooks(lambda *_, **__: None, lambda: None))
-
-
 def quantized(folder: Path, kind: Any, source: Path, **params: Any) -> Path:
     """What a step of `kind` makes of a checkpoint."""
-    name = kind.method.kind
-    own = defaults(name, ({"data": "text"} if kind is gptq else {}) | params)
-    checked = layerwise.check(own, inputs(source))
-    assert checked == []
-    how = layer_stream.Compression(name, kind.method, own, IDS if kind is gptq else None, None)
-    layer_stream.compress(source, how, folder, run(folder.with_name(f"{folder.name}-scratch")), "cpu")
-    forecast = layerwise.outcome(own, inputs(source))
-    written = facts(folder, "written")
+    host = Host(folder, kind.method.kind, source, IDS if kind is gptq else None, **params)
+    assert layerwise.check(host.params, inputs(source)) == []
+    kind.run(host)
+    forecast = layerwise.outcome(host.params, inputs(source))
+    written = facts(host.out_dir, "written")
     assert {n: (t.dtype, t.shape) for n, t in forecast.tensors.items()} == {
         n: (t.dtype, t.shape) for n, t in written.tensors.items()
     }
-    return folder
+    return host.out_dir
 
 
 def inputs(source: Path) -> Inputs:
@@ -56,13 +47,7 @@ def inputs(source: Path) -> Inputs:
 
 def measured(folder: Path, scratch: Path) -> float:
     """`evaluate.perplexity` of a checkpoint."""
-    run(scratch)
-    ctx: Any = SimpleNamespace(
-        params={"data": "text"}, inputs={"checkpoint": SimpleNamespace(path=folder)}, device="cpu",
-        scratch_dir=scratch, out_dir=scratch / "out", data=lambda _: IDS, emit=lambda *_, **__: None,
-        safe_point=lambda: None,
-    )  # fmt: skip
-    return perplexity.run(ctx).metrics["perplexity"]
+    return perplexity.run(Host(scratch, "evaluate.perplexity", folder, IDS)).metrics["perplexity"]
 
 
 def reference(folder: Path) -> float:
