@@ -101,7 +101,7 @@ class StreamedModel:
         self._materialize(layer, self.layer_name(index) + ".")
         if self.adapter is not None:
             self.adapter.attach(layer, self.layer_name(index))
-        if self.reader.packing is not None:
+        if self.reader.packing is not None and index not in self._rounding:
             self._rounding[index] = activation_rounding.attach(layer, self.layer_name(index), self.scheme)
         return layer
 
