@@ -86,6 +86,8 @@ CODES: dict[str, str] = {
     "R418": "a parameter has no effect",
     "R419": "a checkpoint is measured on the text that it was calibrated or trained on",
     "R420": "checkpoints with different vocabularies are compared",
+    "R421": "a step cannot take weights that are stored this way",
+    "R422": "parameters of a scheme contradict one another",
     "R430": "the model cannot be found",
     "R431": "the Hub cannot be reached, or does not have what is asked for",
     "R432": "config.json is missing or cannot be read",

@@ -20,4 +20,4 @@ def refuse_others(facts: CheckpointFacts, kind: str) -> list[Diagnostic]:
     if not others:
         return []
     message = f"`{kind}` takes integer weights with inputs as they are; the checkpoint stores {others[0]}"
-    return [Diagnostic("R416", message, "put the step before the quantization, or use `bits` instead of `scheme`")]
+    return [Diagnostic("R421", message, "put the step before the quantization, or use `bits` instead of `scheme`")]

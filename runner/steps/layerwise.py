@@ -104,7 +104,7 @@ def _contradictions(params: Iterable[Params]) -> list[Diagnostic]:
         try:
             scheme(own)
         except ValueError as error:
-            found[str(error)] = Diagnostic("R417", str(error), "leave one of them out", path=("scheme",))
+            found[str(error)] = Diagnostic("R422", str(error), "leave one of them out", path=("scheme",))
     return list(found.values())
 
 

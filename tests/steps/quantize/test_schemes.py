@@ -132,7 +132,7 @@ def test_the_short_form_follows_the_scheme(scheme: str, kind: str) -> None:
 )
 def test_a_scheme_and_a_short_form_that_contradict_it(params: dict[str, Any], message: str, tmp_path: Path) -> None:
     (found,) = layerwise.check(defaults("quantize.rtn", params), inputs(save(tmp_path, **SIZES)))
-    assert (found.code, found.message, found.help) == ("R417", message, "leave one of them out")
+    assert (found.code, found.message, found.help) == ("R422", message, "leave one of them out")
 
 
 def test_a_format_that_cannot_hold_a_scheme_names_one_that_can(tmp_path: Path) -> None:
