@@ -138,7 +138,13 @@ def test_the_bundle_describes_what_it_completes() -> None:
     assert {name: part.get("default") for name, part in gptq.items()} == {
         **loads(recipe("- quantize.gptq: {data: text}"), "r.yaml").steps[0].params,
         "data": None,
+        "scheme": None,  # without it the parameters that follow it have their own defaults
     }
+
+
+@pytest.mark.parametrize(("written", "bits"), [({}, 4), ({"scheme": "fp8"}, 8), ({"scheme": "fp8", "bits": 4}, 4)])
+def test_a_default_may_follow_another_parameter(written: dict[str, Any], bits: int) -> None:
+    assert load.defaults("quantize.gptq", {"data": "text", **written})["bits"] == bits
 
 
 def test_kinds() -> None:
