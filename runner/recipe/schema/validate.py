@@ -6,14 +6,14 @@ always about one thing that was written, never about alternatives that were not 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from runner import wording
 from runner.errors import Diagnostic, Span
+from runner.recipe.schema import hints, load, step_entries
 from runner.recipe.schema import kinds as discovery
-from runner.recipe.schema import load, step_entries
 from runner.recipe.syntax import nodes
 from runner.recipe.syntax.nodes import Node
 from runner.recipe.types import Path
@@ -173,7 +173,7 @@ def _explained(path: Path, scope: _Scope) -> bool:
         return False
     properties = load.recipe_schema()["properties"]
     document = nodes.plain(parent)
-    return any(key not in properties and _empty_before(key, document, properties) == path[0] for key in document)
+    return any(key not in properties and hints.empty_before(key, document, properties) == path[0] for key in document)
 
 
 def _breadth(error: ValidationError) -> int:
@@ -214,7 +214,7 @@ def _missing(error: ValidationError, path: Path, scope: _Scope) -> Diagnostic | 
     keys: list[str] = error.schema["required"] if isinstance(error.schema, Mapping) else []
     key = next(key for key in keys if f"'{key}' is a required property" == error.message)
     written: Any = error.instance
-    if (key in scope.elsewhere and not path) or any(_means(other, key, error.schema) for other in written):
+    if (key in scope.elsewhere and not path) or any(hints.means(other, key, error.schema) for other in written):
         return None
     message = f"{_owner(path, scope)} needs `{key}`"
     part = error.schema.get("properties", {}).get(key, {}) if isinstance(error.schema, Mapping) else {}
@@ -235,51 +235,21 @@ def _unknown(error: ValidationError, path: Path, scope: _Scope) -> Iterator[Diag
         if reserved is not None:
             yield reserved
             continue
-        if (meant := _without_colon(key, properties)) is not None:
+        if (meant := hints.without_colon(key, properties)) is not None:
             message = f"`{key}` is no key: a colon is missing after `{meant}`"
             yield Diagnostic("R205", message, f"write `{meant}:` and its value after it", span)
             continue
-        if (empty := _empty_before(key, written, properties)) is not None:
+        if (empty := hints.empty_before(key, written, properties)) is not None:
             message = f"`{key}` stands beside `{empty}`, which is empty"
             yield Diagnostic("R205", message, f"indent it further than `{empty}`, if it belongs there", span)
             continue
-        suggestion = _elsewhere(key, properties) or wording.did_you_mean(key, properties)
+        suggestion = hints.elsewhere(key, properties) or wording.did_you_mean(key, properties)
         message = f"unknown key `{key}` of {_owner(path, scope)}{suggestion}"
         help = scope.help or f"it may have {wording.ticked(properties)}"
         if scope.kind and not path and key in step_entries.sibling_keys():
             help = f"`{key}` stands beside `{scope.kind}`, not among its parameters"
             message = f"unknown key `{key}` of {_owner(path, scope)}"
         yield Diagnostic("R205", message, help, span)
-
-
-def _means(other: str, key: str, rules: Any) -> bool:
-    """Whether an unknown key is most likely `key`, so that one complaint says it."""
-    known = rules.get("properties", {})
-    return other not in known and (_without_colon(other, [key]) is not None or wording.nearest(other, known) == key)
-
-
-def _without_colon(key: str, names: Iterable[str]) -> str | None:
-    """The name that a key begins with, where a blank follows in place of a colon."""
-    return next((name for name in names if key.startswith(f"{name} ")), None)
-
-
-def _empty_before(key: str, written: Mapping[str, Any], properties: Mapping[str, Any]) -> str | None:
-    """The known key without a value after which unknown ones come: their indentation is lost."""
-    last = None
-    for name, value in written.items():
-        if name == key:
-            return last
-        if name in properties:
-            last = name if value is None and properties[name].get("type") in ("object", "array") else None
-    return None
-
-
-def _elsewhere(key: str, properties: Mapping[str, Any]) -> str | None:
-    """The parameter that other tools call `key`."""
-    for name, part in properties.items():
-        if key in part.get("x-runner-also", ()):
-            return f"; did you mean `{name}`?"
-    return None
 
 
 def _misnamed(error: ValidationError, path: Path, scope: _Scope) -> Diagnostic:

@@ -40,6 +40,14 @@ def odd_character(text: str) -> tuple[int, str, str] | None:
     return found.start(), what, f"write `{_MEANT.get(found[0], chr(34))}`, or put the text in quotes"
 
 
+def odd_text(text: str, noun: str) -> tuple[int, str, str] | None:
+    """`odd_character` of a key, or of a value without spaces: one with spaces is prose, which may hold anything."""
+    quoted = noun == "value" and text.startswith(QUOTES)
+    if (noun == "value" and " " in text) or not (quoted or INVISIBLE.search(text)):
+        return None
+    return odd_character(text)
+
+
 def explain(
     lines: Sequence[str], problem: str, at: tuple[int, int], begun: tuple[int, int] | None
 ) -> Explanation | None:
@@ -114,3 +122,10 @@ def _no_block(lines: Sequence[str], at: tuple[int, int]) -> Explanation | None:
     places = [f"{begins + 1} (as `{name}`)" for begins, name in reversed(open)]
     message = f"`{key}` begins in column {column + 1}, in which nothing above it does"
     return Explanation(at[0], column, len(key), message, f"begin it in column {' or '.join(places)}")
+
+
+def is_never_closed(problem: str, opened: tuple[int, int], at: tuple[int, int]) -> bool:
+    """Whether a quote, brace or bracket is open where the next line, or the end, begins."""
+    if "end of stream" in problem or "<stream end>" in problem:
+        return True
+    return problem.startswith("expected ',' or ") and at[0] > opened[0]

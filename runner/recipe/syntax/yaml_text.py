@@ -160,19 +160,19 @@ class _Reader:
             help = "check the indentation, and put text that holds `: ` in quotes"
         elif "cannot start any token" in problem:
             help = "put text that begins with this character in quotes"
-        elif error.context_mark is not None and _never_closed(problem, error.context_mark, mark):
+        elif (
+            begun is not None
+            and error.context_mark is not None
+            and explain.is_never_closed(problem, begun, (span.line - 1, span.column - 1))
+        ):
             opened = self._at(error.context_mark.line, error.context_mark.column)
             sign = opened.text[opened.column - 1 : opened.column]
             return self._error("R104", f"not valid YAML: this `{sign}` is never closed", opened)
         return self._error("R104", f"not valid YAML: {problem}", span, help)
 
     def _odd(self, node: yaml.ScalarNode, noun: str) -> None:
-        """Text without quotes or spaces, so no prose, that holds what looks like a space, a quote or nothing."""
-        text = str(node.value)
-        quote = noun == "value" and text.startswith(explain.QUOTES)
-        if node.tag != _PLAIN or (" " in text and noun == "value") or not (quote or explain.INVISIBLE.search(text)):
-            return
-        if (odd := explain.odd_character(text)) is not None:
+        odd = explain.odd_text(str(node.value), noun) if node.tag == _PLAIN else None
+        if odd is not None:
             self._complain("R104", f"{odd[1]} is part of this {noun}", node, odd[2])
 
     def _extent(self, node: yaml.Node) -> tuple[int, int]:
@@ -272,13 +272,6 @@ class _Reader:
         if not isinstance(node, yaml.ScalarNode):
             length = 1  # the caret of a collection marks where it begins
         return self._at(start.line, start.column, length)
-
-
-def _never_closed(problem: str, opened: yaml.Mark, at: yaml.Mark | None) -> bool:
-    """Whether a quote, brace or bracket is open where the next line, or the end, begins."""
-    if "end of stream" in problem or "<stream end>" in problem:
-        return True
-    return problem.startswith("expected ',' or ") and at is not None and at.line > opened.line
 
 
 class _Dumper(yaml.SafeDumper):

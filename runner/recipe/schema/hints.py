@@ -1,0 +1,38 @@
+"""What was most likely meant by a key that a schema does not know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from runner import wording
+
+
+def means(other: str, key: str, rules: Any) -> bool:
+    """Whether an unknown key is most likely `key`, so that one complaint says it."""
+    known = rules.get("properties", {})
+    return other not in known and (without_colon(other, [key]) is not None or wording.nearest(other, known) == key)
+
+
+def without_colon(key: str, names: Iterable[str]) -> str | None:
+    """The name that a key begins with, where a blank follows in place of a colon."""
+    return next((name for name in names if key.startswith(f"{name} ")), None)
+
+
+def empty_before(key: str, written: Mapping[str, Any], properties: Mapping[str, Any]) -> str | None:
+    """The known key without a value after which unknown ones come: their indentation is lost."""
+    last = None
+    for name, value in written.items():
+        if name == key:
+            return last
+        if name in properties:
+            last = name if value is None and properties[name].get("type") in ("object", "array") else None
+    return None
+
+
+def elsewhere(key: str, properties: Mapping[str, Any]) -> str | None:
+    """The parameter that other tools call `key`."""
+    for name, part in properties.items():
+        if key in part.get("x-runner-also", ()):
+            return f"; did you mean `{name}`?"
+    return None
