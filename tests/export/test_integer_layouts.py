@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from runner.export.integer_layouts import ONNXRUNTIME, TENSORRT, IntegerLayout, layout_for
-from runner.model.checkpoint.quantization.scheme import Scheme, integers
+from runner.model.checkpoint.quantization.scheme import Numbers, Scheme, integers
 
 
 @pytest.mark.parametrize(("scheme", "columns", "wanted"), [
@@ -56,3 +56,15 @@ def test_what_is_refused(target: str, scheme: Scheme, columns: int, wanted: tupl
 def test_wider_fields_are_told() -> None:
     assert IntegerLayout(4, 64).describe(integers(3, 64, True)) == "3-bit integers in fields of 4 bits"
     assert IntegerLayout(4, 64).describe(integers(4, 64, True)) == ""
+
+
+@pytest.mark.parametrize("target", [ONNXRUNTIME, TENSORRT])
+def test_floats_and_rounded_inputs_are_refused(target: str) -> None:
+    fp8 = Scheme(Numbers("float8_e4m3", "channel"), Numbers("float8_e4m3", "token"))
+    assert layout_for(target, fp8, 256) == (
+        (
+            "is stored as float8_e4m3, per channel; inputs dynamically to float8_e4m3, per token; graphs hold integer "
+            "weights, with inputs as they are"
+        ),
+        "quantize with `bits` instead of `scheme`, or export the dense checkpoint",
+    )
