@@ -20,6 +20,8 @@ demo:tiny-llama: LlamaForCausalLM, 6 layers, 5.77 M parameters, 11.5 MB; on the 
  2  shrink  toy.shrink  run    250 MB  11.5 MB  ~12 s  first run
  3  after   toy.score   run    100 MB           < 1 s  first run
 
+shrink: 56 changed (down, gate, up, embedding, o, q, k, v, norm; 11.5 MB), 1 tied (head)
+
 3 to run; peak memory SIZE of ALL available, 13.5 MB of disk, ~13 s
 """
     )
@@ -37,6 +39,8 @@ demo:tiny-llama: LlamaForCausalLM, 6 layers, 5.77 M parameters, 11.5 MB; on the 
  1  before  toy.score   cached                       nothing changed
  2  shrink  toy.shrink  cached                       nothing changed
  3  after   toy.score   run     100 MB        < 1 s  `points` changed 5.0 → 7.0
+
+shrink: 56 changed (down, gate, up, embedding, o, q, k, v, norm; 11.5 MB), 1 tied (head)
 
 1 to run, 2 cached; peak memory SIZE of ALL available, 0 B of disk, < 1 s
 """
