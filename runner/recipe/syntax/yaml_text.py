@@ -171,8 +171,7 @@ class _Reader:
         return self._error("R104", f"not valid YAML: {problem}", span, help)
 
     def _odd(self, node: yaml.ScalarNode, noun: str) -> None:
-        odd = explain.odd_text(str(node.value), noun) if node.tag == _PLAIN else None
-        if odd is not None:
+        if node.tag == _PLAIN and (odd := explain.odd_text(str(node.value), noun)) is not None:
             self._complain("R104", f"{odd[1]} is part of this {noun}", node, odd[2])
 
     def _extent(self, node: yaml.Node) -> tuple[int, int]:
