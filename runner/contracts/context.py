@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from runner.contracts.lineage import AppliedStep, Lineage
+from runner.contracts.model_description import Linears
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +44,7 @@ class Result:
 class Artifact:
     """An input as the worker sees it: a folder, its type, the digest of its bytes, how it came to be, and its sites.
 
-    `sites` has their names; it is None where nobody has found them out.
+    `sites` has their names, `linears` the linear modules of the model; None where nobody has found them out.
     """
 
     path: Path
@@ -51,6 +52,7 @@ class Artifact:
     digest: str
     lineage: Lineage
     sites: tuple[str, ...] | None = None
+    linears: Linears | None = None
 
 
 class Context(Protocol):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.contracts.model_description import ModelDescription
+from runner.contracts.model_description import Linears, ModelDescription
 from runner.contracts.sites import Site
 
 DTYPE_BYTES = {
@@ -59,6 +59,11 @@ class CheckpointFacts:
     def architecture(self) -> str:
         names = self.config.get("architectures") or [self.config.get("model_type", "unknown")]
         return str(names[0])
+
+    @property
+    def linears(self) -> Linears:
+        """The linear modules of the model; none where it was not described."""
+        return Linears() if self.description is None else self.description.linears
 
     @property
     def nbytes(self) -> int:

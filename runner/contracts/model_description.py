@@ -6,8 +6,8 @@ not: between them it is JSON.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Container, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 # What the module that holds a parameter does with it.
@@ -51,6 +51,45 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class LinearModule:
+    """A linear module of the model, as readers of quantized checkpoints find them: by its class.
+
+    name     in the model
+    stored   the module in the checkpoint that holds its weight; None where no tensor of its own is stored there
+    called   whether a forward calls it; None where no forward could be tried
+    """
+
+    name: str
+    stored: str | None
+    called: bool | None = None
+
+
+@dataclass(frozen=True)
+class Linears:
+    """Every linear module of a model, those of heads and towers and those that are never called included.
+
+    needed  whether transformers' own code reads their weights while it loads the model, so that it cannot load them
+            packed
+    """
+
+    modules: tuple[LinearModule, ...] = ()
+    needed: bool = False
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Linears:
+        return cls(tuple(LinearModule(**each) for each in document["modules"]), bool(document["needed"]))
+
+    def unpacked(self, packed: Container[str]) -> list[str]:
+        """The modules that are not among the `packed` ones, by their names in the model and in the checkpoint."""
+        rest = [each for each in self.modules if each.stored is None or each.stored not in packed]
+        return sorted({name for each in rest for name in (each.name, each.stored) if name is not None})
+
+    def uncalled(self) -> set[str]:
+        """The modules of the checkpoint that no forward of the model calls."""
+        return {each.stored for each in self.modules if each.stored is not None and each.called is False}
+
+
+@dataclass(frozen=True)
 class ModelDescription:
     """A checkpoint as transformers reads it. Where `problems` is not empty, the rest may be.
 
@@ -68,6 +107,7 @@ class ModelDescription:
     unexpected    stored tensors that nothing in the model has a use for
     converted     stored tensors that transformers makes others of on loading
     duplicates    parameter → the stored tensors that all stand for it
+    linears       its linear modules
     warnings      what transformers logged
     """
 
@@ -85,6 +125,7 @@ class ModelDescription:
     converted: tuple[str, ...] = ()
     duplicates: Mapping[str, tuple[str, ...]] | None = None
     problems: tuple[Problem, ...] = ()
+    linears: Linears = field(default_factory=Linears)
     warnings: tuple[str, ...] = ()
 
 
@@ -94,7 +135,7 @@ def to_json(description: ModelDescription) -> dict[str, Any]:
 
 def from_json(document: Mapping[str, Any]) -> ModelDescription:
     """The inverse of `to_json`. KeyError or TypeError for anything else."""
-    plain = {field.name: document[field.name] for field in fields(ModelDescription)}
+    plain = {each.name: document[each.name] for each in fields(ModelDescription)}
     lists = ("missing", "packed", "ignored", "unexpected", "converted", "warnings")
     return ModelDescription(
         **{
@@ -103,6 +144,7 @@ def from_json(document: Mapping[str, Any]) -> ModelDescription:
             "parameters": tuple(Parameter(**{**each, "shape": tuple(each["shape"])}) for each in plain["parameters"]),
             "misshaped": {name: tuple(shape) for name, shape in (plain["misshaped"] or {}).items()},
             "duplicates": {name: tuple(stored) for name, stored in (plain["duplicates"] or {}).items()},
+            "linears": Linears.from_json(plain["linears"]),
             "problems": tuple(Problem(**{**each, "keys": tuple(each["keys"])}) for each in plain["problems"]),
         }
     )

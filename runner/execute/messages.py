@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
 from runner.contracts.lineage import AppliedStep, Lineage
+from runner.contracts.model_description import Linears
 
 EVENTS_FD = "RUNNER_EVENTS_FD"
 PARENT = "RUNNER_PARENT"  # the parent's process id: a worker that has another parent came too late
@@ -27,9 +28,9 @@ LAST = frozenset({"step_finished", "step_cached", "step_failed", "interrupted"})
 
 @dataclass(frozen=True)
 class InputRef:
-    """An input artifact: the folder, its type, the digest of its bytes, how it came to be, and its sites as the plan
+    """An input artifact: the folder, its type, the digest of its bytes, how it came to be, and its sites and
 
-    has them.
+    the linear modules of its model as the plan has them.
     """
 
     path: str
@@ -37,6 +38,7 @@ class InputRef:
     digest: str
     lineage: Lineage
     sites: tuple[str, ...] | None = None
+    linears: Linears | None = None
 
 
 @dataclass(frozen=True)
@@ -95,13 +97,16 @@ def decode(line: bytes) -> Request | None:
     if message.get("stop"):
         return None
     run = message["run"]
-    run["inputs"] = {
-        name: InputRef(**{**ref, "lineage": Lineage.from_json(ref["lineage"]), "sites": _tuple(ref["sites"])})
-        for name, ref in run["inputs"].items()
-    }
+    run["inputs"] = {name: _input(ref) for name, ref in run["inputs"].items()}
     run["step"] = AppliedStep(**run["step"])
     run["data"] = {name: DataRef(**{**ref, "files": tuple(ref["files"])}) for name, ref in run["data"].items()}
     return Request(**run)
+
+
+def _input(ref: Mapping[str, Any]) -> InputRef:
+    linears = None if ref["linears"] is None else Linears.from_json(ref["linears"])
+    lineage = Lineage.from_json(ref["lineage"])
+    return InputRef(**{**ref, "lineage": lineage, "sites": _tuple(ref["sites"]), "linears": linears})
 
 
 def _tuple(names: list[str] | None) -> tuple[str, ...] | None:

@@ -42,7 +42,9 @@ def request(
         recipe_text=yaml_text.dump(secrets.hide(document, secrets.values(document))),  # model cards are published
         inputs={
             name: replace(
-                given[id] if id in given else _made(entries[id], lineages.of(plan, id)), sites=step.sites.get(name)
+                given[id] if id in given else _made(entries[id], lineages.of(plan, id)),
+                sites=step.sites.get(name),
+                linears=step.linears.get(name),
             )
             for name, id in step.inputs.items()
         },

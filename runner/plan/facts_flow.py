@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from runner.contracts.facts import CheckpointFacts
+from runner.contracts.model_description import Linears
 from runner.contracts.planned_account import PlannedAccount
 from runner.contracts.step_kind import ENGINE, METRICS_ONLY, Cost, DataFacts, Inputs, MachineFacts
 from runner.errors import Diagnostic
@@ -76,6 +77,11 @@ class FactsFlow:
         changes = kinds.changes(kind, step.params, inputs)
         before, after = kinds.source_facts(kind, inputs), self._facts[step.id]
         return tensor_account.account(before, after, changes) if before.tensors or after.tensors else (None, [])
+
+    def linears(self, step: Wired) -> dict[str, Linears]:
+        """The linear modules of the model of each input of a step, by parameter, where the model was described."""
+        found = {p: self._facts[id].description for p, id in step.inputs.items() if id in self._facts}
+        return {parameter: each.linears for parameter, each in found.items() if each is not None}
 
     def cost(self, step: Wired) -> Cost:
         return kinds.find(step.kind).estimate(step.params, self.inputs(step))

@@ -53,7 +53,8 @@ def resolve(
     planner = _Planner(recipe, sources, made_with, machine)
     planned: list[PlannedStep] = []
     for step in wired:
-        planned.append(replace(planner.plan(step, planned), sites=flow.sites(step), account=flow.account(step)[0]))
+        known = replace(planner.plan(step, planned), sites=flow.sites(step), linears=flow.linears(step))
+        planned.append(replace(known, account=flow.account(step)[0]))
     model = sources.models[MODEL]
     key = keys.plan_key(recipe.name, model.digest, planned)
     others = {id: other for id, other in sources.models.items() if id != MODEL}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.contracts.facts import CheckpointFacts
+from runner.contracts.model_description import Linears
 from runner.contracts.planned_account import PlannedAccount
 from runner.contracts.step_kind import Cost, DataFacts, MachineFacts
 from runner.errors import Diagnostic
@@ -82,6 +83,7 @@ class PlannedStep:
     tasks: Mapping[str, ResolvedTasks] = field(default_factory=dict)  # by parameter; plan.json says not where they are
     account: PlannedAccount | None = None  # of a step that makes a checkpoint
     sites: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # names of the sites of its inputs, by parameter
+    linears: Mapping[str, Linears] = field(default_factory=dict)  # the linear modules of their models, likewise
 
     def public(self) -> dict[str, Any]:
         """The JSON of plan.json: nothing machine-dependent beyond what is in `key_inputs`."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from runner.contracts.context import Artifact, Context, Params, Result
 from runner.contracts.facts import CheckpointFacts
+from runner.contracts.model_description import Linears
 from runner.model.architecture.inspect import facts as read_facts
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.checkpoint.writer import parse_size
@@ -60,13 +61,14 @@ class Compression:
     ids: torch.Tensor | None
     calibration: list[int | None] | None
 
-    def storage(self, facts: CheckpointFacts) -> Storage:
+    def storage(self, facts: CheckpointFacts, linears: Linears | None) -> Storage:
         """How the weights will be stored. All but the name of the data is noted for a step that quantizes again."""
         own = {key: value for key, value in self.params.items() if key != "data"}
         return Storage(
             format=str(self.params.get("format", "")),
             schemes=planned_schemes(self.params, facts),
             act_order=bool(self.params.get("act_order", False)),
+            linears=linears,
             compression={"kind": self.kind, "params": own, "calibration": self.calibration},
         )
 
@@ -86,7 +88,7 @@ def compress(checkpoint: Artifact, how: Compression, run: StreamRun, ctx: Contex
     folder = checkpoint.path
     facts = read_facts(folder, str(folder), checkpoint.sites)
     with CheckpointReader(folder) as reader:
-        output = Output(reader, facts, how.storage(facts), run.scratch / "parts")
+        output = Output(reader, facts, how.storage(facts, checkpoint.linears), run.scratch / "parts")
         inputs = engine.StreamInputs(folder, facts, ctx.device, how.ids)
         results = engine.transform(inputs, resolved(how.method, how.params, facts), output.layer, run)
         size = parse_size(how.params["max_shard_size"])

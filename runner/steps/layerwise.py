@@ -21,8 +21,8 @@ from runner.contracts.step_kind import Cost, Inputs, Params
 from runner.errors import Diagnostic
 from runner.model.architecture import config
 from runner.model.checkpoint import adapter_config, formats
+from runner.model.checkpoint.quantization import checkpoint_config
 from runner.model.checkpoint.quantization.format import Matrix
-from runner.model.checkpoint.quantization.module_patterns import unpacked_modules
 from runner.model.layerwise import memory_budget
 from runner.steps.layer_method import LayerMethod
 from runner.steps.patterns import matches
@@ -87,6 +87,9 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
         # Where another reader than transformers loads them together, the model card says which.
         if together is not None and not any(reader.load for reader in format.readers(schemes)):
             found.append(Diagnostic("R413", *together, path=("overrides",)))
+        unloadable = checkpoint_config.refuse(format, planned_schemes(params, facts), facts.linears)
+        if unloadable is not None:
+            found.append(Diagnostic("R413", *unloadable, path=("format",)))
     return found
 
 
@@ -233,7 +236,6 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
             tensors[name] = TensorHeader(name, dtype, extents, "", 0, size)
     mark = facts.quantization
     if schemes:
-        untouched = unpacked_modules(facts.tensors, schemes)
-        format = formats.find(str(params["format"]))
-        mark = format.config(schemes, untouched, act_order=bool(params.get("act_order", False)))
+        format, act_order = formats.find(str(params["format"])), bool(params.get("act_order", False))
+        mark = checkpoint_config.write(format, schemes, facts.tensors, facts.linears, act_order=act_order)
     return replace(facts, tensors=tensors, quantization=mark)

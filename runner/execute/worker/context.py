@@ -28,7 +28,8 @@ class StepContext:
         self.params = request.params
         self.step = request.step
         self.inputs = {
-            name: Artifact(Path(r.path), r.type, r.digest, r.lineage, r.sites) for name, r in request.inputs.items()
+            name: Artifact(Path(r.path), r.type, r.digest, r.lineage, r.sites, r.linears)
+            for name, r in request.inputs.items()
         }
         self.out_dir = stage.out
         self.scratch_dir = stage.scratch

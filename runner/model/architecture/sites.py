@@ -57,15 +57,18 @@ def role(name: str) -> str:
 def multiplying(candidates: Sequence[Site], description: ModelDescription | None) -> tuple[Site, ...]:
     """Those of the matrices in decoder layers that transformers' model multiplies by, with what they are fused with.
 
-    A matrix of another module is none (a norm over [heads, head size], the weights of a predictor): only what its
-    model says tells them apart. Without a description all candidates count.
+    A matrix of another module is none (a norm over [heads, head size], the weights of a predictor), nor is a linear
+    module that is never called (a decoder's cross-attention without an encoder): only what its model says tells them
+    apart. Without a description all candidates count.
     """
     found = list(candidates)
     if description is not None:
         known = {each.stored: each for each in description.parameters if each.stored is not None}
+        uncalled = description.linears.uncalled()
         found = [
             site for site in candidates
-            if site.tensor not in known or known[site.tensor].kind in (LINEAR, CONV1D)
+            if site.name not in uncalled
+            and (site.tensor not in known or known[site.tensor].kind in (LINEAR, CONV1D))
         ]  # fmt: skip
     return with_fused(found)
 

@@ -20,10 +20,10 @@ from typing import Any
 from torch import nn
 
 from runner.contracts import model_description
-from runner.contracts.model_description import ModelDescription, Parameter, Problem
+from runner.contracts.model_description import LinearModule, Linears, ModelDescription, Parameter, Problem
 from runner.errors import RecipeError
-from runner.model.layerwise import refusals, tensor_names
-from runner.model.layerwise.linear import is_conv1d
+from runner.model.layerwise import linear_calls, refusals, tensor_names
+from runner.model.layerwise.linear import is_conv1d, is_linear
 from runner.model.layerwise.streamed_model import find_layers
 
 
@@ -45,6 +45,7 @@ def describe(request: Mapping[str, Any]) -> dict[str, Any]:
             description = of_model(model, {name: tuple(shape) for name, shape in request["tensors"].items()})
             if not (problems or description.missing or description.misshaped):
                 problems += refusals.running(folder, bool(request["own_code"]), model)
+                description = replace(description, linears=linear_calls.linears(model, description.linears.modules))
             description = replace(description, problems=problems + _companions(folder, request))
     return model_description.to_json(replace(description, warnings=tuple(dict.fromkeys(warnings))))
 
@@ -89,7 +90,17 @@ def of_model(model: Any, tensors: Mapping[str, tuple[int, ...]]) -> ModelDescrip
         unexpected=tuple(stored for name in sorted(set(strange) - passed) for stored in strange[name]),
         converted=names.converted,
         duplicates={name: stored for name, stored in names.stored.items() if len(stored) > 1},
+        linears=Linears(_linears(model, {each.name: each.stored for each in parameters})),
     )  # fmt: skip
+
+
+def _linears(model: Any, stored: Mapping[str, str | None]) -> tuple[LinearModule, ...]:
+    found = []
+    for name, module in model.named_modules(remove_duplicate=False):
+        if is_linear(module):
+            weight = stored.get(f"{name}.weight")
+            found.append(LinearModule(name, None if weight is None else weight.removesuffix(".weight")))
+    return tuple(found)
 
 
 def _layers(model: Any) -> tuple[str, int]:

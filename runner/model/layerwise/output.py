@@ -9,13 +9,16 @@ from typing import Any
 
 import torch
 
+from runner import wording
 from runner.contracts.account import Account
 from runner.contracts.facts import CheckpointFacts
+from runner.contracts.model_description import Linears
+from runner.errors import StepFailed
 from runner.model.checkpoint import derived, formats
 from runner.model.checkpoint.companions import COMPRESSION
 from runner.model.checkpoint.headers import read_config
+from runner.model.checkpoint.quantization import checkpoint_config
 from runner.model.checkpoint.quantization.format import Matrix
-from runner.model.checkpoint.quantization.module_patterns import unpacked_modules
 from runner.model.checkpoint.quantization.scheme import Scheme
 from runner.model.checkpoint.reader import DTYPES, CheckpointReader
 from runner.model.checkpoint.writer import CheckpointWriter
@@ -27,12 +30,14 @@ from runner.model.layerwise.method import Results, Transformed
 class Storage:
     """How changed weights are stored: `schemes` by module, in `format`; modules without a scheme stay dense.
 
-    `compression` is what compression.json says of how the checkpoint was quantized.
+    `linears` are the linear modules of the model; `compression` is what compression.json says of how the checkpoint was
+    quantized.
     """
 
     format: str = ""
     schemes: Mapping[str, Scheme] = field(default_factory=dict)
     act_order: bool = False
+    linears: Linears | None = None
     compression: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -46,8 +51,9 @@ class Output:
         self.format = formats.find(storage.format) if storage.schemes else None
         self.quantization: dict[str, Any] = {}
         if self.format is not None:
-            untouched = unpacked_modules(reader.headers, storage.schemes)
-            self.quantization = self.format.config(storage.schemes, untouched, act_order=storage.act_order)
+            self.quantization = checkpoint_config.write(
+                self.format, storage.schemes, reader.headers, storage.linears, act_order=storage.act_order
+            )
         self.parts = CheckpointWriter(parts)
 
     def layer(self, index: int, changed: Mapping[str, Transformed]) -> dict[str, Any]:
@@ -69,6 +75,10 @@ class Output:
         self, results: Results, out: Path, max_shard_bytes: int, card: Callable[[Path], str] | None = None
     ) -> Account:
         """Copy everything outside the layers, then put the folder together; `results` is what `layer` gave of each."""
+        done = {module for layer in results for module in layer["modules"]}
+        left = sorted(set(self.storage.schemes) - done)
+        if left:
+            raise StepFailed(f"nothing was computed for {wording.ticked(left)}: no forward of the model calls them")
         inside = {name for layer in self.layers for name in layer}
         self.parts.copy("rest", self.reader, [name for name in self.reader.headers if name not in inside])
         config: Mapping[str, Any] | None = None

@@ -51,12 +51,14 @@ def running(folder: Path, own_code: bool, model: Any) -> tuple[Problem, ...]:
     Not everything can be computed there; so a failure counts only if with the default of some key it works.
     """
     try:
-        _run(model)
-    except _Undecided:
+        meta_forward(model)
+    except Undecided:
         return ()
     except Exception as error:  # noqa: BLE001  as above
         document = json.loads((folder / "config.json").read_text("utf-8"))
-        found = _problem("forward", error, document, own_code, lambda changed: _run(_model(_variant(changed), False)))
+        found = _problem(
+            "forward", error, document, own_code, lambda changed: meta_forward(_model(_variant(changed), False))
+        )
         return (found,) if found.keys else ()
     return ()
 
@@ -111,11 +113,11 @@ def _model(config: Any, own_code: bool) -> Any:
     return build_empty(config, trust_remote_code=own_code).eval().requires_grad_(False)
 
 
-class _Undecided(Exception):
+class Undecided(Exception):
     """A forward needs values, and on the meta device there are none."""
 
 
-def _run(model: Any) -> None:
+def meta_forward(model: Any) -> None:
     """Compute the shapes of a forward on a few tokens, without and with a cache; raises what the model raises.
 
     Models look at the values of a mask in order to do without it, unless it is ready to be used, [1, 1, tokens, tokens]
@@ -132,14 +134,14 @@ def _run(model: Any) -> None:
                 model(input_ids=ids, use_cache=False)
         except Exception as second:
             if "meta" in str(first):
-                raise _Undecided from first
+                raise Undecided from first
             raise first from second
     try:
         with torch.no_grad():
             model(input_ids=ids, attention_mask=ready, use_cache=True)
     except Exception as error:
         if "meta" in str(error):
-            raise _Undecided from error
+            raise Undecided from error
         raise
 
 
