@@ -1,6 +1,6 @@
-"""The command line: which command is meant, and what becomes of its errors.
+"""The command line: find the command, run it, and turn its errors into messages and exit codes.
 
-Only the command that is asked for is imported: `runner/commands/<name>.py`, a module with
+Only the requested command is imported: `runner/commands/<name>.py`, a module with
 `configure(parser)`, `read_options(args) -> Options` and `run(options) -> exit code`.
 """
 
@@ -22,7 +22,7 @@ COMMANDS = {
     "plan": "show what apply would do, why, and what it would cost",
     "validate": "check recipes and list every complaint",
     "show": "print the resolved recipe, with where each value comes from",
-    "lock": "pin what the names in a recipe stand for: model, data, parents, packages",
+    "lock": "pin what the names in a recipe refer to: model, data, parents, packages",
     "pack": "make an installable package of a folder of recipes",
     "new": "write a commented starter recipe for a model",
     "steps": "list the kinds of steps, or describe one",
@@ -32,7 +32,7 @@ COMMANDS = {
     "reproduce": "apply a job again in an empty store, and compare digests",
     "store": "list, verify, clean, push or pull the results of steps",
     "report": "show what a job did: times, sizes, metrics, gates",
-    "diff": "show in what two jobs, or two recipes, differ",
+    "diff": "show the differences between two jobs, or two recipes",
     "compare": "compare jobs side by side, and mark those that no other dominates",
     "schema": "print the JSON Schema of recipes, for editors",
     "doctor": "check what this machine and installation can do",
@@ -41,7 +41,7 @@ INTERRUPTED = 130
 
 
 class Command(Protocol):
-    """The module of a command. Its `read_options` makes a frozen dataclass of the arguments, which its `run` takes."""
+    """The module of a command. `read_options` turns the arguments into a frozen dataclass, which `run` takes."""
 
     def configure(self, parser: argparse.ArgumentParser) -> None: ...
     def read_options(self, args: argparse.Namespace) -> Any: ...
@@ -49,14 +49,14 @@ class Command(Protocol):
 
 
 class Parser(argparse.ArgumentParser):
-    """Complaints as UsageError, in the words of every other error."""
+    """An argument parser that raises UsageError, so that its errors look like all others."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, f"`{self.prog} --help` shows how to use it")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code. Never raises, never shows a traceback unless RUNNER_DEBUG=1."""
+    """Run one command and return the exit code. Never raises, never shows a traceback unless RUNNER_DEBUG=1."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader has seen enough. Python would complain when it flushes at exit.
+        # The reader closed the pipe. Python would complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
@@ -109,13 +109,13 @@ def dispatch(arguments: list[str]) -> int:
         raise UsageError(what, f"`{parser.prog} --help` lists what it takes")
     from runner.recipe import secrets  # not for `--help`
 
-    # It stands in events, locks and on the screen, to be run again: who gave a secret has to give it again.
+    # Events, locks and messages show it, to be run again: secrets are hidden in it and must be given again.
     args.command_line = shlex.join(["runner", *map(secrets.hide_in_word, arguments)])
     return command.run(command.read_options(args))
 
 
 def overview() -> argparse.ArgumentParser:
-    """The parser of `runner --help`."""
+    """Return the parser of `runner --help`."""
     width = max(map(len, COMMANDS))
     listed = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
     parser = Parser(

@@ -1,7 +1,7 @@
-"""Every error a user can meet, and the shape in which it is told.
+"""Every error that a user can meet, and its text.
 
     RunnerError                 exit code
-    ├── RecipeError             2   the recipe, the model or the command line is wrong; carries Diagnostics
+    ├── RecipeError             2   the recipe, the model or the command line is wrong; holds Diagnostics
     ├── UsageError              2   a command-line argument makes no sense
     ├── MachineError            4   this machine cannot do it: memory, GPU, package, disk
     ├── StepFailed              1   a step stopped with an error
@@ -18,19 +18,19 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-# Control characters but for tab and line feed, those that reorder the text around them, and halves of a character: what
-# is written with them can make a terminal show what is not so.
+# Control characters but for tab and line feed, those that reorder the text around them, and halves of a character: text
+# with them can make a terminal show something else than what is there.
 DECEPTIVE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def visible(text: str) -> str:
-    """`text` as it may be shown: each deceptive character is a U+FFFD."""
+    """Return `text` with each deceptive character replaced by U+FFFD."""
     return DECEPTIVE.sub("\ufffd", text)
 
 
 @dataclass(frozen=True)
 class Span:
-    """A place in a text file. `line` and `column` count from 1; `length` is in characters; `text` is the whole line."""
+    """A place in a text file. `line` and `column` count from 1; `length` is in characters; `text` is the full line."""
 
     file: str
     line: int
@@ -54,7 +54,7 @@ class Diagnostic:
         return replace(self, span=span) if span is not None else self
 
     def render(self) -> str:
-        """The text shown to a user:
+        """Return the text that a user sees.
 
         recipes/a.yaml:23:29: error[R203]: `bits` must be one of 2, 3, 4, 8; got 5
            23 |   - quantize.gptq: {bits: 5, group_size: 128}
@@ -78,7 +78,7 @@ class Diagnostic:
 
 
 class RunnerError(Exception):
-    """Base of every expected error. `message` is whole sentences for a user; `help` is the remedy."""
+    """Base of every expected error. `message` is one or more full sentences for a user; `help` is the remedy."""
 
     exit_code = 1
 

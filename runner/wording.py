@@ -1,4 +1,4 @@
-"""Values and schemas in plain words, for complaints."""
+"""Describe values and schemas in plain words, for messages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TYPES = {
 
 
 def show(value: Any) -> str:
-    """A value as a reader of the recipe knows it, cut short where it is long."""
+    """Return a value as it is written in a recipe, shortened where it is long."""
     if value is None:
         return "nothing"
     if isinstance(value, Mapping):
@@ -35,13 +35,13 @@ def listed(values: Iterable[Any]) -> str:
 
 
 def ticked(names: Iterable[str], joint: str = "and") -> str:
-    """`a`, `b` and `c`."""
+    """Return names in backticks: `a`, `b` and `c`."""
     quoted = [f"`{name}`" for name in names]
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} {joint} {quoted[-1]}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that `word` most likely was meant to be."""
+    """Return the known word nearest to `word`, or None."""
     names = list(known)
     for name in names:
         if name.lower() == word.lower().replace("-", "_"):
@@ -51,20 +51,20 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The words `; did you mean ...?`, or nothing."""
+    """Return `; did you mean ...?`, or "" where no known word is near."""
     name = nearest(word, known)
     return f"; did you mean `{name}`?" if name is not None else ""
 
 
 def nearest_kind(word: str, kinds: Iterable[str]) -> str | None:
-    """The kind that `word` most likely was meant to be, also where it is the method alone."""
+    """Return the kind nearest to `word`, which may be the method alone, or None."""
     by_method = {kind.rpartition(".")[2]: kind for kind in kinds}
     method = nearest(word.rpartition(".")[2], by_method)
     return nearest(word, by_method.values()) or (by_method[method] if method is not None else None)
 
 
 def label(path: Iterable[str | int]) -> str:
-    """A path as one name: `gates.perplexity`, `overrides."*.q_proj".bits`, `ignore[0]`."""
+    """Return a path as one name: `gates.perplexity`, `overrides."*.q_proj".bits`, `ignore[0]`."""
     text = ""
     for part in path:
         if isinstance(part, int):
@@ -76,7 +76,7 @@ def label(path: Iterable[str | int]) -> str:
 
 
 def expects(schema: Mapping[str, Any]) -> str:
-    """What a schema allows, so that "must be ..." can be said before it."""
+    """Describe what a schema allows, to follow "must be"."""
     if "x-runner-expects" in schema:
         return str(schema["x-runner-expects"])
     if "const" in schema:

@@ -1,1 +1,1 @@
-"""The Python API: `import runner` gives what the modules of this room define, each imported when it is first used."""
+"""The Python API: `import runner` exposes what these modules define, each imported when it is first used."""

@@ -34,17 +34,17 @@ def apply(
 ) -> Job:
     """Apply a plan, and return its job, done with every gate passed. Downloads models that are not on this machine.
 
-    `on_event` is called with every event as it happens (dicts, see runner/progress/events.py); what it raises ends the
-    job and is raised here. `threads` to compute with are those of every core by default. After `timeout` seconds, or
-    ^C in the main thread, the job stops at the first safe point; applying the same plan again goes on there. With
-    `wait` False, a plan that another process applies raises Interrupted. `remote` is the URL of a store to share steps
-    with.
+    `on_event` is called with every event as it happens (dicts, see runner/progress/events.py); an exception in it ends
+    the job and is raised here. `threads` is the number of threads to compute with (default: one for each core). After
+    `timeout` seconds, or ^C in the main thread, the job stops at the first safe point; applying the same plan again
+    goes on there. With `wait` False, a plan that another process applies raises Interrupted. `remote` is the URL of a
+    store to share steps with.
 
     Raises GateFailed for a missed quality gate, StepFailed or MachineError for a failed step, Interrupted for a stop
     before the end. With `check` False these are no errors: the job is returned, and its `status` says how it ended.
-    What was done stays in any case; `Job(plan.job_id, plan.jobs)` opens it.
+    Finished steps stay in the store in any case; `Job(plan.job_id, plan.jobs)` opens the job.
 
-    Before anything is computed raises StoreError or MachineError where the jobs folder cannot be written, UsageError
+    Raises, before anything is computed, StoreError or MachineError where the jobs folder cannot be written, UsageError
     for a gate that refers to a job that is not there and for `timeout` in another thread than the main one, and
     Interrupted where `wait` is False and another process applies the plan.
     """
@@ -66,14 +66,14 @@ def apply(
 def run(plan: JobPlan, settings: ApplySettings, *, sinks: Sequence[Sink], stopping: Stopping) -> int:
     """Apply a plan whose models are on this machine, and return the exit code where `apply` raises for a failed step.
 
-    Events go to `sinks`, which the caller closes; `stopping` may ask for a stop, and has afterwards who asked.
+    Events go to `sinks`, which the caller closes; `stopping` may ask for a stop, and records who asked.
     """
     remote_code.allow(plan.trust_remote_code)
     return application.apply(plan.plan, plan.preview, settings, jobs_root=plan.jobs, sinks=sinks, stopping=stopping)
 
 
 class _Callback:
-    """A function as a sink. Once it raised, it is not called again: the job still writes down how it ended."""
+    """A function as a sink. It is not called again once it raised, so that the job can still record how it ended."""
 
     def __init__(self, call: Callback) -> None:
         self._call: Callback | None = call
@@ -89,7 +89,7 @@ class _Callback:
 
 
 def _raise(plan: JobPlan, board: Board, code: int) -> NoReturn:
-    """Raise the error that an exit code stands for, with what the events say of it."""
+    """Raise the error of an exit code, with the details from the events."""
     help = f"`runner report {plan.job_id}` shows what its steps did"
     if code == GateFailed.exit_code:
         missed = [(step.id, gate) for step in board.steps.values() for gate in step.gates if not gate["passed"]]

@@ -1,4 +1,4 @@
-"""The jobs folder that a caller means, and the files in it that planning shares."""
+"""The jobs folder, and the cache of digests in it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def jobs_folder(given: str | os.PathLike[str] | None = None) -> Path:
-    """`given`, else `$RUNNER_JOBS`, else `jobs` in the working folder; it need not exist."""
+    """Return `given`, else `$RUNNER_JOBS`, else `jobs` in the working folder; it need not exist."""
     return Path(given if given is not None else os.environ.get("RUNNER_JOBS") or "jobs")
 
 
 def digest_cache(jobs: Path) -> Path:
-    """The file in which a store remembers the digests of models and data, and their token counts."""
+    """Return the file in which the store caches the digests and token counts of models and data."""
     return jobs / "store" / "digests.json"

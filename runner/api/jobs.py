@@ -105,7 +105,7 @@ class Job:
     def records(self) -> dict[str, Record]:
         """The record of every finished step by its id: key, digests, files, environment.
 
-        Steps whose record is missing, torn or changed are left out; `verify` tells why.
+        Steps whose record is missing, torn or changed are left out; `verify` reports why.
         """
         found = {}
         for step in read_json(self.path / "plan.json").get("steps", []):
@@ -129,11 +129,11 @@ class Job:
 
     @property
     def report(self) -> JobReport:
-        """All that the records say, read once: keep it where several values should be of one moment."""
+        """All that the records hold, read once: use one report where several values must be of the same moment."""
         return job_report.read(self.jobs, self.id)
 
     def write_report(self, page: str | os.PathLike[str] | None = None) -> Path:
-        """Write report.html and report.json in the job's folder, or with `page` that file alone; the page's path.
+        """Write report.html and report.json in the job's folder, or only the page at `page`; return the page's path.
 
         Raises OSError where it cannot be written.
         """
@@ -144,11 +144,11 @@ class Job:
         return self.path / publish.HTML
 
     def verify(self) -> list[Check]:
-        """Hash every file of the job again and hold it against the records; a check with a `reason` failed."""
+        """Hash every file of the job again and compare it with the records; a check with a `reason` failed."""
         return verification.verify(self.jobs, self.id)
 
     def remove(self, *, keep_store: bool = False) -> int:
-        """Remove the job, and the results in the store that no other job uses; the bytes freed.
+        """Remove the job, and the results in the store that no other job uses; return the bytes freed.
 
         Raises UsageError while the job is being applied.
         """

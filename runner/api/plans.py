@@ -118,9 +118,9 @@ def plan(
 
 
 def _previous(root: Path, recipe: str, matrix: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Step id → key inputs of the job of that recipe name that was applied last; they say why a step runs again.
+    """Return step id → key inputs of the recipe's last job; they explain why a step runs again.
 
-    One of the same combination of a matrix comes before all others.
+    A job of the same combination of the matrix is preferred to others.
     """
     latest, found = (False, ""), {}
     for path in sorted(root.glob("*/plan.json")):

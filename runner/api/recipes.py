@@ -18,7 +18,7 @@ Params = Mapping[str, bool | int | float | str] | Sequence[str]  # by name, or "
 
 @dataclass(frozen=True)
 class Validation:
-    """A file of recipes that was found right: its recipes, one for each combination of its matrix, and warnings."""
+    """A valid recipe file: its recipes, one for each combination of its matrix, and warnings."""
 
     recipes: tuple[Recipe, ...]
     warnings: tuple[Diagnostic, ...] = field(default=())
@@ -70,7 +70,7 @@ def validate(
     if text_only:
         return Validation(recipes, tuple(dict.fromkeys(_written(recipes))))
     root = jobs_folder(jobs)
-    cache = digest_cache(root) if (root / "store").is_dir() else None  # checking leaves nothing behind
+    cache = digest_cache(root) if (root / "store").is_dir() else None  # validation writes no file
     locking = lock_file.use(file, strict=locked)
     plans = resolve.resolve_all(recipes, cache_file=cache, device="cpu", commits=locking.commits)
     drifted = [Diagnostic("R451", text, severity="warning") for text in locking.check(plans, cache)]
@@ -83,7 +83,7 @@ def _written(recipes: Sequence[Recipe]) -> list[Diagnostic]:
 
 
 def arguments(sets: Params) -> tuple[str, ...]:
-    """`sets` as the command line writes them: `name=value`, with `true` and `false`."""
+    """Return `sets` as the command line writes them: `name=value`, with `true` and `false`."""
     if isinstance(sets, str):
         return (sets,)
     if not isinstance(sets, Mapping):

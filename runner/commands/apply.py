@@ -1,4 +1,4 @@
-"""`runner apply`: say what will happen and what it costs, do it while showing how far it is, say what came out."""
+"""`runner apply`: print the plan and its cost, run it with progress, print the result."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """`progress` is how to show it: "live", "plain", "jsonl" or "none". `command` is what was typed, to go on with."""
+    """`progress` is "live", "plain", "jsonl" or "none". `command` is the command line, printed to resume with."""
 
     recipes: tuple[str, ...]
     resolving: options.Resolving
@@ -96,7 +96,7 @@ def run(opts: Options) -> int:
             return _several(tasks, opts)
         applied = _apply(tasks[0].recipe, opts, Stopping(opts.timeout))
     except RunnerError as error:
-        reports.write_junit(opts.junit, root, [reports.of_error(opts.recipes[0], error)])
+        reports.write_junit(opts.junit, root, [reports.refused(opts.recipes[0], error)])
         raise
     reports.write_junit(opts.junit, root, [applied.board.job] if applied.board.job else [])
     return applied.code
@@ -121,7 +121,7 @@ def _several(tasks: Sequence[Task], opts: Options) -> int:
     keep_going = many if opts.keep_going is None else opts.keep_going
     outcomes = several.run(tasks, one, keep_going=keep_going, timeout=opts.timeout)
     code = several.exit_code(outcomes)
-    reports.write_junit(opts.junit, opts.resolving.jobs, reports.of_outcomes(outcomes))
+    reports.write_junit(opts.junit, opts.resolving.jobs, reports.junit_jobs(outcomes))
     if opts.progress == "jsonl":
         JsonLines(sys.stdout).send(make("summary", jobs=several.as_json(outcomes), exit_code=code))
     else:
@@ -130,7 +130,7 @@ def _several(tasks: Sequence[Task], opts: Options) -> int:
 
 
 def _apply(recipe: Recipe, opts: Options, stopping: Stopping) -> Applied:
-    """Apply one recipe, showing what happens."""
+    """Apply one recipe and show its progress."""
     from runner.api import execution
     from runner.commands import folders, reports
     from runner.commands.several import Applied
@@ -165,7 +165,7 @@ def _apply(recipe: Recipe, opts: Options, stopping: Stopping) -> Applied:
 
 
 def _sink(how: str) -> Sink | None:
-    """The sink that shows events on stdout; the live one alone needs rich."""
+    """Return the sink that shows events on stdout; only the live one needs rich."""
     if how == "live":
         from runner.progress.live import Live
 
@@ -182,7 +182,7 @@ def _sink(how: str) -> Sink | None:
 
 
 def _summary(board: Board, plan: Plan, how: str, width: int) -> list[Text | str]:
-    """What every step gave, which the live view has left standing already, and where the output is."""
+    """Return the result of every step (the live view has printed it already), and where the output is."""
     from runner.progress import frame
     from runner.report import job_report, terminal
 

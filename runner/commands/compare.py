@@ -54,7 +54,7 @@ def run(opts: Options) -> int:
 
 
 def _chosen(opts: Options) -> list[Job]:
-    """Every job that is asked for, each once."""
+    """Return every requested job, each once."""
     from runner.api.jobs import Job
     from runner.job import listing
 
@@ -71,7 +71,7 @@ def _chosen(opts: Options) -> list[Job]:
 
 
 def _of_recipe(name: str, every: list[JobSummary]) -> list[JobSummary]:
-    """The jobs of the recipe of that name, or in the file of that name."""
+    """Return the jobs of the recipe that `name` names, or of the recipe file at `name`."""
     from runner.recipe import load
 
     if Path(name).is_file() and Path(name).suffix in (".yaml", ".yml"):

@@ -1,4 +1,4 @@
-"""An unexpected error: its traceback goes to a log file, and one line names that file."""
+"""Report an unexpected error: write its traceback to a log file, and print one line that names the file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import runner
 
 
 def report(error: BaseException, arguments: Sequence[str]) -> int:
-    """Write the log, say where it is; the exit code."""
+    """Write the log, print its path, and return the exit code."""
     text = "".join([
         f"runner {runner.__version__}, Python {platform.python_version()}, {platform.platform()}\n",
         f"arguments: {list(arguments)!r}\n",
@@ -35,12 +35,12 @@ def report(error: BaseException, arguments: Sequence[str]) -> int:
 def _folder() -> str:
     try:
         return os.getcwd()
-    except OSError as error:  # it was removed, which may be what went wrong
+    except OSError as error:  # the folder was removed, which may be the cause of the crash
         return f"gone ({error.strerror})"
 
 
 def _write(text: str) -> Path | None:
-    """The log file: in the user's cache folder, else among temporary files; None where neither can be written."""
+    """Write the log to the user's cache folder, else the temporary folder; return its path, None if neither works."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "runner"
     name = f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     for folder in (cache, Path(tempfile.gettempdir())):

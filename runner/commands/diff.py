@@ -1,4 +1,4 @@
-"""`runner diff`: in what two jobs, or two recipes, differ."""
+"""`runner diff`: the differences between two jobs, or two recipes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def run(opts: Options) -> int:
 
 
 def _side(name: str, jobs: Path) -> Side:
-    """A recipe file, with its lock; else a job."""
+    """Load one side of the comparison: a recipe file with its lock, else a job."""
     from runner.api.jobs import Job
     from runner.plan import lock_file
     from runner.recipe import load
@@ -82,7 +82,7 @@ def _side(name: str, jobs: Path) -> Side:
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    """A document that runner wrote; empty where there is none."""
+    """Read a YAML document that runner wrote; return {} where there is no file."""
     import yaml
 
     try:

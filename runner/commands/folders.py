@@ -1,4 +1,4 @@
-"""Several recipes at once: which files an argument stands for, which recipes those hold, what their jobs share."""
+"""Several recipes at once: the files that an argument names, the recipes in them, the steps that their jobs share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Task:
-    """A job that is asked for: the recipe, or what is wrong with its file."""
+    """A requested job: its recipe, or the error in its file."""
 
     file: str
     recipe: Recipe | None
@@ -31,19 +31,19 @@ class Task:
 
 
 def values(matrix: Mapping[str, Any]) -> str:
-    """`bits=3, group_size=64`."""
+    """Return the values of a combination as text: `bits=3, group_size=64`."""
     from runner.recipe.compose.matrix import describe
 
     return describe(matrix)
 
 
 def named(recipe: str, matrix: Mapping[str, Any]) -> str:
-    """How a combination of a recipe is called: `llama-int4 (bits=3)`."""
+    """Return the name of a combination of a recipe: `llama-int4 (bits=3)`."""
     return f"{recipe} ({values(matrix)})" if matrix else recipe
 
 
 def files(arguments: Sequence[str]) -> list[str]:
-    """The files that arguments name: a folder stands for the .yaml and .yml files in it, not for those below."""
+    """Return the files that arguments name; a folder names the .yaml and .yml files directly in it."""
     found: list[str] = []
     for argument in arguments:
         folder = Path(argument)
@@ -58,9 +58,9 @@ def files(arguments: Sequence[str]) -> list[str]:
 
 
 def tasks(arguments: Sequence[str], how: Resolving) -> list[Task]:
-    """A task for every combination of every recipe, in order; a file that is named twice counts once.
+    """Return a task for every combination of every recipe, in order; a file that is named twice counts once.
 
-    One file alone raises what is wrong with it.
+    Where there is only one file, its error is raised.
     """
     from runner.api import recipes
 
@@ -77,7 +77,7 @@ def tasks(arguments: Sequence[str], how: Resolving) -> list[Task]:
 
 
 def planned(recipe: Recipe, how: Resolving) -> JobPlan:
-    """Plan a recipe as the options of a command say."""
+    """Plan a recipe with the options of a command."""
     from runner.api import plans
 
     return plans.plan(
@@ -86,7 +86,7 @@ def planned(recipe: Recipe, how: Resolving) -> JobPlan:
 
 
 def shared(plans: Sequence[tuple[str, Plan]]) -> list[tuple[str, list[str]]]:
-    """Steps that several jobs have in common: the step's id in the first of them → the names of the jobs."""
+    """Return the steps that several jobs share: (the step's id in the first of them, the names of the jobs)."""
     users: dict[str, list[str]] = {}
     ids: dict[str, str] = {}
     for name, plan in plans:

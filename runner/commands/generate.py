@@ -1,4 +1,4 @@
-"""`runner generate`: text from what a job made, whatever runs it, to see what became of the model."""
+"""`runner generate`: generate text with a job's checkpoint or engine, to check the model's quality by eye."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """Which model, which prompt, and how tokens are drawn."""
+    """The model, the prompt, and how tokens are sampled."""
 
     job: str
     jobs: Path
@@ -40,17 +40,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", metavar="N", type=_positive, default=128, help="default: 128")
     parser.add_argument(
         "--temperature", metavar="T", type=_temperature, default=0.0,
-        help="above 0, draw tokens at random; default: 0, the likeliest token",
+        help="above 0, sample tokens at random; default: 0, the likeliest token",
     )  # fmt: skip
     parser.add_argument(
         "--top-p",
         metavar="P",
         type=_share,
         default=1.0,
-        help="draw among the likeliest tokens that reach P; default: 1",
+        help="sample among the likeliest tokens whose probabilities sum to P; default: 1",
     )
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the drawing; default: 0")
-    parser.add_argument("--chat", action="store_true", help="the prompt is what a user says in a chat")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the sampling; default: 0")
+    parser.add_argument("--chat", action="store_true", help="the prompt is a user's message in a chat")
     parser.add_argument("--threads", metavar="N", type=_positive, default=None, help="default: one for each core")
     parser.add_argument(
         "--step", metavar="ID", help="what this step of the job made; default: the job's output, or, where that cannot "
@@ -77,7 +77,7 @@ def run(opts: Options) -> int:
     from runner.runtime.text import Text
 
     open.require(folders[0])
-    text = Text(folders[0])  # before the model is loaded, which takes its time
+    text = Text(folders[0])  # before the model is loaded, which takes longer
     ids = text.chat_ids(prompt) if opts.chat else text.ids(prompt)
     if not ids.size:
         raise UsageError("the prompt has no tokens, and the model no token that begins a text", "write a prompt")
@@ -98,28 +98,29 @@ def run(opts: Options) -> int:
 
 
 def _opened(folders: list[Path], device: str, threads: int | None) -> Runtime:
-    """The first of the folders that this machine can run; what the first one lacks is raised where none can."""
+    """Open the first of the folders that this machine can run; raise the first folder's MachineError if none can."""
     from runner.runtime import open
 
-    lacking: MachineError | None = None
+    first_error: MachineError | None = None
     for folder in folders:
         try:
             runtime = open.open(folder, device, threads)
         except MachineError as error:
-            lacking = lacking or error
+            first_error = first_error or error
             continue
-        if lacking is not None:
+        if first_error is not None:
             step = folder.parent.name.partition("-")[2]
-            print(f"note: {lacking.message}; this is what step `{step}` made", file=sys.stderr, flush=True)
+            print(f"note: {first_error.message}; this is what step `{step}` made", file=sys.stderr, flush=True)
         return runtime
-    assert lacking is not None
-    raise lacking
+    assert first_error is not None
+    raise first_error
 
 
 def _folders(name: str, jobs: Path, step: str | None) -> list[Path]:
-    """What JOB names, best first: a folder that holds a model, else the output of a job and what its steps made,
+    """Return the folders that JOB names, the preferred one first.
 
-    the last of them first; or what the step of `--step` made, alone.
+    These are a folder that holds a model itself; else a job's output, then what its steps made, the last step first; or
+    only what the step of `--step` made.
     """
     from runner.api.jobs import Job
 

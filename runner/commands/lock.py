@@ -1,4 +1,4 @@
-"""`runner lock`: write down what the names in a recipe stand for, or move that on, on purpose."""
+"""`runner lock`: pin the versions that the names in a recipe refer to, or upgrade those pins."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def run(opts: Options) -> int:
 
     if opts.recipe.startswith(packs.SCHEME):
         message = f"the lock of a recipe is written next to it, and `{opts.recipe}` is in an installed package"
-        raise UsageError(message, f"lock a file of your own that says `extends: {opts.recipe}`")
+        raise UsageError(message, f"lock a file of your own that has `extends: {opts.recipe}`")
     options.go_offline(opts.offline)
     path = lock_file.find_lock(opts.recipe) or lock_file.path_of(opts.recipe)
     old = _old(path, opts.upgrade)
@@ -79,15 +79,15 @@ def run(opts: Options) -> int:
         print(f"  {change.line()}")
     for entry in [entry for entry in old if entry not in entries]:
         print(f"  {lock.Drift(entry, 'no longer in the recipe').line()}")
-    kept = lock.drift(document, fresh)
-    if kept:
+    drifted = lock.drift(document, fresh)
+    if drifted:
         print(f"kept, though they drifted; `runner lock {opts.recipe} --upgrade NAME` takes what is there now:")
-        print("\n".join(f"  {one.line()}" for one in kept))
+        print("\n".join(f"  {one.line()}" for one in drifted))
     return 0
 
 
 def _old(path: Path, upgrade: str | None) -> dict[Entry, Any]:
-    """The entries of the lock that is there; none where there is none, or where one that cannot be read is replaced."""
+    """Return the entries of the existing lock; {} where there is none, or where an unreadable one will be replaced."""
     from runner.plan import lock, lock_file
 
     if not path.is_file():
@@ -102,7 +102,7 @@ def _old(path: Path, upgrade: str | None) -> dict[Entry, Any]:
 
 
 def _resolved(opts: Options, old: Mapping[Entry, Any]) -> tuple[dict[str, Any], set[Entry]]:
-    """The lock as things are now, but for the pins that are kept, and the entries that are to move."""
+    """Resolve the recipes anew, with the pins that are not upgraded; return the lock, and the entries to upgrade."""
     from runner.api import folders
     from runner.model.architecture import remote_code
     from runner.plan import lock, lock_file, resolve
@@ -116,19 +116,19 @@ def _resolved(opts: Options, old: Mapping[Entry, Any]) -> tuple[dict[str, Any], 
         if opts.upgrade is not None
         else set()
     )
-    kept = _without(old, chosen)
-    recipes = load.load_all(opts.recipe, opts.resolving.sets, lock.parent_pins(kept))
+    pinned = _without(old, chosen)
+    recipes = load.load_all(opts.recipe, opts.resolving.sets, lock.parent_pins(pinned))
     cache = folders.digest_cache(opts.resolving.jobs)
-    cache_file = cache if cache.parent.is_dir() else None  # locking leaves nothing else behind
+    cache_file = cache if cache.parent.is_dir() else None  # locking writes no file but the lock
     plans = [
-        resolve.resolve(recipe, cache_file=cache_file, device=opts.resolving.device, commits=lock.commits(kept))
+        resolve.resolve(recipe, cache_file=cache_file, device=opts.resolving.device, commits=lock.commits(pinned))
         for recipe in recipes
     ]
     return lock_file.of_plans(plans, cache_file, hub_files=True), chosen
 
 
 def _named(opts: Options, name: str, old: Mapping[Entry, Any]) -> set[Entry]:
-    """The entries that `--upgrade NAME` means."""
+    """Return the entries that `--upgrade NAME` selects."""
     from runner.plan import lock
     from runner.recipe import load
 
@@ -151,7 +151,7 @@ def _without(old: Mapping[Entry, Any], chosen: set[Entry]) -> dict[str, Any]:
 
 
 def _aliases(recipes: Sequence[Recipe]) -> dict[str, Entry]:
-    """What a recipe itself calls its entries: `model`, `step/teacher`, the names of data."""
+    """Map the names that a recipe uses to lock entries: `model`, `step/teacher`, the names of data."""
     from runner.plan import lock
     from runner.recipe import step_graph
 

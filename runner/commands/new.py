@@ -119,13 +119,13 @@ def run(opts: Options) -> int:
 
 
 def recipe_name(model: str, goal: str) -> str:
-    """`llama-3-8b-int4` of `meta-llama/Llama-3-8B`: what is left when only letters, digits and dashes may stay."""
+    """Return `llama-3-8b-int4` for `meta-llama/Llama-3-8B`: lower-case letters, digits and dashes only."""
     last = re.split(r"[/:\\]", model.rstrip("/\\"))[-1]
     return re.sub(r"[^a-z0-9]+", "-", f"{last}-{goal}".lower()).strip("-")
 
 
 def starter(model: str, goal: str, name: str, facts: CheckpointFacts | None) -> str:
-    """The recipe's text. `facts`, where the model is on this machine, choose sizes that fit it."""
+    """Return the recipe's text. Sizes fit the model where `facts` are given (it is on this machine)."""
     limit = facts.config.get("max_position_embeddings") if facts else None
     length = min(LENGTH, limit) if isinstance(limit, int) and limit > 0 else LENGTH
     calibrated = goal != "int8"
@@ -143,13 +143,13 @@ def _scalar(text: str) -> str:
 
 
 def _group_size(facts: CheckpointFacts | None) -> int | str:
-    """The largest usual group size that divides every linear's columns."""
+    """Return the largest common group size that divides the columns of every linear module, else "channel"."""
     columns = {linear.columns for linear in facts.sites} if facts else set()
     return next((size for size in GROUP_SIZES if all(n % size == 0 for n in columns)), "channel")
 
 
 def _facts(model: str) -> CheckpointFacts | None:
-    """What the model's headers say, where it lies on this machine; the Hub is not asked."""
+    """Read the model's facts from its headers where it is on this machine, else None; the Hub is not queried."""
     if not model.startswith("demo:") and not Path(model).is_dir():
         return None
     from runner.model.architecture.inspect import facts

@@ -1,6 +1,6 @@
 """Arguments that several commands share, and the options that they become.
 
-`argparse.Namespace` goes no further than a command's `options`, which turns it into a frozen dataclass.
+Only a command's `read_options` sees the `argparse.Namespace`; it returns a frozen dataclass.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-# Of huggingface_hub, datasets and transformers; the last one is read by remote recipes and stores of runner itself.
+# The variables of huggingface_hub, datasets and transformers; the last one is read by runner's own remote recipes and
+# stores.
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "RUNNER_OFFLINE")
 _PACKED = "or pack:NAME/RECIPE, such as pack:runner/llama_int4, which comes with runner"
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -47,7 +48,7 @@ def add_remote(parser: argparse.ArgumentParser) -> None:
 
 
 def remote_url(args: argparse.Namespace) -> str | None:
-    """The URL of the remote store that the arguments or RUNNER_STORE_REMOTE name."""
+    """Return the URL of the remote store from the arguments or RUNNER_STORE_REMOTE; None where neither has one."""
     return args.remote or os.environ.get("RUNNER_STORE_REMOTE") or None
 
 
@@ -59,13 +60,13 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
 
 
 def go_offline(offline: bool) -> None:
-    """With --offline, forbid the network to this process and to what it starts."""
+    """Forbid network access to this process and its children where `offline` is true."""
     if offline:
         os.environ.update(dict.fromkeys(OFFLINE, "1"))
 
 
 def duration(text: str) -> float:
-    """Seconds of `90s`, `30m`, `2h`, `1h30m`, `7d`; for argparse."""
+    """Parse `90s`, `30m`, `2h`, `1h30m` or `7d` into seconds; for argparse."""
     parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text)
     seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
     if "".join(number + unit for number, unit in parts) != text or seconds <= 0:
@@ -107,7 +108,7 @@ class Resolving:
 
 
 def resolving(args: argparse.Namespace) -> Resolving:
-    """The options of a command that reads recipes; those that it does not take keep their defaults."""
+    """Return the options of a command that reads recipes; options that it does not take have their defaults."""
     given = vars(args)
     return Resolving(
         tuple(args.sets), jobs_folder(args), given.get("device", "auto"), given.get("locked", False),
@@ -116,7 +117,7 @@ def resolving(args: argparse.Namespace) -> Resolving:
 
 
 def jobs_folder(args: argparse.Namespace) -> Path:
-    """The jobs folder; it need not exist."""
+    """Return the jobs folder; it need not exist."""
     from runner.api import folders
 
     return folders.jobs_folder(vars(args).get("jobs"))

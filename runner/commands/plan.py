@@ -1,4 +1,4 @@
-"""`runner plan`: every step with its state, the reason, and what it would take. Computes nothing."""
+"""`runner plan`: every step with its state, the reason, and its cost. Computes nothing."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def run(opts: Options) -> int:
         else:
             show(report.lines(found[0][1], out.width), out)
         return 0
-    found = _in_turn(found)
+    found = _after_earlier_jobs(found)
     common = folders.shared([(name, preview.plan) for name, preview in found])
     if opts.json:
         jobs = [{"name": name, **report.document(preview)} for name, preview in found]
@@ -72,8 +72,8 @@ def run(opts: Options) -> int:
     return 0
 
 
-def _in_turn(found: Sequence[tuple[str, Preview]]) -> list[tuple[str, Preview]]:
-    """The previews as they will be when the jobs before each are done: what those make is cached by then."""
+def _after_earlier_jobs(found: Sequence[tuple[str, Preview]]) -> list[tuple[str, Preview]]:
+    """Return each preview as of when the jobs before it are done: steps that those jobs make count as cached."""
     makers: dict[str, str] = {}
     result = []
     for name, preview in found:

@@ -1,4 +1,4 @@
-"""`runner report`: what a job did, from its records: on the terminal, as JSON, as a page, as JUnit XML."""
+"""`runner report`: what a job did, from its records, on the terminal or as JSON, HTML or JUnit XML."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runner.errors import StoreError
 
 @dataclass(frozen=True)
 class Options:
-    """`page` is where --html writes; an empty path stands for the job's folder."""
+    """`page` is where --html writes; an empty path means the job's folder."""
 
     job: str
     jobs: Path

@@ -1,4 +1,4 @@
-"""What `apply` leaves for others to read: report files, the summary on GitHub Actions, JUnit. None can fail a job."""
+"""Write what `apply` reports: report files, the summary on GitHub Actions, JUnit. None of them can fail a job."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def sink(shown: Sink | None, how: str, recipe: Recipe) -> Sink | None:
-    """The sink to use: on GitHub Actions one that annotates too, elsewhere `shown`. jsonl keeps stdout to itself."""
+    """Return `shown`; on GitHub Actions, a sink that also annotates (on stderr where stdout holds only JSON lines)."""
     if os.environ.get("GITHUB_ACTIONS") != "true":
         return shown
     from runner.report.ci.github import Annotations
@@ -28,7 +28,7 @@ def sink(shown: Sink | None, how: str, recipe: Recipe) -> Sink | None:
 
 
 def write(root: Path, id: str) -> None:
-    """The report files of a job, and its summary on GitHub Actions. What goes wrong is a warning."""
+    """Write the report files of a job, and its summary on GitHub Actions. An error becomes a warning."""
 
     def work() -> None:
         from runner.api.jobs import Job
@@ -43,7 +43,7 @@ def write(root: Path, id: str) -> None:
 
 
 def write_junit(path: Path | None, root: Path, jobs: Sequence[str | Refused]) -> None:
-    """The JUnit file of these jobs, by id; nothing where none was asked for."""
+    """Write the JUnit file of these jobs, named by id; do nothing where `path` is None."""
     if path is None:
         return
 
@@ -57,14 +57,14 @@ def write_junit(path: Path | None, root: Path, jobs: Sequence[str | Refused]) ->
     _attempt(work, f"{path} could not be written")
 
 
-def of_outcomes(outcomes: Sequence[Outcome]) -> list[str | Refused]:
-    """The job of each outcome, or why there is none."""
+def junit_jobs(outcomes: Sequence[Outcome]) -> list[str | Refused]:
+    """Return the job id of each outcome, or why there is no job."""
     from runner.report.ci.junit import Refused
 
     return [o.job or Refused(o.name, o.text or o.verdict, o.exit_code) for o in outcomes]
 
 
-def of_error(name: str, error: RunnerError) -> Refused:
+def refused(name: str, error: RunnerError) -> Refused:
     from runner.report.ci.junit import Refused
 
     return Refused(name, error.render(), error.exit_code)
@@ -73,7 +73,7 @@ def of_error(name: str, error: RunnerError) -> Refused:
 def _attempt(work: Callable[[], None], what: str) -> None:
     try:
         work()
-    except Exception as error:  # a job that is done stays done
+    except Exception as error:  # an error in a report must not fail a finished job
         if os.environ.get("RUNNER_DEBUG") == "1":
             raise
         reason = str(error).partition("\n")[0]

@@ -25,7 +25,7 @@ _SHOWN = 6  # changes of the machine
 
 @dataclass(frozen=True)
 class Compared:
-    """A step: the digests of then and of now, how its key changed, if it did, and how the machine did."""
+    """A step: its digest in the job and now, the changes of its key, and those of the machine."""
 
     id: str
     kind: str
@@ -92,7 +92,7 @@ def run(opts: Options) -> int:
 
 
 def _apply_again(job: Job, folder: Path, before: Mapping[str, Record], opts: Options) -> tuple[int, list[Compared]]:
-    """Apply the job's own recipe, which its own lock pins, in `folder`; the exit code and every step compared."""
+    """Apply the job's recipe with its lock in `folder`; return the exit code and a comparison of every step."""
     from runner.api import recipes
     from runner.api.jobs import Job
     from runner.execute import application

@@ -1,4 +1,4 @@
-"""`runner schema`: the JSON Schema with which an editor completes and checks recipes."""
+"""`runner schema`: the JSON Schema for completion and validation of recipes in editors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Apply several jobs one after another: each is tried, one summary says how they ended, the worst exit code counts."""
+"""Apply several jobs one after another, print a summary, and return the worst exit code."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from runner.progress.board import Board
 
 ENDED = 130
-# The worst first. A pipeline has to learn first of what nothing but a person can mend, last of what the same command
-# mends by itself: 75 alone means "run it again".
+# The worst first: what only a person can fix comes before what the same command fixes by itself (75 alone means "run it
+# again").
 ORDER = (ENDED, 1, MachineError.exit_code, UsageError.exit_code, GateFailed.exit_code, Interrupted.exit_code, 0)
 _VERDICTS = {
     0: "done", 1: "failed", 2: "recipe wrong", 3: "gate missed", 4: "machine cannot", 75: "interrupted", ENDED: "ended",
@@ -30,7 +30,7 @@ NOT_STARTED = "not started"
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended. `run` and `cached` count its steps, `text` says which gate, step or complaint it was."""
+    """How a job ended. `run` and `cached` count its steps; `text` names the gate, step or complaint."""
 
     name: str
     file: str
@@ -46,7 +46,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Applied:
-    """What applying one job gives back."""
+    """The result of applying one job."""
 
     code: int
     board: Board
@@ -62,9 +62,10 @@ def worst(codes: Sequence[int]) -> int:
 
 
 def run(tasks: Sequence[Task], one: One, *, keep_going: bool, timeout: float | None) -> list[Outcome]:
-    """Apply every task with `one`. A signal ends the run after the job that it stops; so does a failure without
+    """Apply every task with `one`, and return an outcome for each.
 
-    `keep_going`. The jobs that were not reached are in the result too.
+    A signal ends the run after the job that it stops; so does a failure without `keep_going`. Jobs that were not
+    started have an outcome too.
     """
     from runner.execute.stopping import Stopping
 
@@ -85,7 +86,7 @@ def run(tasks: Sequence[Task], one: One, *, keep_going: bool, timeout: float | N
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:
-    """The worst of all; jobs that were not reached leave the run unfinished, as an interrupted one does."""
+    """Return the worst exit code; a job that was not started counts as interrupted."""
     return worst([o.exit_code if o.exit_code is not None else Interrupted.exit_code for o in outcomes])
 
 
@@ -107,7 +108,7 @@ def _outcome(task: Task, one: One, stopping: Stopping) -> Outcome:
         code, text = error.exit_code, _first(error)
     except KeyboardInterrupt:
         code, text = ENDED, ""
-    except Exception as error:  # the next recipe is not to pay for it
+    except Exception as error:  # an error in one recipe must not stop the next
         if os.environ.get("RUNNER_DEBUG") == "1":
             raise
         from runner.commands import crash
@@ -138,7 +139,7 @@ def _annotate(error: RunnerError) -> None:
 
 
 def _reason(board: Board) -> str:
-    """The gate that was missed, or the step that failed."""
+    """Describe the first gate that was missed or step that failed; "" where there is none."""
     from runner.progress.board import gate_text
 
     for step in board.steps.values():
@@ -163,7 +164,7 @@ def _first(error: RunnerError) -> str:
 
 
 def summary(outcomes: Sequence[Outcome], width: int, command: str) -> list[Text | str]:
-    """The table at the end, and the command that goes on where something is unfinished."""
+    """Return the table of outcomes, and the command to continue with where a job is unfinished."""
     from rich.text import Text
 
     from runner.progress import units
@@ -183,7 +184,7 @@ def summary(outcomes: Sequence[Outcome], width: int, command: str) -> list[Text 
         *table(rows, width, "<<>>><", head=True),
     ]
     if exit_code(outcomes) != 0 and any(o.exit_code in (75, ENDED, None) for o in outcomes):
-        lines += ["", "what is done is kept; continue with:", f"  {command}"]
+        lines += ["", "finished steps are in the store; continue with:", f"  {command}"]
     return lines
 
 

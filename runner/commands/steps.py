@@ -1,4 +1,4 @@
-"""`runner steps`: the kinds of steps, and everything about one of them."""
+"""`runner steps`: list the kinds of steps, or describe one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`runner store`: the results of steps, here and elsewhere."""
+"""`runner store`: list, verify, clean, push and pull the results of steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NAMES = "keys, their beginnings, or jobs; default: every entry"
 
 @dataclass(frozen=True)
 class Options:
-    """What every action takes, and `names` of keys or jobs, `remote` and the rest of those that take them."""
+    """The options of all actions; those that an action does not take have their defaults. `names` are keys or jobs."""
 
     action: str
     jobs: Path
@@ -46,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     action("ls", "list the entries: key, kind, size, age, the jobs that use them")
     verify = action("verify", "hash every byte again, and move damaged entries aside")
     verify.add_argument("names", metavar="KEY", nargs="*", help=_NAMES)
-    gc = action("gc", "remove what neither accepted nor recent jobs need; shows it alone without --yes")
+    gc = action("gc", "remove what neither accepted nor recent jobs need; only shows it without --yes")
     gc.add_argument("--keep-jobs", metavar="N", type=_count, default=3, help="the last of each recipe; default: 3")
     gc.add_argument("--older-than", metavar="TIME", type=options.duration, default=30 * 86400.0, help="default: 30d")
     gc.add_argument("--yes", action="store_true", help="remove it")
@@ -55,7 +55,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         made.add_argument("names", metavar="KEY", nargs="*", help=_NAMES)
         options.add_remote(made)
         if name == "push":
-            made.add_argument("--replace", action="store_true", help="send what is there already too, in its place")
+            made.add_argument(
+                "--replace", action="store_true", help="also upload entries that exist there, and replace them"
+            )
 
 
 def read_options(args: argparse.Namespace) -> Options:
@@ -184,7 +186,7 @@ def _pull(root: Path, opts: Options) -> int:
 
 
 def _each(keys: Sequence[str], act: Callable[[str], int], done: str, word: str, opts: Options) -> int:
-    """Try every key; one that is refused keeps no other back."""
+    """Apply `act` to every key, also after one that is refused; print the result and return the exit code."""
     from runner.progress import units
 
     moved, refused = 0, []
@@ -218,7 +220,7 @@ def _remote(opts: Options) -> Remote:
 
 
 def _keys(root: Path, names: Iterable[str], known: Sequence[str]) -> list[str]:
-    """The keys that names stand for: whole ones, beginnings of them, or the steps of a job. UsageError for others."""
+    """Return the keys that `names` refer to: full keys, prefixes of keys, or jobs. UsageError for other names."""
     from runner.job import listing
     from runner.job.directory import read_json
 

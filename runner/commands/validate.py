@@ -1,4 +1,4 @@
-"""`runner validate`: every complaint about every recipe named, at once."""
+"""`runner validate`: check recipes and print all complaints at once."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _diagnostic(error: RunnerError) -> Diagnostic:
 
 
 def as_json(complaint: Diagnostic) -> dict[str, Any]:
-    """One complaint; `file`, `line` and `column` are null where it has no place."""
+    """Return a complaint as JSON; `file`, `line` and `column` are null where it has no position."""
     span = complaint.span
     return {
         "code": complaint.code, "severity": complaint.severity, "message": complaint.message, "help": complaint.help,

@@ -1,4 +1,4 @@
-"""`runner verify`: hash every file of a job again and hold it against the records."""
+"""`runner verify`: hash every file of a job again and compare it with the records."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Apply a plan: lock its job, run its steps, and leave its output, provenance and state behind.
+"""Apply a plan: lock its job, run its steps, and write its output, provenance and state.
 
-The parent keeps no state that matters: kill it at any moment, apply again, and it goes on.
+All state is on the disk: a parent that is killed at any moment resumes when the plan is applied again.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def apply(
     sinks: Sequence[Sink],
     stopping: Stopping | None = None,
 ) -> int:
-    """Apply a plan on this machine; the exit code. Every event goes to `sinks`, which the caller closes.
+    """Apply a plan on this machine and return the exit code. Every event goes to `sinks`, which the caller closes.
 
-    `preview` gives the events their forecasts. `stopping` may bring a time limit, and has afterwards who asked to stop.
+    `preview` gives the events their forecasts. `stopping` may hold a time limit, and records who asked to stop.
 
     Raises, before anything is computed, StoreError or MachineError when the jobs folder cannot be written, and
     UsageError for a gate that refers to a job that is not there; Interrupted where another process applies this plan
@@ -61,9 +61,9 @@ def apply(
             if not lock.acquire(
                 wait=settings.wait,
                 stop=stopping.is_asked,
-                say=lambda holder: run.send(make("waiting", step=None, holder=str(holder))),
+                on_wait=lambda holder: run.send(make("waiting", step=None, holder=str(holder))),
             ):
-                return _not_taken(run)
+                return _end_without_lock(run)
             try:
                 directory.refresh(plan)
                 with _appending(directory.events) as log:
@@ -76,8 +76,8 @@ def apply(
             raise
 
 
-def _not_taken(run: JobRun) -> int:
-    """End without the lock: a stop was asked for while waiting, or waiting was not wanted."""
+def _end_without_lock(run: JobRun) -> int:
+    """End without the lock: a stop was asked for while waiting, or `settings.wait` is False."""
     if not run.stopping.asked:
         message = f"another apply of this plan is running: {run.directory.holder()}"
         raise Interrupted(message, f"when it has ended: {run.settings.command}")
@@ -86,7 +86,7 @@ def _not_taken(run: JobRun) -> int:
 
 
 def _run(run: JobRun, preview: Preview | None) -> int:
-    """Run the steps between the events job_started and job_finished; the exit code. job.json has it too."""
+    """Run the steps between the events job_started and job_finished; return the exit code, and write it to job.json."""
     plan, directory = run.plan, run.directory
     clock = time.perf_counter()
     state = JobState("running", None, records.now(), None, None, None, run.settings.command, os.getpid())
@@ -118,13 +118,13 @@ def _run(run: JobRun, preview: Preview | None) -> int:
         try:
             directory.write_state(ended)
         except OSError as error:
-            if not files.is_full(error):  # what filled the disk has raised already
+            if not files.is_full(error):  # a full disk has raised already
                 raise
     return code
 
 
 def _finish(run: JobRun, entries: Mapping[str, StoreEntry], code: int, started: str) -> None:
-    """Write what a run leaves that went to its end (output, provenance), and accept the job where every gate passed."""
+    """Write output and provenance of a run that ended, and accept the job where every gate passed."""
     if code not in (0, GateFailed.exit_code):
         return
     plan, directory = run.plan, run.directory
@@ -141,7 +141,7 @@ def _finish(run: JobRun, entries: Mapping[str, StoreEntry], code: int, started: 
 
 
 def _steps(plan: Plan, preview: Preview | None) -> list[dict[str, Any]]:
-    """The steps as job_started lists them."""
+    """Return the steps as job_started lists them."""
     forecasts = {f.step.index: f for f in preview.forecasts} if preview else {}
     return [{"index": s.index, "id": s.id, "kind": s.kind, **_forecast(forecasts.get(s.index))} for s in plan.steps]
 
@@ -157,7 +157,7 @@ def _forecast(forecast: Forecast | None) -> dict[str, Any]:
 
 @contextmanager
 def _appending(path: Path) -> Iterator[TextIO]:
-    """A file to append to, whose close never fails: on a full disk it would, for a line that was given up already."""
+    """Open a file to append to; its close ignores the error of a full disk, which the write has raised already."""
     file = open(path, "a", encoding="utf-8")  # noqa: SIM115
     try:
         yield file

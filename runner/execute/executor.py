@@ -1,4 +1,4 @@
-"""What runs steps for the scheduler: here one worker process (runner.execute.local), elsewhere a cluster."""
+"""The protocol of executors, which run steps for the scheduler: in one worker process, or on a cluster."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Executor(Protocol):
 
     @property
     def memory(self) -> int:
-        """Peak resident bytes of what it started, so far."""
+        """Peak resident bytes of its processes so far."""
         ...
 
     def compute(self, step: PlannedStep, entries: Mapping[str, StoreEntry]) -> int:
@@ -27,5 +27,5 @@ class Executor(Protocol):
         ...
 
     def close(self) -> None:
-        """End what it started. May be called at any time, also twice."""
+        """End its processes. May be called at any time, also twice."""
         ...

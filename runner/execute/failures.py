@@ -10,7 +10,7 @@ from pathlib import Path
 from runner.errors import MachineError, RecipeError, RunnerError, StepFailed
 from runner.job import files
 
-# Words of torch for memory that could not be had; on the CPU it raises a plain RuntimeError.
+# Messages of torch for a failed allocation; on the CPU it raises a plain RuntimeError.
 _MEMORY_TEXT = ("can't allocate memory", "CUDA out of memory", "MPS backend out of memory", "std::bad_alloc")
 _MEMORY_HELP = (
     "close other programs, lower `samples` or `sequence_length`, or use a machine with more memory; "
@@ -29,7 +29,7 @@ class Failure:
 
 
 def of_exception(error: BaseException, store: Path, log: Path) -> Failure:
-    """Classify what a step raised. `store` is where it wrote, `log` where its traceback is, if that exists."""
+    """Describe the exception of a step. `store` is where it wrote, `log` has its traceback, if it exists."""
     if files.is_full(error):
         full = files.full_disk(store)
         return Failure(full.message, full.help, full.exit_code)
@@ -47,7 +47,7 @@ def of_exception(error: BaseException, store: Path, log: Path) -> Failure:
 
 
 def of_death(returncode: int, log: Path) -> Failure:
-    """Explain a worker that ended without an answer. `returncode` as of subprocess: negative for a signal."""
+    """Describe a worker that ended without a result. `returncode` as in subprocess: negative for a signal."""
     tail = log_tail(log)
     last = f"\nthe log ends with:\n{tail}" if tail else ""
     if returncode >= 0:
@@ -78,7 +78,7 @@ def of_death(returncode: int, log: Path) -> Failure:
 
 
 def log_tail(log: Path) -> str:
-    """The last lines of a log, indented; "" when there are none."""
+    """Return the last lines of a log, indented; "" when there are none."""
     try:
         with open(log, "rb") as file:
             file.seek(0, 2)

@@ -16,7 +16,7 @@ from runner.progress.events import Event, Sink, make
 
 @dataclass(frozen=True)
 class JobRun:
-    """`references`: what gates compare with in other jobs, by the reference's text; None where no job is accepted."""
+    """`references`: the metrics of other jobs that gates compare with, by reference; None where no job is accepted."""
 
     plan: Plan
     directory: JobDirectory
@@ -38,5 +38,5 @@ class JobRun:
         self.inform(step, text, "warning")
 
     def write_environment(self) -> None:
-        """Write the machine and the packages that compute into the job's folder."""
+        """Write the facts of the machine and its packages into the job's folder."""
         self.directory.write_environment(self.plan, environment.facts(self.plan.device, self.settings.thread_count))

@@ -1,4 +1,4 @@
-"""The executor of this machine: one worker process, started for the first step that is computed, for all of them."""
+"""The executor of this machine: one worker process for all steps, started for the first one that is computed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class LocalExecutor:
         worker = self._started()
         if run.stopping.forced:
             worker.kill()
-        elif run.stopping.asked:  # before the worker was there
+        elif run.stopping.asked:  # before the worker was started
             worker.stop()
         log = run.directory.worker_log
         try:
@@ -39,7 +39,7 @@ class LocalExecutor:
                 if event["event"] == "interrupted":
                     return Interrupted.exit_code
                 if event["event"] == "step_started":
-                    log = Stage.of(run.store.root, step.key).log
+                    log = Stage.for_key(run.store.root, step.key).log
                 run.send(event)
                 if event["event"] == "step_failed":
                     return int(event["exit_code"])

@@ -1,13 +1,13 @@
-"""What parent and worker say to each other: JSON, one object a line.
+"""The messages between parent and worker: JSON, one object a line.
 
 Parent → worker, on its stdin:
 
     {"run": {...Request}}     run a step
     {"stop": true}            stop at the next safe point
-    end of file               the parent is gone, or needs no more: the worker exits at once
+    end of file               the parent ended or closed it: the worker exits at once
 
 Worker → parent, on the descriptor that RUNNER_EVENTS_FD names: events of runner.progress.events, each with "step". A
-request ends with exactly one of step_finished, step_cached (somebody else committed it meanwhile), step_failed and
+request ends with exactly one of step_finished, step_cached (another process committed it meanwhile), step_failed and
 interrupted.
 """
 
@@ -22,16 +22,13 @@ from runner.contracts.lineage import AppliedStep, Lineage
 from runner.contracts.model_description import Linears
 
 EVENTS_FD = "RUNNER_EVENTS_FD"
-PARENT = "RUNNER_PARENT"  # the parent's process id: a worker that has another parent came too late
+PARENT = "RUNNER_PARENT"  # the parent's process id: a worker that finds another parent exits
 LAST = frozenset({"step_finished", "step_cached", "step_failed", "interrupted"})
 
 
 @dataclass(frozen=True)
 class InputRef:
-    """An input artifact: the folder, its type, the digest of its bytes, how it came to be, and its sites and
-
-    the linear modules of its model as the plan has them.
-    """
+    """An input artifact: its folder, type, digest and lineage, and its sites and linear modules in the plan."""
 
     path: str
     type: str
@@ -55,7 +52,7 @@ class DataRef:
 class Request:
     """One step to run. `store` is absolute, `tokenizer` the folder of the source model; `command` resumes the job.
 
-    `step` is what model cards say of the step: its parameters without secrets.
+    `step` is the step for model cards: its parameters without secrets.
     """
 
     index: int
@@ -78,8 +75,8 @@ class Request:
     tokenizer: str
     command: str
     processes: int = 1
-    account: Mapping[str, Any] | None = None  # what becomes of the tensors of its input, for the record
-    written: Mapping[str, tuple[int, ...]] | None = None  # the shapes of the tensors that it is to write
+    account: Mapping[str, Any] | None = None  # the account of tensors of its input, for the record
+    written: Mapping[str, tuple[int, ...]] | None = None  # the shapes of the tensors that it must write
     tasks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # parameter → entry as written → its path
 
 
@@ -92,7 +89,7 @@ def encode_stop() -> bytes:
 
 
 def decode(line: bytes) -> Request | None:
-    """A request; None means stop."""
+    """Parse a line of the worker's stdin: a request, or None for a stop."""
     message = json.loads(line)
     if message.get("stop"):
         return None
@@ -118,7 +115,7 @@ def _line(message: Mapping[str, Any]) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """Read-only mappings and dataclasses as JSON has them."""
+    """Convert read-only mappings and dataclasses for JSON."""
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     if isinstance(value, Mapping):

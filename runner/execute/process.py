@@ -1,4 +1,4 @@
-"""The parent's end of the worker: start it, ask it to run a step, hear its events, stop or kill it."""
+"""The parent's side of the worker: start it, send requests, read its events, stop or kill it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from runner.execute.messages import Request
 from runner.progress.events import Event
 from runner.system.cpu import WAITING
 
-# glibc gives larger blocks pages of their own, which go back to the system when freed. Left alone it raises this limit
-# to 32 MiB, and the heap of a worker that streams many layers grows in fragments. Told this limit, it would give back
-# the end of the heap after every 128 KiB freed, and ask for the same pages again: a fifth of all page faults. What is
-# kept instead goes back between layers and steps (runner.system.heap).
-_OWN_PAGES = str(8 << 20)
-_KEPT_AT_THE_END = str(64 << 20)
+# glibc maps larger blocks separately (M_MMAP_THRESHOLD), and returns them to the system when they are freed. By default
+# it raises this threshold to 32 MiB, and the heap of a worker that streams many layers grows in fragments. With the
+# threshold set, it would trim the top of the heap after every 128 KiB freed, and fault the same pages in again: a fifth
+# of all page faults. A larger M_TRIM_THRESHOLD avoids that; the heap is trimmed between layers and steps instead
+# (runner.system.heap).
+_MMAP_THRESHOLD = str(8 << 20)
+_TRIM_THRESHOLD = str(64 << 20)
 
 
 class WorkerDied(Exception):
-    """The worker ended before its step did. `returncode` as of subprocess: negative for a signal."""
+    """The worker ended before its step did. `returncode` as in subprocess: negative for a signal."""
 
     def __init__(self, returncode: int) -> None:
         super().__init__(f"worker ended with {returncode}")
@@ -32,15 +33,15 @@ class WorkerDied(Exception):
 
 
 class WorkerProcess:
-    """A worker in a session of its own, so that a ^C on the terminal reaches the parent alone.
+    """A worker in a session of its own, so that a ^C on the terminal reaches only the parent.
 
-    `log` takes what it says outside of steps. `stop` and `kill` may be called from a signal handler.
+    `log` gets its stderr outside of steps. `stop` and `kill` may be called from a signal handler.
     """
 
     def __init__(self, log: Path, threads: int) -> None:
         environment = {
-            "MALLOC_MMAP_THRESHOLD_": _OWN_PAGES,
-            "MALLOC_TRIM_THRESHOLD_": _KEPT_AT_THE_END,
+            "MALLOC_MMAP_THRESHOLD_": _MMAP_THRESHOLD,
+            "MALLOC_TRIM_THRESHOLD_": _TRIM_THRESHOLD,
             **({} if "OMP_WAIT_POLICY" in os.environ else WAITING),
             **os.environ,
             messages.EVENTS_FD: "1",
@@ -65,7 +66,7 @@ class WorkerProcess:
         return self._process.pid
 
     def run(self, request: Request) -> Iterator[Event]:
-        """The events of one step, its last one included. WorkerDied if that never comes."""
+        """Yield the events of one step, its last one included. WorkerDied if that never comes."""
         self._sending = True
         try:
             self._write(messages.encode_run(request))
@@ -84,13 +85,13 @@ class WorkerProcess:
         raise WorkerDied(self._process.wait())
 
     def stop(self) -> None:
-        """Ask it to stop at the next safe point."""
+        """Ask the worker to stop at the next safe point."""
         self._stopping = True
-        if not self._sending:  # else the handler would cut the request in two; `run` says it afterwards
+        if not self._sending:  # else the handler would write into the middle of the request; `run` sends it afterwards
             self._write(messages.encode_stop())
 
     def kill(self) -> None:
-        """End it at once, with whatever it started."""
+        """Kill the worker and its child processes."""
         if self._process.poll() is None:
             if hasattr(os, "killpg"):
                 os.killpg(self._process.pid, 9)
@@ -98,7 +99,7 @@ class WorkerProcess:
                 self._process.kill()
 
     def close(self) -> None:
-        """Let it go: it exits when its stdin ends."""
+        """Close the worker's stdin, at whose end it exits; kill it after 10 s."""
         self._to.close()
         try:
             self._process.wait(timeout=10)
@@ -112,4 +113,4 @@ class WorkerProcess:
             while data:
                 data = data[os.write(self._to.fileno(), data) :]
         except BrokenPipeError:
-            pass  # it died; reading its events will tell
+            pass  # the worker died: reading its events raises WorkerDied

@@ -1,4 +1,4 @@
-"""Results of steps from a remote store and to it. Its failures are warnings and end no job."""
+"""Pull results of steps from a remote store and push them to it. Failures are warnings and end no job."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from runner.plan.types import PlannedStep
 
 
 class RemoteResults:
-    """The remote store of one run, if its settings name one. After a failure it is not asked again."""
+    """The remote store of one run, if its settings name one. After a failure it is not used again."""
 
     def __init__(self, run: JobRun) -> None:
         self._run = run
         self._remote = run.settings.remote
-        self._refused: set[str] = set()  # keys whose entries in the remote store have other bytes than their records
+        self._refused: set[str] = set()  # keys whose entries in the remote store do not match their records
 
     def pull(self, step: PlannedStep) -> StoreEntry | None:
-        """Fetch the result of a step, verified, into the store; None where the remote store has none that is sound."""
+        """Fetch the result of a step, verified, into the store; None where the remote store has no valid one."""
         if self._remote is None:
             return None
         try:
@@ -33,7 +33,7 @@ class RemoteResults:
         return entry
 
     def push(self, step: PlannedStep, entry: StoreEntry) -> None:
-        """Send a result, in place of one that was refused."""
+        """Upload a result; it replaces one that was refused."""
         if self._remote is None:
             return
         try:
@@ -42,7 +42,7 @@ class RemoteResults:
             self._give_up(step, error)
 
     def _give_up(self, step: PlannedStep, error: StoreError) -> None:
-        """Warn. A refused entry concerns one step; a store that fails is not asked again."""
+        """Warn. A refused entry concerns one step; a store that fails is not used again."""
         self._run.warn(step, error.message)
         if not isinstance(error, Refused):
             self._remote = None

@@ -1,4 +1,4 @@
-"""What the worker is asked: a planned step with its inputs found."""
+"""Make the worker's request for a planned step, with the folders of its inputs."""
 
 from __future__ import annotations
 

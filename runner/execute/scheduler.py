@@ -17,7 +17,7 @@ from runner.recipe.references import parse
 
 
 class Scheduler:
-    """The steps of one run, in the plan's order. `entries` are the results so far, by step id."""
+    """Runs the steps of a plan in order. `entries` are the results so far, by step id."""
 
     def __init__(self, run: JobRun, executor: Executor) -> None:
         self.entries: dict[str, StoreEntry] = {}
@@ -25,7 +25,7 @@ class Scheduler:
         self._remote = RemoteResults(run)
 
     def work(self) -> int:
-        """Work through the plan; the exit code. StoreError where a result leaves the store meanwhile."""
+        """Run every step and return the exit code. StoreError where a result leaves the store meanwhile."""
         run = self._run
         for step in run.plan.steps:
             if run.stopping.asked:
@@ -61,7 +61,7 @@ class Scheduler:
                 self._run.warn(step, f"it was made from a result of `{id}` with other bytes, digest {made_from}")
 
     def _pass_gates(self, step: PlannedStep, entry: StoreEntry) -> bool:
-        """Judge every gate of a step, and send all verdicts."""
+        """Judge every gate of a step, send all verdicts, and return whether all passed."""
         earlier: dict[str, Mapping[str, float] | None] = {
             id: other.record.metrics for id, other in self.entries.items()
         }

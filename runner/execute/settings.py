@@ -1,4 +1,4 @@
-"""How a plan is applied, apart from what the plan says."""
+"""Settings of an apply that are not part of the plan."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from runner.job.remote import Remote
 
 @dataclass(frozen=True)
 class ApplySettings:
-    """None of these changes a byte of a result.
+    """Settings of an apply; none of them changes a byte of a result.
 
-    `command` is what the user types to go on. `threads` is every core by default. With `wait` False, a plan that
-    another process applies raises Interrupted, which says who. What is not in the store is looked for in `remote`, and
-    what is made goes there; trouble with it is a warning. Gates find other jobs in `gates_root`, by default in the jobs
+    `command` resumes the job. `threads` is every core by default. With `wait` False, a plan that another process
+    applies raises Interrupted, which names that process. Results that are not in the store are pulled from `remote`,
+    new ones are pushed there; its failures are warnings. Gates look for other jobs in `gates_root`, by default the jobs
     folder.
     """
 
@@ -27,5 +27,5 @@ class ApplySettings:
 
     @property
     def thread_count(self) -> int:
-        """How many threads to compute with."""
+        """The number of threads to compute with."""
         return self.threads or environment.default_threads()

@@ -13,9 +13,9 @@ from runner.errors import MachineError
 
 
 class Stopping:
-    """`asked` after the first signal or `timeout` seconds, `forced` after another signal.
+    """The state of stopping: `asked` after the first signal or `timeout` seconds, `forced` after another signal.
 
-    `by` is the signal that came last, `timed_out` says that the time limit came first.
+    `by` is the last signal; `timed_out` is true where the time limit came first.
     """
 
     def __init__(self, timeout: float | None = None) -> None:

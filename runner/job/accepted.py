@@ -1,10 +1,10 @@
-"""The accepted job of a recipe: the last one that was done with all its gates passed, or that somebody accepted.
+"""The accepted job of a recipe: the last one that passed all its gates, or that a user accepted.
 
     <jobs>/accepted/<recipe>.json                    of a recipe without a matrix
     <jobs>/accepted/<recipe>+<sha of values>.json    of one combination of a matrix
 
-A pointer is replaced whole. It carries the metrics of its job, so that gates know them where the job itself is gone,
-and the keys of its steps, so that the store keeps them.
+A pointer is replaced atomically. It holds the metrics of its job, which gates use where the job itself is gone, and the
+keys of its steps, which `store gc` does not delete.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Metrics = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Accepted:
-    """`metrics`: step id → metrics. `keys` are those of the steps. `time` is ISO 8601 UTC, `by` "apply" or "hand"."""
+    """A pointer. `metrics`: step id → metrics. `keys` of the steps. `time` is ISO 8601 UTC, `by` "apply" or "hand"."""
 
     recipe: str
     matrix: Mapping[str, Any]
@@ -41,23 +41,23 @@ class Accepted:
 
 
 def pointer(root: Path, recipe: str, matrix: Mapping[str, Any]) -> Path:
-    """The file of the pointer; it need not exist."""
+    """Return the file of the pointer; it need not exist."""
     suffix = f"+{hashlib.sha256(files.canonical(dict(matrix)).encode()).hexdigest()[:12]}" if matrix else ""
     return root / FOLDER / f"{recipe}{suffix}.json"
 
 
 def read(root: Path, recipe: str, matrix: Mapping[str, Any]) -> Accepted | None:
-    """The accepted job of a recipe and combination; None where there is none, or the pointer cannot be read."""
+    """Return the accepted job of a recipe and combination; None where there is none, or the pointer cannot be read."""
     return _read(pointer(root, recipe, matrix))
 
 
 def every(root: Path) -> list[Accepted]:
-    """All accepted jobs of a jobs folder, sorted by the names of their files."""
+    """Return all accepted jobs of a jobs folder, sorted by the names of their files."""
     return [found for path in sorted((root / FOLDER).glob("*.json")) if (found := _read(path)) is not None]
 
 
 def move(root: Path, found: Accepted) -> Accepted:
-    """Make a job the accepted one. Applying it again moves nothing."""
+    """Make a job the accepted one. The pointer keeps its time where nothing else changed."""
     path = pointer(root, found.recipe, found.matrix)
     found = replace(found, metrics=_plain(found.metrics), time=records.now())
     before = _read(path)
@@ -86,7 +86,7 @@ def accept_plan(root: Path, plan: Plan, metrics: Metrics) -> Accepted:
 
 
 def metrics_of(root: Path, id: str) -> dict[str, dict[str, float]]:
-    """Step id → metrics, of the steps of a job that are in its folder or in the store."""
+    """Return step id → metrics of the steps of a job that are in its folder or in the store."""
     store = Store(root / "store")
     found: dict[str, dict[str, float]] = {}
     for step in read_json(root / id / "plan.json").get("steps", []):
@@ -101,7 +101,7 @@ def metrics_of(root: Path, id: str) -> dict[str, dict[str, float]]:
 
 
 def gate_references(root: Path, plan: Plan) -> dict[str, Metrics | None]:
-    """What gates of a plan refer to outside of it: reference as written → step id → metrics.
+    """Return the metrics of other jobs that a plan's gates refer to: reference as written → step id → metrics.
 
     None for `accepted` where nothing is accepted yet. UsageError for a job that is not there, or has no such metric.
     """
@@ -138,5 +138,5 @@ def _read(path: Path) -> Accepted | None:
 
 
 def _plain(metrics: Metrics) -> dict[str, dict[str, float]]:
-    """As JSON gives them back; numbers that it does not have are left out, and pass no gate."""
+    """Return metrics as sorted dicts, without NaN and infinity: JSON does not have them, and they pass no gate."""
     return {id: {k: v for k, v in sorted(entry.items()) if math.isfinite(v)} for id, entry in sorted(metrics.items())}

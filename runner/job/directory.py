@@ -6,12 +6,12 @@
       events.jsonl                 every event, one run after another
       job.json                     how the last run ended
       provenance.json              what came out and what went in, as an in-toto statement
-      worker.log                   what the worker process said outside of steps
+      worker.log                   what the worker process wrote outside of steps
       steps/NN-id/                 the store entry, by hard link (a copy across file systems)
       output/                      the files of the last checkpoint
       .lock                        held while applying
 
-A folder that others may look at appears whole: it is made beside its place and renamed.
+A folder that other processes may read appears complete: it is made under a temporary name and renamed.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class JobDirectory:
 
     @classmethod
     def create(cls, root: Path, plan: Plan) -> JobDirectory:
-        """The directory of a plan, made if it is not there. Its lock is not held yet."""
+        """Return the directory of a plan, made if it is missing. Its lock is not held yet."""
         self = cls(root, plan.job_id)
         if not self.path.exists():
             staging = root / f".{plan.job_id}.{os.getpid()}.new"
@@ -75,11 +75,11 @@ class JobDirectory:
         return Lock(self.path / ".lock", command)
 
     def holder(self) -> Holder | None:
-        """Who applies this plan now."""
+        """Return the process that applies this plan now, or None."""
         return locks.holder(self.path / ".lock")
 
     def refresh(self, plan: Plan) -> None:
-        """Write again what is missing or was changed. Hold the lock."""
+        """Rewrite the files that are missing or were changed. The caller holds the lock."""
         for name, content in _contents(plan).items():
             if _read(self.path / name) != content:
                 files.write_atomic(self.path / name, content)
@@ -93,7 +93,7 @@ class JobDirectory:
         return all((self.path / name).is_file() for name in ("environment.json", "recipe.lock"))
 
     def write_environment(self, plan: Plan, facts: Mapping[str, Any]) -> None:
-        """environment.json, and recipe.lock with the versions of packages."""
+        """Write environment.json, and recipe.lock with the versions of packages."""
         files.write_atomic(self.path / "environment.json", files.pretty(facts))
         lock = lock_file.of_plans([plan])
         files.write_atomic(self.path / lock_file.SHARED, lock_file.dump(lock, "recipe.yaml"))
@@ -103,7 +103,7 @@ class JobDirectory:
 
     @property
     def events(self) -> Path:
-        """events.jsonl. A line that a killed run left unfinished is ended, so that the next event is one of its own."""
+        """The path of events.jsonl. Ends an unfinished line of a killed run, so that the next event has its own."""
         path = self.path / "events.jsonl"
         if path.exists() and path.stat().st_size:
             with open(path, "rb+") as file:
@@ -120,12 +120,12 @@ class JobDirectory:
         return self.path / "steps" / step.folder
 
     def link_step(self, step: PlannedStep, entry: StoreEntry) -> None:
-        """steps/NN-id, made of the entry's files."""
+        """Make steps/NN-id of links to the entry's files."""
         (self.path / "steps").mkdir(exist_ok=True)
         _mirror(entry.path, entry.names, self.step_path(step))
 
     def set_output(self, entry: StoreEntry) -> Path:
-        """output/, made of the files of a checkpoint."""
+        """Make output/ of links to the files of a checkpoint, and return it."""
         output = self.path / "output"
         _mirror(entry.out, [fact.path for fact in entry.record.files], output)
         return output
@@ -137,7 +137,7 @@ class JobDirectory:
 
 
 def plan_document(plan: Plan) -> dict[str, Any]:
-    """plan.json: the same for the same plan on every machine, but for what keys depend on."""
+    """Return plan.json. It differs between machines only where keys do."""
     return {
         "schema": 1,
         "recipe": plan.recipe.name,
@@ -167,7 +167,7 @@ def _read(path: Path) -> str | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where the file is missing or torn."""
+    """Read a JSON object; return {} where the file is missing or torn."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -176,7 +176,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _mirror(source: Path, names: Iterable[str], target: Path) -> None:
-    """Make `target` a folder of links to files of `source`. One that has them all is left alone, with any others."""
+    """Make `target` a folder of links to files of `source`; do nothing where it has all of them already."""
     names = list(names)
     if target.is_dir() and all(files.same_file(source / name, target / name) for name in names):
         return

@@ -1,4 +1,4 @@
-"""One folder of the step store: what is committed, what is being made, and whether it is still what was made."""
+"""Folders of the step store: committed entries, staging folders, and the comparison of a folder with its record."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ALWAYS_HASHED = 64 * 2**20
 
 @dataclass(frozen=True)
 class StoreEntry:
-    """A committed step whose bytes are those that were made."""
+    """A committed step whose files match its record."""
 
     path: Path
     record: Record
@@ -25,14 +25,14 @@ class StoreEntry:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Its files, relative to `path`. The log is no part of the result: it may have been removed."""
+        """The files, relative to `path`. The log is no part of the result, and may have been removed."""
         log = ("log.txt",) if (self.path / "log.txt").exists() else ()
         return ("record.json", "metrics.json", *log, *(f"out/{fact.path}" for fact in self.record.files))
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A folder under a key that is not what was committed; `reason` is a clause."""
+    """A folder under a key that does not match its record; `reason` is a clause."""
 
     path: Path
     reason: str
@@ -40,13 +40,13 @@ class Damage:
 
 @dataclass(frozen=True)
 class Stage:
-    """The folder in which a step is made."""
+    """The staging folder of a step."""
 
     key: str
     path: Path
 
     @classmethod
-    def of(cls, root: Path, key: str) -> Self:
+    def for_key(cls, root: Path, key: str) -> Self:
         return cls(key, root / ".staging" / key)
 
     @property
@@ -63,7 +63,7 @@ class Stage:
 
 
 def difference(path: Path, record: Record, *, thorough: bool = False) -> str | None:
-    """In what a folder differs from its record: a clause, or None. `thorough` hashes every file, whatever its size."""
+    """Return how a folder differs from its record: a clause, or None. `thorough` hashes every file, of any size."""
     listed = {fact.path for fact in record.files}
     for file in files.walk(path / "out"):
         name = file.relative_to(path / "out").as_posix()

@@ -1,4 +1,4 @@
-"""The machine and the packages, as evidence. Reads metadata only: nothing is imported, least of all torch."""
+"""The machine and its packages, for records. Reads package metadata only and imports no package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import runner
 from runner.system import cpu
 
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
-# What of an environment can change the sums of a step, beside packages: the order and the width of additions.
+# The facts, besides packages, that can change the sums of a step (the order and the width of additions).
 _DECIDING = {
     "threads": "threads", "cpu": "processor", "instructions": "its instructions", "device": "device",
     "platform": "system", "python": "Python", "runner": "runner",
@@ -19,8 +19,8 @@ _DECIDING = {
 
 
 def packages() -> dict[str, str]:
-    """Every installed package with its version, sorted by name."""
-    import importlib.metadata  # a cached apply does without it
+    """Return every installed package with its version, sorted by name."""
+    import importlib.metadata  # imported here: a cached apply does not need it
 
     found: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
@@ -35,16 +35,16 @@ def cpu_model() -> str:
 
 
 def instructions() -> list[str]:
-    """The vector instructions of the processor by which torch chooses how to multiply; empty where none is known.
+    """Return the processor's vector instructions by which torch selects kernels; empty where none is known.
 
-    The name of the model does not tell: virtual machines show one name for many processors.
+    The model name is not enough: virtual machines report one name for many processors.
     """
     found = cpu.flags()
     return [name for name in _INSTRUCTIONS if name in found]
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two environments that may make other bytes of the same key: "threads 8 → 2"."""
+    """Return the differences between two environments that may change a result's bytes: "threads 8 → 2"."""
     found = [
         f"{label} {_shown(before[name])} → {_shown(now[name])}"
         for name, label in _DECIDING.items()
@@ -64,7 +64,7 @@ def _shown(value: Any) -> str:
 
 
 def default_threads() -> int:
-    """OMP_NUM_THREADS where it is set, else the cores this process may use."""
+    """Return OMP_NUM_THREADS where it is set, else the number of cores this process may use."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdigit() and int(asked) > 0:
         return int(asked)
@@ -72,7 +72,7 @@ def default_threads() -> int:
 
 
 def facts(device: str, threads: int) -> dict[str, Any]:
-    """environment.json."""
+    """Return the contents of environment.json."""
     return {
         "schema": 1,
         "runner": runner.__version__,

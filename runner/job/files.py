@@ -1,4 +1,4 @@
-"""Files that must be whole or absent: atomic writes, fsync, hashes, hard links, and what a full disk looks like."""
+"""Atomic writes, fsync, hashes, hard links, and the detection of a full disk."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from typing import Any
 
 from runner.errors import MachineError
 
-# What link(2) answers where a copy does as well: another file system, one without links, too many links.
+# Errors of link(2) after which a file is copied: another file system, one without links, too many links.
 _COPY_INSTEAD = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-# Libraries written in C++ and Rust turn ENOSPC into exceptions of their own; the words of strerror stay.
+# Libraries written in C++ and Rust turn ENOSPC into exceptions of their own; the text of strerror remains.
 _FULL_TEXT = ("No space left on device", "Disk quota exceeded")
 
 
 def canonical(value: Any) -> str:
-    """The one JSON text of a value: sorted keys, no spaces."""
+    """Return the canonical JSON text of a value: sorted keys, no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def pretty(value: Any) -> str:
-    """The one JSON text of a value that people read: sorted keys, two spaces, final newline."""
+    """Return the readable JSON text of a value: sorted keys, two spaces, final newline."""
     return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
 
 
 def write_atomic(path: Path, text: str, *, durable: bool = True) -> None:
-    """Replace `path` by a file that holds `text`; a reader sees the old file or the whole new one.
+    """Replace `path` by a file that holds `text`; a reader sees the old file or the complete new one.
 
     `durable` also survives a power cut: the file and its folder are fsynced.
     """
@@ -70,13 +70,13 @@ def sha256(path: Path) -> str:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Every file below `folder`, sorted by its POSIX path relative to it. Links to folders are not followed."""
+    """Yield every file below `folder`, sorted by its POSIX path relative to it. Links to folders are not followed."""
     found = [Path(base) / name for base, _, names in os.walk(folder) for name in names]
     yield from sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def link(source: Path, target: Path) -> None:
-    """Make `target` a hard link of `source`, or a copy with the same times where links cannot go."""
+    """Make `target` a hard link of `source`, or a copy with the same times where links are not possible."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
@@ -87,7 +87,7 @@ def link(source: Path, target: Path) -> None:
 
 
 def same_file(source: Path, target: Path) -> bool:
-    """Whether `target` is `source` by link, or looks like its copy (size and time of change)."""
+    """Return whether `target` is a hard link of `source`, or looks like its copy (same size and modification time)."""
     try:
         one, two = source.stat(), target.stat()
     except OSError:
@@ -98,7 +98,7 @@ def same_file(source: Path, target: Path) -> bool:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an exception, or what caused it, says that a disk or a quota is full."""
+    """Return whether an exception or one of its causes means that a disk or a quota is full."""
     seen: BaseException | None = error
     for _ in range(8):
         if seen is None:
@@ -112,7 +112,7 @@ def is_full(error: BaseException) -> bool:
 
 
 def full_disk(path: Path) -> MachineError:
-    """The error that tells of a full disk: where, how much is free, how to go on."""
+    """Return the error of a full disk: which one, how much is free, how to continue."""
     nearest = path
     while not nearest.exists():
         nearest = nearest.parent
@@ -124,7 +124,7 @@ def full_disk(path: Path) -> MachineError:
 
 
 def size_text(count: int) -> str:
-    """1536 → "1.5 kB" (powers of 1000, as disks are sold and `plan` counts)."""
+    """Format bytes: 1536 → "1.5 kB" (powers of 1000, as in `plan`)."""
     value = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000:

@@ -1,4 +1,4 @@
-"""Quality gates: a rule and the numbers → passed or missed, and the sentence that says so. Pure.
+"""Quality gates: judge a rule against metrics, as passed or missed with a sentence. Pure functions.
 
 A rule is one of {max: x}, {min: x}, {max_ratio_to: reference, value: r}, {min_ratio_to: reference, value: r}; a ratio
 is to the same metric of an earlier step, or of a step of another job (runner.recipe.references).
@@ -14,7 +14,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Verdict:
-    """`value` and `limit` are NaN where a metric is missing; `rule` is the rule in words, `text` a whole sentence."""
+    """`value` and `limit` are NaN where a metric is missing; `rule` is the rule in words, `text` a full sentence."""
 
     metric: str
     value: float
@@ -30,9 +30,10 @@ def judge(
     metrics: Mapping[str, float],
     earlier: Mapping[str, Mapping[str, float] | None],
 ) -> Verdict:
-    """Judge one gate. `earlier`: what a ratio may be to, as the rule writes it → metrics.
+    """Judge one gate. `earlier`: reference of a ratio, as the rule writes it → metrics.
 
-    None stands for what is not there yet, the accepted job of a recipe that is applied for the first time: it passes.
+    None means that the reference does not exist yet (the accepted job of a recipe that is applied for the first time):
+    the gate passes.
     """
     value = float(metrics.get(metric, math.nan))
     upper = "max" in rule or "max_ratio_to" in rule
@@ -52,7 +53,7 @@ def judge(
         limit = base * float(rule["value"])
         origin = f"{rule['value']:g} × `{reference}`"
         words = f"{word} {origin}"
-    passed = value <= limit if upper else value >= limit  # a NaN passes nothing
+    passed = value <= limit if upper else value >= limit  # NaN passes no gate
     text = _sentence(metric, value, limit, passed, upper)
     if reference is not None and not math.isnan(limit):
         text += f" ({origin} {_short(base, _decimals(value, limit) + 1)})"
@@ -73,7 +74,7 @@ def _sentence(metric: str, value: float, limit: float, passed: bool, upper: bool
 
 
 def _decimals(value: float, limit: float) -> int:
-    """Decimal places that show four digits of the limit, and at least one of the distance to it."""
+    """Return the decimal places that show four digits of the limit, and at least one of the distance to it."""
     if not (math.isfinite(value) and math.isfinite(limit)):
         return 3
     places = 3 - math.floor(math.log10(abs(limit))) if limit else 3

@@ -18,9 +18,9 @@ from runner.job.store import Store
 
 @dataclass(frozen=True)
 class JobSummary:
-    """`status` is job.json's, but "interrupted" for a run that was killed, and "new" where nothing ran yet.
+    """A job in short. `status` is job.json's, but "interrupted" for a run that was killed, and "new" before any run.
 
-    `done` counts the steps that are in the store, of `steps`; `size` is in bytes, every file once;
+    `done` counts the steps that are in the store, of `steps`; `size` is in bytes and counts every file once;
     `started`, `finished` and `seconds` are those of the last run. `matrix` has the values of its combination.
     """
 
@@ -40,13 +40,13 @@ class JobSummary:
 
 
 def jobs(root: Path) -> list[JobSummary]:
-    """Every job, the one that started last at the end."""
+    """Return every job, the one that started last at the end."""
     found = [load(root, id) for id in _ids(root)]
     return sorted(found, key=lambda job: (job.started or "", job.id))
 
 
 def load(root: Path, name: str) -> JobSummary:
-    """The job of that id, or whose id alone begins so. UsageError names the nearest others."""
+    """Load the job that `find` finds by name, with its state, progress and size."""
     directory = JobDirectory(root, find(root, name))
     plan, state = read_json(directory.path / "plan.json"), read_json(directory.path / "job.json")
     keys = step_keys(plan)
@@ -72,7 +72,7 @@ def load(root: Path, name: str) -> JobSummary:
 
 
 def find(root: Path, name: str) -> str:
-    """The id of the job called `name`: an id, a path to a job, or the beginning of exactly one id."""
+    """Return the id of a job by its id, its path, or the beginning of exactly one id. UsageError suggests near ids."""
     ids = _ids(root)
     wanted = Path(name).name if Path(name).name in ids else name
     matching = [wanted] if wanted in ids else [id for id in ids if id.startswith(wanted)]
@@ -86,12 +86,12 @@ def find(root: Path, name: str) -> str:
 
 
 def step_keys(plan: dict[str, Any]) -> tuple[str, ...]:
-    """The keys of a plan.json, in order."""
+    """Return the keys of the steps of a plan.json, in order."""
     return tuple(step["key"] for step in plan.get("steps", []))
 
 
 def remove(root: Path, name: str, *, entries: bool = True) -> int:
-    """Remove a job and, with `entries`, the store entries that no other job uses; the bytes that were freed.
+    """Remove a job and, with `entries`, the store entries that no other job uses; return the bytes freed.
 
     UsageError while the job is being applied.
     """
@@ -130,5 +130,5 @@ def _names(ids: list[str]) -> str:
 
 
 def _ids(root: Path) -> list[str]:
-    """Folders with a plan, sorted. Those that begin with a dot are half made or half removed."""
+    """Return the folders with a plan, sorted. Names with a leading dot are half made or half removed."""
     return sorted(path.parent.name for path in root.glob("[!.]*/plan.json"))

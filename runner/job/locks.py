@@ -1,8 +1,8 @@
-"""Locks between processes, which the kernel drops when their holder dies, and which say who holds them.
+"""Locks between processes, which the kernel releases when their holder dies, and which name their holder.
 
-flock on Linux, macOS and BSD. Linux carries flock over NFS to the server (as byte-range locks, with lockd), so two
+flock on Linux, macOS and BSD. Linux sends flock over NFS to the server (as byte-range locks, with lockd), so two
 machines that share a jobs folder exclude each other; a mount without it (`nolock`, Lustre without `-o flock`) is
-refused with a remedy instead of being trusted. On Windows the lock is a byte range far beyond the text.
+refused with a remedy. On Windows the lock is a byte range far beyond the text.
 
 A lock file is never deleted while it may be waited for; a waiter that finds its file replaced opens the new one.
 """
@@ -23,12 +23,12 @@ from typing import Self
 from runner.errors import StoreError
 
 _FIRST_POLL, _LAST_POLL = 0.02, 0.5  # seconds between attempts
-_PROBES = 20  # attempts of a lock that does not wait, while its holder has no name: somebody only looks
+_PROBES = 20  # attempts without waiting while the holder is unknown: `holder` locks for a moment too
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock. `pid` 0: not known."""
+    """The process that holds a lock. `pid` is 0 where it is not known."""
 
     pid: int
     host: str
@@ -47,7 +47,7 @@ UNKNOWN = Holder(0, "", "", "")
 
 
 class Lock:
-    """An exclusive lock on `path`. `command` tells others what its holder does."""
+    """An exclusive lock on `path`. `command` describes its holder to other processes."""
 
     def __init__(self, path: Path, command: str = "") -> None:
         self.path = path
@@ -58,11 +58,14 @@ class Lock:
         self,
         *,
         wait: bool = True,
-        say: Callable[[Holder], None] | None = None,
+        on_wait: Callable[[Holder], None] | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> bool:
-        """Take the lock. `say` hears of every new holder waited for; False when not waiting, or when `stop()`."""
-        told: Holder | None = None
+        """Take the lock; return False if it is held and `wait` is False, or once `stop()` is true.
+
+        `on_wait` is called with each new holder that is waited for.
+        """
+        reported: Holder | None = None
         pause, probes = _FIRST_POLL, 0
         while True:
             fd = _try(self.path)
@@ -74,9 +77,9 @@ class Lock:
             probes += 1
             if stop() or (not wait and (by.pid or probes >= _PROBES)):
                 return False
-            if say is not None and by.pid and by != told:
-                say(by)
-                told = by
+            if on_wait is not None and by.pid and by != reported:
+                on_wait(by)
+                reported = by
             time.sleep(pause)
             pause = min(_LAST_POLL, pause * 1.5)
 
@@ -95,7 +98,7 @@ class Lock:
 
 
 def holder(path: Path) -> Holder | None:
-    """Who holds the lock now; None when nobody does. Never waits, leaves no file behind."""
+    """Return the process that holds the lock now, or None. Never waits, creates no file."""
     try:
         fd = os.open(path, os.O_RDWR)
     except OSError:

@@ -1,12 +1,12 @@
-"""provenance.json: what came out of a job, what went in and who made it, as others verify it.
+"""provenance.json: the outputs, inputs and builder of a job, in a standard form that others can verify.
 
 An in-toto Statement v1 (https://in-toto.io/Statement/v1) with a SLSA provenance v1 predicate
 (https://slsa.dev/provenance/v1). The subjects are the files of output/ with their sha256; of a job that makes no
 checkpoint, the metrics of its steps. `runnerFiles1` is the digest of several files: sha256 over their names and
-contents, as plan.json has it. Times and the builder are in runDetails alone, and no key or digest depends on them.
+contents, as in plan.json. Times and the builder are only in runDetails, and no key or digest depends on them.
 
-The file is not signed by itself. A detached signature lies beside it, as provenance.json.sig, made by `ssh-keygen -Y
-sign`, or as provenance.json.sigstore.json, made by `cosign sign-blob --bundle`.
+runner does not sign the file by itself. A detached signature is in the same folder, as provenance.json.sig, made by
+`ssh-keygen -Y sign`, or as provenance.json.sigstore.json, made by `cosign sign-blob --bundle`.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ Made = Sequence[tuple[PlannedStep, StoreEntry]]
 
 
 def write(plan: Plan, directory: JobDirectory, made: Made, started: str, finished: str) -> None:
-    """Write the statement of a job. One that says the same already stays, and with it its signature."""
+    """Write the statement of a job. One with the same content stays, and with it its signature."""
     document = statement(plan, made, started, finished, read_json(directory.path / "environment.json"))
     path = directory.path / NAME
-    if _lasting(read_json(path)) == _lasting(document):
+    if _without_times(read_json(path)) == _without_times(document):
         return
-    for name in SIGNATURES:  # of what the file said before
+    for name in SIGNATURES:  # they sign the replaced statement
         (directory.path / name).unlink(missing_ok=True)
     files.write_atomic(path, files.pretty(document))
 
 
 def statement(plan: Plan, made: Made, started: str, finished: str, environment: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole statement. `made` are the steps that have results, `environment` is environment.json."""
+    """Return the full statement. `made` are the steps that have results, `environment` is environment.json."""
     machine = {name: environment.get(name) for name in ("python", "platform", "cpu", "threads", "device")}
     return {
         "_type": STATEMENT,
@@ -78,7 +78,7 @@ def statement(plan: Plan, made: Made, started: str, finished: str, environment: 
 
 
 def subjects(made: Made) -> list[dict[str, Any]]:
-    """The files of the last checkpoint; where there is none, the metrics of every step."""
+    """Return the files of the last checkpoint; where there is none, the metrics of every step."""
     checkpoints = [entry for step, entry in made if step.produces != METRICS_ONLY]
     if checkpoints:
         return [
@@ -94,7 +94,7 @@ def subjects(made: Made) -> list[dict[str, Any]]:
 
 
 def builder(environ: Mapping[str, str]) -> str:
-    """Who made it: the workflow on GitHub Actions or GitLab CI, else a machine of which nothing is known."""
+    """Return the URI of the builder: the workflow on GitHub Actions or GitLab CI, else LOCAL."""
     if environ.get("GITHUB_ACTIONS") == "true" and "GITHUB_WORKFLOW_REF" in environ:
         return f"{environ.get('GITHUB_SERVER_URL', 'https://github.com')}/{environ['GITHUB_WORKFLOW_REF']}"
     if environ.get("GITLAB_CI") == "true" and "CI_PROJECT_URL" in environ:
@@ -103,18 +103,18 @@ def builder(environ: Mapping[str, str]) -> str:
 
 
 def signature(job: Path) -> str | None:
-    """The name of the signature that lies beside the statement; None: it is not signed."""
+    """Return the name of the signature file of the statement; None if it is not signed."""
     return next((name for name in SIGNATURES if (job / name).is_file()), None)
 
 
 def _recipe(plan: Plan) -> dict[str, Any]:
-    """The recipe by its digest: its params may hold what only those who have the job may see."""
+    """Describe the recipe by its digest only, as its params may be confidential."""
     digest = hashlib.sha256(yaml_text.dump(plan.recipe.document).encode()).hexdigest()
     return {"name": plan.recipe.name, "uri": "recipe.yaml", "digest": {"sha256": digest}}
 
 
 def _dependencies(plan: Plan) -> list[dict[str, Any]]:
-    """Models, data, recipes from elsewhere, and the packages that decide bytes."""
+    """Return models, data, parent recipes, and the packages that affect the bytes of results."""
     found: list[dict[str, Any]] = []
     for name, model in plan.given().items():
         digest = {"gitCommit": model.commit} if model.commit else {"runnerFiles1": model.digest}
@@ -132,7 +132,7 @@ def _dependencies(plan: Plan) -> list[dict[str, Any]]:
     return [{**entry, "uri": secrets.hide(entry["uri"], known)} for entry in found]
 
 
-def _lasting(document: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What of a statement does not differ from run to run."""
+def _without_times(document: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the parts of a statement that do not change from run to run."""
     predicate = document.get("predicate", {})
     return document.get("subject"), predicate.get("buildDefinition"), predicate.get("runDetails", {}).get("byproducts")

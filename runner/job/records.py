@@ -1,4 +1,4 @@
-"""The record of a committed step: what was made, from what, where, and the proof that it is still that.
+"""The record of a committed step: its outputs, inputs and environment, with hashes to verify them.
 
 `seal` is the sha256 of the record's canonical JSON without the seal, so that a change of any number is noticed.
 `digest` covers the bytes that came out: sha256 over the sorted (path, sha256) of out/, or, for a step that makes only
@@ -31,7 +31,7 @@ class FileFact:
 
 @dataclass(frozen=True)
 class Record:
-    """The evidence of one step.
+    """The record of one step.
 
     `recipe` is the name of the recipe that made it, `inputs` the digests of what it was made from; `seconds` are those
     of the run that finished it, `resumed_at` how many layers were finished when it began (None: none); `memory` is in
@@ -57,7 +57,7 @@ class Record:
     finished: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        # Through text once, so that the seal is over what a reader will see: JSON has no integer keys, no tuples.
+        # Through text, so that the seal covers what a reader will parse: JSON has no integer keys and no tuples.
         document = json.loads(json.dumps({"schema": SCHEMA, **asdict(self)}))
         return {**document, "seal": seal(document)}
 
@@ -68,12 +68,12 @@ def seal(document: Mapping[str, Any]) -> str:
 
 
 def digest(files: Sequence[tuple[str, str]]) -> str:
-    """sha256 over (path, sha256) pairs, in the order of their paths."""
+    """Return the sha256 over (path, sha256) pairs, in the order of their paths."""
     return hashlib.sha256("".join(f"{path}\0{sha}\n" for path, sha in sorted(files)).encode()).hexdigest()
 
 
 def parse(text: str) -> Record:
-    """The record in `text`. ValueError says, as a clause about record.json, why it cannot be trusted."""
+    """Parse a record. ValueError says, as a clause about record.json, why it is not valid."""
     try:
         document = json.loads(text)
     except ValueError as error:
@@ -91,5 +91,5 @@ def parse(text: str) -> Record:
 
 
 def now() -> str:
-    """ISO 8601, UTC, whole seconds."""
+    """Return the time in ISO 8601, UTC, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,12 +1,12 @@
-"""A store elsewhere, for CI and colleagues: at any place that fsspec reads and writes (file, s3, gs, az, ...).
+"""A remote store, shared by CI and colleagues: any place that fsspec reads and writes (file, s3, gs, az, ...).
 
     <url>/records/<key>.json          the sealed record of a step: written last, all at once
     <url>/blobs/<ab>/<sha256>         every file of out/, under the hash of its bytes
 
-An entry is there when its record is. Blobs are named by their content, so an interrupted push leaves nothing that could
-be taken for an entry, the next one goes on with what is missing, and two writers write the same. Nothing that is pulled
-is believed: the record must be sealed, be that of its key, and name no place outside; every file must have the bytes
-that the record says. Logs stay at home: they are no part of a result.
+An entry exists when its record does. Blobs are named by their content, so an interrupted push leaves nothing that could
+be taken for an entry, the next push uploads what is missing, and two writers write the same. Everything that is pulled
+is verified: the seal and the key of the record, that no path leads outside of the entry, and the hash of every file.
+Logs are not pushed: they are no part of a result.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from runner.job.records import FileFact, Record
 from runner.job.store import Store
 from runner.plan.keys import sha256
 
-# Of these a reader sees a whole new object or none; elsewhere a file is written beside its name and moved there.
+# These publish an object atomically; elsewhere a file is written under a temporary name and moved.
 _ATOMIC = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "adl", "memory"})
 _BLOCK = 8 * 2**20
 _LARGEST_RECORD = 256 * 2**20
@@ -36,11 +36,11 @@ _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "
 
 
 class Refused(StoreError):
-    """An entry that is not what it says it is."""
+    """Report an entry whose record or files are not valid."""
 
 
 class Remote:
-    """Opens no connection before it is used."""
+    """A remote store at `url`. Opens no connection before it is used."""
 
     def __init__(self, url: str) -> None:
         self.url = url if "://" in url else f"file://{os.path.abspath(url)}"
@@ -56,7 +56,7 @@ class Remote:
         self._found: tuple[Any, str] | None = None
 
     def _system(self) -> tuple[Any, str]:
-        """The file system and the path of the store in it."""
+        """Return the file system and the path of the store in it."""
         if self._found is None:
             import fsspec
 
@@ -75,7 +75,7 @@ class Remote:
         return self._found
 
     def keys(self) -> list[str]:
-        """The keys of all entries, sorted."""
+        """Return the keys of all entries, sorted."""
         system, root = self._system()
         try:
             names = system.ls(f"{root}/records", detail=False)
@@ -94,9 +94,9 @@ class Remote:
             raise self._failed(error) from error
 
     def push(self, entry: StoreEntry, *, replace: bool = False) -> int:
-        """Upload a verified entry; the bytes that were sent. An entry that is there already stays, and so do files.
+        """Upload a verified entry and return the bytes sent. An entry or files that exist already are not sent again.
 
-        With `replace` all of it is sent again: the remedy for one that is refused.
+        With `replace` all of it is sent again: the remedy for a refused entry.
         """
         if not replace and self.has(entry.record.key):
             return 0
@@ -108,10 +108,10 @@ class Remote:
         return sent
 
     def pull(self, key: str, store: Store, *, wait: bool = True) -> StoreEntry | None:
-        """Fetch an entry into `store`; None where it is not there, or where another process makes it and not `wait`.
+        """Fetch an entry into `store`; None if it is missing, or if its lock is held and `wait` is False.
 
-        StoreError for one that is not what it says it is, naming what differs: nothing of it is published. What an
-        interrupted pull fetched is not fetched again.
+        Refused, naming what differs, for an entry that is not valid: nothing of it is published. What an interrupted
+        pull fetched is not fetched again.
         """
         if not self.has(key):
             return None
@@ -129,13 +129,13 @@ class Remote:
             files.write_atomic(stage.path / "metrics.json", files.pretty(dict(record.metrics)))
             files.write_atomic(stage.path / "record.json", text)
             entry = store.adopt(stage)
-            store.discard(key)  # what an interrupted run had made of it is of no use now
+            store.discard(key)  # the partial result of an interrupted run is not needed now
             return entry
         finally:
             lock.release()
 
     def check(self, key: str) -> Record:
-        """The record of an entry, judged. StoreError as of `pull`."""
+        """Return the verified record of an entry. Errors are those of `pull`."""
         return self._record(key)[0]
 
     def _record(self, key: str) -> tuple[Record, str]:
@@ -163,7 +163,7 @@ class Remote:
         return record, text
 
     def _fetch(self, record: Record, stage: Stage) -> None:
-        """Every file of a record into the stage's out/, and nothing else there."""
+        """Fetch every file of a record into the stage's out/, and remove other files there."""
         wanted = {fact.path for fact in record.files}
         for path in list(files.walk(stage.out)):
             if path.relative_to(stage.out).as_posix() not in wanted:
@@ -193,7 +193,7 @@ class Remote:
             part.unlink(missing_ok=True)
 
     def _read(self, path: str, key: str, limit: int) -> Iterator[bytes]:
-        """The bytes of a remote file; at most a block beyond `limit`."""
+        """Yield the bytes of a remote file; at most a block beyond `limit`."""
         system, root = self._system()
         taken = 0
         try:
@@ -268,7 +268,7 @@ def _is_key(text: object) -> bool:
 
 
 def _key_of(key_inputs: object) -> str:
-    """The key that inputs have; "none" for what nothing can be made from."""
+    """Return the key of a record's inputs; "none" where they are not valid."""
     if not isinstance(key_inputs, Mapping):
         return "none"
     try:
@@ -286,7 +286,7 @@ def _digest(record: Record) -> str:
 
 
 def _unsafe(fact: FileFact) -> str | None:
-    """Why a file of a record may not be written: a clause, or None."""
+    """Return why a file of a record must not be written: a clause, or None."""
     path = fact.path
     if not isinstance(path, str) or not _is_key(fact.sha256) or not isinstance(fact.size, int) or fact.size < 0:
         return f"its record describes {json.dumps(path)} in a way that no step does"

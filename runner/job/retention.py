@@ -1,7 +1,7 @@
-"""What a jobs folder need not keep: jobs that are neither accepted nor recent, and what no kept job uses.
+"""Find and delete what a jobs folder no longer needs: old jobs, and store entries that no remaining job uses.
 
-Kept are accepted jobs, those being applied, the last ones of every recipe and combination, and whatever is younger than
-a given age. A job that goes takes its folder along: its steps/ and output/ are links to the same bytes.
+Retained are accepted jobs, those being applied, the last ones of every recipe and combination, and everything younger
+than a given age. A job is deleted with its folder: its steps/ and output/ are links to the bytes in the store.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from runner.job.store import Store
 
 @dataclass(frozen=True)
 class EntryInfo:
-    """An entry of the store as its record tells it; `kind` and `finished` are "" where there is no sound record.
+    """An entry of the store, from its record; `kind` and `finished` are "" where there is no valid record.
 
     `size` is in bytes, `jobs` are the ids of those that use it.
     """
@@ -37,7 +37,7 @@ class EntryInfo:
 
 @dataclass(frozen=True)
 class Garbage:
-    """`jobs` and `entries` to remove, `leftovers`: folders of interrupted and damaged steps; `freed` is in bytes."""
+    """Jobs and entries to delete. `leftovers`: folders of interrupted and damaged steps; `freed` is in bytes."""
 
     jobs: tuple[str, ...]
     entries: tuple[EntryInfo, ...]
@@ -46,7 +46,7 @@ class Garbage:
 
 
 def entries(root: Path) -> list[EntryInfo]:
-    """Every entry of the store, unverified, the oldest first."""
+    """Return every entry of the store, unverified, the oldest first."""
     store, used = Store(root / "store"), _users(root)
     found = []
     for key in store.keys():  # noqa: SIM118 -- a Store is no mapping
@@ -61,19 +61,19 @@ def entries(root: Path) -> list[EntryInfo]:
 
 
 def garbage(root: Path, keep_jobs: int, older_than: float) -> Garbage:
-    """What may go: not needed by a kept job, and older than `older_than` seconds."""
+    """Return what is eligible for deletion: not needed by a retained job, and older than `older_than` seconds."""
     oldest = time.time() - older_than
     good = accepted.every(root)
-    kept = {entry.job for entry in good}
+    retained = {entry.job for entry in good}
     jobs = listing.jobs(root)
     recent: dict[tuple[str, str], list[str]] = {}
     for job in jobs:
         recent.setdefault((job.recipe, files.canonical(dict(job.matrix))), []).append(job.id)
         if job.holder is not None or _seconds(job.started or "") >= oldest or _touched(job.path) >= oldest:
-            kept.add(job.id)
-    kept |= {id for ids in recent.values() for id in ids[-keep_jobs:] if keep_jobs > 0}
-    gone = tuple(job.id for job in jobs if job.id not in kept)
-    needed = {key for id in kept for key in _keys(root, id)} | {key for entry in good for key in entry.keys}
+            retained.add(job.id)
+    retained |= {id for ids in recent.values() for id in ids[-keep_jobs:] if keep_jobs > 0}
+    gone = tuple(job.id for job in jobs if job.id not in retained)
+    needed = {key for id in retained for key in _keys(root, id)} | {key for entry in good for key in entry.keys}
     store = root / "store"
     old = tuple(e for e in entries(root) if e.key not in needed and _touched(store / e.key, e.finished) < oldest)
     folders = [*sorted((store / ".corrupt").glob("*")), *sorted((store / ".staging").glob("*"))]
@@ -86,14 +86,14 @@ def garbage(root: Path, keep_jobs: int, older_than: float) -> Garbage:
 
 
 def remove(root: Path, found: Garbage) -> None:
-    """Remove what `garbage` found. What somebody uses by now stays."""
+    """Remove what `garbage` found, except what a process or a job uses by now."""
     store = Store(root / "store")
     for id in found.jobs:
-        with suppress(UsageError):  # it is being applied by now, or somebody else removed it
+        with suppress(UsageError):  # it is being applied by now, or was removed by another process
             listing.remove(root, id, entries=False)
     needed, seen = _users(root), root.stat().st_mtime_ns
     for entry in found.entries:
-        if (now := root.stat().st_mtime_ns) != seen:  # a job came meanwhile, which may have found entries
+        if (now := root.stat().st_mtime_ns) != seen:  # a new job may use entries
             needed, seen = _users(root), now
         if entry.key not in needed:
             store.remove(entry.key)
@@ -111,7 +111,7 @@ def _keys(root: Path, id: str) -> tuple[str, ...]:
 
 
 def _users(root: Path) -> dict[str, list[str]]:
-    """Key → the ids of the jobs that use it, sorted."""
+    """Return key → the ids of the jobs that use it, sorted."""
     used: dict[str, list[str]] = {}
     for path in sorted(root.glob("[!.]*/plan.json")):
         for key in dict.fromkeys(_keys(root, path.parent.name)):
@@ -120,12 +120,12 @@ def _users(root: Path) -> dict[str, list[str]]:
 
 
 def _touched(path: Path, finished: str = "") -> float:
-    """When a folder was made or changed last, seconds since the epoch."""
+    """Return when a folder was made or changed last, in seconds since the epoch."""
     return _seconds(finished) if finished else path.lstat().st_mtime
 
 
 def _seconds(text: str) -> float:
-    """Seconds since the epoch of an ISO 8601 UTC time; 0 for none."""
+    """Convert an ISO 8601 UTC time to seconds since the epoch; 0 for another text."""
     try:
         return calendar.timegm(time.strptime(text, "%Y-%m-%dT%H:%M:%SZ"))
     except ValueError:
@@ -133,7 +133,7 @@ def _seconds(text: str) -> float:
 
 
 def _freed(folders: Iterable[Path]) -> int:
-    """Bytes of the files whose every link is below `folders`."""
+    """Return the bytes of the files that have all their links below `folders`."""
     seen: dict[tuple[int, int], int] = {}
     freed = 0
     for folder in folders:

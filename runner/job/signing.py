@@ -1,4 +1,4 @@
-"""Signatures of provenance.json with the keys that people have for ssh and git (`ssh-keygen -Y`, PROTOCOL.sshsig)."""
+"""Sign provenance.json, and check signatures, with ssh keys (`ssh-keygen -Y`, PROTOCOL.sshsig)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from runner.errors import MachineError, UsageError
 from runner.job import provenance
 
-NAMESPACE = "runner"  # what a signature is for: one of a git commit does not pass for one of a job
+NAMESPACE = "runner"  # of signatures: one of a git commit is not valid for a job
 
 
 def sign(job: Path, key: str) -> Path:
-    """Sign the statement of a job with a private key, or with the public one of a key that an agent holds."""
+    """Sign the statement of a job with a private key, or with the public key of one that ssh-agent holds."""
     path = job / provenance.NAME
     if not path.is_file():
         raise UsageError(f"{job.name} has no {provenance.NAME}", "apply its recipe to the end first")
@@ -22,12 +22,12 @@ def sign(job: Path, key: str) -> Path:
     made.unlink(missing_ok=True)
     done = _ssh_keygen(["-Y", "sign", "-q", "-n", NAMESPACE, "-f", key, str(path)])
     if done.returncode != 0 or not made.is_file():
-        raise UsageError(f"ssh-keygen did not sign with {key}: {_said(done)}", "name a private key with `--key`")
+        raise UsageError(f"ssh-keygen did not sign with {key}: {_last_line(done)}", "name a private key with `--key`")
     return made
 
 
 def check(job: Path, allowed: str) -> tuple[str | None, str | None]:
-    """(who signed, None), or (None, why the signature does not hold). `allowed` is a file of allowed signers."""
+    """Return (signer, None), or (None, why the signature is not valid). `allowed` is a file of allowed signers."""
     signature = job / provenance.SIGNATURES[0]
     if not signature.is_file():
         return None, "it is missing"
@@ -40,7 +40,9 @@ def check(job: Path, allowed: str) -> tuple[str | None, str | None]:
     statement = (job / provenance.NAME).read_bytes()
     arguments = ["-Y", "verify", "-n", NAMESPACE, "-I", names[0], "-f", allowed, "-s", str(signature)]
     done = _ssh_keygen(arguments, statement)
-    return (names[0], None) if done.returncode == 0 else (None, f"it is not one of {provenance.NAME}: {_said(done)}")
+    if done.returncode == 0:
+        return names[0], None
+    return None, f"it is not one of {provenance.NAME}: {_last_line(done)}"
 
 
 def _ssh_keygen(arguments: list[str], data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
@@ -50,6 +52,6 @@ def _ssh_keygen(arguments: list[str], data: bytes = b"") -> subprocess.Completed
     return subprocess.run([program, *arguments], input=data, capture_output=True, check=False)
 
 
-def _said(done: subprocess.CompletedProcess[bytes]) -> str:
+def _last_line(done: subprocess.CompletedProcess[bytes]) -> str:
     lines = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
     return lines[-1] if lines else f"it ended with {done.returncode}"

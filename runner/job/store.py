@@ -1,14 +1,14 @@
-"""The step store: one folder a key, committed whole or not at all.
+"""The step store: one folder for each key, committed atomically.
 
     store/
       <key>/                 record.json  metrics.json  log.txt  out/...     committed: read-only files
-      .staging/<key>/        stage.json  progress.json  log.txt  out/  scratch/     what resume goes on from
+      .staging/<key>/        stage.json  progress.json  log.txt  out/  scratch/     where resume continues
       .locks/<key>.lock      held by the one process that writes or moves the key
-      .corrupt/<key>-<n>/    entries that were no longer what had been made, kept for a look
-      .cache/                what makes steps quicker and decides no result: kernel timings of TensorRT
+      .corrupt/<key>-<n>/    quarantined entries that no longer matched their records
+      .cache/                what makes steps faster and changes no result: kernel timings of TensorRT
 
-A folder's existence proves nothing; its sealed record, and the files that the record lists, do. Files up to 64 MiB are
-hashed at every look; larger ones when their size or time of change differs from the record's.
+A folder's existence does not mean completion; a sealed record and the files that it lists do. Files up to 64 MiB are
+hashed whenever an entry is read; larger ones when their size or modification time differs from the record's.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from runner.job.entries import Damage, Stage, StoreEntry, difference
 from runner.job.locks import Lock
 from runner.job.records import FileFact, Record
 
-# What this process has found already, by folder: a plan and its apply would hash everything twice.
+# Entries that this process has verified, by folder: a plan and its apply would hash everything twice.
 _seen: dict[Path, tuple[object, StoreEntry]] = {}
 
 
 class Store:
     def __init__(self, root: Path) -> None:
-        self.root = root.absolute()  # one name for one folder: what was found is remembered by path
+        self.root = root.absolute()  # one name for one folder: `_seen` is by path
 
     def prepare(self) -> None:
-        """Make the folders and prove that they can be written. StoreError, or MachineError when the disk is full."""
+        """Make the folders and check that they are writable. StoreError, or MachineError when the disk is full."""
         probe = self.root / f".probe-{os.getpid()}"
         try:
             for name in (".staging", ".locks"):
@@ -57,7 +57,7 @@ class Store:
         return Lock(self.root / ".locks" / f"{key}.lock", command)
 
     def look(self, key: str) -> StoreEntry | Damage | None:
-        """What lies under `key`. Changes nothing."""
+        """Return the entry under `key`, its damage, or None where there is none. Changes nothing."""
         path = self.root / key
         try:
             text = (path / "record.json").read_text(encoding="utf-8")
@@ -90,10 +90,10 @@ class Store:
     def has(self, key: str) -> bool:
         return isinstance(self.look(key), StoreEntry)
 
-    def entry(self, key: str, say: Callable[[str], None] | None = None) -> StoreEntry | None:
-        """The verified entry, or None. A damaged one is moved aside, and `say` hears a sentence about it.
+    def entry(self, key: str, warn: Callable[[str], None] | None = None) -> StoreEntry | None:
+        """Return the verified entry, or None. A damaged one is quarantined, and `warn` gets a sentence about it.
 
-        A damaged entry whose lock is held is left to the holder, who will look too.
+        A damaged entry whose lock is held is left to the holder, which will verify it too.
         """
         found = self.look(key)
         if not isinstance(found, Damage):
@@ -102,22 +102,22 @@ class Store:
         if not lock.acquire(wait=False):
             return None
         try:
-            return self.entry_locked(key, say)
+            return self.entry_locked(key, warn)
         finally:
             lock.release()
 
-    def entry_locked(self, key: str, say: Callable[[str], None] | None = None) -> StoreEntry | None:
-        """`entry`, for the holder of the key's lock."""
+    def entry_locked(self, key: str, warn: Callable[[str], None] | None = None) -> StoreEntry | None:
+        """Do what `entry` does, for the holder of the key's lock."""
         found = self.look(key)
         if not isinstance(found, Damage):
             return found
-        target = self._set_aside(found)
-        if say is not None:
-            say(f"the stored result is damaged: {found.reason}; it was moved to {target} and is recomputed")
+        target = self._quarantine(found)
+        if warn is not None:
+            warn(f"the stored result is damaged: {found.reason}; it was moved to {target} and is recomputed")
         return None
 
     def verify(self, key: str) -> tuple[Damage | None, Path | None]:
-        """Hash every byte of an entry again. A damaged one is moved aside: what is wrong, and where it is now.
+        """Hash every byte of an entry again, and quarantine a damaged one; return its damage and its new place.
 
         The place is None where another process holds the entry's lock, and nothing was moved.
         """
@@ -128,8 +128,8 @@ class Store:
         if not lock.acquire(wait=False):
             return found, None
         try:
-            found = self._hashed(key)  # somebody may have made it good meanwhile
-            return (found, self._set_aside(found)) if found is not None else (None, None)
+            found = self._hashed(key)  # another process may have replaced it meanwhile
+            return (found, self._quarantine(found)) if found is not None else (None, None)
         finally:
             lock.release()
 
@@ -143,19 +143,19 @@ class Store:
             reason = f"{error.filename} cannot be read ({error.strerror})"
         return Damage(found.path, reason) if reason else None
 
-    def _set_aside(self, found: Damage) -> Path:
+    def _quarantine(self, found: Damage) -> Path:
         key = found.path.name
-        kept = self.root / ".corrupt"
-        kept.mkdir(exist_ok=True)
+        folder = self.root / ".corrupt"
+        folder.mkdir(exist_ok=True)
         number = 1
-        while (target := kept / f"{key}-{number}").exists():
+        while (target := folder / f"{key}-{number}").exists():
             number += 1
         os.rename(found.path, target)
         _seen.pop(found.path, None)
         return target
 
     def partial(self, key: str) -> tuple[int, int] | None:
-        """(layers finished, layers) of an interrupted step. A torn or missing progress.json is None."""
+        """Return (layers finished, layers) of an interrupted step; None where progress.json is torn or missing."""
         try:
             found = json.loads((self.root / ".staging" / key / "progress.json").read_text(encoding="utf-8"))
             layer, layers = found["layer"], found["layers"]
@@ -164,7 +164,7 @@ class Store:
         return (layer, layers) if isinstance(layer, int) and isinstance(layers, int) else None
 
     def unit(self, key: str) -> str:
-        """What `partial` counts of an interrupted step: "layer", or "step" of a training."""
+        """Return the unit that `partial` counts: "layer", or "step" of a training."""
         try:
             found = json.loads((self.root / ".staging" / key / "progress.json").read_text(encoding="utf-8"))
             return "step" if found.get("unit") == "step" else "layer"
@@ -172,8 +172,8 @@ class Store:
             return "layer"
 
     def stage(self, key: str) -> Stage:
-        """The staging folder of `key`, with what an interrupted run of this version left in it. Hold the key's lock."""
-        stage = Stage.of(self.root, key)
+        """Return the staging folder of `key`, with the partial result of this version. Hold the key's lock."""
+        stage = Stage.for_key(self.root, key)
         label = {"key": key, "runner": runner.__version__}
         try:
             usable = json.loads((stage.path / "stage.json").read_text(encoding="utf-8")) == label
@@ -189,7 +189,7 @@ class Store:
         return stage
 
     def discard(self, key: str) -> None:
-        """Forget what an interrupted run left. Hold the key's lock."""
+        """Delete what an interrupted run left. Hold the key's lock."""
         path = self.root / ".staging" / key
         if path.exists():
             shutil.rmtree(path)
@@ -197,8 +197,8 @@ class Store:
     def commit(self, stage: Stage, record: Record) -> StoreEntry:
         """Publish what is in the stage's out/. Hold the key's lock. Adds files, digest and time to `record`.
 
-        Everything is on the disk before the record is, and the record before the folder gets its name. If somebody
-        committed the key meanwhile (locks can fail on network disks), theirs stays.
+        Everything is on the disk before the record is, and the record before the folder gets its name. If another
+        process committed the key meanwhile (locks can fail on network disks), its entry stays.
         """
         facts = []
         for path in files.walk(stage.out):
@@ -221,11 +221,11 @@ class Store:
         return self._publish(stage)
 
     def finish(self, key: str) -> StoreEntry | None:
-        """Publish a stage that was complete but for its name when its process was killed. Hold the key's lock.
+        """Publish a stage whose process was killed between record and rename. Hold the key's lock.
 
-        None where there is none; one that has a record and yet is not what the record says is removed.
+        Return None where there is none; a stage that does not match its record is removed.
         """
-        stage = Stage.of(self.root, key)
+        stage = Stage.for_key(self.root, key)
         try:
             record = records.parse((stage.path / "record.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -238,7 +238,7 @@ class Store:
         return self._publish(stage)
 
     def adopt(self, stage: Stage) -> StoreEntry:
-        """Publish an entry that was made elsewhere: out/, metrics.json and record.json. Hold the key's lock."""
+        """Publish an entry that was pulled: out/, metrics.json and record.json. Hold the key's lock."""
         stage.log.touch()
         for path in files.walk(stage.path):
             files.sync(path)
@@ -272,12 +272,12 @@ class Store:
         return entry
 
     def keys(self) -> Iterator[str]:
-        """The keys of committed folders, unverified, sorted."""
+        """Yield the keys of committed folders, unverified, sorted."""
         if self.root.is_dir():
             yield from sorted(path.name for path in self.root.iterdir() if path.is_dir() and path.name[0] != ".")
 
     def remove(self, key: str) -> int:
-        """Remove an entry and what is staged for it; the bytes of the entry. One whose lock is held stays: 0."""
+        """Remove an entry and its stage, and return the entry's bytes; 0 where its lock is held and it stays."""
         lock = self.lock(key, "removing the entry")
         if not lock.acquire(wait=False):
             return 0
@@ -285,7 +285,7 @@ class Store:
             path = self.root / key
             freed = sum(file.lstat().st_size for file in files.walk(path))
             if path.exists():
-                # Renamed first: a removal that is killed half-way leaves no half entry under the key.
+                # Renamed first: a removal that is killed half-way leaves no partial entry under the key.
                 gone = self.root / ".staging" / f"{key}.removed"
                 if gone.exists():
                     shutil.rmtree(gone)
@@ -298,7 +298,7 @@ class Store:
 
 
 def _own(path: Path) -> None:
-    """Make `path` a file of its own: a read-only link to somebody else's file would change theirs."""
+    """Replace a link by a copy: the file becomes read-only, which would change the original too."""
     status = path.lstat()
     if path.is_symlink() or status.st_nlink > 1:
         copy = path.with_name(f".{path.name}.own")

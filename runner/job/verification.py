@@ -1,4 +1,4 @@
-"""Whether a job is still what was made: every file of it, and of its entries in the store, against the records."""
+"""Verify a job: compare every file of it, and of its entries in the store, with the records."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from runner.plan.keys import sha256
 
 @dataclass(frozen=True)
 class Check:
-    """`what` was looked at; `reason` is a clause that says what is wrong, None where nothing is.
+    """A check of `what`; `reason` is a clause that says what is wrong, None where nothing is.
 
-    `present` is False for what is not there and need not be: a step that did not run yet, an entry that left the store.
+    `present` is False for what is missing and need not exist: a step that did not run yet, an entry that left the
+    store.
     """
 
     what: str
@@ -29,7 +30,7 @@ class Check:
 
 
 def verify(root: Path, id: str) -> list[Check]:
-    """Every check of a job. Changes nothing; reads every byte."""
+    """Return every check of a job. Changes nothing; reads every byte."""
     job = root / id
     plan, state = read_json(job / "plan.json"), read_json(job / "job.json")
     done = state.get("status") == "done"
@@ -82,7 +83,7 @@ def _step(job: Path, step: Mapping[str, Any], done: bool, found: Mapping[str, Re
 
 
 def _entry(root: Path, step: Mapping[str, Any], record: Record | None) -> Iterator[Check]:
-    """The entry in the store: it may be gone, but not be another."""
+    """Check the entry in the store: it may be missing, but must not differ from the job's."""
     what = f"store/{step['key'][:12]}"
     folder = Store(root / "store").root / step["key"]
     if not folder.is_dir():

@@ -217,7 +217,7 @@ def test_a_signal_ends_the_run_after_the_job_that_it_stops(folder: Path) -> None
     assert [row[:2] for row in summary(out)] == [
         ["good", "done"], ["gate", "gate missed"], ["slow", "interrupted"], ["last", "not started"],
     ]  # fmt: skip
-    assert out.endswith("what is done is kept; continue with:\n  runner apply nightly --progress none\n")
+    assert out.endswith("finished steps are in the store; continue with:\n  runner apply nightly --progress none\n")
 
 
 def test_a_time_limit_stops_each_job_and_not_the_run(run: Run, folder: Path) -> None:

@@ -34,7 +34,7 @@ def fail(tmp_path: Path, do: str, layer: int = 2) -> tuple[int, Kept, Path]:
     steps = chain(tmp_path)
     (tmp_path / "control").write_text(json.dumps({"layer": layer, "do": do}))
     code, kept = applied(tmp_path / "jobs", steps)
-    return code, kept, Stage.of(tmp_path / "jobs" / "store", plan(steps).steps[0].key).log
+    return code, kept, Stage.for_key(tmp_path / "jobs" / "store", plan(steps).steps[0].key).log
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,8 @@ def test_a_lock_says_who_holds_it(tmp_path: Path) -> None:
         assert (by.pid, by.command) == (process.pid, "runner apply a.yaml")
         assert str(by) == f"process {process.pid} (runner apply a.yaml), since {by.started}"
         heard: list[Holder] = []
-        assert not Lock(path).acquire(wait=False, say=heard.append)
-        assert not Lock(path).acquire(say=heard.append, stop=lambda: bool(heard))
+        assert not Lock(path).acquire(wait=False, on_wait=heard.append)
+        assert not Lock(path).acquire(on_wait=heard.append, stop=lambda: bool(heard))
         assert heard == [by]
         process.kill()
     assert locks.holder(path) is None

@@ -44,7 +44,7 @@ class StepContext:
         self._stop = stop
 
     def data(self, parameter: str) -> torch.Tensor:
-        """Token ids [samples, sequence_length], int64. RecipeError when the text is shorter than asked."""
+        """Return token ids [samples, sequence_length], int64. RecipeError when the text is shorter than asked."""
         import torch
 
         from runner.data.windows import too_short, windows
@@ -62,7 +62,7 @@ class StepContext:
         return DataFacts(spec["name"], spec["samples"], spec["sequence_length"], ref.bytes, ref.digest)
 
     def files(self, parameter: str) -> Mapping[str, Path]:
-        """The entries of a parameter of task names that are files or folders here, with their paths."""
+        """Return the entries of a parameter of task names that are local files or folders, with their paths."""
         return {entry: Path(path) for entry, path in self._request.tasks.get(parameter, {}).items()}
 
     def emit(self, event: str, **fields: Any) -> None:
@@ -77,9 +77,9 @@ class StepContext:
 
 
 def seed_everything(request: Request) -> None:
-    """Seed every generator a step may draw from, and bound its threads.
+    """Seed every random generator that a step may use, and limit its threads.
 
-    torch is loaded only for a step whose key names its version: a step that does not compute stays light.
+    torch is loaded only for a step whose key names its version: a step that does not compute starts without it.
     """
     random.seed(request.seed)
     if "torch" in request.key_inputs.get("environment", {}) or "torch" in sys.modules:

@@ -1,7 +1,7 @@
-"""The worker: takes requests from its stdin and runs them one after another (see runner.execute.messages).
+"""The worker: read requests from stdin and run them one after another (see runner.execute.messages).
 
-Nothing a library prints reaches the terminal: descriptors 1 and 2 are the log of the step that runs. The process dies
-with its parent, and ignores the signals that a terminal or a scheduler sends to everybody: the parent decides.
+Nothing a library prints reaches the terminal: descriptors 1 and 2 are the log of the running step. The process ends
+with its parent, and ignores the signals that a terminal or a scheduler sends to all processes: the parent decides.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
     os.dup2(silence, 0)
     os.dup2(2, 1)
     faulthandler.enable()
-    # The end of stdin tells too, but not while the GIL is held in C.
+    # The end of stdin ends the worker too, but not while C code holds the GIL.
     parent_death.die_with_parent(os.environ.get(messages.PARENT))
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 class Worker:
-    """`events` is the descriptor to write events to."""
+    """Runs requests. `events` is the descriptor to write events to."""
 
     def __init__(self, events: int) -> None:
         self.requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
@@ -62,7 +62,7 @@ class Worker:
         self._writing = threading.Lock()
 
     def read_messages(self, fd: int) -> None:
-        """Read messages until the parent closes them; then there is nothing left to live for."""
+        """Read messages from the parent; exit the process when it closes stdin."""
         with os.fdopen(fd, "rb") as file:
             for line in file:
                 request = messages.decode(line)
@@ -90,15 +90,15 @@ class Worker:
         lock = store.lock(request.key, request.command)
         about = {"step": request.index, "id": request.id, "kind": request.kind}
 
-        def say(holder: object) -> None:
+        def on_wait(holder: object) -> None:
             self.send(make("waiting", step=request.index, holder=str(holder)))
 
         def warn(text: str) -> None:
             self.send(make("message", step=request.index, level="warning", text=text))
 
-        log = Stage.of(store.root, request.key).log
+        log = Stage.for_key(store.root, request.key).log
         try:
-            if not lock.acquire(say=say, stop=self._stop.is_set):
+            if not lock.acquire(on_wait=on_wait, stop=self._stop.is_set):
                 raise Interrupted("stopped while waiting")
             entry = store.entry_locked(request.key, warn)
             if entry is not None:
@@ -108,7 +108,7 @@ class Worker:
                 last = _finished(about, entry)
         except Interrupted:
             last = make("interrupted", step=request.index, resume=None)
-        except BaseException as error:  # noqa: BLE001  a step is somebody else's code, and SystemExit is no answer
+        except BaseException as error:  # noqa: BLE001  a step may raise anything, SystemExit too
             failure = failures.of_exception(error, store.root, log)
             last = make(
                 "step_failed", **about, error=failure.error, help=failure.help, exit_code=failure.exit_code,
@@ -159,7 +159,7 @@ class Worker:
 
 
 def _release_memory() -> None:
-    """Free what the step has left behind, so that the next one begins with little."""
+    """Free the memory of the finished step before the next one begins."""
     gc.collect()
     heap.trim()
 
@@ -177,7 +177,7 @@ def _kind(request: Request) -> Any:
 
 
 def _number(value: Any) -> float:
-    """A plain int or float: numpy's and torch's are not JSON."""
+    """Return a plain int or float: numbers of numpy and torch are not JSON."""
     return value if type(value) is int else float(value)
 
 

@@ -12,7 +12,7 @@ from runner.errors import Interrupted
 
 
 class StepLog:
-    """Appends descriptors 1 and 2 to a file while inside, and the traceback of what is raised."""
+    """A context manager that redirects descriptors 1 and 2 to the end of a file, and adds the traceback of an error."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
