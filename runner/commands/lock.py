@@ -58,7 +58,7 @@ def run(opts: Options) -> int:
         message = f"the lock of a recipe is written next to it, and `{opts.recipe}` is in an installed package"
         raise UsageError(message, f"lock a file of your own that has `extends: {opts.recipe}`")
     options.go_offline(opts.offline)
-    path = lock_file.find_lock(opts.recipe) or lock_file.path_of(opts.recipe)
+    path = lock_file.find_lock(opts.recipe) or lock_file.lock_path(opts.recipe)
     old = _old(path, opts.upgrade)
     fresh, chosen = _resolved(opts, old)
     entries = {
@@ -124,7 +124,7 @@ def _resolved(opts: Options, old: Mapping[Entry, Any]) -> tuple[dict[str, Any], 
         resolve.resolve(recipe, cache_file=cache_file, device=opts.resolving.device, commits=lock.commits(pinned))
         for recipe in recipes
     ]
-    return lock_file.of_plans(plans, cache_file, hub_files=True), chosen
+    return lock_file.lock_plans(plans, cache_file, hub_files=True), chosen
 
 
 def _named(opts: Options, name: str, old: Mapping[Entry, Any]) -> set[Entry]:

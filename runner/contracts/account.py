@@ -23,14 +23,14 @@ class TensorFate:
 
 @dataclass(frozen=True)
 class Account:
-    """`fates` by the name of every tensor of the input; `added` are tensors of the result that come from none of them,
+    """The fates of all tensors of the input, by name.
 
-    with the reason.
+    `added` are tensors of the result that come from none of them, with the reason.
     """
 
     fates: Mapping[str, TensorFate]
     added: Mapping[str, str] = field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
-        """How many tensors have each fate, sorted by fate."""
+        """Return how many tensors have each fate, sorted by fate."""
         return dict(sorted(Counter(fate.fate for fate in self.fates.values()).items()))

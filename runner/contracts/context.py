@@ -1,4 +1,4 @@
-"""What the worker hands to a step's `run`, and what `run` gives back."""
+"""The data that the worker passes to a step's `run`, and the result that `run` returns."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class DataFacts:
 
     @property
     def tokens(self) -> int:
-        """Tokens a step will see; where all windows are asked for, about a quarter of the bytes of the text."""
+        """Tokens a step will see; where all windows are used, estimated as a quarter of the bytes of the text."""
         return self.samples * self.sequence_length if self.samples else self.bytes // 4
 
 
 @dataclass(frozen=True)
 class Result:
-    """What `run` made: `metrics` that a gate or a report may use, and `details`, any further JSON for the record."""
+    """The result of `run`: `metrics` for gates and reports, and `details`, any further JSON for the record."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -42,9 +42,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Artifact:
-    """An input as the worker sees it: a folder, its type, the digest of its bytes, how it came to be, and its sites.
+    """An input as the worker sees it: folder, type, digest of its bytes, lineage and sites.
 
-    `sites` has their names, `linears` the linear modules of the model; None where nobody has found them out.
+    `sites` are the names of its sites, `linears` the linear modules of the model; None where they have not been
+    determined.
     """
 
     path: Path
@@ -56,11 +57,11 @@ class Artifact:
 
 
 class Context(Protocol):
-    """What the worker hands to `run`.
+    """Everything that the worker passes to `run`.
 
     `inputs["checkpoint"]` is the main input; every `x-runner-ref: checkpoint` or `engine` parameter is there under its
     own name.
-    `out_dir` is empty or holds what an interrupted run left; `scratch_dir` outlives an interruption and is removed
+    `out_dir` is empty or holds the files of an interrupted run; `scratch_dir` outlives an interruption and is removed
     on success. `cache_dir`, in the store, outlives every step: what it holds makes steps quicker and decides no result,
     and it need not exist. All randomness derives from `seed`.
     """
@@ -105,13 +106,13 @@ class Context(Protocol):
         ...
 
     def data(self, parameter: str) -> torch.Tensor:
-        """Token ids [samples, sequence_length], int64, of the data entry that `parameter` names."""
+        """Return the token ids [samples, sequence_length], int64, of the data entry that `parameter` names."""
         ...
 
     def data_facts(self, parameter: str) -> DataFacts: ...
 
     def files(self, parameter: str) -> Mapping[str, Path]:
-        """The entries of a parameter of task names ("x-runner-ref": "tasks") that are files here, with their paths."""
+        """Return name → path of the entries of a task parameter ("x-runner-ref": "tasks") that are local files."""
         ...
 
     def emit(self, event: str, **fields: Any) -> None:
@@ -119,5 +120,5 @@ class Context(Protocol):
         ...
 
     def safe_point(self) -> None:
-        """Called where everything done so far can be resumed; raises Interrupted if a stop was asked for."""
+        """Raise Interrupted if a stop was requested; call it where everything done so far can be resumed."""
         ...

@@ -1,4 +1,4 @@
-"""What can be known of a checkpoint from config.json and the safetensors headers alone. Imports no torch."""
+"""The facts of a checkpoint, from config.json and the safetensors headers alone. Imports no torch."""
 
 from __future__ import annotations
 
@@ -34,13 +34,15 @@ class TensorHeader:
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """A checkpoint. `tensors` by name; `sites` are those that kinds of steps may change, the matrices that the
-    decoder layers multiply by: in the order of the layers, sorted by name inside a layer.
+    """The facts of one checkpoint: its config, tensors by name, and sites.
 
-    `quantization` is config.json's quantization_config, or the one a planned step will write; `adapter` the
-    adapter_config.json of one kept beside the weights, in the folder `adapter/`. Of an engine these are the facts of
-    the checkpoint it was made from, and `engine` what its engine.json says. `description` is what transformers says of
-    the model; None where it was not asked.
+    `sites` are those that kinds of steps may change, the matrices that the decoder layers multiply by: in the order of
+    the layers, sorted by name inside a layer.
+
+    `quantization` is config.json's quantization_config, or the one a planned step will write; `adapter` is the
+    adapter_config.json of an adapter stored with the weights, in the folder `adapter/`. For an engine these are the
+    facts of the checkpoint it was made from, and `engine` is the content of its engine.json. `description` is
+    transformers' description of the model; None where it was not asked for.
     """
 
     source: str
@@ -80,11 +82,11 @@ class CheckpointFacts:
         return total
 
     def layer_tensors(self, index: int) -> list[str]:
-        """Names of the tensors of one decoder layer, sorted."""
+        """Return the names of the tensors of one decoder layer, sorted."""
         return sorted(name for name in self.tensors if name.startswith(f"{self.layers_prefix}{index}."))
 
     def layer_nbytes(self) -> int:
-        """Bytes of the largest decoder layer."""
+        """Return the bytes of the largest decoder layer."""
         sizes = [0] * max(1, self.layer_count)
         for name, tensor in self.tensors.items():
             if self.layers_prefix and name.startswith(self.layers_prefix):

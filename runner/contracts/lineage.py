@@ -1,4 +1,4 @@
-"""How a checkpoint came to be: the planner knows it and hands it to the worker, so that no model card guesses."""
+"""The lineage of a checkpoint: the planner knows it and passes it to the worker, so that no model card guesses."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ class Lineage:
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Lineage:
-        """Read what `dataclasses.asdict` gives."""
+        """Return the lineage that `dataclasses.asdict` turned into JSON."""
         return Lineage(value["source"], tuple(AppliedStep(**step) for step in value["steps"]))

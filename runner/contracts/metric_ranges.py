@@ -1,4 +1,4 @@
-"""Which values a metric can have, so that a gate that decides nothing is found before anything runs."""
+"""The values that a metric can have, so that a gate that no value can pass or miss is found before anything runs."""
 
 from __future__ import annotations
 

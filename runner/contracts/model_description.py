@@ -1,7 +1,7 @@
-"""What transformers itself says of a checkpoint: its model without weights, the tensors it reads, and its refusals.
+"""How transformers describes a checkpoint: its model without weights, the tensors it reads, and its errors.
 
 The description is made by `runner.model.layerwise.describe`, which imports torch, and read by the planner, which does
-not: between them it is JSON.
+not; it travels between them as JSON.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ OTHER, BUFFER = "other", "buffer"
 
 @dataclass(frozen=True)
 class Problem:
-    """A refusal of transformers.
+    """An error of transformers.
 
     stage  "config", "model" or "forward": reading config.json, building the model, running it; "generation" for
            generation_config.json, "tokenizer" for the files of the tokenizer
     error  the name of the exception's class
     words  its message
-    keys   the keys of the file that it concerns: named by transformers, or those of which the default value works
+    keys   the keys of the file that it concerns: those that transformers names, or those whose default value works
     """
 
     stage: str
@@ -38,7 +38,7 @@ class Parameter:
 
     name      in the model: "model.layers.0.self_attn.q_proj.weight"
     stored    in the checkpoint; None where no tensor of its own is stored there
-    shape     as the model wants it
+    shape     as the model expects it
     kind      LINEAR and so on: what its module does
     module    the class of its module
     """
@@ -66,7 +66,7 @@ class LinearModule:
 
 @dataclass(frozen=True)
 class Linears:
-    """Every linear module of a model, those of heads and towers and those that are never called included.
+    """Every linear module of a model, including those of heads and towers and those that are never called.
 
     needed  whether transformers' own code reads their weights while it loads the model, so that it cannot load them
             packed
@@ -80,18 +80,18 @@ class Linears:
         return cls(tuple(LinearModule(**each) for each in document["modules"]), bool(document["needed"]))
 
     def unpacked(self, packed: Container[str]) -> list[str]:
-        """The modules that are not among the `packed` ones, by their names in the model and in the checkpoint."""
+        """Return the modules that are not `packed`, by their names in the model and in the checkpoint, sorted."""
         rest = [each for each in self.modules if each.stored is None or each.stored not in packed]
         return sorted({name for each in rest for name in (each.name, each.stored) if name is not None})
 
     def uncalled(self) -> set[str]:
-        """The modules of the checkpoint that no forward of the model calls."""
+        """Return the modules of the checkpoint that no forward of the model calls."""
         return {each.stored for each in self.modules if each.stored is not None and each.called is False}
 
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """A checkpoint as transformers reads it. Where `problems` is not empty, the rest may be.
+    """A checkpoint as transformers reads it. Where `problems` is not empty, other fields may be empty.
 
     architecture  the class of the model
     layers        the name of the list of decoder layers in the model, "model.layers"; "" where there is none
@@ -101,12 +101,12 @@ class ModelDescription:
                   them are stored. Where both are stored, `both_stored` has them, and their bytes decide.
     both_stored   parameter → the one that config.json ties it to
     missing       parameters that no tensor of the checkpoint gives
-    misshaped     parameter → the shape of its tensor, where that is another one
-    packed        stored tensors that belong to a packed weight beside it: scales, zero points
+    misshaped     parameter → the shape of its tensor, where the two differ
+    packed        stored tensors that belong to a packed weight: scales, zero points
     ignored       stored tensors that the architecture leaves unread by design
-    unexpected    stored tensors that nothing in the model has a use for
-    converted     stored tensors that transformers makes others of on loading
-    duplicates    parameter → the stored tensors that all stand for it
+    unexpected    stored tensors that the model does not use
+    converted     stored tensors that transformers converts into others on loading
+    duplicates    parameter → all stored tensors that stand for it, if several do
     linears       its linear modules
     warnings      what transformers logged
     """
@@ -134,7 +134,7 @@ def to_json(description: ModelDescription) -> dict[str, Any]:
 
 
 def from_json(document: Mapping[str, Any]) -> ModelDescription:
-    """The inverse of `to_json`. KeyError or TypeError for anything else."""
+    """Return the description that `to_json` wrote. Raises KeyError or TypeError for anything else."""
     plain = {each.name: document[each.name] for each in fields(ModelDescription)}
     lists = ("missing", "packed", "ignored", "unexpected", "converted", "warnings")
     return ModelDescription(

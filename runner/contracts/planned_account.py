@@ -1,4 +1,4 @@
-"""The account of tensors as it is planned, of a step that makes a checkpoint: what becomes of every tensor, and why.
+"""The planned account of tensors: what a step that makes a checkpoint does with every tensor of its input, and why.
 
     changed  other values, or stored in another form
     kept     of the model, and the same bytes
@@ -6,7 +6,7 @@
     tied     a parameter with no tensor of its own: it uses that of another one
     dropped  not written
 
-What the writer did is `runner.contracts.account`. Standard library only.
+The account of what was written is `runner.contracts.account`. Standard library only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of the input. `nbytes` are those it has there; none where it is `tied`."""
+    """One tensor of the input; `nbytes` are its bytes there, 0 where it is `tied`."""
 
     name: str
     role: str
@@ -34,13 +34,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class PlannedAccount:
-    """What becomes of every tensor of a step's input; `written` has the shape of every tensor of its result."""
+    """What a step does with every tensor of its input; `written` has the shape of every tensor of its result."""
 
     entries: tuple[Entry, ...]
     written: Mapping[str, tuple[int, ...]]
 
     def by_role(self) -> dict[str, dict[str, tuple[int, int]]]:
-        """Role → fate → (tensors, bytes), roles in order of their bytes."""
+        """Return role → fate → (tensors, bytes), roles in descending order of their bytes."""
         found: dict[str, dict[str, tuple[int, int]]] = {}
         for entry in self.entries:
             fates = found.setdefault(entry.role, {})
@@ -49,7 +49,7 @@ class PlannedAccount:
         return dict(sorted(found.items(), key=lambda pair: (-sum(size for _, size in pair[1].values()), pair[0])))
 
     def reasons(self) -> dict[str, dict[str, int]]:
-        """Fate → reason → tensors."""
+        """Return fate → reason → number of tensors."""
         found: dict[str, dict[str, int]] = {}
         for entry in self.entries:
             reasons = found.setdefault(entry.fate, {})
@@ -57,7 +57,7 @@ class PlannedAccount:
         return {fate: dict(sorted(found[fate].items())) for fate in FATES if fate in found}
 
     def document(self) -> dict[str, Any]:
-        """The account as records and `plan --json` have it."""
+        """Return the account as records and `plan --json` hold it."""
         roles = {
             role: {fate: {"tensors": count, "bytes": size} for fate, (count, size) in sorted(fates.items())}
             for role, fates in self.by_role().items()
@@ -66,7 +66,7 @@ class PlannedAccount:
 
 
 def check_written(planned: Mapping[str, tuple[int, ...]], written: Mapping[str, tuple[int, ...]]) -> None:
-    """StepFailed where the tensors of a checkpoint, name → shape, are not those that the plan foretold."""
+    """Raise StepFailed where the tensors of a checkpoint, name → shape, are not those of the plan."""
     missing = sorted(set(planned) - set(written))
     strange = sorted(set(written) - set(planned))
     other = sorted(name for name in set(planned) & set(written) if tuple(planned[name]) != tuple(written[name]))

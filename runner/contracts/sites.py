@@ -1,4 +1,4 @@
-"""A site: one matrix of a model that is multiplied, and what part it plays. Standard library only."""
+"""A site: one matrix of a model that is multiplied, and its role. Standard library only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROLES = (
 class Site:
     """A matrix [rows, columns] that multiplies an input of `columns` features.
 
-    name        of its module in the checkpoint, without ".weight"; patterns, plans, cards and reports speak of it
+    name        of its module in the checkpoint, without ".weight"; patterns, plans, cards and reports use this name
     tensor      the parameter that holds it, "<name>.weight"; where it is packed, no tensor of that name is stored
     index       its place in a tensor that holds one matrix for each expert [experts, rows, columns]; else None
     transposed  stored as [columns, rows] (GPT-2's Conv1D)

@@ -9,20 +9,20 @@ what it calls import what they need. It holds these names:
                                      input is
     REQUIRES: tuple[Requirement, ...]   packages beyond the base installation, with the extra that installs them
     METRICS: Mapping[str, Range]     the metrics that a gate may name, and the values that each can have; names alone
-                                     where nothing is known of those; "<task>/<metric>" stands for any text in <...>
-    requires(params) -> tuple[Requirement, ...]   optional: what stands in place of REQUIRES for these parameters
-    environment(params, machine) -> Mapping[str, str]   optional: what of the machine, beyond packages that it requires,
-                                     the result is for or depends on; part of its key
+                                     where the values are not known; "<task>/<metric>" stands for any text in <...>
+    requires(params) -> tuple[Requirement, ...]   optional: replaces REQUIRES for these parameters
+    environment(params, machine) -> Mapping[str, str]   optional: properties of the machine, beyond required packages,
+                                     that the result is for or depends on; part of its key
     BASE: str                        optional: the parameter that names the checkpoint which the result is made from,
                                      where it is given; without it the main input
-    DISTRIBUTED: bool                optional: whether `resources: {processes: N}` means something to it
+    DISTRIBUTED: bool                optional: whether it supports `resources: {processes: N}`
     check(params, inputs) -> list[Diagnostic]      model-aware complaints; Diagnostic.path addresses params
     estimate(params, inputs) -> Cost
     outcome(params, inputs) -> CheckpointFacts      what the produced checkpoint will look like; of an engine, the
                                                     checkpoint it is made from with `engine` set (not for metrics)
     changes(params, inputs) -> Collection[str]      optional: the tensors of the main input whose values the step may
                                                     change; where it is absent, all that belong to the model
-    source_facts(inputs) -> CheckpointFacts         optional: what the step makes its result of, if not its main input
+    source_facts(inputs) -> CheckpointFacts         optional: the source of the step's result, if not its main input
     run(ctx) -> Result
 
 Parameters have their names, types, ranges, defaults and descriptions in the schema alone. Five annotations there
@@ -61,7 +61,7 @@ ENGINE = "engine"
 
 @dataclass(frozen=True)
 class Requirement:
-    """A package a kind needs: `package` as pip names it, `extra` the extra of this project that installs it."""
+    """A package that a kind needs: `package` as pip names it, `extra` the extra of this project that installs it."""
 
     package: str
     extra: str
@@ -69,7 +69,7 @@ class Requirement:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step takes: peak resident bytes, bytes written that stay, bytes of scratch, and seconds."""
+    """The cost of a step: peak resident bytes, bytes written that stay, bytes of scratch, and seconds."""
 
     memory: int
     disk: int
@@ -93,7 +93,7 @@ class MachineFacts:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What `check`, `estimate` and `outcome` see. `checkpoint` is the step's main input; `others` by parameter name."""
+    """The input of `check`, `estimate` and `outcome`: `checkpoint` is the main input; `others` by parameter name."""
 
     checkpoint: CheckpointFacts
     others: Mapping[str, CheckpointFacts]

@@ -24,7 +24,7 @@ def request(
     """Make the request for one step. `entries`: the results of the steps before it, by id."""
     document = plan.recipe.document
     used = {MODEL, *step.inputs.values()}
-    given = {id: _given(model, lineages.of(plan, id)) for id, model in plan.given().items() if id in used}
+    given = {id: _given(model, lineages.lineage_of(plan, id)) for id, model in plan.given().items() if id in used}
     return Request(
         index=step.index,
         id=step.id,
@@ -33,7 +33,7 @@ def request(
         key=step.key,
         key_inputs=step.key_inputs,
         params=step.params,
-        step=lineages.applied(plan, step),
+        step=lineages.applied_step(plan, step),
         seed=step.seed,
         device=plan.device,
         threads=settings.thread_count,
@@ -42,7 +42,7 @@ def request(
         recipe_text=yaml_text.dump(secrets.hide(document, secrets.values(document))),  # model cards are published
         inputs={
             name: replace(
-                given[id] if id in given else _made(entries[id], lineages.of(plan, id)),
+                given[id] if id in given else _made(entries[id], lineages.lineage_of(plan, id)),
                 sites=step.sites.get(name),
                 linears=step.linears.get(name),
             )

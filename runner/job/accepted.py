@@ -108,7 +108,7 @@ def gate_references(root: Path, plan: Plan) -> dict[str, Metrics | None]:
     found: dict[str, Metrics | None] = {}
     for step in plan.steps:
         for metric, rule in sorted(step.gates.items()):
-            reference = references.of(rule)
+            reference = references.from_rule(rule)
             if reference is None or reference.job is None:
                 continue
             if reference.job == references.ACCEPTED:

@@ -95,7 +95,7 @@ class JobDirectory:
     def write_environment(self, plan: Plan, facts: Mapping[str, Any]) -> None:
         """Write environment.json, and recipe.lock with the versions of packages."""
         files.write_atomic(self.path / "environment.json", files.pretty(facts))
-        lock = lock_file.of_plans([plan])
+        lock = lock_file.lock_plans([plan])
         files.write_atomic(self.path / lock_file.SHARED, lock_file.dump(lock, "recipe.yaml"))
 
     def write_state(self, state: JobState) -> None:

@@ -19,7 +19,7 @@ columns of a row, v = t + (t − q)(L − I) with targets t = w + v P, hence
 
     v = w G⁻¹ + (w − q)(L − I) G⁻¹,   G = I − P L = I − α · tril(C Mᵀ, −1) D^(−1/2)                   (3)
 
-which is (2) with other numbers in it.
+which has the form of (2).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from runner.model.checkpoint.quantization.quantized import Quantized
 BLOCK = 128  # columns whose sums over the errors of later blocks are one product
 INNER = 16  # columns of a block that see one another's errors as vectors
 ROWS = 4096  # rows solved at once on a CPU, so that a block of columns stays in the caches
-GIVE_UP = 10.0  # dampening, as a share of the mean diagonal, beyond which nothing is left of H
+MAX_DAMPENING = 10.0  # share of the mean diagonal beyond which dampening would drown out H
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Factor:
     order      int64 [K]: the columns from the least to the most important one; they are rounded from the last
     feedback   float32 [K, K]: row k holds, for j > k, what E_j adds to column k: L_jk, or (3)'s matrix
     costs      float32 [K]: D_k
-    dead       bool [K], by original column: inputs that were never anything but zero
-    dampening  the share of the mean diagonal that was added to the diagonal in the end
-    ridge      that amount
+    dead       bool [K], by original column: inputs that were always zero
+    dampening  the share of the mean diagonal that was finally added to the diagonal
+    ridge      the same as an absolute amount
     start      float32 [K, K]: G of (3); None without GPTAQ
     """
 
@@ -62,16 +62,19 @@ class Factor:
     start: torch.Tensor | None = None
 
     def importance(self) -> torch.Tensor:
-        """What an error in a column costs once the columns after it have made up for it [K]: D by original column.
+        """Return what an error in each column costs [K] once the later columns have compensated for it.
 
-        The diagonal of H tells what it would cost without them.
+        This is D by original column; the diagonal of H is the cost without that compensation.
         """
         return torch.empty_like(self.costs).index_copy_(0, self.order, self.costs).masked_fill_(self.dead, 0.0)
 
 
 @dataclass(frozen=True)
 class Solution:
-    """`error` float32 [out]: the diagonal of E H Eᵀ (with GPTAQ, of (v − q) D (v − q)ᵀ)."""
+    """A quantized weight and the error of each of its rows.
+
+    `error` is float32 [out]: the diagonal of E H Eᵀ (with GPTAQ, of (v − q) D (v − q)ᵀ).
+    """
 
     quantized: Quantized
     error: torch.Tensor
@@ -85,7 +88,7 @@ def factorize(
     cross: torch.Tensor | None = None,
     alpha: float = 0.0,
 ) -> Factor:
-    """Order the columns, dampen and factorize H [K, K] float32, which is left as it is.
+    """Order the columns, dampen and factorize H [K, K] float32, which is not modified.
 
     Dampening starts at `dampening_fraction` of the mean diagonal and doubles until the factorization succeeds.
     `cross` [K, K] is C on the scale of H, for GPTAQ of strength `alpha`.
@@ -111,7 +114,7 @@ def factorize(
         if int(info) == 0:
             break
         fraction = max(2 * fraction, 1e-4)
-        if fraction > GIVE_UP:
+        if fraction > MAX_DAMPENING:
             raise StepFailed(
                 "the second moment of the inputs is not positive definite, whatever is added to its diagonal",
                 help="give more calibration samples, or other calibration data",
@@ -138,9 +141,9 @@ def _in_order(matrix: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
 def quantize_weight(weight: torch.Tensor, factor: Factor, grid: Grid, *, keep_zeros: bool = False) -> Solution:
     """Solve for integers on `grid`, each row of `weight` [out, in] independently of the others.
 
-    All linears that see the same input are best concatenated and solved as one: for a few thousand rows, the cost of a
-    column is that of starting its operations. With `keep_zeros` what is exactly zero in `weight` stays zero and the
-    rest makes up for it, as in SparseGPT.
+    Linears with the same input are best concatenated and solved as one: for a few thousand rows, the cost of a column
+    is that of launching its operations. With `keep_zeros`, weights that are exactly zero stay zero and the others
+    compensate for them, as in SparseGPT.
     """
     parts = []
     count = ROWS if weight.device.type == "cpu" else weight.shape[0]
@@ -153,7 +156,10 @@ def quantize_weight(weight: torch.Tensor, factor: Factor, grid: Grid, *, keep_ze
 
 
 def output_energy(weight: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
-    """The diagonal of W H Wᵀ [out], float32; half of the symmetric product."""
+    """Return the diagonal of W H Wᵀ [out], float32.
+
+    Only one half of the symmetric product is computed.
+    """
     weight = weight.float()
     energy = torch.zeros(weight.shape[0], device=weight.device)
     block = max(BLOCK, weight.shape[1] // 16)
@@ -167,7 +173,7 @@ def output_energy(weight: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
 
 
 def _solve(weight: torch.Tensor, factor: Factor, grid: Grid, keep_zeros: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Integers [rows, K] uint8 and the errors of the rows.
+    """Return the integers [rows, K] uint8 and the error of each row.
 
     Works on transposed matrices: a column of the weight is contiguous there, and one operation treats all its rows.
     """
@@ -210,7 +216,7 @@ def _round_block(
     block: slice,
     keep: bool,
 ) -> torch.Tensor:
-    """Round the columns of one block from the last to the first; returns q − z [columns, rows] as float32.
+    """Round the columns of one block from the last to the first; return q − z [columns, rows] as float32.
 
     values    [columns, rows]: (2) over all later blocks; completed in place
     target    [columns, rows]: w;  errors [columns, rows]: filled with w − s (q − z)
@@ -219,7 +225,7 @@ def _round_block(
     """
     columns, rows = values.shape
     steps = torch.empty_like(values)
-    kept = (target != 0).float() if keep else None
+    nonzero = (target != 0).float() if keep else None
     # What one vector operation touches is sliced once for all inner blocks, as slicing costs as much as computing.
     recent = values.new_empty(INNER, rows)
     weights = values.new_empty(INNER, INNER)
@@ -232,7 +238,7 @@ def _round_block(
         own = values[inner].addmm_(feedback[inner, end:], errors[end:])
         weights[skip:, skip:] = feedback[inner, inner]
         own_rows, target_rows, step_rows = own.unbind(0), target[inner].unbind(0), steps[inner].unbind(0)
-        keep_rows = () if kept is None else kept[inner].unbind(0)
+        nonzero_rows = () if nonzero is None else nonzero[inner].unbind(0)
         for i in range(end - begin - 1, -1, -1):
             value, step, slot = own_rows[i], step_rows[i], i + skip
             if slot < INNER - 1:
@@ -244,8 +250,8 @@ def _round_block(
                 torch.clamp(step.round_(), levels.lowest[group], levels.highest[group], out=step)
             else:
                 levels.floats.nearest_(step, step)
-            if keep_rows:
-                step.mul_(keep_rows[i])
+            if nonzero_rows:
+                step.mul_(nonzero_rows[i])
             torch.addcmul(target_rows[i], scale, step, value=-1, out=recent_rows[slot])
         errors[inner] = recent[skip:]
     return steps
@@ -253,7 +259,7 @@ def _round_block(
 
 @cache
 def _kernel(device: str) -> Any:
-    """What rounds a block in one kernel, or None where torch's operations do: on CPUs, and without Triton."""
+    """Return the Triton kernel that rounds a block; None on CPUs and without Triton, where torch operations do it."""
     if device != "cuda":
         return None
     try:
@@ -264,7 +270,7 @@ def _kernel(device: str) -> Any:
 
 
 class _Levels:
-    """A grid by group, `scale` and `zero` [G, rows]; `group` [K] by position in the order of columns."""
+    """A grid by group: `scale` and `zero` [G, rows]; `group` [K] is the group of each position in the column order."""
 
     def __init__(self, grid: Grid, rows: int, order: torch.Tensor) -> None:
         self.group = order // grid.levels.numbers.columns(order.numel())
@@ -285,7 +291,7 @@ class _Levels:
 
     @cached_property
     def lowest(self) -> tuple[torch.Tensor, ...]:
-        """q − z at its lowest, by group."""
+        """Return the lowest q − z, by group."""
         return (-self.zero).unbind(0)
 
     @cached_property

@@ -1,8 +1,8 @@
-"""The columns of one block of GPTQ as one kernel on an NVIDIA GPU (Triton, which comes with torch's CUDA builds).
+"""One block of GPTQ columns as one kernel on an NVIDIA GPU (Triton, which comes with torch's CUDA builds).
 
-The same rule as `gptq_math._round_block`, which starts half a dozen kernels for every column: on a fast card those
-starts are nearly all of the time that solving takes. Each program keeps the block's columns of a few rows in
-registers and goes through them from the last to the first.
+It follows the same rule as `gptq._round_block`, which launches half a dozen kernels for every column: on a fast GPU
+those launches take nearly all of the solving time. Each program holds the block's columns of a few rows in registers
+and processes them from the last to the first.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def round_block(
     groups: torch.Tensor,
     keep: bool,
 ) -> torch.Tensor:
-    """Round the columns of one block; returns q − z [columns, rows] float32.
+    """Round the columns of one block; return q − z [columns, rows] float32.
 
-    values    [columns, rows]: (2) of gptq_math over all later blocks; completed in place
+    values    [columns, rows]: (2) of runner.methods.gptq over all later blocks; completed in place
     target    [columns, rows]: w;  errors [columns, rows]: filled with w − s (q − z); rows of all four contiguous
     feedback  [columns, columns]: the diagonal block of the factor's, a view of any strides
     scale, zero  [G, rows] float32, contiguous;  groups  int64 [columns]: the grid of each column;  top  2^bits − 1
@@ -68,7 +68,7 @@ def _round(  # type: ignore[no-untyped-def]  # Triton's types are not Python's
         error = w - s * step
         tl.store(steps + column * rows + own, step, mask=real)
         tl.store(errors + column * rows + own, error, mask=real)
-        # Row k of the factor's holds what E_j adds to column k, for j > k: column j of it is E_j's whole effect.
+        # Row k of the factor's holds what E_j adds to column k, for j > k: column j of it is the full effect of E_j.
         effect = tl.load(feedback + every * down + column * across, mask=every < column, other=0.0)
         block += effect[:, None] * error[None, :]
     tl.store(values + places, block, mask=(every[:, None] < columns) & real[None, :])

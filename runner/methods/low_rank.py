@@ -1,15 +1,15 @@
-"""EoRA (Liu et al. 2024, arXiv:2410.21271): the low-rank term that makes up best for a linear's compression error.
+"""EoRA (Liu et al. 2024, arXiv:2410.21271): the low-rank term that best compensates a linear's compression error.
 
 With E = W − Ŵ [out, in] the error of a compressed weight Ŵ and H = S Sᵀ [in, in] the second moment of its inputs, the
 error of the output is ‖E S‖²_F (the paper's S is Q Λ^½ of H = Q Λ Qᵀ). By Eckart and Young the best term B A of rank r
 has B A S = U Σ Vᵀ, the leading r triples of the singular value decomposition of E S, so the paper's closed form is
-B = U Σ, A = Vᵀ S⁻¹. Since Σ Vᵀ = Uᵀ E S, that product is U Uᵀ E: no inverse is taken here, and no root of H but where
+B = U Σ, A = Vᵀ S⁻¹. Since Σ Vᵀ = Uᵀ E S, that product is U Uᵀ E: no inverse is taken here, and a root of H only where
 it makes the eigenvalue problem smaller.
 
-In a compressed model the inputs X of a linear are no longer those X° of the original one. What is asked for is W X°, so
-that the error to make up for is that of the W* with the least ‖W X° − W* X‖_F, as GPTAQ has it (Li 2025,
+In a compressed model the inputs X of a linear are no longer those X° of the original one. The target is W X°, so the
+error to compensate is that of the W* with the least ‖W X° − W* X‖_F, as in GPTAQ (Li 2025,
 arXiv:2504.02692): W* = W (H + C) H⁻¹ with C = (X° − X) Xᵀ, hence E = W − Ŵ + W C H⁻¹. With C = 0 it is the paper's; for
-weights that GPTAQ has shifted on purpose, the paper's E would undo that.
+weights that GPTAQ has shifted on purpose, the paper's E would undo the shift.
 
 All functions are pure; tensors are float32.
 """
@@ -22,7 +22,7 @@ _ATTEMPTS = 8
 
 
 def compensate(error: torch.Tensor, moment: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(A [rank, in], B [out, rank]) with the least ‖(E − B A) S‖_F, S Sᵀ = moment.
+    """Return (A [rank, in], B [out, rank]) with the least ‖(E − B A) S‖_F, S Sᵀ = moment.
 
     `error` is E [out, in], `moment` H [in, in], symmetric and positive definite (`damped`). The rows of A and the
     columns of B share their norms evenly, so that both keep their digits in a half-precision type.
@@ -42,7 +42,7 @@ def compensate(error: torch.Tensor, moment: torch.Tensor, rank: int) -> tuple[to
 
 
 def shift(weight: torch.Tensor, cross: torch.Tensor, moment: torch.Tensor) -> torch.Tensor:
-    """W C H⁻¹ [out, in]: what W [out, in] lacks on the inputs X to give what it gives on the inputs X°.
+    """Return W C H⁻¹ [out, in]: the change of W with which it gives, on inputs X, what it gives on inputs X°.
 
     `cross` is C [in, in], `moment` H [in, in], symmetric and positive definite (`damped`), on one scale.
     """
@@ -51,9 +51,9 @@ def shift(weight: torch.Tensor, cross: torch.Tensor, moment: torch.Tensor) -> to
 
 
 def damped(moment: torch.Tensor, fraction: float) -> torch.Tensor:
-    """H + fraction · mean(diag H) · I, the fraction raised tenfold until the sum is positive definite.
+    """Return H + fraction · mean(diag H) · I, the fraction raised tenfold until the sum is positive definite.
 
-    A moment of nothing but zeros (inputs that are always zero) becomes I: then every error counts alike.
+    A moment that is all zeros (inputs that are always zero) becomes I, so that every error counts alike.
     """
     mean = moment.diagonal().mean()
     if not mean > 0:
@@ -67,12 +67,12 @@ def damped(moment: torch.Tensor, fraction: float) -> torch.Tensor:
 
 
 def energy(weight: torch.Tensor, moment: torch.Tensor) -> float:
-    """tr(W H Wᵀ) = ‖W S‖²_F of W [rows, in]: the squared size of the outputs."""
+    """Return tr(W H Wᵀ) = ‖W S‖²_F of W [rows, in]: the squared norm of the outputs."""
     return float(((weight @ moment) * weight).sum(dtype=torch.float64))
 
 
 def _leading(symmetric: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `count` largest eigenvalues, falling, and their eigenvectors [n, count]."""
+    """Return the `count` largest eigenvalues in descending order, and their eigenvectors [n, count]."""
     values, vectors = torch.linalg.eigh((symmetric + symmetric.T) / 2)
     order = slice(values.shape[0] - count, None)
     return values[order].flip(0), vectors[:, order].flip(1)

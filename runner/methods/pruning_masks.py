@@ -1,4 +1,4 @@
-"""Which weights to keep: scores and masks, as pure functions on tensors. A mask is bool [out, in], True where kept.
+"""Pruning scores and masks, as pure functions on tensors. A mask is bool [out, in], True for weights that stay.
 
 Counts are exact: of n weights compared with one another, ⌊sparsity · n⌋ are pruned, those with the lowest scores. Among
 equal scores (bf16 has few distinct magnitudes) the first by column, and by row where rows are compared, are pruned.
@@ -19,7 +19,7 @@ CHUNK = 1 << 22  # elements ranked at once
 def magnitude_mask(weight: torch.Tensor, sparsity: float, pattern: str) -> torch.Tensor:
     """Keep the largest |W|: of the whole matrix, or of every m inputs for a pattern "n:m"."""
     scores = magnitude_scores(weight)
-    return mask_whole(scores, sparsity) if pattern == UNSTRUCTURED else mask_pattern(scores, *_parsed(pattern))
+    return mask_matrix(scores, sparsity) if pattern == UNSTRUCTURED else mask_pattern(scores, *_parsed(pattern))
 
 
 def wanda_mask(weight: torch.Tensor, input_norms: torch.Tensor, sparsity: float, pattern: str) -> torch.Tensor:
@@ -28,32 +28,32 @@ def wanda_mask(weight: torch.Tensor, input_norms: torch.Tensor, sparsity: float,
     return mask_rows(scores, sparsity) if pattern == UNSTRUCTURED else mask_pattern(scores, *_parsed(pattern))
 
 
-def applied(weight: torch.Tensor, keep: torch.Tensor) -> Transformed:
-    """The weight with what is not kept set to zero, and the share of its weights that is zero now."""
+def apply_mask(weight: torch.Tensor, keep: torch.Tensor) -> Transformed:
+    """Set the weights outside the mask to zero; return the weight and the share of its values that is zero now."""
     pruned = weight.masked_fill(~keep, 0.0)
     zeros = pruned.numel() - int(pruned.count_nonzero())
     return Transformed(weight=pruned, metrics={"sparsity": zeros / pruned.numel()})
 
 
 def magnitude_scores(weight: torch.Tensor) -> torch.Tensor:
-    """|W|, float32."""
+    """Return |W| as float32."""
     return weight.float().abs()
 
 
 def wanda_scores(weight: torch.Tensor, input_norms: torch.Tensor) -> torch.Tensor:
-    """|W_ij| · ‖X_j‖₂ (Sun et al. 2023), float32; `input_norms` [in]."""
+    """Return |W_ij| · ‖X_j‖₂ (Sun et al. 2023) as float32; `input_norms` [in]."""
     return magnitude_scores(weight).mul_(input_norms.float())
 
 
 def pruned_count(size: int, sparsity: float) -> int:
-    """⌊sparsity · size⌋, but for the rounding of the product: 0.29 of 100 is 29."""
+    """Return ⌊sparsity · size⌋, corrected for the rounding of the product: 0.29 of 100 is 29."""
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity must be at least 0 and below 1; got {sparsity}")
     return math.floor(sparsity * size + 1e-6)
 
 
-def mask_whole(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
-    """All scores of the matrix compared with one another: what magnitude pruning does."""
+def mask_matrix(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
+    """Return the mask from comparing all scores of the matrix with one another, as magnitude pruning does."""
     flat = _finite(scores).reshape(-1)
     count = pruned_count(flat.numel(), sparsity)
     if not count:
@@ -68,7 +68,7 @@ def mask_whole(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
 
 
 def mask_rows(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
-    """Scores compared within each row: what Wanda does."""
+    """Return the mask from comparing scores within each row, as Wanda does."""
     columns = _finite(scores).shape[1]
     count = pruned_count(columns, sparsity)
     keep = torch.ones_like(scores, dtype=torch.bool)
@@ -85,7 +85,10 @@ def mask_rows(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
 
 
 def mask_pattern(scores: torch.Tensor, keep: int, of: int) -> torch.Tensor:
-    """The `keep` best of every `of` consecutive inputs (2:4 keeps 2 of 4). `of` must divide the columns."""
+    """Return the mask of the `keep` best of every `of` consecutive inputs (2:4 keeps 2 of 4).
+
+    `of` must divide the columns.
+    """
     columns = _finite(scores).shape[1]
     if not 0 < keep < of:
         raise ValueError(f"an n:m pattern keeps at least 1 and fewer than m weights; got {keep}:{of}")
@@ -94,7 +97,7 @@ def mask_pattern(scores: torch.Tensor, keep: int, of: int) -> torch.Tensor:
     mask = torch.empty_like(scores, dtype=torch.bool)
     for part, out in zip(scores.split(_rows(columns)), mask.split(_rows(columns)), strict=True):
         groups = part.reshape(-1, of)
-        rank = torch.zeros_like(groups, dtype=torch.uint8)  # how many of its group each is beaten by
+        rank = torch.zeros_like(groups, dtype=torch.uint8)  # how many weights of its group go before it
         for rival in range(of):
             other = groups[:, rival : rival + 1]
             rank[:, :rival] += other >= groups[:, :rival]
@@ -104,12 +107,12 @@ def mask_pattern(scores: torch.Tensor, keep: int, of: int) -> torch.Tensor:
 
 
 def _parsed(pattern: str) -> tuple[int, int]:
-    kept, of = pattern.split(":")
-    return int(kept), int(of)
+    keep, of = pattern.split(":")
+    return int(keep), int(of)
 
 
 def _finite(scores: torch.Tensor) -> torch.Tensor:
-    """A NaN has no rank, and any order given to it would be arbitrary."""
+    """Return the scores, or raise ValueError where one is NaN or infinite: a NaN has no rank."""
     if not bool(torch.isfinite(scores.sum())) and not bool(torch.isfinite(scores).all()):
         raise ValueError("scores must be finite")
     return scores

@@ -4,9 +4,9 @@ A value w becomes s · (q − z) with a level q of the element. Integers lie in 
 z = 2^(b−1), so that they reach one step further down than up; the scale of a full range is then absmax / (2^b − 1) · 2,
 which shares the error between the two ends. Asymmetric grids are the linear min–max map, with zero inside the range.
 Floats have z = 0, and a full range puts absmax on their largest level. Scales are rounded to the dtype in which they
-are stored before codes are chosen, so that no reader computes anything else.
+are stored before codes are chosen, so that every reader computes the same values.
 
-Three ways to choose a range: `minmax` takes it whole; `mse` shrinks it step by step and keeps the smallest Σ (w − ŵ)²;
+Three ways to choose a range: `minmax` takes all of it; `mse` shrinks it step by step and keeps the smallest Σ (w − ŵ)²;
 `weighted_mse` keeps the smallest Σ h_j (w_j − ŵ_j)², h the importance of the columns. At every step the
 best scale for the integers found is solved for in closed form, so that few steps search as well as many.
 """
@@ -26,26 +26,30 @@ STEPS = 10  # ranges tried
 SMALLEST = {2: 0.3, 3: 0.4, 4: 0.6}  # smallest share of the full range tried, by bits
 SMALLEST_OTHERWISE = 0.7
 CHUNK = 1 << 18  # elements worked on at once on a CPU: four float32 buffers of them stay in the caches
-GPU_CHUNK = 1 << 25  # and on a GPU, so that an operation is more than its start
+GPU_CHUNK = 1 << 25  # and on a GPU, where launching an operation on fewer would cost more than the operation
 
 Pick = tuple[slice, slice, None]  # rows, groups, and a new axis for the columns of a group
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Scales [out, G] float32, exactly representable in `levels.scale_dtype`, and zero points [out, G] float32,
-    or None when symmetric. [1, 1] for a tensor-wide grid, [⌈out / r⌉, ⌈in / c⌉] for blocks of r × c."""
+    """The scales and zero points on which the codes of one weight [out, in] lie.
+
+    scale  float32 [out, G], exactly representable in `levels.scale_dtype`; [1, 1] for a tensor-wide grid,
+           [⌈out / r⌉, ⌈in / c⌉] for blocks of r × c
+    zero   float32 of the same shape; None when symmetric
+    """
 
     levels: Levels
     scale: torch.Tensor
     zero: torch.Tensor | None
 
     def zeros(self) -> torch.Tensor:
-        """Zero points in the shape of `scale`, whether they are stored or not."""
+        """Return zero points in the shape of `scale`, whether they are stored or not."""
         return torch.full_like(self.scale, self.levels.middle) if self.zero is None else self.zero
 
     def by_row(self, rows: int) -> Grid:
-        """The same grid with scales for each of `rows` rows, where blocks share them."""
+        """Return the same grid with scales for each of `rows` rows, where blocks share them."""
         layout = self.levels.numbers.layout
         if not isinstance(layout, tuple):
             return self
@@ -53,11 +57,11 @@ class Grid:
         return Grid(self.levels.grouped(width), self.scale.repeat_interleave(height, 0)[:rows], None)
 
     def rows(self, rows: slice) -> Grid:
-        """The grid of some rows; not of a tensor-wide one, nor of blocks (`by_row`)."""
+        """Return the grid of some rows; not for a tensor-wide grid, nor for blocks (see `by_row`)."""
         return Grid(self.levels, self.scale[rows], None if self.zero is None else self.zero[rows])
 
     def pack(self, codes: torch.Tensor) -> Quantized:
-        """`codes` [out, in] uint8 on this grid."""
+        """Return a quantized weight with `codes` [out, in] uint8 on this grid."""
         return Quantized(
             codes=codes,
             scale=self.scale.to(self.levels.scale_dtype),
@@ -67,7 +71,7 @@ class Grid:
 
 
 def make_grid(weight: torch.Tensor, levels: Levels, method: str, importance: torch.Tensor | None = None) -> Grid:
-    """The grid for `weight` [out, in].
+    """Return the grid for `weight` [out, in].
 
     method      minmax, mse or weighted_mse
     importance  [in], not negative: what an error in a column costs (for GPTQ D of its factorization); for weighted_mse
@@ -96,7 +100,10 @@ def make_grid(weight: torch.Tensor, levels: Levels, method: str, importance: tor
 def _block_grid(
     weight: torch.Tensor, levels: Levels, block: tuple[int, int], method: str, importance: torch.Tensor | None
 ) -> Grid:
-    """Blocks are groups of the matrix whose row holds the blocks of one row of blocks, one after the other."""
+    """Return the grid of a weight in blocks.
+
+    Blocks are the groups of a matrix in which each row holds the blocks of one row of blocks, one after another.
+    """
     height, width = block
     rows, columns = weight.shape
     padded = torch.nn.functional.pad(weight, (0, -columns % width, 0, -rows % height))
@@ -109,7 +116,7 @@ def _block_grid(
 
 
 def round_to_grid(weight: torch.Tensor, grid: Grid) -> Quantized:
-    """Every weight [out, in] to the nearest point of its grid."""
+    """Round every weight [out, in] to the nearest point of its grid."""
     codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
     own_grid = grid.by_row(weight.shape[0])
     levels, zeros = own_grid.levels, own_grid.zeros()
@@ -126,14 +133,14 @@ def round_to_grid(weight: torch.Tensor, grid: Grid) -> Quantized:
 
 
 def quantize_rtn(weight: torch.Tensor, levels: Levels, method: str = "minmax") -> Quantized:
-    """Round to nearest: the whole of `quantize.rtn` for one weight [out, in]."""
+    """Round one weight [out, in] to nearest, as `quantize.rtn` does."""
     return round_to_grid(weight, make_grid(weight, levels, method))
 
 
 def storable(scale: torch.Tensor, levels: Levels) -> torch.Tensor:
-    """Scales as they will be read: rounded to `scale_dtype`, in float32, never zero, finite times any level.
+    """Return scales as they will be read: rounded to `scale_dtype`, in float32, never zero, finite times any level.
 
-    The smallest is the smallest normal number of bf16, or the smallest number of fp16 at all (normal in float32): a
+    The smallest is the smallest normal number of bf16, or the smallest subnormal of fp16 (normal in float32), so that a
     machine that flushes subnormals still reads it. Weights beyond the largest grid are clipped.
     """
     dtype = levels.scale_dtype
@@ -144,7 +151,7 @@ def storable(scale: torch.Tensor, levels: Levels) -> torch.Tensor:
 def _choose(
     parts: list[torch.Tensor], costs: torch.Tensor, levels: Levels, search: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scales and zero points [rows, G] of one chunk of rows, or [1, 1] for all chunks of a tensor.
+    """Return scales and zero points [rows, G] of one chunk of rows, or [1, 1] for all chunks of a tensor.
 
     parts  the weights of each chunk, [rows, G · size];  costs  [G, size]
     """
@@ -171,7 +178,7 @@ def _choose(
     smallest = SMALLEST.get(levels.numbers.bits, SMALLEST_OTHERWISE)
     roots = costs.sqrt()
     weighted = [part * roots for part in values]
-    fresh = torch.empty_like(values[0]), torch.empty_like(values[0])  # written again and again: new pages cost as much
+    fresh = torch.empty_like(values[0]), torch.empty_like(values[0])  # reused: new pages cost time
     for step in range(STEPS):
         tried = storable(full * (1 - (1 - smallest) * step / (STEPS - 1)), levels)
         sums = [_moments(w, v, roots, tried, zero, levels, fresh) for w, v in zip(values, weighted, strict=True)]
@@ -196,11 +203,11 @@ def _moments(
     levels: Levels,
     fresh: tuple[torch.Tensor, torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Σ h r², Σ h r q and Σ h q² [rows, G] of each grid, q the nearest levels less the zero point, r = w − scale · q.
+    """Return Σ h r², Σ h r q and Σ h q² [rows, G] of each grid.
 
-    With these levels, a scale of `scale + d` leaves the error Σ h r² − 2 d Σ h r q + d² Σ h q². `roots` [G, size] are
-    √h, `weighted` is √h w, [rows, G, size] as `w`: multiplied once, both factors of every sum are at hand. `fresh` are
-    two buffers of at least that size.
+    q are the nearest levels less the zero point, and r = w − scale · q. With these levels, a scale of `scale + d`
+    leaves the error Σ h r² − 2 d Σ h r q + d² Σ h q². `roots` [G, size] are √h, `weighted` is √h w, [rows, G, size] as
+    `w`: both factors of every sum are multiplied only once. `fresh` are two buffers of at least that size.
     """
     q, r = (buffer[: w.shape[0]] for buffer in fresh)
     levels.nearest_(torch.div(w, scale[..., None], out=q), zero[..., None]).mul_(roots)
@@ -209,15 +216,15 @@ def _moments(
 
 
 def _grouped(part: torch.Tensor, size: int) -> torch.Tensor:
-    """[rows, G · size] as float32 [rows, G, size]."""
+    """Return [rows, G · size] as float32 [rows, G, size]."""
     return part.float().reshape(part.shape[0], -1, size)
 
 
 def _runs(columns: int, levels: Levels) -> list[tuple[slice, int]]:
-    """The columns as runs of equal groups: all whole groups, and the short last one if there is one."""
+    """Return the columns as runs of equal groups: all full groups, and a shorter last one if there is one."""
     size = levels.numbers.columns(columns)
-    whole = columns - columns % size
-    runs = [(slice(0, whole), size), (slice(whole, columns), columns - whole)]
+    full = columns - columns % size
+    runs = [(slice(0, full), size), (slice(full, columns), columns - full)]
     return [run for run in runs if run[0].start < run[0].stop]
 
 

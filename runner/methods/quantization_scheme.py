@@ -11,5 +11,5 @@ from runner.model.checkpoint.reader import DTYPE_NAMES, DTYPES
 
 
 def stored_levels(scheme: Scheme, format: str, weight_dtype: torch.dtype) -> Levels:
-    """The levels of a scheme in the format of that name, for weights stored in `weight_dtype`."""
+    """Return the levels of a scheme in the format of that name, for weights stored in `weight_dtype`."""
     return Levels(scheme.weights, DTYPES[formats.find(format).scale_dtype(scheme, DTYPE_NAMES[weight_dtype])])

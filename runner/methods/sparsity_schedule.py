@@ -1,4 +1,4 @@
-"""How sparsity grows during training: the polynomial decay of Zhu & Gupta 2017 (arXiv:1710.01878), equation 1.
+"""The sparsity schedule of gradual pruning: the polynomial decay of Zhu & Gupta 2017 (arXiv:1710.01878), equation 1.
 
 s(t) = s_f + (s_i − s_f) · (1 − (t − t₀) / (t₁ − t₀))^e         for t₀ ≤ t ≤ t₁, e = 3
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Schedule:
-    """From `initial` sparsity at step `begin` to `final` at step `end`, in moves every `every` steps."""
+    """A schedule from `initial` sparsity at step `begin` to `final` at step `end`, applied every `every` steps."""
 
     initial: float
     final: float
@@ -20,7 +20,7 @@ class Schedule:
     exponent: float
 
     def sparsity(self, step: int) -> float:
-        """s(t) after optimizer step `step`: 0 before `begin`, `final` from `end` on."""
+        """Return s(t) after optimizer step `step`: 0 before `begin`, `final` from `end` on."""
         if step < self.begin:
             return 0.0
         if step >= self.end:
@@ -29,7 +29,7 @@ class Schedule:
         return float(self.final + (self.initial - self.final) * left**self.exponent)
 
     def moves(self, step: int) -> bool:
-        """Whether masks are chosen anew after this step: every `every` steps from `begin`, and once at `end`."""
+        """Return whether masks are recomputed after this step: every `every` steps from `begin`, and once at `end`."""
         if not self.begin <= step <= self.end:
             return False
         return step == self.end or (step - self.begin) % self.every == 0

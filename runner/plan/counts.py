@@ -1,4 +1,4 @@
-"""How many tokens a data entry gives, counted by the worker's own rule and remembered beside the digests."""
+"""The number of tokens of a data entry, counted as the worker counts them and cached with the digests."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from runner.plan.digests import load_cache, update_cache
 from runner.plan.keys import data_inputs, sha256
 from runner.plan.types import ResolvedData
 
-_LARGEST = 32 * 2**20  # bytes of text that are tokenized for a plan
-_CHARACTERS = 8  # more than a token has in text of any language
+_LARGEST = 32 * 2**20  # bytes of text that a plan tokenizes at most
+_CHARACTERS = 8  # upper bound of the characters of a token, in any language
 
 _counted: dict[str, int] = {}
 
@@ -20,10 +20,10 @@ _counted: dict[str, int] = {}
 def count_tokens(
     data: ResolvedData, tokenizer_folder: Path | None, model_digest: str, cache_file: Path | None
 ) -> int | None:
-    """Tokens of a data entry, at most as many as its `samples` ask for; None where that cannot be known quickly.
+    """Return the tokens of a data entry, at most as many as its `samples` need; None where counting would be slow.
 
-    Not known are a Hub dataset, a tokenizer that needs transformers or is not here (`tokenizer_folder` None), and a
-    text that is too long: those the worker checks. RecipeError for text that cannot be read.
+    None stands for a Hub dataset, a tokenizer that needs transformers or is not on this machine (`tokenizer_folder`
+    None), and a text that is too long: the worker checks those. Raises RecipeError for text that cannot be read.
     """
     spec = data.spec
     read = data.bytes if spec.samples is None else min(data.bytes, _CHARACTERS * spec.samples * spec.sequence_length)

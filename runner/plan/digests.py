@@ -1,4 +1,4 @@
-"""sha256 of files, remembered by (path, size, mtime, inode) so that a plan reads a large checkpoint once."""
+"""The sha256 of files, cached by (path, size, mtime, inode) so that a plan reads a large checkpoint once."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _RACY_NS = 2_000_000_000  # a file changed this recently may change again within
 
 
 def digest_files(paths: Iterable[Path], cache_file: Path | None) -> dict[Path, str]:
-    """The sha256 of each file, in hex. `cache_file` None remembers nothing.
+    """Return the sha256 of each file, in hex; with `cache_file` None nothing is cached.
 
-    Two processes may share the cache file: it is replaced whole, so a reader sees one state or the other, and the
+    Processes may share the cache file: it is replaced atomically, so a reader sees one state or the other, and the
     worst that a race costs is hashing a file once more. A cache that cannot be read or written is ignored.
     """
     wanted = list(dict.fromkeys(paths))
@@ -45,7 +45,7 @@ def digest_files(paths: Iterable[Path], cache_file: Path | None) -> dict[Path, s
 
 
 def load_cache(cache_file: Path | None) -> dict[str, Any]:
-    """The entries of a cache file; empty where it is absent or unreadable."""
+    """Return the entries of a cache file; empty where it is absent or unreadable."""
     if cache_file is None:
         return {}
     try:
@@ -59,7 +59,7 @@ def load_cache(cache_file: Path | None) -> dict[str, Any]:
 
 
 def update_cache(cache_file: Path | None, fresh: Mapping[str, Any]) -> None:
-    """Add entries by replacing the file whole. What cannot be written (a read-only folder) is not remembered."""
+    """Add entries by replacing the file atomically; where it cannot be written (a read-only folder), do nothing."""
     if cache_file is None:
         return
     document = {"version": _VERSION, "entries": {**load_cache(cache_file), **fresh}}
@@ -77,6 +77,9 @@ def update_cache(cache_file: Path | None, fresh: Mapping[str, Any]) -> None:
 
 
 def digest_named(entries: Mapping[str, str]) -> str:
-    """One sha256 over names and contents: `entries` maps a name to the sha256 of what it names; order is by name."""
+    """Return one sha256 over names and contents.
+
+    `entries` maps a name to the sha256 of what it names; they are hashed in the order of names.
+    """
     text = "".join(f"{digest}  {name}\n" for name, digest in sorted(entries.items()))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Facts flow through a plan: what each step will see, from what the steps before it will have made."""
+"""The flow of facts through a plan: the facts that each step will see, from the outcomes of earlier steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from runner.steps import kinds
 
 
 class Wired(Protocol):
-    """What the flow asks of a step, planned or not yet planned: `inputs` and `data` by parameter."""
+    """The properties of a step, planned or not, that the flow uses; `inputs` and `data` are by parameter."""
 
     @property
     def id(self) -> str: ...
@@ -34,7 +34,7 @@ class Wired(Protocol):
 
 
 class FactsFlow:
-    """Walks a plan in order: for each step `inputs`, `check` or `cost`, then `advance`.
+    """Facts for walking a plan in order: for each step `inputs`, `check` or `cost`, then `advance`.
 
     A checkpoint is unknown where its model was not found, or where the step that makes it, or one before that, was
     refused; a data entry is unknown where it was not found.
@@ -48,28 +48,31 @@ class FactsFlow:
         self._facts = dict(models)
 
     def inputs(self, step: Wired) -> Inputs:
-        """What the step sees. KeyError where `is_known` is false."""
+        """Return the inputs that the step sees. Raises KeyError where `is_known` is false."""
         given = {parameter: self._facts[id] for parameter, id in step.inputs.items()}
         checkpoint = given.pop("checkpoint")
         data = {parameter: self._data[name] for parameter, name in step.data.items()}
         return Inputs(checkpoint, given, data, self.machine, step.processes)
 
     def is_known(self, step: Wired) -> bool:
-        """Whether everything that the step takes is known, so that its kind can judge it."""
+        """Return whether all inputs of the step are known, so that its kind can check it."""
         return all(id in self._facts for id in step.inputs.values()) and all(
             name in self._data for name in step.data.values()
         )
 
     def check(self, step: Wired) -> list[Diagnostic]:
-        """The complaints and warnings of the step's kind; none where something that it takes is unknown."""
+        """Return the complaints and warnings of the step's kind; none where one of its inputs is unknown."""
         return kinds.find(step.kind).check(step.params, self.inputs(step)) if self.is_known(step) else []
 
     def sites(self, step: Wired) -> dict[str, tuple[str, ...]]:
-        """The names of the sites of each input of a step, by parameter."""
+        """Return the names of the sites of each input of a step, by parameter."""
         return {p: tuple(s.name for s in self._facts[id].sites) for p, id in step.inputs.items() if id in self._facts}
 
     def account(self, step: Wired) -> tuple[PlannedAccount | None, list[Diagnostic]]:
-        """What becomes of every tensor of the step's input, after `advance`; None where it makes no checkpoint."""
+        """Return the planned account of the step's tensors, after `advance`, and complaints about it.
+
+        The account is None where the step makes no checkpoint.
+        """
         if step.produces in (METRICS_ONLY, ENGINE) or not (self.is_known(step) and step.id in self._facts):
             return None, []
         inputs = self.inputs(step)
@@ -87,6 +90,6 @@ class FactsFlow:
         return kinds.find(step.kind).estimate(step.params, self.inputs(step))
 
     def advance(self, step: Wired) -> None:
-        """Note what the step makes, for those after it; not called for a step that was refused."""
+        """Record the outcome of the step, for those after it; not called for a step that was refused."""
         if step.produces != METRICS_ONLY and self.is_known(step):
             self._facts[step.id] = kinds.find(step.kind).outcome(step.params, self.inputs(step))

@@ -13,7 +13,7 @@ from runner.recipe.types import Step
 
 
 def canonical(value: Any) -> str:
-    """JSON with sorted keys, no spaces and shortest-repr floats: equal values, equal text. NaN is a ValueError."""
+    """Return JSON with sorted keys, no spaces and shortest-repr floats; raise ValueError for NaN or infinity."""
     return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -32,12 +32,15 @@ def sha256(value: Any) -> str:
 
 
 def step_seed(recipe_seed: int, step_id: str) -> int:
-    """A seed of 63 bits for one step, so that reordering or adding steps leaves the seeds of the others alone."""
+    """Return a seed of 63 bits for one step.
+
+    It depends on no other step, so that reordering or adding steps does not change the seeds of the others.
+    """
     return int.from_bytes(hashlib.sha256(f"{recipe_seed}/{step_id}".encode()).digest()[:8], "big") >> 1
 
 
 def data_inputs(data: ResolvedData) -> dict[str, Any]:
-    """What of a data entry decides its tokens. The names and folders of local files do not."""
+    """Return the properties of a data entry that decide its tokens; names and folders of local files do not."""
     spec = data.spec
     facts: dict[str, Any] = {
         "digest": data.digest,
@@ -65,11 +68,10 @@ def key_inputs(
     processes: int = 1,
     tasks: Mapping[str, ResolvedTasks] | None = None,
 ) -> dict[str, Any]:
-    """The mapping whose hash is the key of a step.
+    """Return the mapping whose hash is the key of a step.
 
-    `references` are the parameters that name data, checkpoints or gates: the names themselves change no result, so
-    what they name stands in `inputs` (parameter → key of a step, or digest of the model) and `data` instead, and
-    gates stand nowhere.
+    `references` are the parameters that name data, checkpoints or gates. The names themselves change no result, so that
+    `inputs` (parameter → key of a step, or digest of the model) and `data` hold what they name; gates are left out.
     """
     hidden = set(references)
     several = {"processes": processes} if processes > 1 else {}
@@ -88,5 +90,5 @@ def key_inputs(
 
 
 def plan_key(name: str, model_digest: str, steps: Iterable[PlannedStep]) -> str:
-    """The identity of a job: everything in plan.json, gates included, since a job records how they went."""
+    """Return the identity of a job: a hash of all of plan.json, gates included, since a job records their results."""
     return sha256({"name": name, "model": model_digest, "steps": [step.public() for step in steps]})

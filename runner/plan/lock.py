@@ -1,14 +1,14 @@
-"""The lock: what the names in a recipe stood for, so that they stand for the same elsewhere and later.
+"""The lock: what the names in a recipe referred to, so that they refer to the same elsewhere and later.
 
     version: 1
     runner: 0.1.0                          seed: 0
     models:   {"org/name@main": {commit}, "folder": {digest, files: {name: sha256}}}
     data:     {"demo:stdlib#calibration": {digest}, "org/texts#train": {commit}}
     parents:  {"git+https://...": {commit, digest}, "pack:acme/int4": {digest, package}}
-    packages: {torch: 2.13.0}              those that decide bytes
+    packages: {torch: 2.13.0}              those that influence the bytes of results
 
-Models and data are named by what the recipe calls them, so that one lock covers every combination of a matrix. What is
-in the lock and not in the recipe changes nothing, and is no drift. Pure functions; files are those of lock_file.
+Models and data have the names that the recipe uses, so that one lock covers every combination of a matrix. Entries of
+the lock that the recipe does not use have no effect and are no drift. Pure functions; lock_file reads and writes files.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _FILES_SHOWN = 4
 
 @dataclass(frozen=True)
 class Drift:
-    """One thing that is not what the lock says: `name` is what `--upgrade` takes."""
+    """One difference from the lock; `name` is what `--upgrade` takes."""
 
     entry: Entry
     what: str
@@ -43,7 +43,7 @@ class Drift:
         return self.entry[1] or self.entry[0]
 
     def line(self) -> str:
-        """`package torch: 2.13.0 → 2.14.0`."""
+        """Return the difference as a line: `package torch: 2.13.0 → 2.14.0`."""
         section, name = self.entry
         return f"{_NOUNS[section]} {name}: {self.what}" if name else f"{section}: {self.what}"
 
@@ -63,7 +63,10 @@ def document(
     packages: Mapping[str, str],
     files: Mapping[str, Mapping[str, str]] | None = None,
 ) -> dict[str, Any]:
-    """The lock of all plans of a recipe. `files`: the digests of files of Hub models that are here, by model key."""
+    """Return the lock of all plans of a recipe.
+
+    `files` has, by model key, the digests of the files of Hub models that are on this machine.
+    """
     plans = list(plans)
     models = {
         model_key(ModelSpec(model.source, model.revision)): model for plan in plans for model in plan.given().values()
@@ -98,14 +101,14 @@ def _parent(parent: Parent) -> dict[str, str]:
 
 
 def parent_pins(lock: Document) -> Pins:
-    """What reading the recipe takes from the lock."""
+    """Return the pins for reading the recipe."""
     parents = lock["parents"]
     commits = {name: facts["commit"] for name, facts in parents.items() if "commit" in facts}
     return Pins(commits, {name: facts["digest"] for name, facts in parents.items()})
 
 
 def commits(lock: Document) -> dict[Entry, str]:
-    """What resolving the recipe takes from the lock: the commits of Hub models and datasets."""
+    """Return the commits of Hub models and datasets, for resolving the recipe."""
     return {
         (section, name): facts["commit"]
         for section in ("models", "data")
@@ -115,13 +118,13 @@ def commits(lock: Document) -> dict[Entry, str]:
 
 
 def flat(lock: Document) -> dict[Entry, Any]:
-    """Every entry of a lock but its version."""
+    """Return every entry of a lock but its version."""
     single = {(name, ""): lock[name] for name in ("runner", "seed") if name in lock}
     return single | {(section, name): entry for section in SECTIONS for name, entry in lock[section].items()}
 
 
 def nested(entries: Mapping[Entry, Any]) -> dict[str, Any]:
-    """The lock of these entries."""
+    """Return the lock of these entries."""
     single = {name: entries[name, ""] for name in ("runner", "seed") if (name, "") in entries}
     sections = {
         section: {name: entries[of, name] for of, name in sorted(entries) if of == section} for section in SECTIONS
@@ -130,7 +133,7 @@ def nested(entries: Mapping[Entry, Any]) -> dict[str, Any]:
 
 
 def drift(lock: Document, now: Document) -> list[Drift]:
-    """Everything of the recipe as it resolves now that is not as the lock says, in the order of a lock."""
+    """Return every difference between the lock and the recipe as it resolves `now`, in the order of a lock."""
     locked = flat(lock)
     found = []
     for entry, value in flat(now).items():
@@ -142,7 +145,7 @@ def drift(lock: Document, now: Document) -> list[Drift]:
 
 
 def _difference(old: Any, new: Any) -> str | None:
-    """What changed between two entries, in words; None where nothing did."""
+    """Return what changed between two entries, in words; None where nothing did."""
     if not isinstance(old, Mapping) or not isinstance(new, Mapping):
         return None if old == new else f"{old} → {new}"
     parts = [
@@ -174,9 +177,10 @@ def _short(digest: str) -> str:
 
 
 def selected(name: str, entries: Iterable[Entry], aliases: Mapping[str, Entry]) -> set[Entry]:
-    """The entries that `--upgrade NAME` means: by name, by alias (`model`, a data entry), or by a part of one name.
+    """Return the entries that `--upgrade NAME` selects.
 
-    LookupError, with the words for it, where it means none, or several different ones.
+    NAME is the name of an entry, an alias (`model`, a data entry), or a part of one name. Raises LookupError, with the
+    message for the user, where it selects none, or several different ones.
     """
     known = list(entries)
     exact = {entry for entry in known if name in (entry[1] or entry[0], "/".join(entry))}

@@ -1,4 +1,4 @@
-"""Lock files: where they are, how they are read, and what they are held against.
+"""Lock files: finding, reading and writing them, and checking plans against them.
 
 The lock of recipes/x.yaml is recipes/x.lock, so that of recipe.yaml in a job directory is recipe.lock. A recipe.lock
 is also that of the only recipe of a folder, where x.lock is not there.
@@ -26,19 +26,19 @@ from runner.recipe.types import ModelSpec
 from runner.steps import kinds
 
 SHARED = "recipe.lock"
-# What computes, reads and writes the numbers. Single kinds and kinds of data add theirs.
-_DECIDE = ("accelerate", "compressed-tensors", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers")
+# Packages that compute, read and write tensors. Kinds of steps and of data add their own.
+_ALWAYS = ("accelerate", "compressed-tensors", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers")
 HEAD = "# What the names in {recipe} stand for. Made by `runner lock`; `runner lock --upgrade` moves it on.\n"
 
 
-def path_of(recipe: str) -> Path:
-    """The file that `runner lock` writes."""
+def lock_path(recipe: str) -> Path:
+    """Return the path of the file that `runner lock` writes."""
     return Path(recipe).with_suffix(".lock")
 
 
 def find_lock(recipe: str) -> Path | None:
-    """The lock of a recipe, where it has one."""
-    own = path_of(recipe)
+    """Return the path of a recipe's lock; None where it has none."""
+    own = lock_path(recipe)
     if own.is_file():
         return own
     shared = own.with_name(SHARED)
@@ -47,7 +47,7 @@ def find_lock(recipe: str) -> Path | None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A lock. RecipeError (R450) where it is none."""
+    """Read a lock. Raises RecipeError (R450) where the file is not one."""
     try:
         tree = yaml_text.parse(yaml_text.decode(path.read_bytes(), str(path)), str(path))
     except OSError as error:
@@ -67,12 +67,15 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def dump(document: Document, recipe: str) -> str:
-    """The text of a lock: one value a line, sorted."""
+    """Return the text of a lock: one value a line, sorted."""
     return HEAD.format(recipe=Path(recipe).name) + yaml_text.dump(document, inline=False)
 
 
-def of_plans(plans: Sequence[Plan], cache_file: Path | None = None, hub_files: bool = False) -> dict[str, Any]:
-    """The lock of plans as things are now. `hub_files` also hashes the files of Hub models that are on this machine."""
+def lock_plans(plans: Sequence[Plan], cache_file: Path | None = None, hub_files: bool = False) -> dict[str, Any]:
+    """Return the lock of plans as they resolve now.
+
+    `hub_files` also hashes the files of Hub models that are on this machine.
+    """
     files: dict[str, dict[str, str]] = {}
     for plan in plans if hub_files else ():
         for model in plan.given().values():
@@ -83,8 +86,8 @@ def of_plans(plans: Sequence[Plan], cache_file: Path | None = None, hub_files: b
 
 
 def packages(plans: Sequence[Plan]) -> dict[str, str]:
-    """The installed packages that decide the bytes of these plans, with their versions."""
-    names = set(_DECIDE)
+    """Return the installed packages that influence the bytes of these plans, with their versions."""
+    names = set(_ALWAYS)
     for plan in plans:
         for step in plan.steps:
             source = discovery.find(step.kind)
@@ -100,7 +103,7 @@ def packages(plans: Sequence[Plan]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Locking:
-    """How a recipe is held to its lock, if it has one. `strict`: any drift is an error."""
+    """A recipe and its lock, if it has one; with `strict` any drift is an error."""
 
     recipe: str
     path: Path | None = None
@@ -109,19 +112,19 @@ class Locking:
 
     @property
     def pins(self) -> Pins:
-        """For runner.recipe.load."""
+        """Pins of parents, for runner.recipe.load."""
         return lock.parent_pins(self.document) if self.document is not None else Pins()
 
     @property
     def commits(self) -> dict[lock.Entry, str]:
-        """For runner.plan.resolve."""
+        """Commits of Hub models and datasets, for runner.plan.resolve."""
         return lock.commits(self.document) if self.document is not None else {}
 
     def check(self, plans: Sequence[Plan], cache_file: Path | None = None) -> tuple[str, ...]:
-        """A warning for everything that drifted. UsageError that names it all, where that is an error."""
+        """Return a warning for every drift. Raises UsageError with all of them where drift is an error."""
         if self.document is None:
             return ()
-        now = of_plans(plans, cache_file, hub_files=self.strict)
+        now = lock_plans(plans, cache_file, hub_files=self.strict)
         found = lock.drift(self.document, now)
         moved, unknown = _moved(plans, self.document)
         found = sorted([*found, *moved], key=lambda one: list(lock.flat(now)).index(one.entry))
@@ -130,30 +133,30 @@ class Locking:
             lines = "\n".join(f"  {one.line()}" for one in found)
             help = (
                 f"`runner lock {self.recipe} --upgrade` takes what is there now, "
-                f"`--upgrade NAME` one of {words_of(found)}"
+                f"`--upgrade NAME` one of {_quoted_names(found)}"
             )
             raise UsageError(f"{count} drifted from {self.path}:\n{lines}", help)
         return (*(f"drifted from {self.path}: {one.line()}" for one in found), *unknown)
 
 
-def words_of(found: Sequence[Drift]) -> str:
+def _quoted_names(found: Sequence[Drift]) -> str:
     return ", ".join(f"`{one.name}`" for one in found)
 
 
 def use(recipe: str, *, strict: bool = False) -> Locking:
-    """The lock of a recipe, read. UsageError where it has none and `strict` asks for one."""
+    """Read the lock of a recipe. Raises UsageError where it has none and `strict` asks for one."""
     path = find_lock(recipe)
     if path is None:
         if strict:
             raise UsageError(
-                f"{recipe} has no lock: {path_of(recipe)} is not there", f"`runner lock {recipe}` writes it"
+                f"{recipe} has no lock: {lock_path(recipe)} is not there", f"`runner lock {recipe}` writes it"
             )
         return Locking(recipe)
     return Locking(recipe, path, read(path), strict)
 
 
 def _moved(plans: Sequence[Plan], locked: Document) -> tuple[list[Drift], list[str]]:
-    """The tags and branches of git parents that stand for another commit now, and those that could not be asked."""
+    """Return drifts of git parents whose tag or branch now names another commit, and notes on those not reachable."""
     found, unknown = [], []
     for parent in {parent.name: parent for plan in plans for parent in plan.recipe.parents}.values():
         pinned = locked["parents"].get(parent.name, {}).get("commit")

@@ -39,7 +39,10 @@ class MachineRefusal(MachineError):
 
 @functools.cache
 def machine_facts(device: str = "auto") -> MachineFacts:
-    """This machine, with `device` ("auto", "cpu", "cuda") resolved. MachineError for a GPU that is not there."""
+    """Return the facts of this machine, with `device` ("auto", "cpu", "cuda") resolved.
+
+    Raises MachineError for a GPU that is not there.
+    """
     resolved = resolve_device(device)
     gpu = find_gpu() if resolved == "cuda" else None
     total, available = memory()
@@ -56,7 +59,7 @@ def machine_facts(device: str = "auto") -> MachineFacts:
 
 
 def resolve_device(device: str) -> str:
-    """ "cpu" or "cuda". "auto" is "cuda" where there is an NVIDIA GPU and a torch that can use it."""
+    """Return "cpu" or "cuda"; "auto" is "cuda" where there is an NVIDIA GPU and a torch that can use it."""
     if device == "cpu":
         return "cpu"
     reason = _no_cuda()
@@ -68,7 +71,7 @@ def resolve_device(device: str) -> str:
 
 
 def _no_cuda() -> tuple[str, str] | None:
-    """Why CUDA cannot be used, and the remedy."""
+    """Return why CUDA cannot be used, and the remedy."""
     if find_gpu() is None:
         return "this machine shows no NVIDIA GPU", "use `--device cpu`, or check `nvidia-smi` and CUDA_VISIBLE_DEVICES"
     version = package_version("torch") or ""
@@ -78,7 +81,7 @@ def _no_cuda() -> tuple[str, str] | None:
 
 
 def package_version(package: str) -> str | None:
-    """The version of an installed package, without importing it."""
+    """Return the version of an installed package, without importing it."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -87,7 +90,7 @@ def package_version(package: str) -> str | None:
 
 @functools.cache
 def find_gpu() -> tuple[str, int] | None:
-    """(name, bytes of memory) of the first NVIDIA GPU that CUDA would show, or None."""
+    """Return (name, bytes of memory) of the first NVIDIA GPU that CUDA would show, or None."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     first = visible.split(",")[0].strip() if visible is not None else "0"
     if first in ("", "-1", "NoDevFiles"):
@@ -100,7 +103,7 @@ def find_gpu() -> tuple[str, int] | None:
             name, _, mebibytes = output.strip().splitlines()[0].rpartition(",")
             return name.strip(), int(mebibytes) * 2**20
         except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-            pass  # a driver that does not answer; the kernel may still tell
+            pass  # the driver does not answer; /proc may still name the GPU
     for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         lines = path.read_text("utf-8", errors="replace").splitlines()
         model = next((line.partition(":")[2].strip() for line in lines if line.startswith("Model")), "NVIDIA GPU")
@@ -113,7 +116,7 @@ def gpu_flops(name: str) -> float:
 
 
 def cpu_count() -> int:
-    """Processors that this process may use: its affinity, and the quota of its cgroup."""
+    """Return the processors that this process may use: its affinity, and the quota of its cgroup."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for folder in _cgroups():
         quota, _, period = _read(folder / "cpu.max").partition(" ")
@@ -123,7 +126,7 @@ def cpu_count() -> int:
 
 
 def memory() -> tuple[int, int]:
-    """(all, available now) in bytes, within the limit of the process's cgroup."""
+    """Return (total, available now) in bytes, within the limit of the process's cgroup."""
     total, available = _physical()
     for folder in _cgroups():
         limit = _read(folder / "memory.max").strip()
@@ -155,7 +158,7 @@ def _physical() -> tuple[int, int]:
 def _physical_windows() -> tuple[int, int]:
     import ctypes
 
-    # MEMORYSTATUSEX: its size, the load in percent, then seven 64-bit counts, of which the first two are wanted.
+    # MEMORYSTATUSEX: its size, the load in percent, then seven 64-bit counts, of which the first two are used.
     buffer = (ctypes.c_uint32 * 16)()
     buffer[0] = ctypes.sizeof(buffer)
     ctypes.__dict__["windll"].kernel32.GlobalMemoryStatusEx(ctypes.byref(buffer))
@@ -163,7 +166,7 @@ def _physical_windows() -> tuple[int, int]:
 
 
 def _cgroups() -> Iterator[Path]:
-    """The folders of this process's cgroup (version 2) and of those around it, which limit it too."""
+    """Yield the folders of this process's cgroup (version 2) and of those around it, which limit it too."""
     for line in _read(Path("/proc/self/cgroup")).splitlines():
         if line.startswith("0::"):
             inside = Path(line[3:].lstrip("/"))
@@ -198,7 +201,7 @@ def cpu_flops() -> float:
 
 
 def free_disk(folder: Path) -> int:
-    """Bytes free where a folder is, or would be made."""
+    """Return the free bytes of the disk where a folder is, or would be made."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free

@@ -1,4 +1,4 @@
-"""Whether a plan measures a model on the text that it was calibrated or trained on."""
+"""Warnings about plans that measure a model on the text that it was calibrated or trained on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HELP = "name another split or file, so that the result says something about oth
 
 
 def warnings(recipe: Recipe, steps: Sequence[WiredStep], data: Mapping[str, ResolvedData]) -> list[Diagnostic]:
-    """A warning (R419) for every step that measures a checkpoint, or a training its progress, on such a text.
+    """Return a warning (R419) for every step that measures a checkpoint, or a training its progress, on such a text.
 
     Windows are cut from the beginning of a text: two entries that share a file share their windows. An engine may be
     compared with its checkpoint on any text.
@@ -38,7 +38,7 @@ def warnings(recipe: Recipe, steps: Sequence[WiredStep], data: Mapping[str, Reso
 
 
 def _seen_before(step: WiredStep, steps: Mapping[str, WiredStep]) -> Iterator[tuple[str, WiredStep, str]]:
-    """(the parameter that names what is measured on, a step that has seen data, which data)."""
+    """Yield (parameter that names the evaluation data, step that has seen data, name of that data)."""
     if step_graph.makes_checkpoint(step.kind):
         if "evaluation" in step.data:
             yield from (("evaluation", step, name) for key, name in step.data.items() if key != "evaluation")

@@ -1,4 +1,4 @@
-"""What `apply` would do, why, and what it would cost: states from the store, costs from the headers."""
+"""The preview of `apply`: what it would do and why, from the store, and what it would cost, from the headers."""
 
 from __future__ import annotations
 
@@ -20,28 +20,29 @@ _NOTHING = Cost(0, 0, 0, 0.0)
 
 
 class StoreView(Protocol):
-    """What a preview asks of the step store."""
+    """The part of the step store that a preview uses."""
 
     @property
     def root(self) -> Path: ...
 
     def has(self, key: str) -> bool:
-        """Whether the step is committed, and its files are those that were made."""
+        """Return whether the step is committed and its files are unchanged."""
         ...
 
     def partial(self, key: str) -> tuple[int, int] | None:
-        """(layers finished, layers) of an interrupted step."""
+        """Return (layers finished, layers) of an interrupted step."""
         ...
 
     def unit(self, key: str) -> str:
-        """What `partial` counts: "layer", or "step" of a training."""
+        """Return the unit that `partial` counts: "layer", or "step" of a training."""
         ...
 
 
 def preview(plan: Plan, store: StoreView, previous: Previous | None = None) -> Preview:
-    """The forecast of every step. `previous` are the key inputs of the last job of this recipe's name, by step id.
+    """Return the forecast of every step.
 
-    MachineRefusal (exit 4) where this machine has not the memory or the disk for the steps that would run.
+    `previous` are the key inputs of the last job of this recipe's name, by step id. Raises MachineRefusal (exit 4)
+    where this machine lacks the memory or the disk for the steps that would run.
     """
     facts = machine.machine_facts(plan.device)
     found = resolve_inputs.Found(plan.model, plan.model.path)
@@ -69,13 +70,13 @@ def preview(plan: Plan, store: StoreView, previous: Previous | None = None) -> P
 
 
 def _rest(cost: Cost, done: tuple[int, int]) -> Cost:
-    """The cost of the layers that are left."""
+    """Return the cost of the layers that are left."""
     layer, layers = done
     return replace(cost, seconds=cost.seconds * (layers - layer) / layers) if layers else cost
 
 
 def notes(plan: Plan, forecasts: list[Forecast], available: int) -> tuple[str, ...]:
-    """What may go wrong, or takes longer than one would think."""
+    """Return notes on what may go wrong or take longer than expected."""
     found = [_located(warning) for warning in (*plan.recipe.warnings, *plan.warnings)]
     found += [
         f"`{model.source}` is downloaded first: {gigabytes(model.facts.nbytes)}"
@@ -95,7 +96,10 @@ def _located(warning: Diagnostic) -> str:
 
 
 def refusals(preview: Preview, free: int, folder: Path) -> list[Diagnostic]:
-    """What this machine cannot do of a preview, with what to lower. `free` bytes are free on the disk of `folder`."""
+    """Return complaints about what this machine cannot do, with what to lower.
+
+    `free` bytes are free on the disk of `folder`.
+    """
     recipe, has = preview.plan.recipe, preview.machine.memory
     found = []
     for forecast in preview.forecasts:
@@ -104,11 +108,11 @@ def refusals(preview: Preview, free: int, folder: Path) -> list[Diagnostic]:
             message = f"step `{step.id}` needs {gigabytes(need)} of memory; this machine has {gigabytes(has)}"
             source = recipe.steps[step.index]
             found.append(Diagnostic("R501", message, _lower(recipe, step), recipe.step_span(source)))
-    kept = sum(forecast.cost.disk for forecast in preview.forecasts)
+    written = sum(forecast.cost.disk for forecast in preview.forecasts)
     scratch = max((forecast.cost.scratch for forecast in preview.forecasts), default=0)
-    if kept + scratch > free:
+    if written + scratch > free:
         message = (
-            f"the steps write {gigabytes(kept)} and need {gigabytes(scratch)} more while they run; "
+            f"the steps write {gigabytes(written)} and need {gigabytes(scratch)} more while they run; "
             f"the disk of {folder} has {gigabytes(free)} free"
         )
         help = "free some space, remove old jobs with `runner jobs rm`, or choose another disk with `--jobs FOLDER`"
@@ -117,7 +121,7 @@ def refusals(preview: Preview, free: int, folder: Path) -> list[Diagnostic]:
 
 
 def _lower(recipe: Recipe, step: PlannedStep) -> str:
-    """Which parameters a step's memory grows with. That of a training grows with what is in one forward."""
+    """Return advice on which parameters to change so that a step needs less memory."""
     data = {name: recipe.data[name] for name in sorted(set(step.data.values()))}
     if "gradient_accumulation" in step.params:
         return _lower_training(step.params, {name: spec.sequence_length for name, spec in data.items()})
@@ -140,5 +144,5 @@ def _lower_training(params: Mapping[str, Any], lengths: Mapping[str, int]) -> st
 
 
 def gigabytes(count: int) -> str:
-    """Bytes as people say them: 41.2 GB, 0.35 GB."""
+    """Return bytes as text: 41.2 GB, 0.35 GB."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e9:.2f} GB"

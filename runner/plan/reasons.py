@@ -1,4 +1,4 @@
-"""Why a step runs: what changed between the inputs of its key then and now, in a phrase."""
+"""Why a step runs: what changed between its previous and its present key inputs, as a phrase."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ _ABSENT = object()
 
 
 def reason(step: PlannedStep, state: str, states: Mapping[str, str], previous: Previous | None) -> str:
-    """A phrase for `runner plan`. `states` are those of the earlier steps: "cached", "run" or "resume"."""
+    """Return a phrase for `runner plan`.
+
+    `states` are those of the earlier steps: "cached", "run" or "resume".
+    """
     if state == "cached":
         return "nothing changed"
     if not previous:
@@ -30,7 +33,7 @@ def reason(step: PlannedStep, state: str, states: Mapping[str, str], previous: P
 
 
 def changes(step: PlannedStep, before: Mapping[str, Any], states: Mapping[str, str]) -> list[str]:
-    """Everything that differs between a step's key inputs and those `before`, the causes nearest to the user first."""
+    """Return all differences between a step's key inputs and those `before`, the most direct causes first."""
     now = step.key_inputs
     if before.get("kind") != now["kind"]:
         return [f"the step was `{before.get('kind')}`"]
@@ -64,7 +67,10 @@ def _data(name: str, before: Mapping[str, Any] | None, now: Mapping[str, Any]) -
 
 
 def _values(path: tuple[str, ...], before: Any, now: Any) -> list[str]:
-    """`bits` changed 4 → 3; mappings are compared key by key, and what stands in them is named by a dotted path."""
+    """Return changes as phrases: "`bits` changed 4 → 3".
+
+    Mappings are compared key by key, and their values are named by a dotted path.
+    """
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         return [
             change

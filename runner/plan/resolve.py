@@ -1,4 +1,4 @@
-"""Recipe → Plan: everything found, checked against the model's headers, and keyed. Nothing is computed."""
+"""Resolve a recipe into a plan: find models and data, check the steps against the headers, make keys."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def resolve(
     device: str = "auto",
     commits: Mapping[lock.Entry, str] | None = None,
 ) -> Plan:
-    """The plan of a recipe: the same for the same recipe, model, data, packages and device, byte for byte.
+    """Return the plan of a recipe: the same for the same recipe, model, data, packages and device, byte for byte.
 
-    `cache_file` remembers digests and token counts; `commits` are those that a lock pins. RecipeError with every
-    complaint about models, data and steps; what needs the facts of something that was refused is not checked.
-    MachineError for a device or a package that is not there.
+    `cache_file` caches digests and token counts; `commits` are those that a lock pins. Raises RecipeError with every
+    complaint about models, data and steps; steps that depend on something refused are not checked. Raises MachineError
+    for a missing device or package.
     """
     resolved_device = resolve_device(device)
     machine = machine_facts(resolved_device)
@@ -65,7 +65,10 @@ def resolve(
 def resolve_all(
     recipes: Sequence[Recipe], *, cache_file: Path | None, device: str, commits: Mapping[lock.Entry, str]
 ) -> list[Plan]:
-    """The plans of all combinations of a matrix; RecipeError with the complaints about all, each reported once."""
+    """Return the plans of all combinations of a matrix.
+
+    Raises RecipeError with the complaints about all of them, each reported once.
+    """
     plans: list[Plan] = []
     failed: list[tuple[Combination, Sequence[Diagnostic]]] = []
     for recipe in recipes:
@@ -78,14 +81,14 @@ def resolve_all(
 
 
 def _refuse(complaints: list[Diagnostic]) -> None:
-    """Raise what there is to complain about: a machine's refusal where nothing else is wrong."""
+    """Raise the complaints, if any: MachineRefusal where all are about the machine, else RecipeError."""
     if complaints:
         ordered = sorted(complaints, key=position)
         raise (MachineRefusal if all(d.code.startswith("R5") for d in complaints) else RecipeError)(ordered)
 
 
 def with_model(plan: Plan) -> Plan:
-    """The plan with its models on this machine: a Hub model that is not in the cache is downloaded at its commit."""
+    """Return the plan with its models on this machine; Hub models that are not cached are downloaded."""
     return replace(
         plan, model=_downloaded(plan.model), models={id: _downloaded(model) for id, model in plan.models.items()}
     )
@@ -98,7 +101,7 @@ def _downloaded(model: ResolvedModel) -> ResolvedModel:
 
 
 def environment(device: str) -> dict[str, str]:
-    """What of the installation decides the bytes of a result."""
+    """Return the properties of the installation that influence the bytes of results."""
     versions = {package: package_version(package) for package in ("torch", "transformers")}
     for package, version in versions.items():
         if version is None:
@@ -108,7 +111,7 @@ def environment(device: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Sources:
-    """What a recipe names and was found. `models` has the recipe's own as MODEL; `tasks` is by step and parameter."""
+    """The sources of a recipe that were found. `models` has its own as MODEL; `tasks` is by step and parameter."""
 
     models: Mapping[str, ResolvedModel]
     data: Mapping[str, ResolvedData]
@@ -119,7 +122,7 @@ class _Sources:
 def _sources(
     recipe: Recipe, cache_file: Path | None, commits: Mapping[lock.Entry, str]
 ) -> tuple[_Sources, list[Diagnostic]]:
-    """The models, data and task files, and the complaints about all of them."""
+    """Return the models, data and task files, and the complaints about all of them."""
     complaints: list[Diagnostic] = []
 
     def find(spec: ModelSpec, span: Span | None) -> resolve_inputs.Found | None:
@@ -149,7 +152,7 @@ def _sources(
 
 @dataclass
 class _Planner:
-    """Turns wired steps into planned ones, in order."""
+    """Builds planned steps from wired ones, in order."""
 
     recipe: Recipe
     sources: _Sources

@@ -21,7 +21,7 @@ from runner.plan.digests import digest_files, digest_named, load_cache, update_c
 from runner.plan.types import ResolvedData, ResolvedModel
 from runner.recipe.types import DataSpec, ModelSpec, Recipe
 
-# What is read besides shards and companion files: how weights are stored and were quantized, a low-rank adapter.
+# Files that count besides shards and companion files: how weights are stored and were quantized, a low-rank adapter.
 _DIGESTED = ("config.json", "quantize_config.json", COMPRESSION, "*.index.json", f"{adapter_config.FOLDER}/*")
 
 
@@ -34,7 +34,10 @@ class Found:
 
 
 def find_model(spec: ModelSpec, cache_file: Path | None, span: Span | None = None, pinned: str | None = None) -> Found:
-    """A model with its facts; a Hub model at the commit `pinned`, if given. RecipeError placed at `span`."""
+    """Find a model and read its facts; a Hub model at the commit `pinned`, if given.
+
+    Raises RecipeError placed at `span`.
+    """
     files: dict[str, str] = {}
     try:
         path, commit = locate.locate_model(replace(spec, revision=pinned) if pinned else spec)
@@ -58,16 +61,16 @@ def find_model(spec: ModelSpec, cache_file: Path | None, span: Span | None = Non
 
 
 def described(facts: CheckpointFacts, folder: Path) -> CheckpointFacts:
-    """The facts with transformers' description of the model; RecipeError with all that it says is wrong."""
+    """Return the facts with transformers' description of the model. Raises RecipeError with all errors in it."""
     found = probe.description(folder, facts.tensors)
-    wrong = model_complaints.of(found, facts.tensors, facts.config, facts.source)
+    wrong = model_complaints.complaints(found, facts.tensors, facts.config, facts.source)
     if wrong:
         raise RecipeError(wrong)
     return replace(facts, description=found, sites=sites.multiplying(facts.sites, found), tokenizer=folder)
 
 
 def digest_files_of(folder: Path, facts: CheckpointFacts, cache_file: Path | None) -> dict[str, str]:
-    """The sha256 of each file of a checkpoint that is read or copied, by its path relative to the folder."""
+    """Return the sha256 of each file of a checkpoint that is read or copied, by its path relative to the folder."""
     names = {tensor.shard for tensor in facts.tensors.values()} | set(companion_files(folder))
     found = (path for pattern in _DIGESTED for path in folder.glob(pattern) if path.is_file())
     names |= {path.relative_to(folder).as_posix() for path in found}
@@ -76,9 +79,9 @@ def digest_files_of(folder: Path, facts: CheckpointFacts, cache_file: Path | Non
 
 
 def _check_companions(facts: CheckpointFacts, folder: Path, model_digest: str, cache_file: Path | None) -> None:
-    """RecipeError for JSON files beside the weights that cannot be read, and for special tokens that do not exist.
+    """Raise RecipeError for broken JSON files of the model and for special tokens that do not exist.
 
-    A sound folder is remembered by its digest.
+    A folder without faults is cached by its digest.
     """
     name = f"companions:{model_digest}"
     if load_cache(cache_file).get(name) is True:
@@ -92,7 +95,7 @@ def _check_companions(facts: CheckpointFacts, folder: Path, model_digest: str, c
 def find_data(
     recipe: Recipe, names: Iterable[str], cache_file: Path | None, pinned: Callable[[DataSpec], str | None]
 ) -> tuple[dict[str, ResolvedData], list[Diagnostic]]:
-    """The data entries of these names that can be found, Hub datasets at the commits `pinned`, and all complaints."""
+    """Return the named data entries that can be found, Hub datasets at the commits `pinned`, and the complaints."""
     found: dict[str, ResolvedData] = {}
     complaints: list[Diagnostic] = []
     for name in sorted(set(names)):
@@ -123,10 +126,10 @@ def _locate(location: locate.DataLocation, cache_file: Path | None) -> ResolvedD
 def measure_data(
     recipe: Recipe, found: Found, data: Mapping[str, ResolvedData], cache_file: Path | None
 ) -> tuple[dict[str, DataFacts], list[Diagnostic]]:
-    """Entries as steps see them, and complaints about windows longer than the context, short texts, no tokenizer.
+    """Return entries as steps see them, with complaints: too long windows, too short texts, no tokenizer.
 
-    `samples` is counted where all windows are used and the count is known. An entry that is complained about has
-    facts too, of what the recipe asks for, so that steps can be checked against them.
+    `samples` is counted where all windows are used and the count is known. An entry with complaints still has facts,
+    those that the recipe asks for, so that steps can be checked against them.
     """
     facts = {name: _facts(entry, None) for name, entry in data.items()}
     if data and found.tokenizer is not None and (missing := no_tokenizer(found.tokenizer)) is not None:
@@ -147,7 +150,7 @@ def measure_data(
 
 
 def _length(recipe: Recipe, found: Found, entry: ResolvedData, count: int | None) -> list[Diagnostic]:
-    """The complaint about the length of the windows, or else about that of the text."""
+    """Return the complaint about windows that are too long, or else about a text that is too short."""
     name, length = entry.spec.name, entry.spec.sequence_length
     context_key, context = supported.positions(found.model.facts.config)
     if 0 < context < length:

@@ -14,7 +14,7 @@ from runner.recipe.types import Recipe, Step
 
 
 def find_tasks(recipe: Recipe, cache_file: Path | None) -> tuple[dict[str, dict[str, ResolvedTasks]], list[Diagnostic]]:
-    """Step id → parameter → the task files it names, and the complaints about those that cannot be found or read."""
+    """Return step id → parameter → the task files that it names, and complaints about those not found or readable."""
     found: dict[str, dict[str, ResolvedTasks]] = {}
     complaints: list[Diagnostic] = []
     for step in recipe.steps:
@@ -49,7 +49,7 @@ def _resolved(step: Step, parameter: str, cache_file: Path | None) -> ResolvedTa
 
 
 def _digest(path: Path, cache_file: Path | None) -> str:
-    """One digest over the names and contents of the files that decide what a local task does, wherever they are."""
+    """Return one digest over the names and contents of the files that decide what a local task does."""
     folder, chosen = (path, "") if path.is_dir() else (path.parent, path.name)
     digests = digest_files(harness_tasks.members(path), cache_file)
     contents = digest_named({str(file.relative_to(folder)): digest for file, digest in digests.items()})

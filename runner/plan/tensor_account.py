@@ -15,9 +15,9 @@ _SHOWN = 5
 def account(
     before: CheckpointFacts, after: CheckpointFacts, changes: Collection[str] | None
 ) -> tuple[PlannedAccount, list[Diagnostic]]:
-    """The account of a step, and a complaint about tensors that nothing explains.
+    """Return the account of a step, and a complaint about tensors that nothing explains.
 
-    `changes` are the tensors of `before` whose values the step may change; None: all that belong to the model.
+    `changes` are the tensors of `before` whose values the step may change; None for all that belong to the model.
     """
     passed = frozenset(before.description.ignored if before.description else ())
     packed = _new_by_module(before.tensors, after.tensors)
@@ -48,7 +48,7 @@ def account(
 
 
 def _new_by_module(before: Mapping[str, TensorHeader], after: Mapping[str, TensorHeader]) -> dict[str, list[str]]:
-    """Module → the tensors of it that the input has not."""
+    """Return module → its tensors that the input does not have."""
     found: dict[str, list[str]] = {}
     for name in after:
         if name not in before:
@@ -57,7 +57,7 @@ def _new_by_module(before: Mapping[str, TensorHeader], after: Mapping[str, Tenso
 
 
 def _layer(facts: CheckpointFacts, name: str) -> int:
-    """The number of the decoder layer of a tensor; -1 outside of them."""
+    """Return the number of the decoder layer of a tensor; -1 outside of them."""
     index = name.removeprefix(facts.layers_prefix).partition(".")[0] if facts.layers_prefix else ""
     return int(index) if name.startswith(facts.layers_prefix) and index.isdigit() else -1
 

@@ -19,9 +19,9 @@ MODEL = "model"  # what the recipe's own model is called among the inputs of ste
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """A model that the recipe names, found: `digest` is sha256 over its file names and contents (or the Hub commit).
+    """A model that was found; `digest` is the sha256 of its file names and contents (or of its Hub commit).
 
-    `files` has the sha256 of each file of a local one.
+    `files` has the sha256 of each file of a local model.
     """
 
     source: str
@@ -35,7 +35,7 @@ class ResolvedModel:
 
 @dataclass(frozen=True)
 class ResolvedData:
-    """A data entry, found: `files` on this machine and the digest of their bytes (or the Hub commit)."""
+    """A data entry that was found: `files` on this machine and the digest of their bytes (or of the Hub commit)."""
 
     spec: DataSpec
     files: tuple[Path, ...]
@@ -46,9 +46,9 @@ class ResolvedData:
 
 @dataclass(frozen=True)
 class ResolvedTasks:
-    """Task files that a parameter names: `paths` by the entry as written; `entries` is what of all entries counts.
+    """The task files that a parameter names: `paths` by the entry as written; `entries` are part of the key.
 
-    An entry of a local task counts by the digest of its files, wherever they are; a name of the harness by itself.
+    They hold the digest of the files of a local task, wherever those are, or the name of a task of the harness.
     """
 
     paths: Mapping[str, Path]
@@ -57,12 +57,11 @@ class ResolvedTasks:
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """`inputs`: parameter name ("checkpoint" for the main one) → "model", the id of an earlier step, or "id/parameter"
+    """A step of a plan, with its parameters, its inputs and its key.
 
-    for a further model that this step names itself.
-
-    `key_inputs` is the mapping whose canonical JSON is hashed into `key`; it is kept in records to explain changes.
-    `params` has no gates; those are in `gates`: metric → rule.
+    `inputs` maps a parameter ("checkpoint" for the main input) to "model", the id of an earlier step, or "id/parameter"
+    for a further model that this step names itself. `key_inputs` is the mapping whose canonical JSON is hashed into
+    `key`; records store it to explain changes. `params` has no gates; those are in `gates`: metric → rule.
     """
 
     index: int
@@ -80,13 +79,13 @@ class PlannedStep:
     key_inputs: Mapping[str, Any]
     folder: str  # "04-gptq": the step's folder in the job directory
     processes: int = 1
-    tasks: Mapping[str, ResolvedTasks] = field(default_factory=dict)  # by parameter; plan.json says not where they are
+    tasks: Mapping[str, ResolvedTasks] = field(default_factory=dict)  # by parameter; their paths are not in plan.json
     account: PlannedAccount | None = None  # of a step that makes a checkpoint
     sites: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # names of the sites of its inputs, by parameter
     linears: Mapping[str, Linears] = field(default_factory=dict)  # the linear modules of their models, likewise
 
     def public(self) -> dict[str, Any]:
-        """The JSON of plan.json: nothing machine-dependent beyond what is in `key_inputs`."""
+        """Return the JSON of plan.json: nothing machine-dependent beyond what is in `key_inputs`."""
         return {
             "index": self.index, "id": self.id, "kind": self.kind, "kind_version": self.kind_version,
             "params": dict(self.params), "seed": self.seed, "inputs": dict(self.inputs), "data": dict(self.data),
@@ -98,7 +97,7 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class Plan:
-    """`resolve(recipe)`: same recipe, model, data, version → same plan, byte for byte (`plan.json`)."""
+    """A resolved recipe: same recipe, model, data, version → same plan, byte for byte (`plan.json`)."""
 
     recipe: Recipe
     model: ResolvedModel
@@ -107,10 +106,10 @@ class Plan:
     key: str
     device: str
     models: Mapping[str, ResolvedModel] = field(default_factory=dict)  # that single steps name: "id/parameter" → model
-    warnings: tuple[Diagnostic, ...] = ()  # what is accepted, and hardly meant
+    warnings: tuple[Diagnostic, ...] = ()  # accepted, but probably not intended
 
     def given(self) -> dict[str, ResolvedModel]:
-        """Every model that is there before the first step, by what steps call it."""
+        """Return every model that exists before the first step, by the name that inputs of steps use."""
         return {MODEL: self.model, **self.models}
 
     @property
@@ -123,7 +122,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What `runner plan` says of one step: `state` is "cached", "run" or "resume"; `reason` is a phrase.
+    """The forecast of one step: `state` is "cached", "run" or "resume"; `reason` is a phrase.
 
     `unit` is what `resume_layer` and `layers` count: "layer", or "step" of a training.
     """
@@ -139,7 +138,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Preview:
-    """The whole of `runner plan`."""
+    """Everything that `runner plan` shows."""
 
     plan: Plan
     forecasts: tuple[Forecast, ...]

@@ -1,4 +1,4 @@
-"""How the steps of a recipe are connected: what each takes and of which type, before anything has a key."""
+"""The connections between the steps of a recipe: the inputs of each and their types, before keys exist."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runner.recipe.schema import load
 from runner.recipe.types import Recipe, Step
 from runner.steps import kinds
 
-UNKNOWN = "unknown"  # the type of a model that cannot be found, and of what takes its type from one
+UNKNOWN = "unknown"  # type of a model that is not found, and of outputs that have the type of such a model
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class WiredStep:
 
 
 def data_names(recipe: Recipe) -> list[str]:
-    """The data entries that steps use, sorted."""
+    """Return the data entries that steps use, sorted."""
     return sorted({
         str(step.params[parameter])
         for step in recipe.steps
@@ -56,9 +56,9 @@ def data_names(recipe: Recipe) -> list[str]:
 
 
 def wire(recipe: Recipe, models: Mapping[str, ResolvedModel]) -> tuple[list[WiredStep], dict[str, Diagnostic]]:
-    """The wired steps, and by step id a complaint (R449) about a checkpoint of a type that the step cannot take.
+    """Return the wired steps, and by step id a complaint (R449) about a checkpoint of a type that the step cannot take.
 
-    `models` are those that were found; a step that takes another one is not complained about.
+    `models` are those that were found; there is no complaint about a step that takes another one.
     """
     wired: list[WiredStep] = []
     refused: dict[str, Diagnostic] = {}
@@ -75,7 +75,7 @@ def wire(recipe: Recipe, models: Mapping[str, ResolvedModel]) -> tuple[list[Wire
 
 
 def _references(recipe: Recipe, step: Step, earlier: Sequence[WiredStep]) -> tuple[dict[str, str], dict[str, str]]:
-    """(parameter → checkpoint, engine or model; parameter → data entry)."""
+    """Return (parameter → checkpoint, engine or model; parameter → data entry)."""
     before = recipe.steps[: len(earlier)]
     inputs = {"checkpoint": step.source or step_graph.nearest(step.kind, before)}
     inputs |= {parameter: f"{step.id}/{parameter}" for parameter in step_graph.models_of(step)}
@@ -90,7 +90,7 @@ def _references(recipe: Recipe, step: Step, earlier: Sequence[WiredStep]) -> tup
 
 
 def _wrong_type(recipe: Recipe, step: Step, consumes: Sequence[str], model: ResolvedModel) -> Diagnostic:
-    """The complaint where only the model's config tells the type."""
+    """Return the complaint about a model whose config.json shows that it has the wrong type."""
     quantization = model.facts.quantization
     if quantization and QUANTIZED not in consumes:
         method = quantization.get("quant_method", "by an unnamed method")

@@ -27,7 +27,7 @@ class Reference:
 
 
 def parse(text: str) -> Reference:
-    """A reference of the form that the schema of gates allows."""
+    """Return a reference of the form that the schema of gates allows."""
     head, _, step = text.partition("/")
     if head == ACCEPTED:
         return Reference(text, ACCEPTED, step or None)
@@ -36,7 +36,7 @@ def parse(text: str) -> Reference:
     return Reference(text, None, text)
 
 
-def of(rule: Mapping[str, Any]) -> Reference | None:
-    """What the rule of a gate refers to; None for an absolute one."""
+def from_rule(rule: Mapping[str, Any]) -> Reference | None:
+    """Return the reference in the rule of a gate; None for an absolute rule."""
     written = next((rule[key] for key in KEYS if key in rule), None)
     return parse(written) if isinstance(written, str) else None

@@ -61,7 +61,7 @@ def test_documents_meet_their_schemas(tmp_path: Path) -> None:
     valid(json.loads((directory.path / "job.json").read_text()), "job")
     lock = yaml.safe_load((directory.path / "recipe.lock").read_text())
     valid(lock, "lock")
-    assert lock == lock_file.of_plans([made])
+    assert lock == lock_file.lock_plans([made])
     valid(json.loads((commit(tmp_path, made, 0).path / "record.json").read_text()), "record")
 
 

@@ -36,7 +36,7 @@ def test_rows_and_whole_matrices_prune_exactly_the_lowest(
         by_row = pruning_masks.mask_rows(scores, sparsity)
     count = pruning_masks.pruned_count(columns, sparsity)
     assert by_row.tolist() == [naive(row, count) for row in scores.tolist()]
-    whole = pruning_masks.mask_whole(scores, sparsity)
+    whole = pruning_masks.mask_matrix(scores, sparsity)
     assert whole.flatten().tolist() == naive(
         scores.flatten().tolist(), pruning_masks.pruned_count(rows * columns, sparsity)
     )
@@ -94,10 +94,10 @@ def test_magnitude_compares_the_whole_matrix() -> None:
 
 def test_what_is_pruned_stays_pruned_when_pruned_further() -> None:
     weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
-    first = pruning_masks.applied(weight, pruning_masks.magnitude_mask(weight, 0.3, "unstructured"))
+    first = pruning_masks.apply_mask(weight, pruning_masks.magnitude_mask(weight, 0.3, "unstructured"))
     assert first.weight is not None
     assert first.metrics == {"sparsity": 307 / 1024}
-    second = pruning_masks.applied(first.weight, pruning_masks.magnitude_mask(first.weight, 0.6, "unstructured"))
+    second = pruning_masks.apply_mask(first.weight, pruning_masks.magnitude_mask(first.weight, 0.6, "unstructured"))
     assert second.weight is not None
     assert bool((second.weight[first.weight == 0] == 0).all())
     assert second.metrics == {"sparsity": 614 / 1024}
@@ -105,7 +105,7 @@ def test_what_is_pruned_stays_pruned_when_pruned_further() -> None:
 
 def test_a_matrix_of_zeros_loses_its_first_weights() -> None:
     assert pruning_masks.mask_rows(torch.zeros(1, 4), 0.5).tolist() == [[False, False, True, True]]
-    assert pruning_masks.mask_whole(torch.zeros(2, 2), 0.5).tolist() == [[False, False], [True, True]]
+    assert pruning_masks.mask_matrix(torch.zeros(2, 2), 0.5).tolist() == [[False, False], [True, True]]
 
 
 def test_what_cannot_be_ranked_is_refused() -> None:
@@ -113,7 +113,7 @@ def test_what_cannot_be_ranked_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^scores must be finite$"):
         pruning_masks.mask_rows(scores, 0.5)
     with pytest.raises(ValueError, match=r"^scores must be finite$"):
-        pruning_masks.mask_whole(scores, 0.5)
+        pruning_masks.mask_matrix(scores, 0.5)
     with pytest.raises(ValueError, match=r"^scores must be finite$"):
         pruning_masks.mask_pattern(scores, 2, 4)
     with pytest.raises(ValueError, match=r"^6 columns are not a multiple of 4$"):
@@ -132,7 +132,7 @@ def test_kept_weights_are_untouched(pattern: str) -> None:
         pruning_masks.magnitude_mask(weight, 0.5, pattern),
     ):
         assert torch.equal(weight, before), "ranking must not write into the weight"
-        pruned = pruning_masks.applied(weight, keep).weight
+        pruned = pruning_masks.apply_mask(weight, keep).weight
         assert pruned is not None
         assert torch.equal(pruned[keep], before[keep])
         assert not pruned[~keep].any()

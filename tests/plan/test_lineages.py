@@ -20,7 +20,7 @@ def plan(steps: str) -> Plan:
 
 def what_was_done(plan: Plan, id: str) -> str:
     """The list in the card of the step `id`, with the parameters of SHOWN alone."""
-    lineage = lineages.of(plan, id)
+    lineage = lineages.lineage_of(plan, id)
     steps = [(s.kind, {key: s.params[key] for key in SHOWN if key in s.params}) for s in lineage.steps]
     made = card.ModelCard(lineage.source, "LlamaForCausalLM", steps, 1000, 500, plan.recipe.name)
     return card.text(made).partition("## What was done\n\n")[2].partition("\n\n")[0]
@@ -81,7 +81,7 @@ def test_the_card_names_every_step_that_made_the_checkpoint(steps: str, id: str,
 
 
 def test_a_model_has_no_steps() -> None:
-    assert lineages.of(plan(TWO_PRUNINGS), "model") == Lineage("demo:tiny-llama")
+    assert lineages.lineage_of(plan(TWO_PRUNINGS), "model") == Lineage("demo:tiny-llama")
 
 
 def test_a_student_of_its_own_is_what_the_result_is_made_from() -> None:
@@ -92,5 +92,5 @@ def test_a_student_of_its_own_is_what_the_result_is_made_from() -> None:
       {data: calibration, teacher: sparse, student: {source: "demo:tiny-llama"}, steps: 1, batch_size: 1}
     id: small
 """
-    found = lineages.of(plan(steps), "small")
+    found = lineages.lineage_of(plan(steps), "small")
     assert [step.id for step in found.steps] == ["small"]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from runner.recipe.references import Reference, of, parse
+from runner.recipe.references import Reference, from_rule, parse
 from tests.recipe.cases import recipe, told
 
 
@@ -18,11 +18,15 @@ from tests.recipe.cases import recipe, told
 )
 def test_parse(text: str, reference: tuple[str | None, str | None]) -> None:
     assert parse(text) == Reference(text, *reference)
-    assert of({"max_ratio_to": text, "value": 1.0}) == of({"min_ratio_to": text, "value": 1.0}) == parse(text)
+    assert (
+        from_rule({"max_ratio_to": text, "value": 1.0})
+        == from_rule({"min_ratio_to": text, "value": 1.0})
+        == parse(text)
+    )
 
 
 def test_absolute_rules_refer_to_nothing() -> None:
-    assert of({"max": 20}) is None
+    assert from_rule({"max": 20}) is None
 
 
 GATE = "- evaluate.perplexity: {data: text, gates: {perplexity: {max_ratio_to: REF, value: 1.1}}}"

@@ -14,10 +14,10 @@ _SHOWN = 12  # complaints of one kind; a shard that went wrong would repeat itse
 _AGAIN = "the checkpoint is incomplete or was edited; download it again"
 
 
-def of(
+def complaints(
     found: ModelDescription, tensors: Mapping[str, TensorHeader], config: Mapping[str, Any], source: str
 ) -> list[Diagnostic]:
-    """Everything that keeps a checkpoint from being read as the model that its config.json describes."""
+    """Return everything that keeps a checkpoint from being read as the model that its config.json describes."""
     if found.problems:
         return [_refused(problem, config, source) for problem in found.problems]
     stored = {each.name: each.stored or each.name for each in found.parameters}

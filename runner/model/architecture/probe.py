@@ -6,7 +6,7 @@ that accompany the weights, the names and shapes of the tensors, the program tha
 transformers, and the model's own code where that may run. A process that has torch at hand answers itself after
 `answer_with`.
 
-`runner.model.architecture.model_complaints.of` turns an answer into what `validate` and `plan` tell.
+`runner.model.architecture.model_complaints` turns an answer into the complaints of `validate` and `plan`.
 """
 
 from __future__ import annotations

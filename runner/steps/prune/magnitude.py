@@ -17,7 +17,7 @@ def transform(linear: Linear, statistics: Statistics, params: Params) -> Transfo
     from runner.methods import pruning_masks
 
     keep = pruning_masks.magnitude_mask(linear.weight, params["sparsity"], params["pattern"])
-    return pruning_masks.applied(linear.weight, keep)
+    return pruning_masks.apply_mask(linear.weight, keep)
 
 
 method = LayerMethod(transform)

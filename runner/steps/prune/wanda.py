@@ -18,7 +18,7 @@ def transform(linear: Linear, statistics: Statistics, params: Params) -> Transfo
 
     norms = statistics.of("input_norms")
     keep = pruning_masks.wanda_mask(linear.weight, norms, params["sparsity"], params["pattern"])
-    return pruning_masks.applied(linear.weight, keep)
+    return pruning_masks.apply_mask(linear.weight, keep)
 
 
 method = LayerMethod(transform, statistics="input_norms", stacked=True)

@@ -87,7 +87,7 @@ _VALUE = "{}\nhelp: correct that value, or download config.json again"
 
 
 def rendered(found: ModelDescription, config: dict[str, Any] = checkpoints.LLAMA) -> list[str]:
-    return [each.render() for each in model_complaints.of(found, {}, config, "m")]
+    return [each.render() for each in model_complaints.complaints(found, {}, config, "m")]
 
 
 def test_refusals_say_the_key_and_the_words_of_transformers() -> None:
