@@ -84,7 +84,7 @@ def test_everything_that_reads_a_model_agrees_with_transformers(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("kind", ["build.onnx", "build.gguf", "build.compile"])
+@pytest.mark.parametrize("kind", ["build.onnx", "build.gguf", pytest.param("build.compile", marks=pytest.mark.nightly)])
 def test_engines_agree_with_transformers(tmp_path: Path, case: str, kind: str) -> None:
     if kind == "build.compile" and case not in ("head", "distinct"):
         pytest.skip("compiling takes seconds; the two that differ most")
