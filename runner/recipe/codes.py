@@ -88,6 +88,7 @@ CODES: dict[str, str] = {
     "R420": "checkpoints with different vocabularies are compared",
     "R421": "a step cannot take weights that are stored this way",
     "R422": "parameters of a scheme contradict one another",
+    "R423": "modules that servers multiply as one are stored in different ways",
     "R430": "the model cannot be found",
     "R431": "the Hub cannot be reached, or does not have what is asked for",
     "R432": "config.json is missing or cannot be read",

@@ -24,6 +24,7 @@ from runner.model.checkpoint import adapter_config, formats
 from runner.model.checkpoint.quantization import checkpoint_config
 from runner.model.checkpoint.quantization.format import Matrix
 from runner.model.layerwise import memory_budget
+from runner.steps.fused_sites import refuse_split
 from runner.steps.layer_method import LayerMethod
 from runner.steps.patterns import matches
 from runner.steps.targets import chosen, planned_schemes, scheme
@@ -90,6 +91,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
         unloadable = checkpoint_config.refuse(format, planned_schemes(params, facts), facts.linears)
         if unloadable is not None:
             found.append(Diagnostic("R413", *unloadable, path=("format",)))
+        found += refuse_split(params, linears, facts.sites)
     return found
 
 

@@ -137,9 +137,9 @@ def test_what_hardly_is_meant(step: str, message: str, help: str, tmp_path: Path
 
 @pytest.mark.parametrize(
     "step",
-    ["quantize.rtn: {overrides: {q_proj: {bits: 4}}}", "quantize.rtn: {ignore: [lm_head]}",
+    ["quantize.rtn: {overrides: {o_proj: {bits: 4}}}", "quantize.rtn: {ignore: [lm_head]}",
      "prune.magnitude: {sparsity: 0, per_layer: {q_proj: 0.5}}",
-     "quantize.rtn: {ignore: [q_proj], overrides: {'*': {bits: 4}}}"],
+     "quantize.rtn: {ignore: [o_proj], overrides: {'*': {bits: 4}}}"],
 )  # fmt: skip
 def test_what_has_an_effect(step: str, tmp_path: Path) -> None:
     assert diagnostics(one_layer(tmp_path), step) == []

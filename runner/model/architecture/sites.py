@@ -28,6 +28,8 @@ _ROLES = {
 }  # fmt: skip
 _BY_NAME = {name: role for role, names in _ROLES.items() for name in names}
 _FUSED = ({"q", "k", "v"}, {"gate", "up"})
+_LATENT = {"q_a_proj", "kv_a_proj_with_mqa"}  # multi-head latent attention: its first projections are fused
+_ALONE = {"q_b_proj"}  # and its second ones are not
 _NORM = re.compile(r"(^|[._])(\w*norm\w*|ln_\w+|ln)$", re.IGNORECASE)
 _VISION = re.compile(r"(^|\.)(vision\w*|visual|image\w*|audio\w*|multi_modal_projector|mm_projector)\.")
 _FUTURE = re.compile(r"(^|\.)(mtp\w*|nextn\w*)\.")
@@ -78,9 +80,13 @@ def with_fused(sites: Iterable[Site]) -> tuple[Site, ...]:
     groups: defaultdict[tuple[str, int], list[Site]] = defaultdict(list)
     listed = list(sites)
     for site in listed:
+        block, _, last = site.name.rpartition(".")
+        if last in _LATENT:
+            groups[block, len(_FUSED)].append(site)
+            continue
         for number, roles in enumerate(_FUSED):
-            if site.role.removeprefix("expert_") in roles:
-                groups[site.name.rpartition(".")[0], number].append(site)
+            if site.role.removeprefix("expert_") in roles and last not in _ALONE:
+                groups[block, number].append(site)
     partners: dict[str, tuple[str, ...]] = {}
     for group in groups.values():
         for site in group:

@@ -83,7 +83,7 @@ def readers(schemes: Iterable[Scheme], transposed: bool = False) -> tuple[Reader
     """vLLM multiplies 8-bit floats on GPUs from compute capability 8.9 on, and unpacks them to 16 bits below."""
     return (
         Reader("transformers", "compressed-tensors", "transformers 5.23, compressed-tensors 0.20"),
-        Reader("vLLM"),
+        Reader("vLLM", fuses=True),
     )
 
 

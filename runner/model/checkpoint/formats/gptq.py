@@ -154,6 +154,7 @@ def readers(schemes: Iterable[Scheme], transposed: bool = False) -> tuple[Reader
     """vLLM's table of kernels for this format has symmetric integers of 4 and 8 bits."""
     found = list(schemes)
     served = not transposed and all(scheme.symmetric and scheme.bits in (4, 8) for scheme in found)
+    unserved = "" if served else "vLLM has no kernels for this way of storing weights."
     limit = "transformers' own loader cannot read it." if transposed or refuse_together(found) else ""
     kernel = any(scheme.bits == 4 and scheme.group_size not in CPU_GROUP_SIZES for scheme in found)
     note = (
@@ -163,7 +164,7 @@ def readers(schemes: Iterable[Scheme], transposed: bool = False) -> tuple[Reader
     return (
         Reader("transformers", "gptqmodel optimum", "transformers 5.23", limit, note=note if kernel else ""),
         Reader("gptqmodel", "gptqmodel", "gptqmodel 7.7", load=_LOAD, note=note if kernel else ""),
-        Reader("vLLM", tried="0.32", limit="" if served else "vLLM has no kernels for this way of storing weights."),
+        Reader("vLLM", tried="0.32", limit=unserved, fuses=True),
     )
 
 

@@ -81,7 +81,7 @@ def readers(schemes: Iterable[Scheme], transposed: bool = False) -> tuple[Reader
     limit = "" if served else "vLLM has no kernels for this way of storing weights."
     return (
         Reader("transformers", "compressed-tensors", "transformers 5.23, compressed-tensors 0.20"),
-        Reader("vLLM", limit=limit),
+        Reader("vLLM", limit=limit, fuses=True),
     )
 
 

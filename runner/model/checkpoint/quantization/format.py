@@ -80,6 +80,7 @@ class Reader:
     limit     why it cannot load these schemes, a whole sentence; "" where it can
     load      Python that loads the folder `{folder}`, where it is not transformers' usual way
     note      advice for some machines, a whole sentence
+    fuses     it multiplies q, k and v as one matrix, and gate and up, which must then be stored alike
     """
 
     name: str
@@ -88,6 +89,7 @@ class Reader:
     limit: str = ""
     load: str = ""
     note: str = ""
+    fuses: bool = False
 
 
 class Format(Protocol):
