@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, CohereConfig
 
-from runner.model.architecture.sites import role
+from runner.contracts.sites import Site
+from runner.model.architecture.sites import role, with_fused
 from runner.plan.resolve_inputs import find_model
 from runner.recipe.types import ModelSpec
 from tests import tiny
@@ -57,6 +58,12 @@ def test_what_servers_fuse_is_together(tmp_path: Path) -> None:
         f"{layer}.mlp.up_proj": (f"{layer}.mlp.gate_proj",),
         f"{layer}.mlp.down_proj": (),
     }
+
+
+def test_of_latent_attention_the_first_projections_are_fused() -> None:
+    names = [f"model.layers.0.self_attn.{n}" for n in ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")]
+    sites = with_fused(Site(n, f"{n}.weight", None, False, 8, 8, 0, role(n)) for n in names)
+    assert [site.fused_with for site in sites] == [(names[2],), (), (names[0],), ()]
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,15 @@ def test_transformers_computes_the_perplexity_that_is_reported(scheme: str, name
     assert abs(ours - measured(source, tmp_path / "dense-scratch")) > 1e-6
 
 
+def test_a_short_last_block_of_rows_is_read_alike(tmp_path: Path) -> None:
+    """k and v have 32 rows, a quarter of a block."""
+    source = save(tmp_path / "dense", **SIZES | {"num_key_value_heads": 1, "num_hidden_layers": 1})
+    host = Host(tmp_path / "made", "quantize.rtn", source, scheme="fp8_block")
+    rtn.run(host)  # `plan` refuses it for vLLM's sake
+    with torch.no_grad():
+        assert torch.equal(logits(host.out_dir, rounds=True), load(host.out_dir)(IDS).logits)
+
+
 @pytest.mark.parametrize("scheme", ["fp8", "fp8_block", "w8a8", "w4a8"])
 def test_inputs_are_rounded_as_compressed_tensors_rounds_them(scheme: str, tmp_path: Path) -> None:
     """Logits are far closer to its forward than they would be without rounding."""
