@@ -53,7 +53,7 @@ def run(opts: Options) -> int:
     if page is not None:
         _written(page, lambda: job.write_report(None if opts.page == Path() else page))
     if opts.json:
-        print(json.dumps(report_json.of(found), indent=2, ensure_ascii=False))
+        print(json.dumps(report_json.document(found), indent=2, ensure_ascii=False))
     elif page is not None or junit_file is not None:
         for path in (page, junit_file):
             if path is not None:

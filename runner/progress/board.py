@@ -1,6 +1,6 @@
-"""What a job looks like at this moment: the events so far, folded into the state of every step.
+"""The current state of a job and its steps, computed from its events.
 
-Sinks that draw and the report both read it, and it is a sink itself; it decides nothing.
+The sinks that draw and the reports read it; it is a sink itself.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Phase:
 
 @dataclass
 class Training:
-    """A step that trains, at optimizer step `at` of `of`. `losses` are those of the steps that were told, in order."""
+    """The training of a step, at optimizer step `at` of `of`. `losses` are those of its `train` events, in order."""
 
     at: int
     of: int
@@ -39,13 +39,13 @@ class Training:
     learning_rate: float | None = None
     tokens_per_second: float | None = None
     seconds_left: float | None = None
-    told: float | None = None
+    reported_at: float | None = None
 
     def remaining(self, now: float) -> float | None:
-        """Seconds until the last step ends, at the present rate; None while unknown."""
-        if self.seconds_left is None or self.told is None:
+        """Return the seconds until the last step ends, at the current rate; None while unknown."""
+        if self.seconds_left is None or self.reported_at is None:
             return None
-        return max(0.0, self.seconds_left - (now - self.told))
+        return max(0.0, self.seconds_left - (now - self.reported_at))
 
 
 @dataclass
@@ -75,16 +75,16 @@ class StepBoard:
 
     @property
     def missed(self) -> bool:
-        """A quality gate of this step was missed."""
+        """Whether a quality gate of this step was missed."""
         return any(not gate.get("passed") for gate in self.gates)
 
     def seconds_per_layer(self) -> float | None:
-        """Mean over the last eight layers; None before the first one ended."""
+        """Return the mean over the last eight layers; None before the first one ended."""
         recent = list(self.times.values())[-8:]
         return sum(recent) / len(recent) if recent else None
 
     def remaining(self, now: float) -> float | None:
-        """Seconds until the last layer ends, at the present rate; None while unknown."""
+        """Return the seconds until the last layer ends, at the current rate; None while unknown."""
         rate = self.seconds_per_layer()
         if rate is None or not self.layers:
             return None
@@ -94,7 +94,7 @@ class StepBoard:
 
 @dataclass
 class Board:
-    """The job. Unknown events and events of unknown steps are ignored: an older sink meets a newer worker."""
+    """A job. Unknown events and events of unknown steps are ignored, as a newer worker may send them."""
 
     job: str = ""
     name: str = ""
@@ -109,7 +109,7 @@ class Board:
     steps: dict[int, StepBoard] = field(default_factory=dict)
 
     def send(self, event: Event) -> None:
-        """Fold one event in."""
+        """Update the state with one event."""
         if self.started is None:
             self.started = event.get("time")
         handler = getattr(self, f"_on_{event.get('event')}", None)
@@ -120,7 +120,7 @@ class Board:
         """Nothing to release; with `send` it makes a board a sink."""
 
     def step_of(self, event: Event) -> StepBoard | None:
-        """The step an event belongs to, made on first sight where the event names its kind."""
+        """Return the step of an event; it is added where it is new and the event has its kind."""
         index = event.get("step")
         if index is None:
             return None
@@ -129,7 +129,7 @@ class Board:
         return self.steps.get(index)
 
     def position(self, step: StepBoard) -> int:
-        """The step's place in the job, counted from 1."""
+        """Return the step's place in the job, counted from 1."""
         return 1 + sorted(self.steps).index(step.index)
 
     def _on_job_started(self, event: Event) -> None:
@@ -172,7 +172,8 @@ class Board:
     def _on_train(self, event: Event) -> None:
         if step := self.step_of(event):
             training = step.training = step.training or Training(0, event["of"])
-            training.at, training.of, training.told, step.phase = event["at"], event["of"], event["time"], None
+            training.at, training.of, training.reported_at = event["at"], event["of"], event["time"]
+            step.phase = None
             training.losses.append(event["loss"])
             training.learning_rate = event.get("learning_rate")
             training.tokens_per_second = event.get("tokens_per_second")
@@ -224,7 +225,7 @@ class Board:
 
 
 def replay(events: Iterable[Event]) -> Board:
-    """The board after all these events."""
+    """Return the board after these events."""
     board = Board()
     for event in events:
         board.send(event)
@@ -232,14 +233,14 @@ def replay(events: Iterable[Event]) -> Board:
 
 
 def figure(value: float | None) -> str:
-    """A per-layer error in three digits; a dash where there is none."""
+    """Format an error or a loss in three digits; a dash for None."""
     if value is None:
         return "–"
     return f"{value:.3g}" if math.isfinite(value) else str(value)
 
 
 def failure_lines(event: Event) -> list[str]:
-    """A step_failed event in lines: the error, the remedy, where the log is."""
+    """Return a step_failed event as lines: the error, the remedy, the path of the log."""
     help, log = event.get("help"), event.get("log")
     lines = [str(event["error"])]
     lines += [f"help: {help}"] if help else []
@@ -247,11 +248,11 @@ def failure_lines(event: Event) -> list[str]:
 
 
 def gate_text(event: Event) -> str:
-    """`gate passed: perplexity 15.52 (at most 19.2)`; a missed gate says by how much."""
-    said = "gate passed: " if event["passed"] else "gate missed: "
+    """Return `gate passed: perplexity 15.52 (at most 19.2)`; for a missed gate, also by how much."""
+    verdict = "gate passed: " if event["passed"] else "gate missed: "
     if event.get("text"):
-        return said + str(event["text"])
+        return verdict + str(event["text"])
     metric, value, limit = event["metric"], event["value"], event["limit"]
     rule = event.get("rule") or f"limit {units.number(limit)}"
     gap = "" if event["passed"] else f", off by {units.number(abs(value - limit))}"
-    return f"{said}{metric} {units.number(value)} ({rule}){gap}"
+    return f"{verdict}{metric} {units.number(value)} ({rule}){gap}"

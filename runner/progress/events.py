@@ -1,4 +1,4 @@
-"""Events: the one account of what happens, for the terminal, events.jsonl, CI and tests alike.
+"""Events: what happens in a job, the one source for the terminal, events.jsonl, CI and tests.
 
 An event is a flat JSON object with `event` (its name), `time` (seconds since the epoch, wall clock) and the fields
 below. Steps emit `layer`, `train`, `progress`, `metric` and `message`; the worker and the executor emit the rest.
@@ -10,8 +10,8 @@ below. Steps emit `layer`, `train`, `progress`, `metric` and `message`; the work
     step_cached     step, id, kind, key, metrics
     waiting         step, holder (who holds the lock, as text)
     layer           step, layer (finished, counted from 1), layers, seconds, error (relative output error or null),
-                    memory (peak resident bytes so far), error_before (of a step that makes up for an error, before it)
-    train           step, at (optimizer steps done), of (how many there are to do), loss, learning_rate,
+                    memory (peak resident bytes so far), error_before (the error before a step that compensates for one)
+    train           step, at (optimizer steps done), of (the number of steps), loss, learning_rate,
                     tokens_per_second (or null), seconds_left (or null), memory (peak bytes so far, of all processes),
                     evaluation (loss on the evaluation text, measured after this step, or null), parts (further losses)
     progress        step, phase (text), done, total, unit
@@ -20,10 +20,10 @@ below. Steps emit `layer`, `train`, `progress`, `metric` and `message`; the work
     step_finished   step, id, kind, key, digest, seconds, memory, metrics
     step_failed     step, id, kind, error (text), help (or null), exit_code, log (path or null)
     gate            step, id, metric, value, limit, rule (text), passed
-    interrupted     step (or null), resume (the command that goes on)
+    interrupted     step (or null), resume (the command to continue with)
     job_finished    job, directory, exit_code, seconds, memory, output (path or null)
     summary         jobs: [{name, file, job, directory, verdict, exit_code, seconds, run, cached, text}], exit_code:
-                    the end of an apply of several jobs; in no events.jsonl
+                    sent at the end of an apply of several jobs; in no events.jsonl
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ NAMES = frozenset({
 
 
 class Sink(Protocol):
-    """Something that shows or keeps events."""
+    """A receiver of events, which shows or stores them."""
 
     def send(self, event: Event) -> None: ...
     def close(self) -> None: ...
 
 
 def make(event: str, **fields: Any) -> Event:
-    """An event stamped with the wall clock. Unknown names are a programming error."""
+    """Make an event with the current time. ValueError for an unknown name, which is a programming error."""
     if event not in NAMES:
         raise ValueError(f"unknown event {event!r}")
     return {"event": event, "time": round(time.time(), 3), **fields}
 
 
 def encode(event: Event) -> str:
-    """One line of JSON, without the newline."""
+    """Return an event as one line of JSON, without the newline."""
     return json.dumps(event, ensure_ascii=False, separators=(",", ":"), allow_nan=True)

@@ -1,4 +1,4 @@
-"""The picture of a job as lines of styled text: what the live view repaints and what stays at the end.
+"""Render a job as lines of styled text, for the live view and its final output.
 
 llama-int4-3f9a1c2b70d4  step 3/4  0:12  1.90 GB
  ✓ baseline  evaluate.perplexity   3.2 s  perplexity 15.374
@@ -32,7 +32,7 @@ TIME_CELLS = 9
 
 
 def live(board: b.Board, now: float, width: int, height: int) -> list[Text]:
-    """At most `height` lines for the present moment; the running step and its bar are always among them."""
+    """Return at most `height` lines for the time `now`; the running step and its bar are always among them."""
     steps = [board.steps[index] for index in sorted(board.steps)]
     if not steps:
         return [Text(f"waits for {board.holder}", "yellow")] if board.holder else []
@@ -54,7 +54,7 @@ def live(board: b.Board, now: float, width: int, height: int) -> list[Text]:
 
 
 def final(board: b.Board, width: int) -> list[Text]:
-    """Every step with its metrics, gates and failure; nothing is cut."""
+    """Return every step with its metrics, gates and failure; nothing is cut."""
     steps = [board.steps[index] for index in sorted(board.steps)]
     columns = _columns(steps, width)
     lines = []
@@ -79,7 +79,7 @@ def _indented(text: str, style: str = "") -> Text:
 
 
 def _window(count: int, focus: int, room: int) -> tuple[int, int]:
-    """The range of rows to show: `room` of them, markers of hidden rows included, a third of them before `focus`."""
+    """Return the range of rows to show: `room` with the markers of hidden ones, a third of them before `focus`."""
     if count <= room:
         return 0, count
     visible = max(1, room - 2)
@@ -97,7 +97,7 @@ def _title(board: b.Board, steps: list[b.StepBoard], now: float, current: int | 
 
 
 def _columns(steps: list[b.StepBoard], width: int) -> tuple[int, int]:
-    """Cells of the id and the kind column; the kind goes first where there is no room, then the id is cut."""
+    """Return the widths of the id and the kind column; without room the kind is omitted first, then the id is cut."""
     ids = max((cell_len(s.id) for s in steps), default=0)
     kinds = max((cell_len(s.kind) for s in steps), default=0)
     room = width - INDENT - 2 - TIME_CELLS
@@ -144,7 +144,7 @@ def _time(step: b.StepBoard, now: float) -> str:
 
 
 def _running(step: b.StepBoard, now: float, width: int) -> list[Text]:
-    """What stands under the running step: the bar over layers with their errors, or over steps with losses; a phase."""
+    """Return the lines below the running step: a bar over layers with errors, or over steps with losses; a phase."""
     if step.state == b.WAITING:
         return [Text(" " * INDENT + f"waits for {step.holder}", style="yellow")]
     lines = []
@@ -177,7 +177,7 @@ def _running(step: b.StepBoard, now: float, width: int) -> list[Text]:
 
 
 def _training(training: b.Training, memory: float, now: float, width: int) -> list[Text]:
-    """The bar over optimizer steps, and the losses so far with the latest, from the lowest to the highest."""
+    """Return the bar over optimizer steps, and a sparkline of the losses, scaled from the lowest, with the latest."""
     rate, left = training.tokens_per_second, training.remaining(now)
     facts = [f"{training.at}/{training.of} steps"]
     facts += [f"{units.count(rate)} tokens/s"] if rate else []
@@ -193,18 +193,18 @@ def _training(training: b.Training, memory: float, now: float, width: int) -> li
             words.append(f"evaluation {b.figure(training.evaluations[-1])} (best {b.figure(best)})")
         while len(words) > 1 and INDENT + 5 + 8 + 1 + cell_len("  ".join(words)) > width:
             words = words[:-1]
-        said = "  ".join(words)
+        facts_text = "  ".join(words)
         text = Text(" " * INDENT + "loss ", style="dim")
-        room = max(8, min(40, width - INDENT - 6 - cell_len(said)))
+        room = max(8, min(40, width - INDENT - 6 - cell_len(facts_text)))
         low = min((loss for loss in training.losses if math.isfinite(loss)), default=0.0)
         text.append(units.sparkline([loss - low for loss in training.losses], room), style="not dim magenta")
-        text.append(f" {said}", style="not dim")
+        text.append(f" {facts_text}", style="not dim")
         lines.append(text)
     return lines
 
 
 def _bar(share: float, facts: list[str], width: int) -> Text:
-    """A bar and what fits beside it; facts that do not fit are left out from the end."""
+    """Return a bar followed by `facts`; those that do not fit are left out from the end."""
     while len(facts) > 1 and INDENT + 10 + 1 + cell_len("  ".join(facts)) > width:
         facts = facts[:-1]
     words = "  ".join(facts)

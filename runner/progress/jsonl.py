@@ -8,7 +8,7 @@ from runner.progress.events import Event, encode
 
 
 class JsonLines:
-    """Writes to `stream` and flushes each line. A reader that went away silences the sink, never the job."""
+    """Writes to `stream` and flushes each line. A closed stream stops the output, never the job."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream: TextIO | None = stream

@@ -17,7 +17,7 @@ SECONDS_BETWEEN_FRAMES = 0.125
 
 
 class Live:
-    """Draws on `stream`, a terminal, from a thread of its own, so that clocks go on while a layer computes."""
+    """Draws on `stream`, a terminal, from its own thread, so that clocks continue while a layer computes."""
 
     def __init__(self, stream: TextIO) -> None:
         self._painter = Painter(Console(file=stream, highlight=False, markup=False, emoji=False))
@@ -29,14 +29,14 @@ class Live:
         self._thread.start()
 
     def send(self, event: Event) -> None:
-        """Only keeps the event; the thread draws."""
+        """Record the event; the thread draws."""
         with self._lock:
             self._board.send(event)
             if event["event"] == "message":
                 self._above.append(_message(event, self._board))
 
     def close(self) -> None:
-        """Leave the last picture standing and stop drawing. A second call does nothing."""
+        """Draw the final lines and stop. A second call does nothing."""
         if self._closed.is_set():
             return
         self._closed.set()

@@ -1,7 +1,7 @@
-"""A block of lines at the bottom of a terminal, drawn over itself, that survives resizing.
+"""A block of lines at the bottom of a terminal that is redrawn in place, also after resizing.
 
 A terminal that becomes narrower wraps what was drawn, so the block takes more rows than it was written with; how far
-to move up is therefore computed from the old lines and the present width, at every repaint.
+to move up is therefore computed from the old lines and the current width, at every repaint.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 
 
 class Painter:
-    """Owns the last lines of `console`'s terminal until `finish`. A terminal that went away silences it."""
+    """Owns the last lines of `console`'s terminal until `finish`. A closed terminal stops the output."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -31,7 +31,7 @@ class Painter:
         return max(10, width - 1), max(4, height - 1)
 
     def draw(self, frame: Sequence[Text], above: Sequence[Text] = ()) -> None:
-        """Replace the block by `frame`, cut to the terminal; `above` scrolls away above it and stays."""
+        """Replace the block by `frame`, cut to the terminal; `above` is printed above it and scrolls away."""
         width, height = self.size
         lines = [line.copy() for line in frame[:height]]
         for line in lines:
@@ -40,15 +40,15 @@ class Painter:
         self._drawn = tuple(line.cell_len for line in lines)
 
     def finish(self, frame: Sequence[Text]) -> None:
-        """Leave `frame` standing, whole even where it is larger than the terminal, and the cursor below it."""
+        """Print `frame` in full, even where it is larger than the terminal, and leave the cursor below it."""
         self._write("", frame, SHOW_CURSOR)
         self._drawn = ()
 
     def _over(self, lines: Sequence[Text]) -> str:
-        """The text that puts `lines` where the block stands.
+        """Return the text that draws `lines` over the block.
 
-        Each row is cleared by itself and as a whole. tmux keeps in its history what is cleared from the first row of
-        the screen on, once for every repaint; and it remembers of a row that is cleared in part that it was wrapped.
+        Each row is cleared separately and completely. tmux adds to its history what is cleared from the first row of
+        the screen on, at every repaint; and a partly cleared row still counts as wrapped.
         """
         width = max(1, self._console.size.width)
         rows = sum(max(1, -(-cells // width)) for cells in self._drawn)

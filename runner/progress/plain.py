@@ -1,4 +1,4 @@
-"""The sink for logs: one readable line per fact, no control characters, no more lines than a CI log can bear.
+"""The sink for logs: one readable line per fact, no control characters, and few enough lines for a CI log.
 
 State, metrics, gates, messages and failures always show. Layers and steps of a training show when ten seconds or a
 tenth of the step have passed since the last line about it.
@@ -17,14 +17,14 @@ SHORTEST_PAUSE = 1.0
 
 
 class Plain:
-    """Writes lines to `stream`. A reader that went away silences the sink, never the job."""
+    """Writes lines to `stream`. A closed stream stops the output, never the job."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream: TextIO | None = stream
         self._board = board.Board()
         self._last_line = 0.0
         self._last_layer = 0
-        self._told: set[tuple[int, str]] = set()
+        self._printed_metrics: set[tuple[int, str]] = set()
 
     def send(self, event: Event) -> None:
         self._board.send(event)
@@ -73,12 +73,13 @@ class Plain:
         if name == "waiting":
             return [f"{label} waits for {step.holder}"]
         if name == "metric":
-            self._told.add((step.index, event["name"]))
+            self._printed_metrics.add((step.index, event["name"]))
             return [f"{label} {event['name']} {units.number(event['value'])}"]
         if name == "step_finished":
             memory = f", peak memory {units.size(step.memory)}" if step.memory else ""
-            untold = [(n, v) for n, v in units.shown(step.metrics.items()) if (step.index, n) not in self._told]
-            lines = [f"{label} {units.metrics(untold)}"] if untold else []
+            printed = self._printed_metrics
+            new = [(n, v) for n, v in units.shown(step.metrics.items()) if (step.index, n) not in printed]
+            lines = [f"{label} {units.metrics(new)}"] if new else []
             return [*lines, f"{label} finished in {units.duration(step.seconds or 0)}{memory}"]
         if name == "step_failed":
             error, *rest = board.failure_lines(event)
@@ -104,7 +105,7 @@ class Plain:
 
 
 def _done(step: board.StepBoard) -> int:
-    """Layers, or steps of a training, that are done."""
+    """Return the number of finished layers, or optimizer steps."""
     return step.training.at if step.training else step.layer
 
 

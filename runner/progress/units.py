@@ -1,4 +1,4 @@
-"""Numbers as people read them: times, sizes, metrics, and rows of numbers as sparklines."""
+"""Format numbers for people: times, sizes, metrics, and rows of numbers as sparklines."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 def duration(seconds: float) -> str:
-    """`0.4 s`, `12.3 s`, `2 min 05 s`, `3 h 07 min`."""
+    """Format a duration: `0.4 s`, `12.3 s`, `2 min 05 s`, `3 h 07 min`."""
     if not math.isfinite(seconds):
         return "?"
     seconds = max(0.0, seconds)
     if seconds < 59.95:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    rounded = round(seconds)
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60:02d} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"
 
 
 def rate(seconds: float) -> str:
-    """`0.05 s/layer`, `1.8 s/layer`, `2 min 05 s/layer`."""
+    """Format a rate: `0.05 s/layer`, `1.8 s/layer`, `2 min 05 s/layer`."""
     return f"{seconds:.2f} s/layer" if seconds < 0.995 else f"{duration(seconds)}/layer"
 
 
 def about(seconds: float) -> str:
-    """An estimate: never more precise than it can be. `< 1 s`, `~12 s`, `~4 min`, `~3.5 h`, `~2 days`."""
+    """Format an estimated time, rounded: `< 1 s`, `~12 s`, `~4 min`, `~3.5 h`, `~2 days`."""
     if not math.isfinite(seconds):
         return "?"
     if seconds < 1:
@@ -42,20 +42,19 @@ def about(seconds: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """`0:07`, `12:30`, `1:02:03`: a running clock, or the time that is left."""
-    whole = max(0, round(seconds))
-    hours, rest = divmod(whole, 3600)
+    """Format a running clock, or the time that is left: `0:07`, `12:30`, `1:02:03`."""
+    hours, rest = divmod(max(0, round(seconds)), 3600)
     minutes, seconds = divmod(rest, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 def size(count: float) -> str:
-    """Decimal units, three digits: `0 B`, `812 kB`, `1.53 GB`, `48.2 GB`, `130 GB`."""
+    """Format bytes in decimal units and three digits: `0 B`, `812 kB`, `1.53 GB`, `48.2 GB`, `130 GB`."""
     return _scaled(count, ("B", "kB", "MB", "GB", "TB"))
 
 
 def count(value: float) -> str:
-    """How many, in three digits: `512`, `68.3 k`, `1.24 M`, `7.24 B` (billions)."""
+    """Format a count in three digits: `512`, `68.3 k`, `1.24 M`, `7.24 B` (billions)."""
     return _scaled(value, ("", "k", "M", "B", "T")).rstrip()
 
 
@@ -68,7 +67,7 @@ def _scaled(value: float, names: tuple[str, ...]) -> str:
 
 
 def number(value: object) -> str:
-    """A metric: integers whole, other numbers with five significant digits."""
+    """Format a metric: integers in full, other numbers with five significant digits."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if not math.isfinite(value):
@@ -78,24 +77,24 @@ def number(value: object) -> str:
     return f"{value:.5g}"
 
 
-# What a step counted rather than measured: kept in records and JSON, left out where room is short.
+# Counts, which are no measurements: they are in records and JSON, but left out of short texts.
 COUNTS = frozenset({"tokens", "windows", "modules"})
 
 
 def metrics(values: Iterable[tuple[str, object]]) -> str:
-    """`perplexity 15.523, size 3.51 MB`."""
+    """Format metrics: `perplexity 15.523, size 3.51 MB`."""
     return ", ".join(metric(name, value) for name, value in shown(values))
 
 
 def shown(values: Iterable[tuple[str, object]]) -> list[tuple[str, object]]:
-    """Without what was merely counted, and without the loss that a perplexity tells already."""
+    """Return the metrics without counts, and without the loss where there is a perplexity."""
     known = dict(values)
     hidden = COUNTS | ({"loss"} if "perplexity" in known else set())
     return [(name, value) for name, value in known.items() if name not in hidden]
 
 
 def metric(name: str, value: object) -> str:
-    """`perplexity 15.523`; a number of bytes as a size."""
+    """Format a metric: `perplexity 15.523`; a number of bytes as a size."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         if name == "bytes":
             return f"size {size(value)}"
@@ -113,7 +112,7 @@ def plural(count: int, noun: str) -> str:
 
 
 def sparkline(values: Iterable[float | None], width: int = 40, bars: str = BARS) -> str:
-    """One character a value from zero to the largest; more values than `width` are averaged in equal stretches.
+    """Return one bar character for each value, scaled from zero to the largest; more than `width` values are averaged.
 
     Values that are missing or not finite show as a space or `!`.
     """

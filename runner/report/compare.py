@@ -1,4 +1,4 @@
-"""Jobs side by side: the params that differ, size, quality, speed, memory, and which of them no other dominates."""
+"""Compare jobs: the params that differ, size, quality, speed, memory, and the Pareto front."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MOST_PARAMS = 6  # columns of a table
 
 @dataclass(frozen=True)
 class Row:
-    """One job. `size` is the bytes of its weights, `seconds` what its steps took, whoever ran them; None: not known."""
+    """One job. `size` is the bytes of its weights, `seconds` the time of its steps, also cached ones; None: unknown."""
 
     id: str
     name: str
@@ -38,7 +38,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`metric` and `speed` name what was measured; None where no job has one. `axes` are those of the front."""
+    """`metric` and `speed` name the metrics compared; None where no job has one. `axes` are those of the front."""
 
     rows: tuple[Row, ...]
     params: tuple[str, ...]
@@ -93,12 +93,12 @@ def compare(jobs: Sequence[tuple[JobReport, Mapping[str, Any]]], metric: str | N
 
 
 def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether a point is at least as good in everything, and better in something; lower is better."""
+    """Return whether `one` is at least as good on every axis and better on one; lower is better."""
     return all(x <= y for x, y in zip(one, other, strict=True)) and tuple(one) != tuple(other)
 
 
 def differing(recipes: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """The params that are not the same in all recipes; where all are, the other values that are not."""
+    """Return the params that differ between recipes; where none does, the other values that differ."""
     paths = dict.fromkeys(path for recipe in recipes for path in recipe)
     unequal = [path for path in paths if len({repr(recipe.get(path)) for recipe in recipes}) > 1]
     params = [path for path in unequal if path.startswith("params.")]
@@ -106,7 +106,7 @@ def differing(recipes: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def measured(job: JobReport, metric: str) -> float | None:
-    """The metric of the job's last checkpoint, else the one that was measured last."""
+    """Return the metric of the job's last checkpoint; without a checkpoint, the last value measured."""
     step, _, name = metric.rpartition(".")
     points = [
         point
@@ -121,12 +121,12 @@ def measured(job: JobReport, metric: str) -> float | None:
 
 
 def metrics(jobs: Sequence[JobReport]) -> list[str]:
-    """Every metric that can be asked for."""
+    """Return every metric that evaluations of these jobs measured."""
     return sorted({series.metric for job in jobs for series in findings.series(job)})
 
 
 def _common(jobs: Sequence[tuple[JobReport, Mapping[str, Any]]]) -> str | None:
-    """Perplexity where any job has it, else the metric that most jobs have."""
+    """Return perplexity where any job has it, else the metric that most jobs have."""
     counts: dict[str, int] = {}
     for job, _ in jobs:
         for metric in dict.fromkeys(series.metric for series in findings.series(job)):
@@ -136,7 +136,7 @@ def _common(jobs: Sequence[tuple[JobReport, Mapping[str, Any]]]) -> str | None:
 
 
 def _speeds(job: JobReport) -> dict[str, float]:
-    """Latencies and throughputs of what came out; those of a training say nothing of the result."""
+    """Return latencies and throughputs of the result; those of a training do not describe it."""
     found: dict[str, float] = {}
     for step in job.steps:
         if step.kind.startswith(("evaluate.", "build.", "measure.")):
@@ -152,7 +152,7 @@ def _marked(row: Row, points: Mapping[str, Sequence[float]]) -> Row:
 
 
 def lines(found: Comparison, width: int) -> list[Text]:
-    """For a terminal: a table, the front, and what it is made of."""
+    """Return lines for a terminal: a table, then the front and its axes."""
     shown = found.params[:_MOST_PARAMS]
     head: list[Cell] = ["", "job", *(path.removeprefix("params.") for path in shown), "size"]
     head += [found.metric.replace("_", " ")] if found.metric else []
@@ -177,22 +177,22 @@ def lines(found: Comparison, width: int) -> list[Text]:
 
 
 def sentences(found: Comparison) -> list[str]:
-    """Which jobs are on the front, which are not and why."""
+    """Return sentences: the jobs on the front, those that are dominated, those that cannot be compared."""
     front = [row.id for row in found.rows if row.front]
     left_out = [row.id for row in found.rows if not row.front and row.dominated_by is None]
-    told = []
+    result = []
     if front:
         axes = f"{', '.join(found.axes[:-1])} and {found.axes[-1]}".replace("_", " ")
-        told.append(f"Pareto front of {axes}: {', '.join(front)}")
-    told += [f"{row.id} is dominated by {row.dominated_by}" for row in found.rows if row.dominated_by is not None]
+        result.append(f"Pareto front of {axes}: {', '.join(front)}")
+    result += [f"{row.id} is dominated by {row.dominated_by}" for row in found.rows if row.dominated_by is not None]
     if left_out:
         what = found.metric or "a metric"
-        told.append(f"not compared, for want of a size or of {what}: {', '.join(left_out)}")
-    return told
+        result.append(f"not compared, for want of a size or of {what}: {', '.join(left_out)}")
+    return result
 
 
 def document(found: Comparison) -> dict[str, Any]:
-    """The same as JSON."""
+    """Return a comparison as JSON."""
     rows = [
         {name: None if not _finite(value, True) else value for name, value in asdict(row).items()} for row in found.rows
     ]
@@ -204,5 +204,5 @@ def document(found: Comparison) -> dict[str, Any]:
 
 
 def _finite(value: Any, others: bool = False) -> bool:
-    """Whether it is a number that can be compared; `others`: what is no number at all counts as well."""
+    """Return whether a value is a finite number; values of other types give `others`."""
     return math.isfinite(value) if isinstance(value, int | float) else others

@@ -1,4 +1,4 @@
-"""In what two jobs, or two recipes, differ: recipe, lock, metrics, digests, environment."""
+"""The differences between two jobs, or two recipes: recipe, lock, metrics, digests, environment."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from runner.report import findings
 from runner.report.table import Cell, table
 
 SECTIONS = ("recipe", "lock", "metrics", "digests", "environment")
-_BESIDE = frozenset({"id", "from", "when", "resources", "env"})
-_OF_MACHINE = frozenset({"packages", "python", "runner"})  # of a lock: the environment has them too
+_STEP_OPTIONS = frozenset({"id", "from", "when", "resources", "env"})
+_OF_MACHINE = frozenset({"packages", "python", "runner"})  # keys of a lock that the environment has too
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two. `recipe` and `lock` are documents, `metrics` and `digests` by step; empty where it has none."""
+    """One of the two sides. `recipe` and `lock` are documents, `metrics` and `digests` by step; empty where missing."""
 
     name: str
     recipe: Mapping[str, Any]
@@ -33,7 +33,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Difference:
-    """One value; `a` or `b` is None where that side has none."""
+    """A value that differs; `a` or `b` is None where that side has none."""
 
     section: str
     path: str
@@ -42,7 +42,7 @@ class Difference:
 
     @property
     def change(self) -> str:
-        """`+0.27, +3.3 %` of two numbers."""
+        """The change between two numbers: `+0.27, +3.3 %`; empty for other values."""
         if not (_is_number(self.a) and _is_number(self.b)):
             return ""
         gap = self.b - self.a
@@ -52,7 +52,7 @@ class Difference:
 
 
 def differences(a: Side, b: Side) -> tuple[Difference, ...]:
-    """Every value that differs, section by section, in the order of `a`."""
+    """Return every value that differs, section by section, in the order of `a`."""
     known = secrets.values(a.recipe) | secrets.values(b.recipe)
     machines = bool(a.environment and b.environment)
     pairs = (
@@ -65,7 +65,7 @@ def differences(a: Side, b: Side) -> tuple[Difference, ...]:
     found = []
     for section, one, other in pairs:
         if not one or not other:
-            continue  # a recipe has no metrics: that is no difference
+            continue  # a side without a section (a recipe has no metrics) is no difference
         for path in dict.fromkeys((*one, *other)):
             x, y = one.get(path), other.get(path)
             if x != y or type(x) is not type(y):
@@ -76,7 +76,7 @@ def differences(a: Side, b: Side) -> tuple[Difference, ...]:
 
 
 def flat_recipe(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Path → value; steps by their id: `steps.gptq.bits`."""
+    """Flatten a recipe to path → value; steps by their id: `steps.gptq.bits`."""
     rest = {key: value for key, value in document.items() if key != "steps"}
     found = dict(_flat(rest))
     steps = [step for step in document.get("steps") or () if isinstance(step, Mapping)]
@@ -84,10 +84,10 @@ def flat_recipe(document: Mapping[str, Any]) -> dict[str, Any]:
     if ids:
         found["steps"] = ", ".join(ids)
     for id, step in zip(ids, steps, strict=True):
-        kind = next((key for key in step if key not in _BESIDE), "")
+        kind = next((key for key in step if key not in _STEP_OPTIONS), "")
         found[f"steps.{id}.kind"] = kind
-        beside = {key: value for key, value in step.items() if key in _BESIDE - {"id"}}
-        found |= dict(_flat({**beside, **(step.get(kind) or {})}, ("steps", id)))
+        options = {key: value for key, value in step.items() if key in _STEP_OPTIONS - {"id"}}
+        found |= dict(_flat({**options, **(step.get(kind) or {})}, ("steps", id)))
     return found
 
 
@@ -111,7 +111,7 @@ def _flat(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str, A
 
 
 def lines(a: Side, b: Side, found: tuple[Difference, ...], width: int) -> list[Text]:
-    """For a terminal: a section after another, before and after beside each other."""
+    """Return lines for a terminal: one section after another, each value as before → after."""
     heading = Text(f"{a.name} → {b.name}", "bold")
     if not found:
         return [heading, Text("no difference")]
@@ -130,7 +130,7 @@ def lines(a: Side, b: Side, found: tuple[Difference, ...], width: int) -> list[T
 
 
 def document(a: Side, b: Side, found: tuple[Difference, ...]) -> dict[str, Any]:
-    """The same as JSON."""
+    """Return the differences as JSON."""
     sections: dict[str, list[dict[str, Any]]] = {name: [] for name in SECTIONS}
     for one in found:
         entry = {name: value for name, value in asdict(one).items() if name != "section"}
@@ -149,7 +149,7 @@ def _shown(value: Any, section: str) -> str:
 
 
 def _style(one: Difference) -> str:
-    """Green where a metric became better, red where it became worse."""
+    """Return green where a metric became better, red where it became worse, "" for other values."""
     metric = one.path.rpartition(".")[2]
     if metric in units.COUNTS or not (_is_number(one.a) and _is_number(one.b)):
         return ""

@@ -1,4 +1,4 @@
-"""What this machine and this installation can do, finding by finding. torch is asked in a process of its own."""
+"""Check what this machine and this installation can do. torch is imported in a separate process."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ print(json.dumps({
 
 @dataclass(frozen=True)
 class Finding:
-    """`level`: "ok", "warn" (some things are slower or missing) or "fail" (nothing works until it is mended)."""
+    """`level`: "ok", "warn" (some things are slower or missing) or "fail" (nothing works until it is fixed)."""
 
     name: str
     level: str
@@ -48,7 +48,7 @@ class Finding:
 
 
 def examine(jobs: Path) -> list[Finding]:
-    """Every finding, the base first."""
+    """Return every finding, the base requirements first."""
     torch, probed = _torch()
     return [
         _python(),
@@ -71,7 +71,7 @@ def _python() -> Finding:
 
 
 def _torch() -> tuple[Finding, dict[str, Any]]:
-    """torch starts; and what it says of itself."""
+    """Check that torch starts; return the finding, and the facts that TORCH_PROBE prints."""
     if _version("torch") is None:
         return Finding("torch", "fail", "not installed", "pip install torch"), {}
     try:
@@ -90,12 +90,12 @@ def _torch() -> tuple[Finding, dict[str, Any]]:
 
 
 def _base() -> list[Finding]:
-    """The packages that everything needs."""
+    """Check the required packages."""
     missing = [name for name in requirements() if _version(name) is None]
     if missing:
         return [Finding("packages", "fail", f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}")]
-    told = ", ".join(f"{name} {_version(name)}" for name in ("transformers", "safetensors", "compressed-tensors"))
-    return [Finding("packages", "ok", told)]
+    versions = ", ".join(f"{name} {_version(name)}" for name in ("transformers", "safetensors", "compressed-tensors"))
+    return [Finding("packages", "ok", versions)]
 
 
 def _processor() -> list[Finding]:
@@ -128,7 +128,7 @@ def _gpu(probed: dict[str, Any]) -> Finding:
 
 
 def _engines(probed: dict[str, Any]) -> list[Finding]:
-    """Which engines this machine can build, and which it can run. Nothing is imported."""
+    """Check which engines this machine can build, and which it can run. Nothing is imported."""
     gpu = bool(probed.get("gpus"))
     runs = "runs it" if gpu else "runs it on a machine with a GPU"
     graph = [name for name in ("onnx", "onnxscript") if _version(name) is None]
@@ -151,7 +151,7 @@ def _engine(name: str, kind: str, graph: list[str], packages: list[str], extra: 
 
 
 def _enterprise(gpu: bool, graph: list[str]) -> Finding:
-    """`flavour: enterprise` needs its package and the GPU; without a GPU there is nothing to mend."""
+    """Check `flavour: enterprise`, which needs its package and a GPU; a missing GPU is no fault."""
     name, version = "trt engine", _version("tensorrt")
     if not gpu:
         return Finding(
@@ -164,7 +164,7 @@ def _enterprise(gpu: bool, graph: list[str]) -> Finding:
 
 
 def _compiled() -> Finding:
-    """AOTInductor calls a C++ compiler to build; what it built runs without one."""
+    """Check for the C++ compiler that AOTInductor needs to build; packages run without it."""
     wanted = os.environ.get("CXX") or "g++"
     found = next((path for program in (wanted, "clang++") if (path := shutil.which(program))), None)
     if found is None:
@@ -174,7 +174,7 @@ def _compiled() -> Finding:
 
 
 def _extras() -> list[Finding]:
-    """For every extra of this installation, whether its packages are there."""
+    """Check the packages of every extra of this installation."""
     findings = []
     for extra in extras():
         missing = [name for name in requirements(extra) if _version(name) is None]
@@ -188,7 +188,7 @@ def _extras() -> list[Finding]:
 
 
 def _jobs(jobs: Path) -> list[Finding]:
-    """The jobs folder can be written, takes hard links, has room. Leaves nothing behind."""
+    """Check that the jobs folder is writable and has hard links and free space. Leaves no file there."""
     folder = jobs.absolute()
     while not folder.exists():
         folder = folder.parent
@@ -214,7 +214,7 @@ def _jobs(jobs: Path) -> list[Finding]:
 
 
 def extras() -> list[str]:
-    """The extras that users may install."""
+    """Return the extras that users may install."""
     try:
         found = importlib.metadata.metadata("runner").get_all("Provides-Extra") or []
     except importlib.metadata.PackageNotFoundError:
@@ -223,7 +223,7 @@ def extras() -> list[str]:
 
 
 def requirements(extra: str | None = None) -> list[str]:
-    """The names of the packages that the base, or an extra, requires on this machine."""
+    """Return the names of the packages that the base, or an extra, requires."""
     try:
         lines: Iterable[str] = importlib.metadata.requires("runner") or []
     except importlib.metadata.PackageNotFoundError:

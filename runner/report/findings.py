@@ -1,4 +1,4 @@
-"""What the records of a job amount to: the verdict, and how size and quality changed from step to step."""
+"""Summarize a job: the verdict, and how size and quality changed from step to step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SPEED = re.compile(r"latency|per_second|throughput|time_to")
 
 @dataclass(frozen=True)
 class Verdict:
-    """`level`: "good", "bad", "warn" or "idle"; `word` is the status in one or two words, `text` whole sentences."""
+    """`level`: "good", "bad", "warn" or "idle"; `word` is the status in one or two words, `text` full sentences."""
 
     level: str
     word: str
@@ -29,7 +29,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Measured:
-    """A value that the step `step` measured of the artifact `of`: "model" or the id of the step that made it."""
+    """A value measured by the step `step` on the artifact `of`: "model" or the id of the step that made it."""
 
     step: str
     of: str
@@ -59,18 +59,18 @@ class Change:
 
 
 def title(job: JobReport) -> str:
-    """How a job is called: its recipe, and the values of its combination of a matrix."""
-    told = ", ".join(f"{key}={value}" for key, value in job.matrix.items())
-    return f"{job.recipe or job.id}{f' ({told})' if told else ''}"
+    """Return the name of a job: its recipe, and the values of its combination of a matrix."""
+    values = ", ".join(f"{key}={value}" for key, value in job.matrix.items())
+    return f"{job.recipe or job.id}{f' ({values})' if values else ''}"
 
 
 def higher_is_better(metric: str) -> bool:
-    """By the words in its name: agreement, accuracy, throughput; every other metric is better when lower."""
+    """Return whether a metric's name means that higher is better (agreement, accuracy, throughput)."""
     return _HIGHER.search(metric) is not None
 
 
 def is_speed(metric: str) -> bool:
-    """A latency or a throughput."""
+    """Return whether a metric is a latency or a throughput."""
     return _SPEED.search(metric) is not None
 
 
@@ -79,7 +79,7 @@ def is_evaluation(step: StepReport) -> bool:
 
 
 def series(job: JobReport) -> tuple[Series, ...]:
-    """Every metric of evaluations, without what was merely counted; two ways of measuring are two series."""
+    """Return a series for each metric of evaluations but counts; two ways of measuring make two series."""
     found: dict[tuple[str, str], list[Measured]] = {}
     for step in job.steps:
         if is_evaluation(step):
@@ -98,7 +98,7 @@ def label(metric: str) -> str:
 
 
 def changes(all_series: Sequence[Series], step: StepReport) -> tuple[Change, ...]:
-    """What a step did to quality: each metric that was measured of its input or its output."""
+    """Return how a step changed quality: each metric measured on its output, with its value on the input."""
     found = []
     for one in all_series:
         before = next((point.value for point in one.points if point.of == step.input), None)
@@ -109,7 +109,7 @@ def changes(all_series: Sequence[Series], step: StepReport) -> tuple[Change, ...
 
 
 def headline(all_series: Sequence[Series]) -> Change | None:
-    """The metric to speak of first: perplexity, else the first with a before and an after, else the first."""
+    """Return the metric for the headline: perplexity, else the first with a before and an after, else the first."""
     ranked = sorted(all_series, key=lambda one: (one.metric != "perplexity", len(one.points) < 2))
     if not ranked:
         return None
@@ -119,7 +119,7 @@ def headline(all_series: Sequence[Series]) -> Change | None:
 
 
 def percent(before: float, after: float) -> str:
-    """`+3.3 %`, `−60 %`; empty where there is nothing to compare with."""
+    """Return the change as `+3.3 %`, `−60 %`; empty where it is undefined."""
     if not (math.isfinite(before) and math.isfinite(after)) or before == 0:
         return ""
     change = (after - before) / abs(before) * 100
@@ -129,7 +129,7 @@ def percent(before: float, after: float) -> str:
 
 
 def times_smaller(before: int | None, after: int | None) -> str:
-    """`2.5 times smaller`, `1.2 times larger`, `as large as before`; empty where not known."""
+    """Return `2.5 times smaller`, `1.2 times larger`, `as large as before`; empty where a size is not known."""
     if not before or not after:
         return ""
     ratio = before / after
@@ -143,17 +143,17 @@ def gates(job: JobReport) -> tuple[tuple[StepReport, Event], ...]:
 
 
 def gate_sentence(gate: Event) -> str:
-    """The number, its limit, and by how much it was missed."""
+    """Return a sentence: the value, its limit, and the distance to it."""
     return board.gate_text(gate).partition(": ")[2]
 
 
 def verdict(job: JobReport) -> Verdict:
-    """What became of the job, in the words of a headline and a sentence or two."""
+    """Return the verdict on a job: a level, a headline word, and one or two sentences."""
     judged = gates(job)
     missed = [(step, gate) for step, gate in judged if not gate.get("passed")]
     if job.status == "gate-missed" or (missed and job.status == "done"):
-        told = "; ".join(f"Step {step.id}: {gate_sentence(gate)}" for step, gate in missed)
-        return Verdict("bad", "gate missed", f"{told or 'A quality gate was missed'}. Everything is kept.")
+        text = "; ".join(f"Step {step.id}: {gate_sentence(gate)}" for step, gate in missed)
+        return Verdict("bad", "gate missed", f"{text or 'A quality gate was missed'}. Everything is kept.")
     if job.status == "failed":
         failed = next((step for step in job.steps if step.failure is not None), None)
         if failed is None or failed.failure is None:
@@ -161,8 +161,8 @@ def verdict(job: JobReport) -> Verdict:
         return Verdict("bad", "failed", f"Step {failed.id} failed: {failed.failure['error']}")
     if job.status == "interrupted":
         done = sum(step.digest is not None for step in job.steps)
-        said = f"{done} of {units.plural(len(job.steps), 'step')} {'is' if done == 1 else 'are'} finished and kept"
-        return Verdict("warn", "interrupted", f"{said}; the same command continues from there.")
+        text = f"{done} of {units.plural(len(job.steps), 'step')} {'is' if done == 1 else 'are'} finished and kept"
+        return Verdict("warn", "interrupted", f"{text}; the same command continues from there.")
     if job.status != "done":
         return Verdict("idle", job.status, "The job has not ended." if job.status == "running" else "Nothing ran yet.")
     passed = f"{'Its one gate' if len(judged) == 1 else f'All {len(judged)} gates'} passed." if judged else "No gates."

@@ -1,4 +1,4 @@
-"""A job as its records tell it, for every report: what each step did, what it cost, what came out."""
+"""Read a job's records for reports: what each step did, its cost, and the results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from runner.report.step_details import Curve, Layer, curve, layer_errors, layers
 
 @dataclass(frozen=True)
 class Forecast:
-    """Peak memory in bytes and seconds, as foreseen."""
+    """The forecast of a step: peak memory in bytes, and seconds."""
 
     memory: int
     seconds: float
@@ -33,11 +33,11 @@ class Forecast:
 class StepReport:
     """`state`: "done", "cached", "failed", "stopped" or "pending", as of the job's last run.
 
-    `seconds` and `memory` are those of the run that made the result, however long ago. `size` is the bytes of weights
-    that came out, None for metrics; `size_before` those of its checkpoint. `errors` by layer, relative output errors,
-    None where a layer has none. `input` is what its checkpoint came from: "model" or the id of a step. `measures` tells
-    one way of measuring from another: steps with equal ones may be compared. `forecast` is what the run that computed
-    it foresaw. `tensors` is its account of tensors. `messages` are warnings of the last run.
+    `seconds` and `memory` are those of the run that computed the result, which may be an earlier one. `size` is the
+    bytes of the weights that it made, None for metrics; `size_before` those of its input. `errors` are relative output
+    errors by layer, None where a layer has none. `input` is the source of its checkpoint: "model" or the id of a step.
+    `measures` identifies how it measures: metrics of steps with equal ones may be compared. `forecast` is that of the
+    run that computed it. `tensors` is its account of tensors. `messages` are warnings of the last run.
     """
 
     id: str
@@ -70,8 +70,9 @@ class JobReport:
     """`size_before` is the weights of the model, `size_after` those of the output; None where not known.
 
     `environment` is environment.json, empty where nothing was computed yet; `text` is recipe.yaml; `key` and `lock`
-    name the plan, the model and the data; `matrix` has the values of its combination; `resume` is the command that goes
-    on after an interruption. `provenance`: the in-toto statement is there; `signature` is the file that signs it.
+    name the plan, the model and the data; `matrix` has the values of its combination; `resume` is the command to
+    continue with after an interruption. `provenance`: the in-toto statement exists; `signature` is the file that signs
+    it.
     """
 
     id: str
@@ -100,7 +101,7 @@ class JobReport:
 
 
 def read(root: Path, id: str) -> JobReport:
-    """The report of the job that `id` names in the jobs folder `root` (see runner.job.listing.find)."""
+    """Read the report of the job that `id` names in the jobs folder `root` (see runner.job.listing.find)."""
     summary = listing.load(root, id)
     plan, state = read_json(summary.path / "plan.json"), read_json(summary.path / "job.json")
     runs = events(summary.path / "events.jsonl")
@@ -143,7 +144,7 @@ def read(root: Path, id: str) -> JobReport:
 
 
 def events(path: Path) -> list[Event]:
-    """Every event of every run; lines that a killed run tore are left out."""
+    """Read every event of every run; lines that a killed run left unfinished are skipped."""
     found: list[Event] = []
     for line in _text(path).split("\n"):
         try:
@@ -156,13 +157,13 @@ def events(path: Path) -> list[Event]:
 
 
 def last_run(events: Sequence[Event]) -> list[Event]:
-    """The events since the last job_started."""
+    """Return the events since the last job_started."""
     begin = max((number for number, event in enumerate(events) if event["event"] == "job_started"), default=0)
     return list(events[begin:])
 
 
 def forecast(events: Iterable[Event], index: int) -> Forecast | None:
-    """What was foreseen of a step when it was last going to be computed."""
+    """Return the last forecast of a step that was to be computed."""
     found = None
     for event in events:
         for step in event.get("steps", ()) if event["event"] == "job_started" else ():
@@ -172,13 +173,13 @@ def forecast(events: Iterable[Event], index: int) -> Forecast | None:
 
 
 def warnings(events: Iterable[Event], index: int | None) -> tuple[str, ...]:
-    """What was warned of a step, or with None of the job."""
-    told = (e for e in events if e["event"] == "message" and e.get("level") == "warning" and e.get("step") == index)
-    return tuple(dict.fromkeys(str(event["text"]) for event in told))
+    """Return the warnings about a step; those about the job where `index` is None."""
+    found = (e for e in events if e["event"] == "message" and e.get("level") == "warning" and e.get("step") == index)
+    return tuple(dict.fromkeys(str(event["text"]) for event in found))
 
 
 def _environment(job: Path, plan: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Where the last result came from that was made elsewhere: a job that found everything in the store has no own."""
+    """Return the environment of the last step's record: a job that found everything in the store has no own one."""
     made = (_record(job / "steps" / entry["folder"]) for entry in reversed(plan.get("steps", [])))
     return next((record.environment for record in made if record is not None), {})
 
@@ -190,20 +191,20 @@ def _text(path: Path) -> str:
         return ""
 
 
-# What holds weights: of a checkpoint, an ONNX graph, an engine, a compiled package, llama.cpp.
+# Suffixes of files with weights: a checkpoint, an ONNX graph, an engine, a compiled package, GGUF.
 _WEIGHTS = (".safetensors", ".onnx", ".data", ".engine", ".pt2", ".gguf")
 
 
 def weights(folder: Path) -> int:
-    """Bytes of the files of a checkpoint or an engine that hold weights."""
+    """Return the bytes of the files with weights of a checkpoint or an engine."""
     return sum(path.stat().st_size for path in files.walk(folder) if path.suffix in _WEIGHTS)
 
 
 def _model_weights(model: Mapping[str, Any]) -> int | None:
-    """Bytes of the weights of the model that a plan names, where it still lies on this machine."""
+    """Return the bytes of the weights of a plan's model; None where it is not on this machine."""
     source, commit = str(model.get("source", "")), model.get("commit")
     if not commit and not source.startswith("demo:") and not Path(source).is_dir():
-        return None  # the Hub is not asked
+        return None  # the Hub is not queried
     try:
         folder = hub.cached_model(source, commit) if commit else locate_model(ModelSpec(source))[0]
         return inspect.facts(folder, source).nbytes if folder is not None else None
@@ -247,7 +248,7 @@ def _step(job: Path, root: Path, entry: Mapping[str, Any], last: board.StepBoard
 
 
 def _account(record: records.Record | None) -> Mapping[str, Any]:
-    """The account of tensors of a step that made a checkpoint (`Account.document`); empty for any other."""
+    """Return the account of tensors of a step that made a checkpoint (`Account.document`); {} for any other."""
     found = record.details.get("tensors") if record else None
     return found if isinstance(found, Mapping) and isinstance(found.get("roles"), Mapping) else {}
 

@@ -1,4 +1,4 @@
-"""What loads or runs what a job made."""
+"""Code and commands that load or run a job's output."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def line(output: Path) -> str:
-    """One line for this installation, whatever the working folder: Python that loads a checkpoint (with its adapter),
+    """Return one line that loads a checkpoint (with its adapter) in Python, or generates text with an engine.
 
-    or the command that lets an engine write.
+    Its paths are absolute, so that it works in any folder.
     """
     path = os.path.abspath(output)
     if (output / "engine.json").exists():
@@ -25,7 +25,7 @@ def line(output: Path) -> str:
 
 
 def checkpoint(output: Path) -> Path | None:
-    """Where the output of a job is an engine: the folder of the last checkpoint that the job made, if it made one."""
+    """Return the folder of the last checkpoint of a job whose output is an engine; None for any other job."""
     if not (output / "engine.json").exists():
         return None
     made = sorted(output.parent.glob("steps/*-*/out"), reverse=True)

@@ -1,4 +1,4 @@
-"""What would happen and what it costs: `runner plan`, and the first lines of `runner apply`."""
+"""The text of `runner plan`, and the first lines of `runner apply`: steps, reasons and costs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STYLES = {"cached": "green", "run": "", "resume": "cyan"}
 
 
 def lines(preview: Preview, width: int) -> list[Text]:
-    """The whole plan: a heading, a row for every step, totals, notes."""
+    """Return the lines of a plan: a heading, a row for every step, totals, notes."""
     rows: list[list[Text | str]] = [["#", "step", "kind", "state", "memory", "disk", "time", "reason"]]
     for number, forecast in enumerate(preview.forecasts, 1):
         step = forecast.step
@@ -32,13 +32,13 @@ def lines(preview: Preview, width: int) -> list[Text]:
 
 
 def _tensors(preview: Preview) -> list[Text]:
-    """What becomes of the tensors of each step's input."""
+    """Return the account of tensors of each step, one line each."""
     accounts = [(f.step.id, f.step.account.document()) for f in preview.forecasts if f.step.account is not None]
     return [Text(), *(Text(f"{id}: {tensor_account.line(found)}", "dim") for id, found in accounts)] if accounts else []
 
 
 def short(preview: Preview, width: int) -> list[Text]:
-    """What apply is going to do: only the steps that compute something, totals, notes."""
+    """Return the lines that apply prints: only the steps that compute something, totals, notes."""
     rows = [
         [f.step.id, Text(f.step.kind, "dim"), *_costs(f), f.reason] for f in preview.forecasts if f.state != "cached"
     ]
@@ -52,7 +52,7 @@ def short(preview: Preview, width: int) -> list[Text]:
 
 
 def heading(preview: Preview, width: int) -> list[Text]:
-    """The job, the model and where it will run."""
+    """Return the heading: the job, the model and the device."""
     plan, facts = preview.plan, preview.plan.model.facts
     lines = [Text(plan.job_id, "bold")]
     lines += table([[Text(plan.recipe.description, "dim")]], width, indent=0) if plan.recipe.description else []
@@ -62,7 +62,7 @@ def heading(preview: Preview, width: int) -> list[Text]:
 
 
 def document(preview: Preview) -> dict[str, Any]:
-    """`runner plan --json`."""
+    """Return the document of `runner plan --json`."""
     costs = [f.cost for f in preview.forecasts if f.state != "cached"]
     return {
         "schema": 1,
@@ -106,7 +106,7 @@ def _step(forecast: Forecast) -> dict[str, Any]:
 
 
 def state(forecast: Forecast) -> str:
-    """`cached`, `run`, `resume at layer 17/32`, `resume at step 121/400`."""
+    """Return the state as `cached`, `run`, `resume at layer 17/32` or `resume at step 121/400`."""
     if forecast.state == "resume" and forecast.resume_layer is not None:
         return f"resume at {forecast.unit} {forecast.resume_layer}/{forecast.layers}"
     return forecast.state
@@ -121,15 +121,15 @@ def _costs(forecast: Forecast) -> list[Text | str]:
 
 
 def _totals(preview: Preview) -> list[Text]:
-    """How many steps do what, and what all of it takes of what there is."""
+    """Return the number of steps by state, and the memory, disk and time that they need."""
     counts = {name: sum(f.state == name for f in preview.forecasts) for name in ("run", "resume", "cached")}
     if counts["cached"] == len(preview.forecasts):
         return [Text(f"nothing to run: {_all(len(preview.forecasts))} cached", "green")]
     words = {"run": "to run", "resume": "to resume", "cached": "cached"}
-    said = ", ".join(f"{counts[name]} {words[name]}" for name in words if counts[name])
+    summary = ", ".join(f"{counts[name]} {words[name]}" for name in words if counts[name])
     todo = [f.cost for f in preview.forecasts if f.state != "cached"]
     memory, disk = max(c.memory for c in todo), sum(c.disk for c in todo) + max(c.scratch for c in todo)
-    line = Text(f"{said}; ")
+    line = Text(f"{summary}; ")
     tight = memory > preview.machine.memory_available > 0
     line.append(
         f"peak memory {units.size(memory)} of {units.size(preview.machine.memory_available)} available",

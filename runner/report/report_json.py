@@ -1,4 +1,4 @@
-"""report.json: all that a report says of a job, as schemas/job/report.schema.json describes it."""
+"""report.json: the report of a job, as schemas/job/report.schema.json describes it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from runner.recipe import secrets
 from runner.report import findings, loading
 from runner.report.job_report import JobReport
 
-_FOLDER = "path/to/this/folder"  # what model cards call themselves
+_FOLDER = "path/to/this/folder"  # the placeholder for their own folder in model cards
 _FENCE = re.compile(r"^(`{3,})(\w*)\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
 
 
@@ -27,8 +27,8 @@ class Block:
     code: str | None = None
 
 
-def of(job: JobReport) -> dict[str, Any]:
-    """The document, without secrets and without numbers that JSON cannot hold."""
+def document(job: JobReport) -> dict[str, Any]:
+    """Return report.json, without secrets; NaN and infinity become text."""
     job = public(job)
     all_series = findings.series(job)
     verdict = findings.verdict(job)
@@ -37,7 +37,7 @@ def of(job: JobReport) -> dict[str, Any]:
         facts = asdict(step)
         facts["quality"] = [asdict(change) for change in findings.changes(all_series, step)]
         steps.append({name: value for name, value in facts.items() if name != "measures"})
-    document = {
+    fields = {
         **asdict(job),
         "path": str(job.path),
         "output": str(job.output) if job.output else None,
@@ -47,11 +47,11 @@ def of(job: JobReport) -> dict[str, Any]:
         "load": loading.line(job.output) if job.output else None,
         "usage": [asdict(block) for block in usage(job.output)],
     }
-    return cast(dict[str, Any], {"schema": 1, **_finite(document)})
+    return cast(dict[str, Any], {"schema": 1, **_finite(fields)})
 
 
 def public(job: JobReport) -> JobReport:
-    """The same job without the secrets that its recipe holds."""
+    """Return the job without the secrets of its recipe."""
     known = secrets.values(_recipe(job.text))
 
     def text(value: str) -> str:
@@ -79,7 +79,7 @@ def public(job: JobReport) -> JobReport:
 
 
 def usage(output: Path | None) -> tuple[Block, ...]:
-    """How the model card says to load and serve the result, with the place where it lies; nothing without a card."""
+    """Return the section of the model card on loading and serving, with the result's path; () without a card."""
     if output is None:
         return ()
     try:
@@ -108,7 +108,7 @@ def _recipe(text: str) -> Any:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become text."""
+    """Replace NaN and infinity, which JSON does not have, by text."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):

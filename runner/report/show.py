@@ -1,4 +1,4 @@
-"""The resolved recipe with the origin of every value beside it: `runner show`."""
+"""The text of `runner show`: the resolved recipe, with the origin of every value as a comment."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from runner.recipe.syntax import yaml_text
 from runner.recipe.types import Path, Recipe
 
 _STYLES = {"written": "green", "set": "bold magenta", "matrix": "magenta", "default": "dim", "derived": "dim"}
-_FURTHEST = 60  # column at which origins stand, at most
+_FURTHEST = 60  # the rightmost column at which origins begin
 
 
 def lines(recipe: Recipe, origins: Mapping[Path, Origin]) -> list[Text]:
-    """YAML, one value a line, each with its origin as a comment."""
+    """Return YAML, one value on each line, with its origin as a comment."""
     rows = list(_rows(recipe.document, (), ""))
     column = min(_FURTHEST, max((len(row) for row, path in rows if path is not None), default=0))
     result = []
@@ -33,7 +33,7 @@ def lines(recipe: Recipe, origins: Mapping[Path, Origin]) -> list[Text]:
 
 
 def document(recipe: Recipe, origins: Mapping[Path, Origin]) -> dict[str, Any]:
-    """`runner show --json`: the recipe, the origins of its values by dotted path, the parents from elsewhere."""
+    """Return the document of `runner show --json`: the recipe, the origins of its values, its parents."""
     return {
         "schema": 1,
         "file": recipe.file,
@@ -47,7 +47,7 @@ def document(recipe: Recipe, origins: Mapping[Path, Origin]) -> dict[str, Any]:
 
 
 def as_json(origin: Origin) -> dict[str, Any]:
-    """One origin; `file`, `line` and `column` are null where the value is written nowhere."""
+    """Return an origin as JSON; `file`, `line` and `column` are null where the value is written nowhere."""
     span = origin.span
     return {
         "from": origin.how, "file": span.file if span else None, "line": span.line if span else None,
@@ -57,7 +57,7 @@ def as_json(origin: Origin) -> dict[str, Any]:
 
 
 def _rows(value: Any, path: Path, indent: str) -> Iterator[tuple[str, Path | None]]:
-    """Lines of YAML in block style; those of a single value with its path."""
+    """Yield lines of YAML in block style, each with the path of its value, if it has a single one."""
     for key, entry in value.items():
         yield from _entry(f"{indent}{yaml_text.scalar(str(key))}:", entry, (*path, key), indent)
 

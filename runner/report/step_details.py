@@ -1,6 +1,6 @@
-"""What the records of steps tell beyond metrics: errors layer by layer and module by module, curves of training.
+"""Parse the details of step records: errors by layer and by module, curves of training.
 
-Kinds of other packages write details of their own; what is not of the expected form is left out.
+Kinds from other packages write their own details; those without the expected form are ignored.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Module:
-    """One linear module. `error` is the relative squared error of its output, `bits` what its weights are stored in.
+    """One linear module. `error` is the relative squared error of its output, `bits` the width of its weights.
 
-    `error_before` is told by a step that makes up for an error: what it was before.
+    `error_before` is the error before a step that compensates for one.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Curve:
-    """A training. `kept` is the optimizer step whose weights came out."""
+    """A training. `kept` is the optimizer step whose weights are the result."""
 
     points: tuple[Point, ...]
     evaluations: tuple[Evaluation, ...]
@@ -60,7 +60,7 @@ class Curve:
 
 
 def layers(details: Mapping[str, Any]) -> tuple[Layer, ...]:
-    """The layers of a layer-wise step; none for any other."""
+    """Return the layers of a layer-wise step; () for any other."""
     found = []
     for number, layer in enumerate(_list(details.get("layers"))):
         listed = layer.get("modules")
@@ -80,13 +80,13 @@ def layers(details: Mapping[str, Any]) -> tuple[Layer, ...]:
 
 
 def layer_errors(details: Mapping[str, Any]) -> Iterable[float | None]:
-    """The mean `error` over the modules of each layer, from a layer-wise step's details; nothing where none has one."""
+    """Return the mean error of each layer of a layer-wise step; [] where no layer has one."""
     means = [layer.error for layer in layers(details)]
     return means if any(mean is not None for mean in means) else []
 
 
 def curve(details: Mapping[str, Any]) -> Curve | None:
-    """The curve of a training step; None for any other."""
+    """Return the curve of a training step; None for any other."""
     points = tuple(
         Point(int(point["step"]), float(point["loss"]), _number(point.get("learning_rate")))
         for point in _list(details.get("curve"))
@@ -102,13 +102,13 @@ def curve(details: Mapping[str, Any]) -> Curve | None:
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Of those that are there; None where none is."""
+    """Return the mean of the values that are not None; None where all are."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
 
 def place_in_layer(module: str) -> str:
-    """`mlp.down_proj` of `model.layers.3.mlp.down_proj`; experts count as one: `mlp.experts.*.down_proj`."""
+    """Return `mlp.down_proj` for `model.layers.3.mlp.down_proj`; experts become one: `mlp.experts.*.down_proj`."""
     parts = module.split(".")
     numbers = [place for place, part in enumerate(parts) if part.isdigit()]
     inside = parts[numbers[0] + 1 :] if numbers and numbers[0] + 1 < len(parts) else parts

@@ -1,4 +1,4 @@
-"""The kinds of steps as text: a list, and one described from its schema."""
+"""The text of `runner steps`: a list of kinds, or one described from its schema."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REFERENCES = {
 
 
 def listing(kinds: Iterable[tuple[str, Schema]], width: int) -> list[Text]:
-    """One line a kind: what it does."""
+    """Return one line for each kind: what it does."""
     rows: list[list[Cell]] = [
         [Text(kind, "bold"), first_sentence(schema.get("description", ""))] for kind, schema in kinds
     ]
@@ -31,7 +31,7 @@ def listing(kinds: Iterable[tuple[str, Schema]], width: int) -> list[Text]:
 
 
 def describe(kind: str, schema: Schema, module: Kind, width: int) -> list[Text]:
-    """What a kind does, takes and gives, every parameter, an example."""
+    """Describe a kind: what it does, takes and makes, its parameters, an example."""
     result = [Text(kind, "bold"), *_paragraph(schema.get("description", ""), width), Text()]
     makes = "the type it takes" if module.PRODUCES == SAME else module.PRODUCES
     facts = [["takes", " or ".join(module.CONSUMES)], ["makes", makes]]
@@ -50,7 +50,7 @@ def describe(kind: str, schema: Schema, module: Kind, width: int) -> list[Text]:
 
 
 def example(kind: str, schema: Schema) -> list[str]:
-    """A step of this kind as it stands in a recipe: the schema's own example, else what is required."""
+    """Return an example step in a recipe: the schema's example, else the required parameters."""
     examples = schema.get("examples")
     if examples:
         params = examples[0]
@@ -61,7 +61,7 @@ def example(kind: str, schema: Schema) -> list[str]:
 
 
 def inline(value: Any) -> str:
-    """A value as inline YAML."""
+    """Return a value as inline YAML."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_word(str(k))}: {inline(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
@@ -70,7 +70,7 @@ def inline(value: Any) -> str:
 
 
 def first_sentence(text: str) -> str:
-    """Up to the first full stop or colon that ends a clause, without it."""
+    """Return the text up to the first full stop or colon that ends a clause, without it."""
     return re.split(r"[.:](?:\s|$)", text, maxsplit=1)[0]
 
 
@@ -97,7 +97,7 @@ def _parameter(name: str, schema: Schema, required: bool, width: int) -> list[Te
 
 
 def allowed(schema: Schema) -> str:
-    """What a parameter may be: `one of 2, 3, 4, 8`."""
+    """Describe the values that a parameter allows: `one of 2, 3, 4, 8`."""
     if (reference := schema.get("x-runner-ref")) in REFERENCES:
         return REFERENCES[reference]
     further = schema.get("additionalProperties")

@@ -1,4 +1,4 @@
-"""Rows of cells as aligned lines of text, down to the narrowest terminal."""
+"""Lay out rows of cells as aligned lines of text, on terminals of any width."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Cell = Text | str
 def table(
     rows: Sequence[Sequence[Cell]], width: int, align: str = "", indent: int = 1, head: bool = False
 ) -> list[Text]:
-    """Lines of at most `width` cells.
+    """Return lines of at most `width` cells.
 
     `align` has "<" or ">" for each column ("<" where it ends). The last column wraps under itself. Where too little
     room is left for it, every row becomes a line of its first columns and indented lines of its last; where even those
@@ -66,7 +66,7 @@ def _flow(rows: Sequence[Sequence[Text]], width: int, indent: int) -> list[Text]
 
 
 def _hang(text: Text, first: Text, width: int) -> list[Text]:
-    """`text` after `first`, wrapped, its later lines under the beginning of its first."""
+    """Append `text` to `first`, wrapped; later lines are indented to where it begins."""
     column = first.cell_len
     wrapped = text.wrap(Console(width=max(10, width - column)), max(10, width - column)) or [Text()]
     lines = [first + part if i == 0 else Text(" " * column) + part for i, part in enumerate(wrapped)]

@@ -1,4 +1,4 @@
-"""The account of tensors for people: what becomes of the tensors of a step's input, by role."""
+"""The account of tensors as text: what becomes of the tensors of a step's input, by role."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from runner.progress import units
 
 
 def line(account: Mapping[str, Any]) -> str:
-    """One line: `42 changed (q, k, v, o; 8.6 MB), 14 kept (norm, embedding; 4.2 MB), 1 tied (head)`."""
+    """Return one line: `42 changed (q, k, v, o; 8.6 MB), 14 kept (norm, embedding; 4.2 MB), 1 tied (head)`."""
     parts = []
     for fate in FATES:
         roles = {role: fates[fate] for role, fates in _roles(account).items() if fate in fates}
@@ -22,7 +22,7 @@ def line(account: Mapping[str, Any]) -> str:
 
 
 def rows(account: Mapping[str, Any]) -> list[list[str]]:
-    """A table with a row for every role and a column for every fate that occurs, its head first."""
+    """Return a table, its head first: a row for each role, a column for each fate that occurs."""
     roles = _roles(account)
     fates = [fate for fate in FATES if any(fate in held for held in roles.values())]
     found = [["tensors", *fates]]

@@ -1,4 +1,4 @@
-"""The report of a job for a terminal."""
+"""The text of `runner report`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ STATUS_STYLES = {"done": "green", "failed": "bold red", "gate-missed": "bold red
 
 
 def lines(job: JobReport, width: int) -> list[Text]:
-    """The whole report."""
+    """Return the lines of the report."""
     return [*_heading(job), Text(), *_steps(job, width), Text(), *ending(job.output, job.size_before, job.size_after)]
 
 
 def ending(output: Path | None, before: int | None = None, after: int | None = None) -> list[Text]:
-    """Where the output is, how large it became, and how to load it."""
+    """Return where the output is, its size, and how to load it."""
     if output is None:
         return [Text("no checkpoint came out of this job", "dim")]
     result = []
@@ -67,7 +67,7 @@ def _steps(job: JobReport, width: int) -> list[Text]:
 
 
 def _more(step: StepReport, width: int) -> list[Text]:
-    """What does not fit a row: errors by layer, gates, the failure."""
+    """Return the lines below the table for a step: errors by layer, tensors, gates, the failure."""
     known = [error for error in step.errors if error is not None and math.isfinite(error)]
     result = []
     if known:
@@ -87,6 +87,6 @@ def _more(step: StepReport, width: int) -> list[Text]:
 
 
 def _short(path: Path) -> str:
-    """Relative to the working folder where it lies below it."""
+    """Return a path relative to the working folder if it is inside, else the absolute path."""
     absolute = Path(os.path.abspath(path))
     return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)

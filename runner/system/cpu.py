@@ -1,6 +1,6 @@
-"""This machine's processor, read without torch: what it is and has, what it multiplies fast, how its threads wait.
+"""Facts of this machine's processor, read without torch: model, features, fast bf16, how threads wait.
 
-Planner and worker decide alike by it.
+The planner and the worker both use them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
-# Of the kernel's names, those of instructions that a compiler told to use them all (`-march=native`) may emit.
+# Features, by the kernel's names, whose instructions a compiler may emit with `-march=native`.
 _EMITTED = re.compile(
     r"(s?sse\d|avx|amx|fma|f16c|bmi|abm|popcnt|movbe|adx|v?aes|sha|gfni|v?pclmul|asimd|sve|sme(?!p)|fphp|bf16|i8mm)"
 )
@@ -23,7 +23,7 @@ WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "10000"}
 
 
 def fast_bf16() -> bool:
-    """Whether this CPU multiplies bf16 matrices faster than float32 ones. False where unknown.
+    """Return whether this CPU multiplies bf16 matrices faster than float32 ones. False where unknown.
 
     AMX tiles do, and AVX-512 BF16 of AMD, whose dot products of bf16 run at the full rate. Intel's AVX-512 BF16 without
     AMX has them on one port: no more operations a second than float32, and half as many in torch's products (measured
@@ -33,12 +33,12 @@ def fast_bf16() -> bool:
 
 
 def model() -> str:
-    """The name of the model, as the kernel tells it; empty where it tells none."""
+    """Return the processor's model name from the kernel; empty where it has none."""
     return _fields().get("model name", "")
 
 
 def flags() -> frozenset[str]:
-    """The features the kernel lists, in its words; where it lists none, what every processor of the kind has."""
+    """Return the features by the kernel's names; where it lists none, those of every processor of the architecture."""
     listed = _fields().get("flags") or _fields().get("Features")
     if listed:
         return frozenset(listed.split())
@@ -46,13 +46,13 @@ def flags() -> frozenset[str]:
 
 
 def instructions() -> list[str]:
-    """The instruction sets that compiled code may need, sorted."""
+    """Return the instruction sets that compiled code may need, sorted."""
     return sorted(flag for flag in flags() if _EMITTED.match(flag))
 
 
 @cache
 def _fields() -> dict[str, str]:
-    """What /proc/cpuinfo says of the first processor."""
+    """Return the fields of the first processor in /proc/cpuinfo."""
     try:
         lines = CPUINFO.read_text("utf-8", errors="replace").splitlines()
     except OSError:

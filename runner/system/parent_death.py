@@ -1,4 +1,4 @@
-"""Processes that are not to outlive the one that started them."""
+"""End a process when its parent dies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent: str | None) -> None:
-    """Ask Linux for SIGKILL when the parent dies; end at once where `parent`, its process id, is the parent no more."""
+    """Ask Linux for SIGKILL when the parent dies; exit at once where it is no longer the process `parent`."""
     if not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

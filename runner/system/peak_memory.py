@@ -6,7 +6,7 @@ import sys
 
 
 def reset_peak() -> None:
-    """Let the peak start from now."""
+    """Reset the peak to the current memory, where the system allows it."""
     try:
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")
@@ -15,7 +15,7 @@ def reset_peak() -> None:
 
 
 def peak() -> int:
-    """Peak resident bytes since the last reset, or of the whole process where it cannot be reset."""
+    """Return the peak resident bytes since the last reset, or since the process started where it cannot be reset."""
     try:
         with open("/proc/self/status") as file:
             for line in file:
@@ -27,6 +27,6 @@ def peak() -> int:
         import resource
     except ImportError:  # Windows
         return 0
-    # It counts what the process that started this one held, too.
+    # It also counts the memory that the parent process held.
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024

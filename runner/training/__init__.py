@@ -1,1 +1,1 @@
-"""Training a checkpoint inside a step: transformers.Trainer does it; here are the data, the losses and the bridge."""
+"""Train a checkpoint inside a step: the data, the losses, and a subclass of transformers.Trainer."""

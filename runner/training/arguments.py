@@ -1,4 +1,4 @@
-"""A task's settings in the words of transformers, and the precision that forward and loss compute in."""
+"""Convert a task's settings to transformers' TrainingArguments, and choose the precision of forward and loss."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runner.training.task import Task
 
 
 def arguments(task: Task, evaluates: bool) -> TrainingArguments:
-    """TrainingArguments of a task; nothing is logged, saved or reported by the base class itself."""
+    """Return the TrainingArguments of a task; the base class itself logs, saves and reports nothing."""
     settings = task.settings
     schedule = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
     sharded: dict[str, Any] = {}
@@ -44,23 +44,23 @@ def arguments(task: Task, evaluates: bool) -> TrainingArguments:
         dataloader_pin_memory=False,
         average_tokens_across_devices=False,
         ddp_find_unused_parameters=False,
-        ddp_broadcast_buffers=False,  # packed integers are buffers, equal everywhere: they would be sent every forward
+        ddp_broadcast_buffers=False,  # else every forward would send packed integers, which are buffers
         seed=task.seed % 2**32,
         **sharded,
     )
-    found._n_gpu = min(found.n_gpu, 1)  # or several visible GPUs would make it a DataParallel
+    found._n_gpu = min(found.n_gpu, 1)  # else several visible GPUs would make it a DataParallel
     return found
 
 
-def autocasts(task: Task) -> Callable[[], AbstractContextManager[Any]]:
-    """What forward and loss run under."""
+def autocast_context(task: Task) -> Callable[[], AbstractContextManager[Any]]:
+    """Return the context manager that forward and loss run in: autocast to bf16, or none."""
     if computes_bf16(task.device, task.settings.precision):
         return lambda: torch.autocast(task.device.partition(":")[0], torch.bfloat16)
     return nullcontext
 
 
 def computes_bf16(device: str, precision: str) -> bool:
-    """Whether a training computes in bf16: where it is asked for, or where `auto` finds hardware for it."""
+    """Return whether a training computes in bf16: `precision` is bf16, or auto on hardware with fast bf16."""
     if precision != "auto":
         return precision == "bf16"
     return torch.cuda.is_bf16_supported(including_emulation=False) if device.startswith("cuda") else fast_bf16()

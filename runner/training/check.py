@@ -1,4 +1,4 @@
-"""What every training kind refuses before anything runs. Imported by the planner: no torch."""
+"""The checks of parameters that all training kinds share. Imported by the planner: no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["check", "too_few"]
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
-    """Complaints about the shared parameters of a training, and about the processes it is to use."""
+    """Return complaints about the shared parameters of a training, and about its processes."""
     found = [*_budget(params), *_batch(params, inputs.processes)]
     data = inputs.data.get("data")
     if data is not None:
@@ -23,7 +23,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
 
 
 def too_few(windows: int, batch: int) -> Diagnostic:
-    """The complaint about a batch that the data cannot fill once."""
+    """Return the complaint about a batch that is larger than the data."""
     noun = "1 window" if windows == 1 else f"{windows} windows"
     message = f"`batch_size` is {batch}, but the data has {noun}: a batch would hold the same text twice"
     remedy = f"use a `batch_size` of at most {windows}, more text, or more `samples` of it"
@@ -55,7 +55,7 @@ def _batch(params: Params, processes: int) -> list[Diagnostic]:
 
 
 def _data(params: Params, data: DataFacts) -> list[Diagnostic]:
-    """Only where the number of windows is known: all of a text are counted when it is tokenized."""
+    """Check the number of windows where it is known; those of a full text are counted when it is tokenized."""
     batch = int(params["batch_size"])
     return [too_few(data.samples, batch)] if data.samples is not None and data.samples < batch else []
 

@@ -1,4 +1,4 @@
-"""Writing what recovery has changed of a checkpoint: everything else is copied byte for byte, a layer at a time."""
+"""Write the tensors that recovery changed; all others are copied byte for byte, a layer at a time."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Adapted:
         streamed.reader.close()
 
     def changes(self) -> dict[str, derived.Change]:
-        """Every adapted weight merged, by the name of the tensor: [out, in], or as a Conv1D module stores it."""
+        """Return the merged weights by tensor name: [out, in], or [in, out] for Conv1D modules."""
         return {f"{stored}.weight": lambda name=name: self.merged(name) for name, stored in self.stored.items()}  # type: ignore[misc]
 
     def merged(self, name: str) -> torch.Tensor:
-        """Under its mask where the weight was pruned. In the dtype that it, or its scales, are stored in."""
+        """Merge one weight, under its mask if it was pruned, in the dtype that it (or its scale) is stored in."""
         stored = self.stored[name]
         bits = packed_linear.read(self.reader, stored).bits if self.reader.is_packed(stored) else None
         weight = self.reader.read_module_weight(stored)
@@ -55,7 +55,7 @@ class Adapted:
 
 
 def dense(adapted: Adapted, scratch: Path, out: Path) -> None:
-    """Write the merged model of a packed checkpoint as a dense one; a folder that is complete is left as it is."""
+    """Write the merged model of a packed checkpoint as a dense one; do nothing where the folder is complete."""
     done = scratch.with_name(f"{scratch.name}-done")
     if done.exists():
         return
@@ -76,24 +76,24 @@ def dense(adapted: Adapted, scratch: Path, out: Path) -> None:
             for m in modules
         }
         parts.add(f"layer-{index:05d}", {name: weight.contiguous() for name, weight in unpacked.items()})
-        kept = [name for name in names if name.rpartition(".")[0] not in modules or name.endswith(".bias")]
-        changed |= {name: [f"{name.rpartition('.')[0]}.weight"] for name in names if name not in kept}
+        unpacked_names = [name for name in names if name.rpartition(".")[0] not in modules or name.endswith(".bias")]
+        changed |= {name: [f"{name.rpartition('.')[0]}.weight"] for name in names if name not in unpacked_names}
         plain = {f"{stored}.weight" for stored in model_names if stored not in modules}
         merged_plain = {
-            name: adapted.merged(model_names[name.removesuffix(".weight")]) for name in kept if name in plain
+            name: adapted.merged(model_names[name.removesuffix(".weight")]) for name in unpacked_names if name in plain
         }
         changed |= {name: [name] for name in merged_plain}
         parts.add(f"layer-{index:05d}-merged", merged_plain)
-        parts.copy(f"layer-{index:05d}-kept", reader, [name for name in kept if name not in plain])
+        parts.copy(f"layer-{index:05d}-kept", reader, [name for name in unpacked_names if name not in plain])
     parts.copy("rest", reader, [name for name in reader.headers if name not in inside])
     config = {key: value for key, value in read_config(reader.folder).items() if key != "quantization_config"}
     derived.write(reader, derived.Derived(derived.Parts(parts, _DENSE_SHARD, changed), config), out)
     with written(done):
-        """An empty file says that the folder is complete."""
+        """Write an empty file, which marks the folder as complete."""
 
 
 def scale_changes(source: Path, trained: Path) -> dict[str, derived.Change]:
-    """The tensors that training of `recovery.scales` changes, from the file of its trained parameters."""
+    """Return the tensors that `recovery.scales` changes, from the file of its trained parameters."""
     streamed = StreamedModel(source)
     reader, changes = streamed.reader, {}
     with safe_open(trained, framework="pt") as file:
@@ -118,7 +118,7 @@ def scale_changes(source: Path, trained: Path) -> dict[str, derived.Change]:
 
 
 def _scale(reader: CheckpointReader, module: str, format: Format, trained: derived.Change) -> derived.Change:
-    """s·(1 + δ) as `PackedLinear` computes it, in the layout of the file."""
+    """Return s·(1 + δ) as `PackedLinear` computes it, in the layout of the file."""
 
     def value() -> torch.Tensor:
         weight = reader.read_quantized(module)

@@ -1,4 +1,4 @@
-"""Writing a trained model: a checkpoint like another one, with the trained parameters in place of its own."""
+"""Write a trained model: a copy of a checkpoint with the trained parameters in place of its own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from runner.model.layerwise.streamed_model import StreamedModel
 
 @dataclass(frozen=True)
 class Target:
-    """Where a trained checkpoint is written: its folder, one for unfinished parts, and what its model card says."""
+    """Where a trained checkpoint is written: its folder, one for unfinished parts, and the text of its model card."""
 
     out: Path
     parts: Path
@@ -36,7 +36,8 @@ def write(source: Path, trained: Path | Mapping[str, torch.Tensor], target: Targ
     """Write the checkpoint in `source` with the parameters in `trained`, by their names in the model.
 
     Each is rounded once to the type it has in `source`; every other tensor keeps its bytes. One decoder layer is in
-    memory at a time. StepFailed where `trained` holds a name the checkpoint has not, or a value that is not finite.
+    memory at a time. StepFailed where `trained` has a name that is not in the checkpoint, or a value that is not
+    finite.
     """
     facts = read_facts(source, str(source))
     streamed = StreamedModel(source)
@@ -58,7 +59,7 @@ def write(source: Path, trained: Path | Mapping[str, torch.Tensor], target: Targ
 
 
 def _parts(facts: CheckpointFacts) -> list[tuple[str, list[str]]]:
-    """The tensors of a checkpoint by decoder layer, then the rest."""
+    """Return the tensors of a checkpoint by decoder layer, then the rest."""
     groups: defaultdict[str, list[str]] = defaultdict(list)
     layers = [facts.layer_tensors(index) for index in range(facts.layer_count)]
     owner = {name: f"layer-{index:05d}" for index, names in enumerate(layers) for name in names}

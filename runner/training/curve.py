@@ -1,4 +1,4 @@
-"""What a training has measured so far: the loss curve, the evaluations, and which state was the best. No torch.
+"""The measurements of a training: the loss curve, the evaluations, and the best state. No torch.
 
 It is a part of every training checkpoint, so that the record of a resumed training is that of an uninterrupted one.
 """
@@ -18,8 +18,8 @@ _SMOOTHING = 0.95  # weight of the past in the smoothed loss: about the last twe
 class Curve:
     """`points` hold the mean loss of the steps since the point before; `weighted` / `weight` is the smoothed loss.
 
-    `step` is the last one, `best_step` the evaluated one with the lowest loss, `stale` how many evaluations in a row
-    came no lower.
+    `step` is the last one, `best_step` the evaluated one with the lowest loss, `stale` the number of
+    evaluations since then.
     """
 
     steps: int
@@ -34,7 +34,7 @@ class Curve:
     pending: list[float] = field(default_factory=list)
 
     def add(self, step: int, loss: float, learning_rate: float, parts: Mapping[str, float]) -> None:
-        """One optimizer step, counted from 1."""
+        """Add the loss of one optimizer step, counted from 1."""
         self.weighted = _SMOOTHING * self.weighted + (1 - _SMOOTHING) * loss
         self.weight = _SMOOTHING * self.weight + (1 - _SMOOTHING)
         self.pending.append(loss)
@@ -44,15 +44,15 @@ class Curve:
             self.point(learning_rate, parts)
 
     def point(self, learning_rate: float, parts: Mapping[str, float]) -> None:
-        """End a stretch of the curve at the present step; nothing where it ended already."""
+        """Add a point of the curve at the current step; do nothing where it has one already."""
         if self.pending:
             mean = sum(self.pending) / len(self.pending)
             point = {"step": self.step, "loss": mean, "learning_rate": learning_rate}
             self.points.append(point | ({"parts": dict(parts)} if parts else {}))
             self.pending = []
 
-    def evaluated(self, step: int, loss: float) -> bool:
-        """Note an evaluation; whether it is the best so far."""
+    def add_evaluation(self, step: int, loss: float) -> bool:
+        """Add an evaluation; return whether it is the best so far."""
         self.evaluations.append({"step": step, "loss": loss})
         better = loss < self.best_loss
         if better:
@@ -63,13 +63,13 @@ class Curve:
 
     @property
     def smoothed(self) -> float:
-        """Mean of the losses, the latest counting most; NaN before the first step."""
+        """Exponential moving average of the losses; NaN before the first step."""
         return self.weighted / self.weight if self.weight else math.nan
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "best_loss": self.best_loss if math.isfinite(self.best_loss) else None}
 
     @staticmethod
-    def of_json(value: Mapping[str, Any]) -> Curve:
+    def from_json(value: Mapping[str, Any]) -> Curve:
         best = value["best_loss"]
         return Curve(**{**value, "best_loss": math.inf if best is None else best})

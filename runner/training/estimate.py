@@ -1,7 +1,7 @@
-"""What a training takes, from the headers of its checkpoint. Imported by the planner: no torch.
+"""Estimate the cost of a training from the headers of its checkpoint. Imported by the planner: no torch.
 
 The constants are measured: on the demo model the forecast of memory is within an eighth for batches of 4 to 16 windows
-of 512 tokens, in fp32 and bf16, of all weights and of a few, with and without checkpointed activations.
+of 512 tokens, in fp32 and bf16, with all or a few weights trained, with and without activation checkpointing.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from runner.contracts.step_kind import Inputs
 
 RUNTIME = 530_000_000  # a process with torch, transformers' Trainer and accelerate, with the first optimizer step done
-LOGIT_BYTES = 18  # for every logit of a forward: itself, its float32 copy, the log-softmax, their gradients
+LOGIT_BYTES = 18  # of every logit of a forward: itself, its float32 copy, the log-softmax, their gradients
 _STATE_BYTES = 16  # of a trained parameter: float32 itself, its gradient, two moments of AdamW
 _SAVED_BYTES = 12  # of it in a training checkpoint: itself and the moments
 _START = 8.0  # seconds until the first step: imports, loading
-_STREAMS = 4  # times that an activation is read or written, forward and backward
-_BANDWIDTH = 1.2e9  # bytes a second that one core streams, of operations that touch a value once or twice (measured)
+_STREAMS = 4  # how often an activation is read or written, forward and backward
+_BANDWIDTH = 1.2e9  # bytes a second of one core, in operations that touch a value once or twice (measured)
 
 
 class Need(NamedTuple):
@@ -47,10 +47,10 @@ def estimate(
     logit_bytes: float = LOGIT_BYTES,
     extra: int = 0,
 ) -> Need:
-    """A training on `inputs.data["data"]`.
+    """Estimate a training on `inputs.data["data"]`.
 
     trained       parameters that are trained
-    disk          bytes of what the step writes in the end
+    disk          bytes of the step's result
     frozen_bytes  bytes in memory of the weights that are not trained; as stored in the checkpoint unless given
     facts         the checkpoint that is trained, where that is not the step's main input
     logit_bytes   for every logit of a forward, more where the loss holds further copies
@@ -70,10 +70,10 @@ def estimate(
         frozen_bytes = round(frozen * model.nbytes / max(1, model.parameters))
     shards = processes if own.fsdp else 1
     tokens = own.batch_size // (own.accumulation * processes) * length
-    held = _held(model, value, own.gradient_checkpointing)
+    stored = _activation_bytes(model, value, own.gradient_checkpointing)
     copies = 2 * min(trained, weights) if narrow else 0  # bf16 copies that autocast keeps for one forward
     state = (_STATE_BYTES * trained + frozen_bytes) // shards + copies
-    forward = tokens * (held + vocabulary(model) * logit_bytes)
+    forward = tokens * (stored + vocabulary(model) * logit_bytes)
     peak = processes * int(RUNTIME + state + forward + extra)
     products = (4 * weights + 2 * min(trained, weights) + 2 * weights * own.gradient_checkpointing) + 2 * trained
     seen = own.steps * own.batch_size * length
@@ -84,10 +84,10 @@ def estimate(
 
 
 def memory_of_layer(facts: CheckpointFacts, value: int) -> int:
-    """Bytes that one decoder layer keeps of a token for the way back; `value` bytes in its products.
+    """Return the bytes per token that one decoder layer stores for the backward; `value` bytes in its products.
 
-    Two norms keep their input and what they make of it in float32; the products keep what goes into attention, out of
-    it, and four rows as wide as the MLP.
+    Two norms store their input and output in float32; the products store the inputs and outputs of attention, and four
+    rows as wide as the MLP.
     """
     hidden = config.hidden_size(facts.config)
     wide = max((linear.rows for linear in facts.sites), default=4 * hidden)
@@ -99,7 +99,7 @@ def vocabulary(facts: CheckpointFacts) -> int:
 
 
 def vocabulary_weights(facts: CheckpointFacts) -> int:
-    """Weights outside the decoder layers; a tied table counts once."""
+    """Return the number of weights outside the decoder layers; a tied table counts once."""
     outside = [t for n, t in facts.tensors.items() if not n.startswith(facts.layers_prefix)]
     total = 0
     for tensor in outside:
@@ -110,8 +110,8 @@ def vocabulary_weights(facts: CheckpointFacts) -> int:
     return total
 
 
-def _held(facts: CheckpointFacts, value: int, checkpointing: bool) -> int:
-    """Bytes of a token that are held at once over all layers."""
+def _activation_bytes(facts: CheckpointFacts, value: int, checkpointing: bool) -> int:
+    """Return the bytes per token of the activations that are in memory at once, over all layers."""
     layer = memory_of_layer(facts, value)
     if checkpointing:
         return facts.layer_count * config.hidden_size(facts.config) * 4 + layer
@@ -119,13 +119,13 @@ def _held(facts: CheckpointFacts, value: int, checkpointing: bool) -> int:
 
 
 def _has_bf16(inputs: Inputs) -> bool:
-    """Whether `precision: auto` will be bf16 here."""
+    """Return whether `precision: auto` will be bf16 here."""
     if inputs.machine.device == "cuda":
         return "T4" not in (inputs.machine.gpu_name or "") and "V100" not in (inputs.machine.gpu_name or "")
     return fast_bf16()
 
 
 def _traffic_seconds(bytes_: float, inputs: Inputs) -> float:
-    """Seconds that a token's activations take to move; a GPU's memory is some hundred times as fast."""
+    """Return the seconds that moving a token's activations takes."""
     machine = inputs.machine
     return bytes_ / (5e11 if machine.device == "cuda" else _BANDWIDTH * machine.cpus)

@@ -1,4 +1,4 @@
-"""Next-token cross entropy on evaluation windows, during training."""
+"""Measure next-token cross entropy on evaluation windows, during training."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def loss_sum(
     batches: Sequence[tuple[int, int, bool]],
     device: torch.device,
 ) -> tuple[float, int]:
-    """Σ −log p(target) in nats, and the number of targets, over (begin, end, counts) of windows [n, length].
+    """Return Σ −log p(target) in nats, and the number of targets, over (begin, end, counts) of windows [n, length].
 
-    The model is called as `model(input_ids=..., use_cache=False).logits`, in evaluation mode; float32 of one window's
-    logits are held at once.
+    The model is called as `model(input_ids=..., use_cache=False).logits`, in evaluation mode; the
+    logits of one window at a time are in float32.
     """
     sums, targets = 0.0, 0
     with evaluating(model):
@@ -38,7 +38,7 @@ def loss_sum(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode for a while."""
+    """Set the model to evaluation mode inside the context."""
     was = model.training
     model.eval()
     try:

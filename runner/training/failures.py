@@ -1,4 +1,4 @@
-"""What ends a training badly, told so that one knows which parameter to change."""
+"""The errors of a training, with the parameters to change."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 from runner.errors import MachineError, StepFailed
 from runner.training.task import Settings, Task
 
-# Words of torch for memory that could not be had; on the CPU it raises a plain RuntimeError.
+# Messages of torch for a failed allocation; on the CPU it raises a plain RuntimeError.
 _MEMORY_TEXT = ("can't allocate memory", "CUDA out of memory", "MPS backend out of memory", "std::bad_alloc")
 
 
 def is_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out."""
+    """Return whether an exception means that memory ran out."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _MEMORY_TEXT)
 
 
 def out_of_memory(task: Task, length: int, what: str, step: int | None = None) -> MachineError:
-    """The error that names what to lower. `length` is that of a window, `what` the first line of the exception."""
+    """Return the error for too little memory. `length` is that of a window, `what` the exception's first line."""
     settings = task.settings
     micro = settings.batch_size // (settings.accumulation * task.processes)
     where = "" if step is None else f" at step {step + 1} of {settings.steps}"
@@ -40,8 +40,8 @@ def out_of_memory(task: Task, length: int, what: str, step: int | None = None) -
 
 
 def diverged(what: str, value: float, step: int, rate: float, settings: Settings, saved: Path | None) -> StepFailed:
-    """The error of a loss or gradient that is no number. `step` counts from 1, `rate` is its learning rate."""
-    kept = f"the last good state is {saved}" if saved else "no state was saved before it"
+    """Return the error of a NaN or infinite loss or gradient. `step` counts from 1, `rate` is its learning rate."""
+    state = f"the last good state is {saved}" if saved else "no state was saved before it"
     ways = [
         f"lower `learning_rate` (now {settings.learning_rate:g})",
         f"lower `max_grad_norm` (now {settings.max_grad_norm:g})",
@@ -52,7 +52,7 @@ def diverged(what: str, value: float, step: int, rate: float, settings: Settings
         ways.append(f"set `precision: fp32` (now {settings.precision})")
     number = "NaN" if math.isnan(value) else "infinite"
     return StepFailed(
-        f"the {what} is {number} at step {step} of {settings.steps}, with learning rate {rate:.3g}; {kept}",
+        f"the {what} is {number} at step {step} of {settings.steps}, with learning rate {rate:.3g}; {state}",
         "; ".join(ways),
     )
 

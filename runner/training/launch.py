@@ -1,9 +1,9 @@
-"""Several processes that train together on this machine: started, heard, stopped, and their errors told.
+"""Start several processes that train together on this machine, forward their events, stop them, raise their errors.
 
-    this process ── runner.training.ranks agent ──┬── rank 0    writes events.jsonl, looks for `stop`
+    this process ── runner.training.ranks agent ──┬── rank 0    writes events.jsonl, polls for `stop`
                     (torch's elastic launcher)    └── rank n    each writes error-<rank>.json when it fails
 
-All of it lies in <folder>/ranks. Every process dies with the one that started it.
+These files are in <folder>/ranks. Every process ends with the one that started it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from runner.training import failures, training_checkpoints
 from runner.training.task import Task
 
 EVENTS, STOP, TASK = "events.jsonl", "stop", "task.json"
-PARENT = "RUNNER_TRAINING_PARENT"  # the process id of who started it: a process that has another parent came too late
+PARENT = "RUNNER_TRAINING_PARENT"  # the process id of the parent: a process that finds another parent exits
 _POLL = 0.05
 _ERRORS: dict[str, type[RunnerError]] = {"MachineError": MachineError, "StepFailed": StepFailed}
 
@@ -34,7 +34,7 @@ _ERRORS: dict[str, type[RunnerError]] = {"MachineError": MachineError, "StepFail
 def run(ctx: Context, task: Task, progress: Path) -> None:
     """Train with `task.processes` processes until all have ended.
 
-    Interrupted once all have saved at the same step; otherwise the first error of any of them.
+    Raises Interrupted once all have saved at the same step, or the first error of any of them.
     """
     if task.device == "cuda" and (gpus := torch.cuda.device_count()) < task.processes:
         raise MachineError(
@@ -48,7 +48,7 @@ def run(ctx: Context, task: Task, progress: Path) -> None:
     asked: Interrupted | None = None
     agent = start(folder, task)
     try:
-        events = forwarded(folder / EVENTS)
+        events = read_new_lines(folder / EVENTS)
         ended = False
         while not ended:
             ended = agent.poll() is not None
@@ -64,7 +64,7 @@ def run(ctx: Context, task: Task, progress: Path) -> None:
                 time.sleep(_POLL)
     finally:
         if agent.poll() is None:
-            agent.kill()  # its ranks die with it
+            agent.kill()  # its ranks end with it
         agent.wait()
     failed = failure(folder, task, agent.returncode)
     if failed is not None:
@@ -74,7 +74,7 @@ def run(ctx: Context, task: Task, progress: Path) -> None:
 
 
 def start(folder: Path, task: Task) -> subprocess.Popen[bytes]:
-    """The agent that starts the ranks; what they say goes where this process's own errors go."""
+    """Start the agent, which starts the ranks; their output goes to the stderr of this process."""
     environment = {
         **os.environ,
         PARENT: str(os.getpid()),
@@ -83,35 +83,35 @@ def start(folder: Path, task: Task) -> subprocess.Popen[bytes]:
         "TOKENIZERS_PARALLELISM": "false",
     }
     if task.device == "cpu" and sys.platform.startswith("linux"):
-        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host name that resolves to nowhere does no harm
+        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # independent of how the host name resolves
     command = [sys.executable, "-m", "runner.training.ranks", "agent", str(folder)]
     return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
 def threads(task: Task) -> int:
-    """Threads of one process."""
+    """Return the number of threads of one process."""
     return max(1, task.threads // task.processes)
 
 
-def forwarded(path: Path) -> Iterator[list[dict[str, Any]]]:
-    """Each `next` gives what was added to a file of JSON lines since the last; a line counts once it is whole."""
+def read_new_lines(path: Path) -> Iterator[list[dict[str, Any]]]:
+    """Yield, at each `next`, the complete lines added to a file of JSON lines since the last one."""
     offset = 0
     while True:
         found: list[dict[str, Any]] = []
         if path.exists():
             with path.open("rb") as file:
                 file.seek(offset)
-                whole, newline, _ = file.read().rpartition(b"\n")
-            offset += len(whole) + len(newline)
-            found = [json.loads(line) for line in whole.splitlines()]
+                complete, newline, _ = file.read().rpartition(b"\n")
+            offset += len(complete) + len(newline)
+            found = [json.loads(line) for line in complete.splitlines()]
         yield found
 
 
 def failure(folder: Path, task: Task, returncode: int) -> RunnerError | None:
-    """Why the processes failed: the error that came first, for the others fail because of it. None where none did."""
+    """Return the first error of the processes, which caused the others; None where none failed."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("error-*.json"))]
     if found:
-        return decoded(min(found, key=lambda error: (error["type"] == "other", error["time"])))
+        return decode_error(min(found, key=lambda error: (error["type"] == "other", error["time"])))
     if returncode == 0:
         return None
     killed = folder / "killed.json"
@@ -119,13 +119,13 @@ def failure(folder: Path, task: Task, returncode: int) -> RunnerError | None:
         length = json.loads(killed.read_text(encoding="utf-8"))["length"]
         return failures.out_of_memory(task, length, "a training process was killed (SIGKILL), probably for its memory")
     return StepFailed(
-        f"the training processes ended with status {returncode} and told no reason",
+        f"the training processes ended with status {returncode} and gave no reason",
         "the log of the step has what they wrote",
     )
 
 
-def encoded(error: BaseException, rank: int) -> dict[str, Any]:
-    """An error as JSON, for the process that waits."""
+def encode_error(error: BaseException, rank: int) -> dict[str, Any]:
+    """Encode an error as JSON, for the parent process."""
     about: dict[str, Any] = {"time": time.time(), "rank": rank}
     if isinstance(error, RecipeError):
         found = [
@@ -144,8 +144,8 @@ def encoded(error: BaseException, rank: int) -> dict[str, Any]:
     return {**about, "type": "other", "name": type(error).__name__, "message": failures.first_line(error)}
 
 
-def decoded(value: dict[str, Any]) -> RunnerError:
-    """The error again."""
+def decode_error(value: dict[str, Any]) -> RunnerError:
+    """Decode an error of `encode_error`."""
     if value["type"] == "RecipeError":
         return RecipeError(
             Diagnostic(

@@ -1,4 +1,4 @@
-"""Making a student from a checkpoint: measuring what its decoder layers do, and leaving some of them out."""
+"""Make a student from a checkpoint: measure the influence of its decoder layers, and drop some of them."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from runner.model.layerwise.streamed_model import StreamedModel
 from runner.system import heap
 from runner.training import layer_selection
 
-MEASURED_TOKENS = 1 << 16  # enough for a ranking: block influence hardly moves with the text (ShortGPT, section 4)
+MEASURED_TOKENS = 1 << 16  # enough for a ranking: block influence hardly depends on the text (ShortGPT, section 4)
 
 
 def cut(source: Path, keep: Sequence[int], out: Path) -> None:
     """Write to `out` the checkpoint in `source` with only its decoder layers `keep`, renumbered, in one file.
 
-    Bytes are copied, nothing is loaded. `out` appears at once, when it is whole; where it is there, nothing is done.
+    Bytes are copied, nothing is loaded. `out` is renamed into place when complete; nothing is done where it exists.
     """
     from transformers import AutoConfig
 
@@ -53,12 +53,11 @@ def cut(source: Path, keep: Sequence[int], out: Path) -> None:
 
 
 def influence(folder: Path, ids: torch.Tensor, device: str, run: StreamRun) -> list[float]:
-    """Block influence of every decoder layer: 1 − E[cos(x_in, x_out)] over positions (ShortGPT, Men 2024,
+    """Measure the block influence of every decoder layer: 1 − E[cos(x_in, x_out)] over positions.
 
-    arXiv:2403.03853, eq. 1). 0 for a layer that changes nothing but the length of its input.
-
-    Measured on the first MEASURED_TOKENS tokens of `ids` [windows, length], a layer in memory at a time. The answer is
-    kept in `run.progress` and given again; a measurement that was interrupted starts again.
+    ShortGPT (Men 2024, arXiv:2403.03853, eq. 1). It is 0 for a layer that changes only the norm of its input. Measured
+    on the first MEASURED_TOKENS tokens of `ids` [windows, length], a layer in memory at a time. The result is written
+    to `run.progress` and read from there the next time; an interrupted measurement starts again.
     """
     answer = run.progress
     if answer.exists():
@@ -88,7 +87,7 @@ def influence(folder: Path, ids: torch.Tensor, device: str, run: StreamRun) -> l
 
 
 def _mean_cosine(flow: HiddenStates, index: int, layer: torch.nn.Module) -> float:
-    """Mean cosine of what enters and what leaves a layer; its output goes to the next one."""
+    """Return the mean cosine of a layer's inputs and outputs; write the outputs for the next layer."""
     lane = flow.lane(0, index, layer)
     total = 0.0
     for span in flow.spans:

@@ -1,4 +1,4 @@
-"""Which decoder layers a student keeps, and what a checkpoint of these layers holds. Imported by the planner: no torch.
+"""Select the decoder layers of a student, and describe a checkpoint of them. Imported by the planner: no torch.
 
 Layers count from 0. The bytes are copied by `runner.training.layer_dropping.cut`.
 """
@@ -17,25 +17,25 @@ from runner.model.checkpoint.formats import weight_name
 
 
 def most_influential(count: int, influence: Sequence[float]) -> list[int]:
-    """The `count` layers of the most influence, in the model's order; of equals, the later ones go (ShortGPT)."""
+    """Return the `count` most influential layers in the model's order; of equals the earlier ones (ShortGPT)."""
     ranked = sorted(range(len(influence)), key=lambda layer: (-influence[layer], layer))
     return sorted(ranked[:count])
 
 
 def evenly(count: int, layers: int) -> list[int]:
-    """`count` of `layers` layers, evenly spaced from the first to the last; one alone is the first."""
+    """Return `count` of `layers` layers, evenly spaced from the first to the last; a single one is the first."""
     if count == 1:
         return [0]
     return [round(i * (layers - 1) / (count - 1)) for i in range(count)]
 
 
 def spread(student: int, teacher: int) -> list[tuple[int, int]]:
-    """Each of `student` layers with the one of `teacher` layers at the same relative depth, the last with the last."""
+    """Pair each student layer with the teacher layer at the same relative depth, the last with the last."""
     return [(layer, max(0, round((layer + 1) * teacher / student) - 1)) for layer in range(student)]
 
 
 def renamed(facts: CheckpointFacts, keep: Sequence[int]) -> dict[str, str]:
-    """Tensors of a checkpoint that stay when only the layers `keep` do: stored name → its name in the cut."""
+    """Return the tensors of a checkpoint of the layers `keep`: stored name → new name."""
     names = {name: name for name in facts.tensors if not _numbered(facts, name)}
     for new, old in enumerate(keep):
         for name in facts.layer_tensors(old):
@@ -44,11 +44,10 @@ def renamed(facts: CheckpointFacts, keep: Sequence[int]) -> dict[str, str]:
 
 
 def config(source: Mapping[str, Any], keep: Sequence[int], derived: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """config.json `source` for the layers `keep` of its model.
+    """Return the config.json of the layers `keep` of a model with the config.json `source`.
 
-    A list with an entry for each layer keeps the entries of the layers that stay. `derived` is the configuration as
-    transformers reads it: what it concludes from a layer's number (`layer_types` mostly) is written out, because the
-    numbers change.
+    Lists with an entry for each layer are reduced to those layers. `derived` is the configuration as transformers reads
+    it: what it derives from a layer's number (mostly `layer_types`) is written out, because the numbers change.
     """
     found = supported.layer_count(source)
     if found is None:
@@ -69,7 +68,7 @@ def config(source: Mapping[str, Any], keep: Sequence[int], derived: Mapping[str,
 
 
 def facts(source: CheckpointFacts, keep: Sequence[int]) -> CheckpointFacts:
-    """The facts of the cut checkpoint."""
+    """Return the facts of a checkpoint of the layers `keep`."""
     names = renamed(source, keep)
     tensors = {new: replace(source.tensors[old], name=new) for old, new in names.items()}
     place = {old: new for new, old in enumerate(keep)}
@@ -89,7 +88,7 @@ def facts(source: CheckpointFacts, keep: Sequence[int]) -> CheckpointFacts:
 
 
 def _description(source: CheckpointFacts, layers: int) -> ModelDescription | None:
-    """What stays true of the description of a model that is cut: what it ties and leaves unread outside its layers."""
+    """Return the description of the reduced model: its tied and ignored tensors outside the layers."""
     found = source.description
     if found is None:
         return None
@@ -103,6 +102,6 @@ def _numbered(facts: CheckpointFacts, name: str) -> bool:
 
 
 def _per_layer(name: str, value: object, layers: int) -> bool:
-    """Whether an entry of config.json lists something for each layer; a model of one layer has other short lists."""
+    """Return whether an entry of config.json is a list with an item for each layer."""
     other = name in ("architectures", "attention_types") or name.endswith(("token_id", "token_ids"))
     return isinstance(value, list) and len(value) == layers and not other

@@ -1,6 +1,6 @@
-"""A whole checkpoint in memory for training: the exception to a layer at a time, because a gradient passes through
+"""Load a full checkpoint for training; packed weights stay packed.
 
-all layers. Packed weights stay packed.
+Elsewhere one layer is in memory at a time; training needs all of them, because the gradient passes through all layers.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from runner.training.modules import packed_linear
 
 
 def load(folder: Path, device: str | torch.device, dtype: torch.dtype) -> Any:
-    """The transformers model of a checkpoint on `device`, in `dtype`, without a cache of keys and values.
+    """Load the transformers model of a checkpoint on `device`, in `dtype`, without a cache of keys and values.
 
-    Linear modules that the checkpoint stores packed are `packed.PackedLinear`, computing in the type of their input.
-    Nothing requires a gradient in them; all other parameters do. Raises what `StreamedModel` raises.
+    Linear modules that the checkpoint stores packed become `PackedLinear`, which computes in the type of its input.
+    Their parameters require no gradient; all others do. Raises what `StreamedModel` raises.
     """
     with CheckpointReader(folder) as reader:
         is_packed = reader.packing is not None
@@ -32,7 +32,7 @@ def load(folder: Path, device: str | torch.device, dtype: torch.dtype) -> Any:
 
 
 def _packed(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    """Built empty, packed linears put in place of the empty ones, everything else read tensor by tensor."""
+    """Build the model empty, replace packed linear modules, and read all other tensors one by one."""
     streamed = StreamedModel(folder, str(device), dtype)
     model: Any = streamed.model
     names = [name for name, module in model.named_modules() if hasattr(module, "weight") and streamed.is_packed(name)]

@@ -1,4 +1,4 @@
-"""The peak memory of a process that trains."""
+"""Measure the peak memory of a training process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from runner.system import peak_memory as usage
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that the GPU's allocator has held, or that this process has had resident on a CPU."""
+    """Return the peak bytes reserved by the GPU's allocator, or resident in this process on a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_reserved(device))
     return usage.peak()

@@ -1,7 +1,7 @@
-"""The processes of a training that several share: `python -m runner.training.ranks agent|rank FOLDER`.
+"""The processes of a distributed training: `python -m runner.training.ranks agent|rank FOLDER`.
 
-The agent starts the ranks with torch's elastic launcher. Each dies when its parent does, and ignores what a terminal
-sends to everybody: a stop is asked for by the file `stop`, which rank 0 sees and tells the others with the loss.
+The agent starts the ranks with torch's elastic launcher. Each ends when its parent does, and ignores the signals that a
+terminal sends to all processes: a stop is requested by the file `stop`, which rank 0 sees and sends with the loss.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.system import parent_death
-from runner.training.launch import EVENTS, PARENT, STOP, TASK, encoded, threads
+from runner.training.launch import EVENTS, PARENT, STOP, TASK, encode_error, threads
 from runner.training.task import Task
 
 
@@ -58,31 +58,31 @@ def agent(folder: Path) -> None:
 
 
 def rank(folder: Path) -> None:
-    """Train as one of several. Errors go to a file, with the traceback on stderr."""
+    """Train as one rank. Errors go to a file, with the traceback on stderr."""
     number = int(os.environ["RANK"])
     try:
         from runner.training import session, training_checkpoints
 
         described = json.loads((folder / TASK).read_text(encoding="utf-8"))
         progress = Path(described.pop("progress"))
-        task = Task.of_json(described)
+        task = Task.from_json(described)
         if session.train(task, hooks(folder, task, progress, number)) and number == 0:
             training_checkpoints.write_json(folder / "done", {})
-    except BaseException as error:  # noqa: BLE001  it is told to the process that waits, whatever it is
+    except BaseException as error:  # noqa: BLE001  any error goes to the parent process
         traceback.print_exc()
         path = folder / f"error-{number}.json"
-        path.with_suffix(".new").write_text(json.dumps(encoded(error, number)), encoding="utf-8")
+        path.with_suffix(".new").write_text(json.dumps(encode_error(error, number)), encoding="utf-8")
         path.with_suffix(".new").replace(path)
         sys.stderr.flush()
-        os._exit(1)  # what a process group waits for on the way out will not come
+        os._exit(1)  # a regular exit would wait for the other ranks in the process group
     _leave()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # nothing is left to do; a rank was once aborted (SIGABRT), presumably in the interpreter's own end
+    os._exit(0)  # a rank was once aborted (SIGABRT), presumably in the interpreter's shutdown
 
 
 def hooks(folder: Path, task: Task, progress: Path, number: int) -> Any:
-    """The first process tells and asks; the others only train."""
+    """Return the hooks of a rank: only rank 0 emits events and polls for a stop."""
     import torch
 
     from runner.training.trainer import Hooks
@@ -112,7 +112,7 @@ def _leave() -> None:
 
 
 def _killed(folder: Path, described: Mapping[str, Any]) -> None:
-    """Leave word that a rank was killed, with the length of a window, for the message."""
+    """Record that a rank was killed, with the length of a window, for the error message."""
     import numpy as np
 
     from runner.training import training_checkpoints

@@ -1,6 +1,6 @@
-"""Training, as a step's `run` calls it: `prepare` writes what the processes need, `fit` trains and resumes.
+"""Train, as called by a step's `run`: `prepare` writes the inputs of the processes, `fit` trains and resumes.
 
-One process trains where it is called; several are started on this machine (runner.training.launch).
+A single process trains in the worker; several are started on this machine (runner.training.launch).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ __all__ = ["fit", "prepare"]
 
 
 def prepare(ctx: Context, build: str, arguments: Mapping[str, Any], *, params: Params | None = None) -> Task:
-    """The task of a training on the step's `data` (and `evaluation`), which are written to its scratch folder.
+    """Return the task of a training on the step's `data` and `evaluation`, written to its scratch folder.
 
-    `params` are those of the step unless others are given. RecipeError where the data holds no window.
+    `params` are those of the step by default. RecipeError where the data has no window, or fewer than a batch.
     """
     own = ctx.params if params is None else params
     folder = ctx.scratch_dir / "training"
@@ -57,7 +57,7 @@ def prepare(ctx: Context, build: str, arguments: Mapping[str, Any], *, params: P
 
 
 def write_windows(path: Path, ids: torch.Tensor) -> Path:
-    """Token ids [windows, length] as .npy, int64; the file appears whole."""
+    """Write token ids [windows, length] as .npy, int64, atomically; return the path."""
     unfinished = path.with_name(f".{path.name}")
     np.save(unfinished, ids.cpu().numpy().astype(np.int64))
     unfinished.replace(path)
@@ -65,10 +65,10 @@ def write_windows(path: Path, ids: torch.Tensor) -> Path:
 
 
 def fit(ctx: Context, task: Task) -> Fitted:
-    """Train from where the last complete training checkpoint is; what is finished already is not trained again.
+    """Train from the last complete training checkpoint; a finished training is not repeated.
 
-    Interrupted at a step after which everything is saved; StepFailed for a loss that is no number, naming the last
-    good state; MachineError where memory runs out, naming what to lower.
+    Raises Interrupted after a step with everything saved, StepFailed for a NaN or infinite loss, naming the last good
+    state, and MachineError where memory runs out, naming what to lower.
     """
     found = session.finished(task)
     if found is not None:
@@ -77,14 +77,14 @@ def fit(ctx: Context, task: Task) -> Fitted:
     if task.processes > 1:
         launch.run(ctx, task, progress)
     else:
-        _here(ctx, task, progress)
+        _train_in_process(ctx, task, progress)
     found = session.finished(task)
     if found is None:
         raise RuntimeError(f"training ended without a result in {task.folder}")
     return found
 
 
-def _here(ctx: Context, task: Task, progress: Path) -> None:
+def _train_in_process(ctx: Context, task: Task, progress: Path) -> None:
     """Train in this process."""
     asked: list[Interrupted] = []
 

@@ -1,4 +1,4 @@
-"""One process's part of a training: build, resume, train, and the result that is written last."""
+"""The training in one process: build, resume, train, and write the result last."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WEIGHTS = "weights.safetensors"
 
 
 def finished(task: Task) -> Fitted | None:
-    """The result that a training with this task has left in its folder, or None."""
+    """Return the result of a finished training with this task, or None."""
     try:
         found = json.loads((task.folder / _RESULT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -38,22 +38,22 @@ def finished(task: Task) -> Fitted | None:
 
 
 def label(task: Task) -> dict[str, Any]:
-    """What a training checkpoint must have been made with to be gone on from, as JSON."""
+    """Return as JSON what must be equal for a training checkpoint to be resumed."""
     about = {"build": task.build, "arguments": dict(task.arguments), "settings": asdict(task.settings)}
-    whole: dict[str, Any] = json.loads(json.dumps({**about, "seed": task.seed}))
-    return whole
+    plain: dict[str, Any] = json.loads(json.dumps({**about, "seed": task.seed}))
+    return plain
 
 
 def train(task: Task, hooks: Hooks) -> bool:
-    """Train to the end, or to where `hooks.stop` ends it; whether it came to the end, and the result is written.
+    """Train to the end, or until `hooks.stop`; return whether it reached the end and wrote the result.
 
-    StepFailed for a loss that is no number, MachineError where memory runs out.
+    StepFailed for a NaN or infinite loss, MachineError where memory runs out.
     """
     windows = np.load(task.ids, mmap_mode="r")
     trainer: FitTrainer | None = None
     task.folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    with surroundings(task):
+    with deterministic_session(task):
         try:
             trainable = build(task)
             evaluation = None if task.evaluation is None else np.load(task.evaluation, mmap_mode="r")
@@ -90,12 +90,12 @@ def build(task: Task) -> Trainable:
 
 
 def own_device(task: Task) -> str:
-    """The device of this process: of several, each has a GPU of its own."""
+    """Return the device of this process; each of several has its own GPU."""
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if task.device == "cuda" else task.device
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Let the layers of every transformers model inside compute their activations again on the way back."""
+    """Enable activation checkpointing in the first transformers model inside `model`."""
     modules: Iterator[Any] = model.modules()
     for module in modules:
         if hasattr(module, "gradient_checkpointing_enable") and hasattr(module, "config"):
@@ -105,8 +105,8 @@ def checkpoint_activations(model: nn.Module) -> None:
 
 
 @contextmanager
-def surroundings(task: Task) -> Iterator[None]:
-    """Deterministic kernels on a GPU, and nothing left behind of what accelerate keeps for a whole process."""
+def deterministic_session(task: Task) -> Iterator[None]:
+    """Use deterministic kernels on a GPU, and reset accelerate's global state afterwards."""
     from accelerate.state import AcceleratorState, GradientState
 
     deterministic = torch.are_deterministic_algorithms_enabled()
@@ -122,7 +122,7 @@ def surroundings(task: Task) -> Iterator[None]:
 
 
 def _write_result(trainer: FitTrainer, seconds: float) -> None:
-    """The weights of the best evaluated state, or of the last one, then the account of the training."""
+    """Write the weights of the best evaluated state, or of the last one, then metrics and details."""
     task, curve = trainer.task, trainer.curve
     weights = trainer.trained_weights() if curve.best_step is None else {}
     if not trainer.is_world_process_zero():
@@ -151,7 +151,7 @@ def _write_result(trainer: FitTrainer, seconds: float) -> None:
 
 
 def clean(folder: Path) -> None:
-    """Remove what only an unfinished training needs."""
+    """Remove the files that only an unfinished training needs."""
     for path in folder.glob("checkpoint-*"):
         shutil.rmtree(path)
     for path in folder.glob("best-*.safetensors"):

@@ -1,6 +1,6 @@
-"""What a training step asks for, and what every process that trains is given. Imported by the planner: no torch.
+"""The settings and the task of a training, and the protocol of what is trained. Imported by the planner: no torch.
 
-A training kind's `run` writes what its processes need into its scratch folder and calls `runner.training.run.fit(ctx,
+A training kind's `run` writes the inputs of its processes to its scratch folder and calls `runner.training.run.fit(ctx,
 task)`. Every process imports `task.build`, builds its own model with it, and trains on its part of each batch.
 """
 
@@ -21,7 +21,7 @@ Params = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """How long and how to train. `batch_size` counts windows of one optimizer step, over all processes."""
+    """The settings of a training. `batch_size` counts windows of one optimizer step, over all processes."""
 
     steps: int
     batch_size: int
@@ -34,14 +34,14 @@ class Settings:
     precision: str  # "auto", "bf16" or "fp32"
     gradient_checkpointing: bool
     evaluate_every: int
-    evaluate_from: int  # the first step whose state may be kept as the best
+    evaluate_from: int  # the first step whose state may be the best
     patience: int | None
     save_every: int
     fsdp: bool
 
 
 def settings(params: Params, windows: int, length: int) -> Settings:
-    """The settings in a kind's parameters, for training data of `windows` windows of `length` tokens."""
+    """Return the settings from a kind's parameters, for training data of `windows` windows of `length` tokens."""
     batch = int(params["batch_size"])
     steps = params.get("steps")
     if steps is None:
@@ -68,13 +68,13 @@ def settings(params: Params, windows: int, length: int) -> Settings:
 
 @dataclass(frozen=True)
 class Task:
-    """One training, as every process of it sees it; `to_json` and `of_json` carry it to other processes.
+    """One training; `to_json` and `from_json` pass it to other processes.
 
     build       "module:function", called as `function(arguments, device) -> Trainable`
     arguments   JSON for it
     ids         .npy, int64 [windows, length]: the training windows
     evaluation  .npy of the same form, or None
-    folder      where training keeps its checkpoints; it outlives an interruption
+    folder      of the training checkpoints; it persists over interruptions
     """
 
     build: str
@@ -93,7 +93,7 @@ class Task:
         return {**asdict(self), **paths, "evaluation": None if self.evaluation is None else str(self.evaluation)}
 
     @staticmethod
-    def of_json(value: Mapping[str, Any]) -> Task:
+    def from_json(value: Mapping[str, Any]) -> Task:
         evaluation = value["evaluation"]
         return Task(**{
             **value, "settings": Settings(**value["settings"]), "ids": Path(value["ids"]),
@@ -103,18 +103,18 @@ class Task:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a loss sees: `ids` [b, length] int64 on the device, and `rows` [b], which windows of the data they are."""
+    """The input of a loss: `ids` [b, length] int64 on the device, and `rows` [b], their windows in the data."""
 
     ids: torch.Tensor
     rows: torch.Tensor
 
 
 class Trainable(Protocol):
-    """A model with its loss. What has `requires_grad` is trained, kept in checkpoints, and given back.
+    """A model with its loss. Parameters with `requires_grad` are trained, saved in checkpoints, and returned.
 
     `loss` returns the mean loss over the batch's tokens (a scalar with a gradient) and further scalars to show.
-    `stepped(step)` runs after every optimizer step (counted from 1), in every process alike, and once more where a
-    training goes on from a checkpoint of that step: masks are kept there, as a function of step and weights.
+    `stepped(step)` runs after every optimizer step (counted from 1), in every process, and again where a training
+    resumes from a checkpoint of that step: masks are applied there, as a function of step and weights.
     """
 
     model: nn.Module
@@ -125,7 +125,7 @@ class Trainable(Protocol):
 
 @dataclass(frozen=True)
 class Fitted:
-    """What training gave. `weights` is a safetensors file with every trained parameter by its name in the model, fp32.
+    """The result of a training. `weights` is a safetensors file of the trained parameters by name in the model, fp32.
 
     `metrics` for the record (loss, steps, tokens, seconds of training ...), `details` with the loss curve.
     """

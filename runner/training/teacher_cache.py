@@ -1,9 +1,9 @@
-"""What a teacher says of a text, on disk: it runs once, a layer in memory at a time, and need not be there in training.
+"""A cache of teacher outputs on disk: the teacher runs once, a layer in memory at a time, before training.
 
 Of each position that has a next token the cache holds the k largest logits (float16, less the largest one), the tokens
 they belong to, and log Σ exp(z / T) over the vocabulary. Differences to the largest logit are small where probability
-is large, so that float16 moves a probability by less than 2e-4 of itself per unit of temperature, about what bfloat16
-moved the logits by; log Σ exp is that of the rounded logits and the exact rest, so that the outcomes add up to 1.
+is large, so that float16 moves a probability by less than 2e-4 of itself per unit of temperature, about the error
+of bfloat16 logits; log Σ exp is that of the rounded logits and the exact rest, so that the outcomes add up to 1.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FILES = ("logits", "indices", "logsumexp")
 
 @dataclass(frozen=True)
 class Layout:
-    """The shape of a cache: [windows, positions, top_k], for one temperature, over `vocabulary` tokens."""
+    """The layout of a cache: [windows, positions, top_k], for one temperature, over `vocabulary` tokens."""
 
     windows: int
     positions: int
@@ -41,16 +41,16 @@ class Layout:
     vocabulary: int
 
     def types(self) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
-        """Of the files logits, indices and logsumexp."""
+        """Return the types of the files logits, indices and logsumexp."""
         return torch.float16, torch.uint16 if self.vocabulary <= 1 << 16 else torch.int32, torch.float32
 
     def shape(self, file: str) -> tuple[int, ...]:
-        """Of one window in a file."""
+        """Return the shape of one window in a file."""
         return (self.positions,) if file == "logsumexp" else (self.positions, self.top_k)
 
 
 class Cached:
-    """A finished cache. Rows are read when they are asked for; nothing of it stays in memory."""
+    """A finished cache. Rows are read on demand and not cached in memory."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -60,7 +60,7 @@ class Cached:
         self._open = {name: os.open(folder / name, os.O_RDONLY) for name in _FILES}
 
     def rows(self, rows: torch.Tensor) -> TopK:
-        """What the teacher says of the windows `rows` [b]: [b, positions, k] on the CPU, in float32 and int64."""
+        """Return the teacher's outputs for the windows `rows` [b]: [b, positions, k] on the CPU, float32 and int64."""
         places = [self._place[row] for row in rows.tolist()]
         logits, indices, logsumexp = (
             self._read(name, dtype, places) for name, dtype in zip(_FILES, self.layout.types(), strict=True)
@@ -89,9 +89,9 @@ class Cached:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A checkpoint that is run over text, and what of its logits is kept.
+    """A checkpoint that is run over text, and the part of its logits to store.
 
-    vocabulary   only the first that many logits count: a table may be padded
+    vocabulary   the number of logits to use, without padding
     """
 
     checkpoint: Path
@@ -104,10 +104,10 @@ class Teacher:
 def cache(
     teacher: Teacher, ids: torch.Tensor, rows: torch.Tensor, folder: Path, hooks: StreamHooks, before: int = 0
 ) -> Cached:
-    """Run the teacher over the windows `rows` [n] of `ids` [windows, length] and keep its likeliest tokens in `folder`.
+    """Run the teacher over the windows `rows` [n] of `ids` [windows, length] and store its top-k logits in `folder`.
 
-    A finished cache of the same layout is opened instead. An interrupted run goes on at the layer that it had come to,
-    or at the logits. `before` is the number of layers that the step ran earlier, for events.
+    A finished cache of the same layout is opened instead. An interrupted run resumes at its first unfinished layer, or
+    at the logits. `before` is the number of layers that the step ran earlier, for events.
     """
     size = teacher.vocabulary
     layout = Layout(len(rows), ids.shape[1] - 1, min(teacher.top_k, size), teacher.temperature, size)
@@ -129,7 +129,7 @@ def cache(
 
 
 def truncated(logits: torch.Tensor, layout: Layout) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Float32 logits [..., V] as the cache keeps them: (logits [..., k], indices [..., k], logsumexp [...])."""
+    """Convert float32 logits [..., V] to the cached form: (logits [..., k], indices [..., k], logsumexp [...])."""
     logits = logits[..., : layout.vocabulary]
     values, indices = logits.topk(layout.top_k, -1)
     largest = values[..., :1]
@@ -140,7 +140,7 @@ def truncated(logits: torch.Tensor, layout: Layout) -> tuple[torch.Tensor, torch
 
 
 def _finished(folder: Path, layout: Layout) -> bool:
-    """Whether the folder holds this very cache: the marker is written last."""
+    """Return whether the folder holds a finished cache of this layout: the marker is written last."""
     try:
         return Layout(**json.loads((folder / _MARKER).read_text(encoding="utf-8"))["layout"]) == layout
     except (FileNotFoundError, ValueError, TypeError, KeyError):
@@ -148,7 +148,7 @@ def _finished(folder: Path, layout: Layout) -> bool:
 
 
 def _write(streamed: StreamedModel, flow: HiddenStates, layout: Layout, folder: Path, hooks: StreamHooks) -> None:
-    """The head on the final hidden states of `flow`, a few windows and positions at a time."""
+    """Apply the head to the final hidden states of `flow`, in chunks of windows and positions, and write the files."""
     final = flow.file(0, len(streamed))
     streamed.load_rest(embedding=False)
     columns = streamed.config.get_text_config().vocab_size

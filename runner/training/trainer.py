@@ -1,8 +1,7 @@
 """transformers.Trainer with our order of windows, losses, checkpoints and events.
 
-What is overridden: where batches come from, how a loss is computed, what happens after a step (a training checkpoint
-that counts only when whole, evaluation, best state, stopping), and what is measured before one (a loss or gradient
-that is no number stops before it reaches the weights).
+Overridden are the source of batches, the loss, the work after a step (evaluation, best state, atomic training
+checkpoints, stopping), and the check before the optimizer (a NaN or infinite loss or gradient stops the training).
 """
 
 from __future__ import annotations
@@ -24,23 +23,24 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer
 
 from runner.training import failures, training_checkpoints
-from runner.training.arguments import arguments, autocasts
+from runner.training.arguments import arguments, autocast_context
 from runner.training.curve import Curve
 from runner.training.evaluation import loss_sum
 from runner.training.measure import peak_memory
 from runner.training.sampler import evaluation_batches, micro_batches, order
 from runner.training.task import Batch, Task, Trainable
 
-_EVENTS = 2000  # of one training; slow steps are told each
-_SILENCE = 1.0  # seconds after which a step is told in any case
-_RECENT = 50  # steps over which the speed is taken
+_EVENTS = 2000  # at most, of one training; but slow steps emit one each
+_LONGEST_PAUSE = 1.0  # seconds between events after which every step emits one
+_RECENT = 50  # steps over which the speed is averaged
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a training tells and asks its surroundings. Only the first of several processes has real ones.
+    """The callbacks of a training. Only the first of several processes has real ones.
 
-    `emit` gets the fields of a `train` event; `stop` says whether to end at this step; `saved` hears of a checkpoint.
+    `emit` gets the fields of a `train` event; `stop` returns whether to end at this step; `saved` gets the step of a
+    training checkpoint that was written.
     """
 
     emit: Callable[[Mapping[str, Any]], None]
@@ -49,9 +49,9 @@ class Hooks:
 
 
 class FitTrainer(Trainer):
-    """`windows` and `evaluation` are [n, length] int64, memory-mapped; `label` is what a checkpoint must be made with.
+    """The trainer of a task. `windows`, `evaluation`: [n, length] int64, memory-mapped; `label`: that of checkpoints.
 
-    After `train`: `stopped` tells whether it ended because it was asked to, `curve` what was measured.
+    After `train`, `stopped` is whether a stop was requested, and `curve` has the measurements.
     """
 
     loss_is_scaled_for_ga = False  # a loss is the mean of its forward
@@ -69,7 +69,7 @@ class FitTrainer(Trainer):
         self.hooks, self.label = hooks, label
         self.curve = Curve(task.settings.steps)
         self.stopped = False
-        self.autocasts = autocasts(task)
+        self.autocast_context = autocast_context(task)
         self.steps_run = 0
         self.loss_sum: torch.Tensor | float = 0.0
         self.part_sums: dict[str, torch.Tensor] = {}
@@ -84,7 +84,7 @@ class FitTrainer(Trainer):
 
     @property
     def micro(self) -> int:
-        """Windows of one forward."""
+        """The number of windows of one forward."""
         settings = self.task.settings
         return settings.batch_size // (settings.accumulation * self.task.processes)
 
@@ -93,7 +93,7 @@ class FitTrainer(Trainer):
         return None if self.saved_at is None else training_checkpoints.checkpoint(self.task.folder, self.saved_at)
 
     def resume(self) -> Path | None:
-        """The training checkpoint to go on from, with the curve restored to it; None to begin at the beginning."""
+        """Return the training checkpoint to resume from, and restore its curve; None to start at the beginning."""
         path = training_checkpoints.last(self.task.folder, self.label)
         if path is not None:
             self.curve = training_checkpoints.read_curve(path)
@@ -101,7 +101,7 @@ class FitTrainer(Trainer):
         return path
 
     def exhausted(self) -> bool:
-        """Whether as many evaluations in a row as `patience` came no lower."""
+        """Return whether `patience` evaluations in a row were no better."""
         patience = self.task.settings.patience
         return patience is not None and self.curve.stale >= patience
 
@@ -118,11 +118,11 @@ class FitTrainer(Trainer):
         return {"ids": torch.from_numpy(np.array(self.windows[rows])), "rows": torch.tensor(rows)}
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager[Any]:
-        """The whole loss runs under it, not the model's forward alone, whose outputs accelerate would widen."""
-        return self.autocasts()
+        """Return the context for the full loss, not only the model's forward, whose outputs accelerate would widen."""
+        return self.autocast_context()
 
     def compute_loss_context_manager(self) -> Any:
-        return self.autocasts()
+        return self.autocast_context()
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -135,10 +135,10 @@ class FitTrainer(Trainer):
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Called with the gradients of the whole step, before the optimizer: the place to stop a step that is wrong."""
+        """Check loss and gradient norm; the base class calls this with a step's accumulated gradients."""
         norm: Any = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
-        whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        self._measure(float(whole))
+        full = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        self._measure(float(full))
         return norm
 
     def _measure(self, norm: float) -> None:
@@ -160,7 +160,7 @@ class FitTrainer(Trainer):
         raise failures.diverged(what, value, step, rate, self.task.settings, self.last_saved)
 
     def _sum(self, values: list[float]) -> list[float]:
-        """The sums over all processes."""
+        """Return the sums over all processes."""
         if self.task.processes == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.float64, device=self.args.device)
@@ -169,7 +169,7 @@ class FitTrainer(Trainer):
         return found
 
     def _maybe_log_save_evaluate(self, *args: Any, learning_rate: float | None = None, **kwargs: Any) -> None:
-        """Everything that follows an optimizer step; the base class calls it once more at the end of the data."""
+        """Do the work after an optimizer step; the base class calls it once more at the end of the data."""
         step, settings = self.state.global_step, self.task.settings
         if step == self.handled or not self.measured:
             return
@@ -189,14 +189,14 @@ class FitTrainer(Trainer):
         self.stopped = bool(self.measured["stop"]) and not ends
         if not ends and (step % settings.save_every == 0 or self.stopped):
             self.save_training()
-        self._tell(step, loss, rate, evaluated)
+        self._emit_step(step, loss, rate, evaluated)
         self.control.should_training_stop = ends or self.stopped
 
-    def _tell(self, step: int, loss: float, rate: float, evaluated: float | None) -> None:
+    def _emit_step(self, step: int, loss: float, rate: float, evaluated: float | None) -> None:
         settings, now = self.task.settings, time.perf_counter()
         self.times.append((now, step))
         every = -(-settings.steps // _EVENTS)
-        if evaluated is None and step % every and step != settings.steps and now - self.emitted_at < _SILENCE:
+        if evaluated is None and step % every and step != settings.steps and now - self.emitted_at < _LONGEST_PAUSE:
             return
         self.emitted_at = now
         began, first = self.times[0]
@@ -210,45 +210,45 @@ class FitTrainer(Trainer):
         })  # fmt: skip
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Called before the first step, so that nothing worse than the beginning comes out; a resumed one has it."""
+        """Evaluate the initial state, so that the result is never worse; a resumed training has this already."""
         if not self.curve.evaluations and not self.task.settings.evaluate_from:
             self.evaluate_state()
         return {}
 
     def evaluate_state(self) -> float:
-        """The loss on the evaluation windows, noted in the curve; a state better than all before is kept."""
+        """Return the loss on the evaluation windows; add it to the curve, and save the best state."""
         step = self.state.global_step
         loss = self.evaluation_loss()
         if not math.isfinite(loss):
             self._diverged("evaluation loss", loss, step)
-        if self.curve.evaluated(step, loss):
+        if self.curve.add_evaluation(step, loss):
             weights = self.trained_weights()
             if self.is_world_process_zero():
                 training_checkpoints.write_weights(training_checkpoints.best(self.task.folder, step), weights)
         return loss
 
     def evaluation_loss(self) -> float:
-        """Mean next-token cross entropy over the L − 1 targets of every evaluation window, in nats."""
+        """Return the mean next-token cross entropy over the L − 1 targets of every evaluation window, in nats."""
         if self.evaluation is None:
             return math.nan
         batches = evaluation_batches(len(self.evaluation), self.micro, self.task.processes, self.args.process_index)
-        with self.autocasts():
+        with self.autocast_context():
             sums, targets = loss_sum(self.model, self.evaluation, batches, self.args.device)
         total, count = self._sum([sums, float(targets)])
         return total / count
 
     def trained_weights(self) -> dict[str, torch.Tensor]:
-        """Every trained parameter whole, on the CPU. Sharded ones are gathered, so all processes must call it."""
-        whole = {}
+        """Return every trained parameter on the CPU. Sharded ones are gathered, so all processes must call it."""
+        weights = {}
         for name, parameter in training_checkpoints.trained(self.trainable.model).items():
             tensor = parameter.detach()
             full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
             # A copy: FSDP resizes the storage of what it gathered, which numpy's view of it would forbid.
-            whole[name] = full.to("cpu", copy=self.is_fsdp_enabled)
-        return whole
+            weights[name] = full.to("cpu", copy=self.is_fsdp_enabled)
+        return weights
 
     def save_training(self) -> None:
-        """Write a training checkpoint of this step. It counts once it is whole."""
+        """Write a training checkpoint of this step; its marker is written last."""
         path = training_checkpoints.checkpoint(self.task.folder, self.state.global_step)
         main = self.is_world_process_zero()
         if main:
@@ -272,7 +272,7 @@ class FitTrainer(Trainer):
             distributed.barrier()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """With FSDP without the model, which the base class would write a second time with all its frozen weights."""
+        """Save optimizer and scheduler. With FSDP, the base class would also write the model with frozen weights."""
         if not self.is_fsdp_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
             return
@@ -284,7 +284,7 @@ class FitTrainer(Trainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """The trained parameters alone; the frozen ones are the builder's."""
+        """Load the trained parameters; the frozen ones come from the builder."""
         weights: dict[str, Any] = training_checkpoints.read_weights(
             Path(resume_from_checkpoint) / f"{training_checkpoints.TRAINED}.safetensors"
         )
@@ -300,4 +300,4 @@ class FitTrainer(Trainer):
         self.trainable.stepped(training_checkpoints.step_of(Path(resume_from_checkpoint)))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Nothing: events tell it all."""
+        """Log nothing: `train` events have these values."""

@@ -1,7 +1,7 @@
-"""Training checkpoints on disk: which of them count, which are removed, and the weights of the best state.
+"""Training checkpoints on disk: which are complete, which are removed, and the weights of the best state.
 
 <folder>/checkpoint-00000120/   trained.safetensors, optimizer, scheduler, generators, curve.json
-                                complete.json, written last: without it the folder is what a kill left
+                                complete.json, written last: a folder without it is incomplete
 <folder>/best-00000100.safetensors   the trained weights of the best evaluated step
 """
 
@@ -39,7 +39,7 @@ def step_of(path: Path) -> int:
 
 
 def last(folder: Path, label: Mapping[str, Any]) -> Path | None:
-    """The latest complete training checkpoint that was made with `label`, or None."""
+    """Return the latest complete training checkpoint that was made with `label`, or None."""
     for path in sorted(folder.glob("checkpoint-*"), reverse=True):
         try:
             found = json.loads((path / MARKER).read_text(encoding="utf-8"))
@@ -51,7 +51,7 @@ def last(folder: Path, label: Mapping[str, Any]) -> Path | None:
 
 
 def write_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
-    """A safetensors file that appears whole: float32 tensors by name; equal tensors give equal bytes."""
+    """Write a safetensors file atomically: float32 tensors by name; equal tensors give equal bytes."""
     CheckpointWriter(path.parent).add(path.name.removesuffix(".safetensors"), weights)
 
 
@@ -63,7 +63,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def seal(path: Path, label: Mapping[str, Any], curve: Curve) -> None:
-    """Make a checkpoint count, then remove what it makes needless: older ones, and states that are best no more."""
+    """Mark a checkpoint as complete, then remove older ones, and states that are no longer the best."""
     write_json(path / "curve.json", curve.to_json())
     for file in sorted(path.iterdir()):
         _sync(file)
@@ -79,11 +79,11 @@ def seal(path: Path, label: Mapping[str, Any], curve: Curve) -> None:
 
 
 def read_curve(path: Path) -> Curve:
-    return Curve.of_json(json.loads((path / "curve.json").read_text(encoding="utf-8")))
+    return Curve.from_json(json.loads((path / "curve.json").read_text(encoding="utf-8")))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file at once, synced."""
+    """Replace a JSON file atomically, with fsync."""
     unfinished = path.with_name(f".{path.name}.tmp")
     with unfinished.open("w", encoding="utf-8") as file:
         json.dump(value, file, sort_keys=True)
@@ -93,7 +93,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def trained(model: nn.Module) -> dict[str, torch.nn.Parameter]:
-    """The parameters that are trained, by their name in the model."""
+    """Return the trained parameters by their name in the model."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -106,5 +106,5 @@ def _sync(path: Path) -> None:
 
 
 def write_progress(path: Path, step: int, steps: int) -> None:
-    """What `runner plan` reads to say where an interrupted training goes on."""
+    """Write progress.json, from which `runner plan` reads where an interrupted training resumes."""
     write_json(path, {"layer": step, "layers": steps, "unit": "step"})

@@ -1,4 +1,4 @@
-"""Whether two checkpoints mean the same tokens by the same numbers. Imported by the planner: no torch."""
+"""Compare the vocabularies of two tokenizers. Imported by the planner: no torch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_SHOWN = 3  # tokens named of those that differ
+_SHOWN = 3  # differing tokens that are named
 
 
 def tokens(folder: Path) -> dict[str, int] | None:
-    """Token → number of the tokenizer in a folder, or None where it has no tokenizer.json that lists them."""
+    """Return token → id of the tokenizer in a folder, or None where it has no tokenizer.json that lists them."""
     try:
         found = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -26,7 +26,7 @@ def tokens(folder: Path) -> dict[str, int] | None:
 
 
 def mismatch(teacher: Mapping[str, int], student: Mapping[str, int]) -> str | None:
-    """What tells two vocabularies apart, the first few tokens by name; None where they are one."""
+    """Describe how two vocabularies differ, with the first few tokens; None where they are equal."""
     differing = [token for token in {**teacher, **student} if teacher.get(token) != student.get(token)]
     if not differing:
         return None
@@ -47,6 +47,6 @@ def _described(token: str, teacher: Mapping[str, int], student: Mapping[str, int
 
 
 def size(config: Mapping[str, Any]) -> int:
-    """The number of logits that a model of this configuration has; 0 where it does not say."""
+    """Return the number of logits of a model with this configuration; 0 where it has no `vocab_size`."""
     found = config.get("vocab_size")
     return found if isinstance(found, int) else 0

@@ -1,4 +1,4 @@
-"""Keeping a pruned checkpoint's zeros while its weights are trained."""
+"""Preserve the zeros of a pruned checkpoint while its weights are trained."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ HELD = 0.05  # a weight with at least this part of exact zeros was pruned: no tr
 
 
 class Masks:
-    """The zeros of every pruned linear weight of a model, as they are now. `apply` makes them so again.
+    """The current zeros of every pruned linear weight of a model; `apply` restores them.
 
-    One byte per weight of the pruned modules; nothing for a model that was not pruned.
+    They take one byte per weight of the pruned modules; nothing for a model that was not pruned.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -25,12 +25,12 @@ class Masks:
         ]
 
     def __len__(self) -> int:
-        """How many weights are held."""
+        """Return the number of masked weights."""
         return len(self._held)
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Set what was zero to zero."""
+        """Set the weights that were zero to zero."""
         for weight, zeros in self._held:
             weight.masked_fill_(zeros, 0)
 

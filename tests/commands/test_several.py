@@ -162,7 +162,7 @@ def test_a_nightly_run_ends_with_one_summary_and_the_next_resumes_what_is_unfini
         ["slow", "machine cannot", "1", "0"],
     ]
     assert rows[1][4] == "after: gate missed: `points` is 9, 4.5 above its limit 4.5 (1.5 × `before` 3)"
-    assert rows[2][4] == "nightly/c_wrong.yaml:7: `toy.score` needs `points` (and 1 more)"
+    assert rows[2][4] == "nightly/c_wrong.yaml:7: unknown key `pionts` of `toy.score`; did you mean `points`?"
     assert rows[3][4].startswith("second: the worker process was killed (SIGKILL), probably because memory ran out")
     assert "\n1 of 4 jobs done in " in out
     assert len([line for line in out.splitlines() if line.startswith(" recipe ")]) == 1

@@ -49,7 +49,7 @@ def valid(found: Any) -> None:
 )
 def test_a_job_in_every_state_meets_the_schema(tmp_path: Path, status: str, done: int) -> None:
     plan = made(tmp_path, status, done=done, events=[gate(4, "quality", float("nan"), 12.0)])
-    found = json.loads(json.dumps(report_json.of(job_report.read(tmp_path, plan.job_id)), allow_nan=False))
+    found = json.loads(json.dumps(report_json.document(job_report.read(tmp_path, plan.job_id)), allow_nan=False))
     valid(found)
     assert [step["digest"] is not None for step in found["steps"]] == [n < done for n in range(5)]
 
@@ -58,7 +58,7 @@ def test_a_job_of_which_only_the_plan_is_left(tmp_path: Path) -> None:
     plan = made(tmp_path, done=0)
     for name in ("job.json", "events.jsonl", "environment.json", "recipe.yaml"):
         (tmp_path / plan.job_id / name).unlink()
-    found = report_json.of(job_report.read(tmp_path, plan.job_id))
+    found = report_json.document(job_report.read(tmp_path, plan.job_id))
     valid(found)
     assert (found["status"], found["verdict"]["text"]) == ("new", "Nothing ran yet.")
 
@@ -67,7 +67,7 @@ def test_torn_files(tmp_path: Path) -> None:
     plan = made(tmp_path, "running", done=1)
     for name in ("job.json", "events.jsonl", "environment.json"):
         (tmp_path / plan.job_id / name).write_text('{"status": "run')
-    valid(report_json.of(job_report.read(tmp_path, plan.job_id)))
+    valid(report_json.document(job_report.read(tmp_path, plan.job_id)))
 
 
 def test_writing_again_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -77,12 +77,12 @@ def test_writing_again_gives_the_same_bytes(tmp_path: Path) -> None:
         publish.write(job_report.read(tmp_path, plan.job_id))
         texts.append([(tmp_path / plan.job_id / name).read_bytes() for name in ("report.json", "report.html")])
     assert texts[0] == texts[1]
-    assert texts[0][0].decode() == files.pretty(report_json.of(job_report.read(tmp_path, plan.job_id)))
+    assert texts[0][0].decode() == files.pretty(report_json.document(job_report.read(tmp_path, plan.job_id)))
 
 
 def test_layers_and_curves_are_there(tmp_path: Path) -> None:
     plan = made(tmp_path)
-    steps = {step["id"]: step for step in report_json.of(job_report.read(tmp_path, plan.job_id))["steps"]}
+    steps = {step["id"]: step for step in report_json.document(job_report.read(tmp_path, plan.job_id))["steps"]}
     assert [layer["error"] for layer in steps["gptq"]["layers"]] == pytest.approx([0.002, 0.004, 0.006, 0.008])
     assert len(steps["distill"]["curve"]["points"]) == 40
     assert steps["distill"]["curve"]["kept"] == 40

@@ -67,7 +67,12 @@ def test_no_report_says_a_secret(tmp_path: Path) -> None:
     }
     plan = made(tmp_path, "failed", done=1, events=[told, failed], recipe=RECIPE)
     report = job_report.read(tmp_path, plan.job_id)
-    for text in (json.dumps(report_json.of(report)), page.html(report), junit.text([report]), github.markdown(report)):
+    for text in (
+        json.dumps(report_json.document(report)),
+        page.html(report),
+        junit.text([report]),
+        github.markdown(report),
+    ):
         for secret in ("hunter22", "987654321", "s3cr3t"):
             assert secret not in text
         assert "•••" in text or "\\u2022" in text

@@ -107,7 +107,7 @@ no checkpoint came out of this job
 def test_json_has_no_nan() -> None:
     import json
 
-    document = json.loads(json.dumps(report_json.of(JOB), allow_nan=False))
+    document = json.loads(json.dumps(report_json.document(JOB), allow_nan=False))
     assert document["steps"][0]["errors"] == [0.01, None, 0.02, "nan"]
 
 

@@ -38,7 +38,7 @@ def test_a_long_one_keeps_means_of_equal_stretches(steps: int) -> None:
 
 def test_a_curve_that_went_through_json_goes_on_as_if_it_had_not() -> None:
     whole = fed(Curve(1234), 1, 1234)
-    half = Curve.of_json(json.loads(json.dumps(fed(Curve(1234), 1, 601).to_json())))
+    half = Curve.from_json(json.loads(json.dumps(fed(Curve(1234), 1, 601).to_json())))
     assert fed(half, 602, 1234) == whole
 
 
@@ -53,7 +53,7 @@ def test_the_smoothed_loss_weighs_the_latest_most() -> None:
 
 def test_the_best_evaluation_and_how_long_ago_it_was() -> None:
     curve = Curve(9)
-    assert [curve.evaluated(step, loss) for step, loss in ((0, 3.0), (2, 2.5), (4, 2.5), (6, 2.6))] == [
+    assert [curve.add_evaluation(step, loss) for step, loss in ((0, 3.0), (2, 2.5), (4, 2.5), (6, 2.6))] == [
         True, True, False, False,
     ]  # fmt: skip
     assert (curve.best_step, curve.best_loss, curve.stale) == (2, 2.5, 2)

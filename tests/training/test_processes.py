@@ -195,12 +195,12 @@ def test_more_processes_than_gpus(tmp_path: Path, model: Path) -> None:
     ],
 )
 def test_errors_survive_the_way_between_processes(error: RunnerError) -> None:
-    found = launch.decoded(launch.encoded(error, 1))
+    found = launch.decode_error(launch.encode_error(error, 1))
     assert (type(found), found.render(), found.exit_code) == (type(error), error.render(), error.exit_code)
 
 
 def test_an_unexpected_error_names_its_process_and_type() -> None:
-    found = launch.decoded(launch.encoded(KeyError("x"), 1))
+    found = launch.decode_error(launch.encode_error(KeyError("x"), 1))
     assert found.render() == (
         "error: training process 1 failed with an unexpected KeyError: 'x'\nhelp: the log of the step has its traceback"
     )
@@ -209,7 +209,7 @@ def test_an_unexpected_error_names_its_process_and_type() -> None:
 def test_of_several_errors_the_first_expected_one_is_told(tmp_path: Path, model: Path) -> None:
     task = plain.task(plain.Caller(tmp_path, processes=2), model)
     for rank, error in enumerate((RuntimeError("connection closed by peer"), StepFailed("the loss is NaN"))):
-        (tmp_path / f"error-{rank}.json").write_text(json.dumps(launch.encoded(error, rank)))
+        (tmp_path / f"error-{rank}.json").write_text(json.dumps(launch.encode_error(error, rank)))
     found = launch.failure(tmp_path, task, 1)
     assert found is not None
     assert found.message == "the loss is NaN"
@@ -221,7 +221,7 @@ def test_processes_that_say_nothing(tmp_path: Path, model: Path) -> None:
     silent = launch.failure(tmp_path, task, 1)
     assert silent is not None
     assert silent.render() == (
-        "error: the training processes ended with status 1 and told no reason\n"
+        "error: the training processes ended with status 1 and gave no reason\n"
         "help: the log of the step has what they wrote"
     )
     (tmp_path / "killed.json").write_text('{"length": 16}')
@@ -234,7 +234,7 @@ def test_processes_that_say_nothing(tmp_path: Path, model: Path) -> None:
 
 def test_a_line_counts_once_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
-    events = launch.forwarded(path)
+    events = launch.read_new_lines(path)
     assert next(events) == []
     path.write_text('{"at": 1}\n{"at"')
     assert next(events) == [{"at": 1}]

@@ -1,6 +1,7 @@
-"""What GitHub Actions is told: annotations at lines of the recipe, groups in the log, a summary of every job.
+"""Output for GitHub Actions: annotations at lines of the recipe, groups in the log, a summary of every job.
 
-Workflow commands are lines on stdout or stderr: https://docs.github.com/actions/reference/workflow-commands-for-github-actions
+Workflow commands are lines on stdout or stderr:
+https://docs.github.com/actions/reference/workflow-commands-for-github-actions
 """
 
 from __future__ import annotations
@@ -24,36 +25,36 @@ _PASSED = {True: "✅", False: "❌"}
 
 
 def active() -> bool:
-    """Whether this process runs in a workflow of GitHub Actions."""
+    """Return whether this process runs in a workflow of GitHub Actions."""
     return os.environ.get("GITHUB_ACTIONS") == "true"
 
 
 def command(level: str, message: str, span: Span | None = None, title: str = "") -> str:
-    """A workflow command that annotates a place: `::error file=…,line=…,col=…,title=…::message`."""
+    """Return a workflow command that annotates a place: `::error file=…,line=…,col=…,title=…::message`."""
     properties = {"title": title}
     if span is not None:
         file = {"file": _in_workspace(span.file), "line": str(span.line), "col": str(span.column)}
         properties = {**file, "endColumn": str(span.column + max(1, span.length)), **properties}
-    told = ",".join(f"{key}={_property(value)}" for key, value in properties.items() if value)
-    return f"::{level}{' ' if told else ''}{told}::{_data(message)}"
+    written = ",".join(f"{key}={_property(value)}" for key, value in properties.items() if value)
+    return f"::{level}{' ' if written else ''}{written}::{_data(message)}"
 
 
 def complain(error: RunnerError, stream: TextIO) -> None:
-    """Annotate every complaint of an error at its place; nothing outside of GitHub Actions."""
+    """Annotate every complaint of an error at its place; do nothing outside of GitHub Actions."""
     if not active():
         return
     found = getattr(error, "diagnostics", ()) or (Diagnostic("", error.message, error.help),)
     for complaint in found:
-        told = complaint.message + (f"\n{complaint.help}" if complaint.help else "")
-        told = secrets.hide_in_text(told, complaint.span.text if complaint.span else "")
+        text = complaint.message + (f"\n{complaint.help}" if complaint.help else "")
+        text = secrets.hide_in_text(text, complaint.span.text if complaint.span else "")
         level = "warning" if complaint.severity == "warning" else "error"
-        print(command(level, told, complaint.span, complaint.code or "runner"), file=stream)
+        print(command(level, text, complaint.span, complaint.code or "runner"), file=stream)
 
 
 class Annotations:
-    """A sink around another: groups the log by steps, and annotates what failed, was missed or warned of.
+    """A sink around another: groups the log by steps, and annotates failures, missed gates and warnings.
 
-    `grouped` where `inner` writes lines to the same stream. A reader that went away silences it, never the job.
+    `grouped` is true where `inner` writes lines to the same stream. A closed stream stops the output, never the job.
     """
 
     def __init__(self, inner: Sink | None, stream: TextIO, recipe: Recipe, *, grouped: bool) -> None:
@@ -73,9 +74,9 @@ class Annotations:
             self._inner.send(event)
         if name in ("step_finished", "step_failed"):
             self._ungroup()
-        told = self._annotation(event)
-        if told is not None:
-            self._write(told)
+        annotation = self._annotation(event)
+        if annotation is not None:
+            self._write(annotation)
 
     def close(self) -> None:
         self._ungroup()
@@ -95,7 +96,7 @@ class Annotations:
         return None
 
     def _place(self, event: Event, *path: str) -> Span | None:
-        """Where the recipe has the step, or a value of it."""
+        """Return the place of the event's step in the recipe, or of a value of it."""
         index = event.get("step")
         if index is None or not 0 <= index < len(self._recipe.steps):
             return None
@@ -123,16 +124,16 @@ def summarize(job: JobReport) -> None:
     if not active() or not place:
         return
     path = Path(place)
-    there = path.stat().st_size if path.exists() else 0
+    present = path.stat().st_size if path.exists() else 0
     for text in (markdown(job), markdown(job, steps=False)):
-        if there + len(text.encode()) <= SUMMARY_LIMIT:
+        if present + len(text.encode()) <= SUMMARY_LIMIT:
             with open(path, "a", encoding="utf-8") as file:
                 file.write(text)
             return
 
 
 def markdown(job: JobReport, *, steps: bool = True) -> str:
-    """The job in Markdown: verdict, gates and, with `steps`, a table of them."""
+    """Return the job in Markdown: verdict, gates and, with `steps`, a table of them."""
     job = report_json.public(job)
     verdict = findings.verdict(job)
     lines = [f"### {_ICONS[verdict.level]} {_cell(findings.title(job))}: {verdict.word}", "", _cell(verdict.text), ""]
@@ -156,7 +157,7 @@ def _row(step: StepReport) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    """Text of a table's cell or a line: nothing in it is markup, but for code between backticks."""
+    """Escape the text of a table cell or a line; only code between backticks is markup."""
     text = " ".join(text.split())
     if text.count("`") % 2:
         return _plain(text)
@@ -169,7 +170,7 @@ def _plain(text: str) -> str:
 
 
 def _in_workspace(file: str) -> str:
-    """A path as GitHub knows it: relative to the checkout where it lies below it."""
+    """Return a path relative to the checkout, if it is inside, as annotations need it."""
     workspace = os.environ.get("GITHUB_WORKSPACE", "")
     absolute = Path(os.path.abspath(file))
     if workspace and absolute.is_relative_to(os.path.abspath(workspace)):

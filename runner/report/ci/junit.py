@@ -24,7 +24,7 @@ _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 @dataclass(frozen=True)
 class Refused:
-    """A recipe of which no job came; `text` is the complaint, `exit_code` None where it was not reached."""
+    """A recipe without a job; `text` is the complaint, `exit_code` None where it was not started."""
 
     name: str
     text: str
@@ -46,7 +46,7 @@ def write(path: Path, jobs: Sequence[JobReport | Refused]) -> None:
 
 
 def text(jobs: Sequence[JobReport | Refused]) -> str:
-    """The whole document."""
+    """Return the XML document."""
     root = ElementTree.Element("testsuites", name="runner")
     total = _Counts()
     for job in jobs:
@@ -66,8 +66,8 @@ def _job(job: JobReport) -> tuple[ElementTree.Element, _Counts]:
         suite.set("timestamp", job.started.removesuffix("Z"))
     counts = _Counts(time=job.seconds or 0.0)
     properties = ElementTree.SubElement(suite, "properties")
-    told = {"job": job.id, "status": job.status, "model": job.model, "key": job.key}
-    for key, value in told.items():
+    facts = {"job": job.id, "status": job.status, "model": job.model, "key": job.key}
+    for key, value in facts.items():
         properties.append(_element("property", name=key, value=value))
     for step in job.steps:
         suite.append(_step(name, step, counts))
@@ -94,24 +94,24 @@ def _step(suite: str, step: StepReport, counts: _Counts) -> ElementTree.Element:
         counts.skipped += 1
         why = "not reached" if step.state != "stopped" else "stopped; the same command continues from there"
         case.append(_element("skipped", message=why))
-    told = [f"{step.state}{', nothing was computed' if step.state == 'cached' else ''}"]
-    told += [units.metric(metric, value) for metric, value in step.metrics.items()]
-    case.append(_element("system-out", "\n".join([*told, *step.messages])))
+    output = [f"{step.state}{', nothing was computed' if step.state == 'cached' else ''}"]
+    output += [units.metric(metric, value) for metric, value in step.metrics.items()]
+    case.append(_element("system-out", "\n".join([*output, *step.messages])))
     return case
 
 
 def _refused(job: Refused) -> tuple[ElementTree.Element, _Counts]:
     counts = _Counts()
     suite = _element("testsuite", name=job.name)
-    told = secrets.hide_in_text(job.text, job.text)  # a complaint quotes the line of the recipe
+    text = secrets.hide_in_text(job.text, job.text)  # a complaint quotes the line of the recipe
     case = _case(job.name, "recipe", 0.0, counts)
     if job.exit_code is None:
         counts.skipped += 1
-        case.append(_element("skipped", message=told or "not started"))
+        case.append(_element("skipped", message=text or "not started"))
     else:
         counts.errors += 1
-        first = told.partition("\n")[0]
-        case.append(_element("error", told, message=first, type=_CODES.get(job.exit_code, "failed")))
+        first = text.partition("\n")[0]
+        case.append(_element("error", text, message=first, type=_CODES.get(job.exit_code, "failed")))
     suite.append(case)
     return _counted(suite, counts), counts
 
@@ -135,5 +135,5 @@ def _element(tag: str, content: str = "", /, **attributes: str) -> ElementTree.E
 
 
 def _xml(text: str) -> str:
-    """Without the characters that XML cannot hold."""
+    """Replace the characters that XML does not allow."""
     return _NOT_XML.sub("\ufffd", text)

@@ -1,4 +1,4 @@
-"""The elements that the sections of the page are made of: tables, states, folded parts."""
+"""The HTML elements of the page's sections: tables, states, folded parts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def section(title: str, id: str, *parts: Part) -> Markup:
 
 
 def folded(summary: str, content: Markup) -> Markup:
-    """Make what shows its summary alone until it is opened."""
+    """Make a part that shows only its summary until it is opened."""
     return tag("details", tag("summary", summary), content)
 
 
@@ -64,7 +64,7 @@ def state_mark(word: str, level: str) -> Markup:
 
 
 def sentence(text: str) -> Markup:
-    """Set text in which `words` between backticks are code."""
+    """Make markup of text in which `words` between backticks are code."""
     parts = text.split("`")
     return join(
         [
@@ -75,10 +75,10 @@ def sentence(text: str) -> Markup:
 
 
 def hash_code(text: str) -> Markup:
-    """Set a hash such that it breaks over lines."""
+    """Make a hash that may break over lines."""
     return tag("code", text, class_="hash")
 
 
 def number_text(value: object) -> str:
-    """Write a number; nothing for None."""
+    """Format a number; "" for None."""
     return units.number(value) if value is not None else ""

@@ -1,4 +1,4 @@
-"""The plots of a report, each with the sentence that says what it means."""
+"""The plots of a report, each with a sentence that explains it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from runner.report.step_details import Curve, Layer, mean, place_in_layer
 
 
 def sizes(job: JobReport) -> Markup | None:
-    """Weights of the model and of every checkpoint that a step made."""
+    """Plot the size of the model and of every checkpoint that a step made."""
     known = [(MODEL, job.size_before), *((step.id, step.size) for step in job.steps)]
     made = [(id, size) for id, size in known if size is not None]
     if len(made) < 2:
@@ -37,7 +37,7 @@ def sizes(job: JobReport) -> Markup | None:
 
 
 def quality(job: JobReport, series: Series) -> Markup | None:
-    """One metric along the chain, with the limit of its gate."""
+    """Plot one metric along the chain, with the limit of its gate."""
     series = replace(series, points=tuple(point for point in series.points if math.isfinite(point.value)))
     if len(series.points) < 2:
         return None
@@ -47,7 +47,7 @@ def quality(job: JobReport, series: Series) -> Markup | None:
     }
     rows = [
         Row(
-            _of(point.of, point.step), point.value, units.number(point.value),
+            _point_label(point.of, point.step), point.value, units.number(point.value),
             "bad" if point.step in missed else "quiet" if point.of == MODEL else "accent",
         )
         for point in series.points
@@ -63,12 +63,12 @@ def quality(job: JobReport, series: Series) -> Markup | None:
     return _figure(text, plots.both(lambda width: plots.dots(rows, width, limit), f"Dots. {text}"), "quality")
 
 
-def _of(artifact: str, step: str) -> str:
+def _point_label(artifact: str, step: str) -> str:
     return f"{artifact} ({step})"
 
 
 def _limit(job: JobReport, series: Series) -> Row | None:
-    """The limit of the last gate on the metric, where one number can stand for it."""
+    """Return the limit of the last gate on the metric; None where it has no finite limit."""
     ids = {point.step for point in series.points}
     limits = [gate["limit"] for step, gate in findings.gates(job) if gate["metric"] == series.metric and step.id in ids]
     known = [value for value in limits if isinstance(value, int | float) and math.isfinite(value)]
@@ -76,7 +76,7 @@ def _limit(job: JobReport, series: Series) -> Row | None:
 
 
 def errors(step: StepReport) -> Markup | None:
-    """How much of each layer's output a step changed."""
+    """Plot the relative error of each layer's outputs after a step."""
     layers = [layer for layer in step.layers if layer.error is not None]
     if not layers:
         return None
@@ -109,7 +109,7 @@ def errors(step: StepReport) -> Markup | None:
 
 
 def sensitivity(step: StepReport) -> Markup | None:
-    """Which modules are hard to change: layers across, places in the layer down."""
+    """Plot the sensitivity of modules: layers across, places in the layer down."""
     layers = [layer for layer in step.layers if layer.error is not None]
     table = module_errors(layers)
     names = list(dict.fromkeys(name for name, _ in table))
@@ -133,7 +133,7 @@ def sensitivity(step: StepReport) -> Markup | None:
 
 
 def module_errors(layers: Sequence[Layer]) -> dict[tuple[str, int], float]:
-    """(place in the layer, layer) → mean error of the modules there."""
+    """Return (place in the layer, layer) → mean error of the modules there."""
     found: dict[tuple[str, int], list[float]] = {}
     for layer in layers:
         for module in layer.modules:
@@ -143,7 +143,7 @@ def module_errors(layers: Sequence[Layer]) -> dict[tuple[str, int], float]:
 
 
 def training(curve: Curve) -> Markup:
-    """The losses of a training."""
+    """Plot the losses of a training."""
     points = [Mark(p.step, p.loss, f"step {p.step}: training loss {figure(p.loss)}") for p in curve.points]
     measured = [Mark(e.step, e.loss, f"step {e.step}: evaluation loss {figure(e.loss)}") for e in curve.evaluations]
     first, last = curve.points[0], curve.points[-1]
@@ -168,7 +168,7 @@ def training(curve: Curve) -> Markup:
 
 
 def sparsity(step: StepReport) -> Markup | None:
-    """A sentence: how many zeros, and how evenly."""
+    """Return a sentence on the share of zeros, and its range over modules."""
     values = {module.name: module.sparsity for layer in step.layers for module in layer.modules}
     known = {name: value for name, value in values.items() if value is not None}
     if not known:
@@ -185,12 +185,12 @@ def figure(value: float | None) -> str:
 
 
 def share(value: float) -> str:
-    """A share as percent, in three digits: `0.168 %`."""
+    """Format a share as percent, in three digits: `0.168 %`."""
     return f"{value * 100:.3g} %"
 
 
 def percent(value: float) -> str:
-    """A share as percent, short enough for an axis."""
+    """Format a share as percent, short enough for an axis."""
     return f"{value * 100:.4g} %"
 
 

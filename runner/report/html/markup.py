@@ -1,4 +1,4 @@
-"""HTML and SVG as nested calls: text is escaped because it is text, and only what was made here is not."""
+"""Build HTML and SVG by nested calls: plain text is escaped, `Markup` is not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Part = Markup | str | None
 
 
 def tag(element: str, /, *parts: Part | Iterable[Part], **attributes: str | float | bool | None) -> Markup:
-    """An element. `class_` and the like lose the `_`, other `_` become `-`; False and None leave an attribute out."""
+    """Make an element. `class_` and the like lose the `_`, other `_` become `-`; False and None omit an attribute."""
     words = [element]
     for key, value in attributes.items():
         if value is None or value is False:
@@ -33,7 +33,7 @@ def tag(element: str, /, *parts: Part | Iterable[Part], **attributes: str | floa
 
 
 def join(*parts: Part | Iterable[Part]) -> Markup:
-    """Parts one after another; text among them is escaped."""
+    """Concatenate parts; text among them is escaped."""
     made = []
     for part in parts:
         if part is None:
@@ -48,10 +48,10 @@ def join(*parts: Part | Iterable[Part]) -> Markup:
 
 
 def prose(text: str) -> str:
-    """Text in which a number and its unit stay on one line."""
+    """Return text in which a number and its unit stay on one line."""
     return _UNIT.sub("\u00a0", text)
 
 
 def _printable(text: str) -> str:
-    """Without the control characters that HTML cannot hold."""
+    """Replace the control characters that HTML does not allow."""
     return "".join(c if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160) else "\ufffd" for c in text)

@@ -1,4 +1,4 @@
-"""report.html: one file that loads nothing, runs no script, and reads well on a phone, in the dark and on paper."""
+"""report.html: one self-contained file without scripts, for wide screens and phones, dark mode and print."""
 
 from __future__ import annotations
 
@@ -23,12 +23,21 @@ from runner.report.html.markup import Markup, Part, join, prose, tag
 from runner.report.job_report import JobReport, StepReport
 
 _STATES = {"done": "good", "cached": "good", "failed": "bad", "stopped": "warn", "pending": "idle"}
-# What decides results, of the hundred packages of an environment.
-_TELLING = ("torch", "transformers", "accelerate", "peft", "safetensors", "compressed-tensors", "tokenizers", "numpy")
+# The packages that can change results.
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "safetensors",
+    "compressed-tensors",
+    "tokenizers",
+    "numpy",
+)
 
 
 def html(job: JobReport) -> str:
-    """The whole page."""
+    """Return the page."""
     job = report_json.public(job)
     all_series = findings.series(job)
     verdict = findings.verdict(job)
@@ -57,7 +66,7 @@ def _meta(title: str) -> Markup:
         tag("meta", charset="utf-8"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
-        # Not even what a hostile name smuggled in could load or run anything.
+        # Even markup injected through a hostile name could load or run nothing.
         tag("meta", http_equiv="Content-Security-Policy", content="default-src 'none'; style-src 'unsafe-inline'"),
         tag("title", title),
         tag("style", Markup(style)),
@@ -91,7 +100,7 @@ def _head(job: JobReport, verdict: findings.Verdict, all_series: Sequence[Series
 
 
 def _figures_of_merit(job: JobReport, all_series: Sequence[Series]) -> Markup | None:
-    """Size, quality, time and memory, large."""
+    """Make the boxes of size, quality, time and memory."""
     boxes: list[tuple[str, str, str]] = []
     if job.size_after is not None:
         before = f"from {units.size(job.size_before)}" if job.size_before else ""
@@ -153,9 +162,9 @@ def _chain(job: JobReport, all_series: Sequence[Series]) -> Markup:
     rows = []
     for step in job.steps:
         size = f"{units.size(step.size_before)} → {units.size(step.size)}" if step.size and step.size_before else ""
-        told = [_change(change) for change in findings.changes(all_series, step)]
-        if findings.is_evaluation(step) or not told:
-            told += [units.metric(n, v) for n, v in units.shown(step.metrics.items()) if n != "bytes"]
+        facts = [_change(change) for change in findings.changes(all_series, step)]
+        if findings.is_evaluation(step) or not facts:
+            facts += [units.metric(n, v) for n, v in units.shown(step.metrics.items()) if n != "bytes"]
         rows.append((
             tag("span", tag("b", step.id), tag("small", step.kind), class_="step"),
             state_mark(_state_word(step), _STATES.get(step.state, "idle")),
@@ -164,7 +173,7 @@ def _chain(job: JobReport, all_series: Sequence[Series]) -> Markup:
             _forecast(units.size(step.memory) if step.memory else "",
                       units.size(step.forecast.memory) if step.forecast else ""),
             size,
-            join([tag("span", text, class_="line") for text in told]),
+            join([tag("span", text, class_="line") for text in facts]),
         ))  # fmt: skip
     head = ("step", "state", "time", "peak memory", "size", "quality and metrics")
     caption = "The steps in order: time and memory as measured, the forecast below; size and quality before → after"
@@ -176,8 +185,8 @@ def _state_word(step: StepReport) -> str:
     return step.state + resumed
 
 
-def _forecast(measured: str, foreseen: str) -> Part:
-    return join(measured, tag("small", f"forecast {foreseen}") if foreseen else None)
+def _forecast(measured: str, expected: str) -> Part:
+    return join(measured, tag("small", f"forecast {expected}") if expected else None)
 
 
 def _change(change: findings.Change) -> str:
@@ -219,8 +228,8 @@ def _tensors(job: JobReport) -> Markup | None:
 
 
 def _warnings(job: JobReport) -> Markup | None:
-    told = [*job.messages, *(text for step in job.steps for text in step.messages)]
-    return section("Warnings", "warnings", tag("ul", [tag("li", sentence(text)) for text in told])) if told else None
+    texts = [*job.messages, *(text for step in job.steps for text in step.messages)]
+    return section("Warnings", "warnings", tag("ul", [tag("li", sentence(text)) for text in texts])) if texts else None
 
 
 def _usage(job: JobReport) -> Markup | None:
@@ -253,7 +262,7 @@ def _environment(job: JobReport) -> Markup | None:
         for name in ("runner", "python", "platform", "cpu", "device", "threads")
         if name in facts
     ]
-    rows += [(name, str(packages[name])) for name in _TELLING if name in packages]
+    rows += [(name, str(packages[name])) for name in _PACKAGES if name in packages]
     every = [(str(name), str(version)) for name, version in packages.items()]
     return section(
         "Environment", "environment",
@@ -274,8 +283,8 @@ def _digests(job: JobReport) -> Markup:
     note = "A key says what was to be made, a digest what came out: equal digests, equal bytes."
     table = data_table("sha256 of the plan, its inputs and the result of every step", ("of", "what", "sha256"), rows)
     signed = f"signed by {job.signature}" if job.signature else "not signed"
-    told = tag("p", tag("code", "provenance.json"), f" states what went in and what came out; it is {signed}.")
-    statement = told if job.provenance else None
+    text = tag("p", tag("code", "provenance.json"), f" states what went in and what came out; it is {signed}.")
+    statement = text if job.provenance else None
     return section("Digests", "digests", tag("p", note), statement, folded("keys and digests", table))
 
 

@@ -1,7 +1,7 @@
-"""Plots as SVG, by hand: bars, dots, columns, cells, curves. Colours are classes, so that the page's scheme decides.
+"""Plots as SVG: bars, dots, columns, cells, curves. Colours are CSS classes of the page's style sheet.
 
-Every plot is drawn twice, for a wide page and for a phone, and the style sheet shows one of them: letters keep their
-size. Every mark says its value when it is pointed at.
+Every plot is drawn twice, for a wide page and for a phone, and the style sheet shows one of them, so that the font size
+is the same. Every mark has its value as a tooltip.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from runner.report.html.markup import Markup, join, tag
 
 WIDE, NARROW = 720, 330
-_LETTER = 6.6  # width of a letter at the size of the labels, about
+_LETTER = 6.6  # approximate width of a letter of a label, in pixels
 _ROW = 30
 Format = Callable[[float], str]
 
 
 @dataclass(frozen=True)
 class Row:
-    """`value` None where nothing is known. `tone` is a class: "accent", "quiet", "good", "bad"."""
+    """A labelled value; None where not known. `tone` is a CSS class: "accent", "quiet", "good", "bad"."""
 
     label: str
     value: float | None
@@ -30,7 +30,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Mark:
-    """A value in a plot over numbers; `text` is said when it is pointed at."""
+    """A point of a plot; `text` is its tooltip."""
 
     x: float
     y: float
@@ -39,14 +39,14 @@ class Mark:
 
 @dataclass(frozen=True)
 class Drawing:
-    """What is inside an SVG of this height."""
+    """The content of an SVG, and its height."""
 
     height: int
     content: Markup
 
 
 def both(draw: Callable[[int], Drawing], label: str) -> Markup:
-    """The plot for a wide page and for a phone; `label` says to those who cannot see it what it shows."""
+    """Draw the plot for a wide page and for a phone; `label` describes it to screen readers."""
     return join(_svg(draw(WIDE), WIDE, "wide", label), _svg(draw(NARROW), NARROW, "narrow", label))
 
 
@@ -62,12 +62,12 @@ def _drawing(height: float, parts: Sequence[Markup]) -> Drawing:
 
 
 def bars(rows: Sequence[Row], width: int) -> Drawing:
-    """One horizontal bar a row, from zero; the label to the left, or above where there is no room."""
+    """Draw one horizontal bar for each row, from zero; the label to the left, or above where there is no room."""
     return _rows(rows, width, dots=False, limit=None)
 
 
 def dots(rows: Sequence[Row], width: int, limit: Row | None = None) -> Drawing:
-    """One dot a row on a scale that need not begin at zero, and a dashed line at `limit`."""
+    """Draw one dot for each row on a scale that need not begin at zero, and a dashed line at `limit`."""
     return _rows(rows, width, dots=True, limit=limit)
 
 
@@ -117,17 +117,17 @@ def _rows(rows: Sequence[Row], width: int, *, dots: bool, limit: Row | None) -> 
 def columns(
     values: Sequence[Mark],
     width: int,
-    said: Format,
+    format_value: Format,
     *,
     x_label: str,
     ghosts: Sequence[Mark] = (),
     tops: Sequence[Mark] = (),
 ) -> Drawing:
-    """One column a layer, from zero. `ghosts` are columns behind, `tops` short strokes above: the worst of each."""
+    """Draw one column for each layer, from zero, over pale columns (`ghosts`), under strokes for the worst (`tops`)."""
     height, bottom = 210.0, 170.0
     high = max((mark.y for mark in (*values, *ghosts, *tops)), default=0.0) or 1.0
-    ticks = ticks_of(0.0, high)
-    left = max(len(said(tick)) for tick in ticks) * _LETTER + 12
+    ticks = round_ticks(0.0, high)
+    left = max(len(format_value(tick)) for tick in ticks) * _LETTER + 12
     top_value = max(ticks[-1], high)
     numbers = sorted({int(mark.x) for mark in (*values, *ghosts, *tops)})
     slot = (width - left - 6) / max(1, len(numbers))
@@ -139,7 +139,7 @@ def columns(
     def up(value: float) -> float:
         return bottom - value / top_value * (bottom - 14)
 
-    parts = [*_grid(ticks, up, left, width, said)]
+    parts = [*_grid(ticks, up, left, width, format_value)]
     for marks, tone in ((ghosts, "ghost"), (values, "accent")):
         for mark in marks:
             box = {
@@ -163,9 +163,9 @@ def columns(
 
 
 def cells(
-    names: Sequence[str], columns: Sequence[int], values: dict[tuple[str, int], float], width: int, said: Format
+    names: Sequence[str], columns: Sequence[int], values: dict[tuple[str, int], float], width: int, format_value: Format
 ) -> Drawing:
-    """A row a name, a column a number, the darker the larger; a cell without a value stays empty."""
+    """Draw a row for each name and a column for each number; larger values are darker, missing ones empty."""
     side = min(width * 0.42, max(map(len, names)) * _LETTER + 10)
     slot = min(36.0, (width - side - 4) / max(1, len(columns)))
     high = max(values.values(), default=0.0) or 1.0
@@ -184,7 +184,7 @@ def cells(
             if value is None:
                 parts.append(tag("rect", class_="empty", **box))
             else:
-                title = tag("title", f"layer {number}, {name}: {said(value)}")
+                title = tag("title", f"layer {number}, {name}: {format_value(value)}")
                 shade = 0.08 + 0.92 * math.sqrt(max(0.0, value) / high)
                 parts.append(tag("rect", title, class_="accent", fill_opacity=round(shade, 3), **box))
     bottom = len(names) * 24
@@ -199,17 +199,23 @@ def cells(
 
 
 def lines(
-    curve: Sequence[Mark], points: Sequence[Mark], width: int, said: Format, *, x_label: str, at: Mark | None = None
+    curve: Sequence[Mark],
+    points: Sequence[Mark],
+    width: int,
+    format_value: Format,
+    *,
+    x_label: str,
+    at: Mark | None = None,
 ) -> Drawing:
-    """A curve, points beside it, and a dashed upright line at `at`."""
+    """Draw a curve, separate points, and a dashed vertical line at `at`."""
     height, bottom, top = 230.0, 188.0, 16.0
     everything = [*curve, *points]
     low, high = min(mark.y for mark in everything), max(mark.y for mark in everything)
     pad = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
-    ticks = ticks_of(low - pad, high + pad)
+    ticks = round_ticks(low - pad, high + pad)
     low, high = min(low - pad, ticks[0]), max(high + pad, ticks[-1])
     first, last = min(mark.x for mark in everything), max(mark.x for mark in everything)
-    left = max(len(said(tick)) for tick in ticks) * _LETTER + 12
+    left = max(len(format_value(tick)) for tick in ticks) * _LETTER + 12
 
     def across(value: float) -> float:
         return left + 8 + (value - first) / ((last - first) or 1.0) * (width - left - 20)
@@ -217,7 +223,7 @@ def lines(
     def up(value: float) -> float:
         return bottom - (value - low) / (high - low) * (bottom - top)
 
-    parts = [*_grid(ticks, up, left, width, said)]
+    parts = [*_grid(ticks, up, left, width, format_value)]
     if at is not None:
         x = across(at.x)
         anchor = "end" if x > width / 2 else ""
@@ -234,15 +240,15 @@ def lines(
         tag("circle", tag("title", mark.text), cx=across(mark.x), cy=up(mark.y), r=5, class_="second")
         for mark in points
     ]
-    for tick in ticks_of(first, last, 6 if width > 500 else 4):
+    for tick in round_ticks(first, last, 6 if width > 500 else 4):
         if first <= tick <= last and float(tick).is_integer():
             parts.append(tag("text", f"{tick:g}", x=across(tick), y=bottom + 16, class_="tick middle"))
     parts.append(tag("text", x_label, x=left + (width - left) / 2, y=height - 6, class_="tick middle"))
     return _drawing(height, parts)
 
 
-def ticks_of(low: float, high: float, count: int = 4) -> list[float]:
-    """About `count` round numbers from `low` to `high`, the first at most one step below, the last not above."""
+def round_ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """Return about `count` round numbers from `low` to `high`, the first at most one step below, the last not above."""
     span = high - low
     if not math.isfinite(span) or span <= 0:
         return [low]
@@ -254,11 +260,11 @@ def ticks_of(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def _grid(
-    ticks: Sequence[float], up: Callable[[float], float], left: float, width: int, said: Format
+    ticks: Sequence[float], up: Callable[[float], float], left: float, width: int, format_value: Format
 ) -> Iterator[Markup]:
     for tick in ticks:
         yield tag("line", x1=left, x2=width, y1=up(tick), y2=up(tick), class_="rule")
-        yield tag("text", said(tick), x=left - 6, y=up(tick) + 4, class_="tick end")
+        yield tag("text", format_value(tick), x=left - 6, y=up(tick) + 4, class_="tick end")
 
 
 def _cut(text: str, room: float) -> str:

@@ -1,4 +1,4 @@
-"""The report files of a job: report.json and report.html, made anew from its records. They are part of no digest."""
+"""Write a job's report.json and report.html from its records. They are part of no digest."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ JSON, HTML = "report.json", "report.html"
 
 def write(job: JobReport) -> None:
     """Replace both files in the job's folder. OSError where they cannot be written."""
-    files.write_atomic(job.path / JSON, files.pretty(report_json.of(job)), durable=False)
+    files.write_atomic(job.path / JSON, files.pretty(report_json.document(job)), durable=False)
     files.write_atomic(job.path / HTML, page.html(job), durable=False)
 
 
 def html(job: JobReport, to: Path) -> None:
-    """Write the page to a file of that name."""
+    """Write the page to the file `to`."""
     files.write_atomic(to, page.html(job), durable=False)

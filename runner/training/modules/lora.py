@@ -1,7 +1,7 @@
 """Adapters on a loaded model, by peft: LoRA, rsLoRA and DoRA, over dense, pruned and packed weights.
 
-The adapters are float32 and all that is trained. Over a pruned weight the branch acts under its mask in training too,
-so that merging under the mask changes nothing.
+Only the adapters are trained, in float32. Over a pruned weight the branch acts under its mask in training too, so that
+merging under the mask gives the same model.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from runner.model.checkpoint import adapter_config
-from runner.training.modules.lora_math import directed, is_pruned, product, row_norms
+from runner.training.modules.lora_math import adapted_weight, is_pruned, product, row_norms
 from runner.training.modules.packed_linear import PackedLinear
 
 _NAME = "default"  # peft's own name for a single adapter
 
 
 def wrap(model: Any, config: Mapping[str, Any], *, hold_packed_zeros: bool = False) -> Any:
-    """The model with fresh adapters as `config` (adapter_config.json) describes them; nothing else is trained.
+    """Return the model with new adapters as `config` (adapter_config.json) describes them; nothing else is trained.
 
-    What is drawn comes from torch's generator. B starts at zero: the model computes at first what it did without.
-    Zeros of pruned dense weights are held; those of packed ones with `hold_packed_zeros`.
+    Random values come from torch's generator. B starts at zero, so that the outputs do not change at first. Zeros of
+    pruned dense weights stay zero; those of packed ones do with `hold_packed_zeros`.
     """
     model.requires_grad_(False)
     lora = LoraConfig(**{key: value for key, value in config.items() if key not in ("peft_type", "inference_mode")})
@@ -41,14 +41,14 @@ def wrap(model: Any, config: Mapping[str, Any], *, hold_packed_zeros: bool = Fal
 
 
 def transposed(model: nn.Module) -> bool:
-    """Whether the model's linears are Conv1D modules, which keep [in, out]."""
+    """Return whether the model's linear modules are Conv1D, which store [in, out]."""
     return any(isinstance(module, Conv1D) for module in model.modules())
 
 
 class Branch(LoraLinear):
-    """peft's LoRA module, and two cases that it leaves out: pruned weights, and DoRA with dropout over packed ones
+    """peft's LoRA module, extended by pruned weights, and by DoRA with dropout over packed ones.
 
-    (it would keep the dense weight for the backward).
+    For the latter, peft's own would store the dense weight for the backward.
     """
 
     holds_packed_zeros = False
@@ -60,7 +60,7 @@ class Branch(LoraLinear):
         self.masked = (bits is None or self.holds_packed_zeros) and is_pruned(self.base_weight(), bits)
 
     def base_weight(self) -> torch.Tensor:
-        """W [out, in]."""
+        """Return W [out, in]."""
         weight: torch.Tensor = self.base_linear.weight.detach()
         return weight.T if self.fan_in_fan_out else weight
 
@@ -79,36 +79,36 @@ class Branch(LoraLinear):
         y = product(dropped, a, b, scale, self.masked, self.base_weight)
         if dora:
             with torch.no_grad():
-                norms = row_norms(directed(self.base_weight(), a, b, scale, masked=self.masked))
+                norms = row_norms(adapted_weight(self.base_weight(), a, b, scale, masked=self.masked))
             y = (parts.lora_magnitude_vector[_NAME].weight / norms * y).to(y.dtype)
         if not dropout:
             return y if self.base_linear.bias is None else y + self.base_linear.bias.to(y.dtype)
-        # Dropout acts on the branch alone, as in peft: x Wᵀ whole, V − W of what is left of x.
-        whole: torch.Tensor = self.base_linear(x)
-        return whole + (y - product(dropped, a[:0], b[:, :0], scale, False, self.base_weight))
+        # Dropout acts only on the branch, as in peft: x Wᵀ without it, (V − W) with it.
+        base: torch.Tensor = self.base_linear(x)
+        return base + (y - product(dropped, a[:0], b[:, :0], scale, False, self.base_weight))
 
 
 def computing(x: torch.Tensor) -> torch.Tensor:
-    """The input in the type that products run in: autocast's where it is on."""
+    """Return the input in the type that products run in: autocast's where it is on."""
     device = x.device.type
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 class HeldBranch(Branch):
-    """Holds the zeros of packed weights too: they are to be merged and quantized again."""
+    """A branch that also preserves the zeros of packed weights, which will be merged and quantized again."""
 
     holds_packed_zeros = True
 
 
 def exported(trained: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Trained parameters by their names in the wrapped model → (module and kind, tensor), as `adapters.write` takes."""
+    """Yield (module and kind, tensor), as `adapters.write` takes them, of the parameters of a wrapped model."""
     for name, tensor in sorted(trained.items()):
         short = name.removeprefix(adapter_config.PREFIX).replace(f".{_NAME}.weight", ".weight").replace(f".{_NAME}", "")
         yield short.replace("lora_magnitude_vector.weight", "lora_magnitude_vector"), tensor
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:
-    """The adapter in a file of trained parameters, as `exported`."""
+    """Read the adapter in a file of trained parameters, as `exported` yields it."""
     from safetensors.torch import load_file
 
     return dict(exported(load_file(path)))

@@ -1,11 +1,11 @@
-"""What an adapter does to a weight, as pure functions. W [out, in], A [r, in], B [out, r], m [out].
+"""The maths of adapters, as pure functions. W [out, in], A [r, in], B [out, r], m [out].
 
     LoRA   W + s·B·A                          Hu 2021 (arXiv:2106.09685), eq. 3
     DoRA   m · (W + s·B·A) / ‖W + s·B·A‖      Liu 2024 (arXiv:2402.09353), eq. 5; the norm is that of each row, over the
                                               inputs, and counts as a constant in the backward (section 4.3)
 
-s is α / r, or α / √r for rsLoRA (Kalajdzievski 2023, arXiv:2312.03732). Under a mask M ⊙ (W + s·B·A) takes the place of
-W + s·B·A, in DoRA's norm too, where M is where W is not zero.
+s is α / r, or α / √r for rsLoRA (Kalajdzievski 2023, arXiv:2312.03732). Under a mask, M ⊙ (W + s·B·A) replaces
+W + s·B·A, in DoRA's norm too; M is 1 where W is not zero.
 
 Everything is computed in float32, or in float64 if W is.
 """
@@ -29,35 +29,35 @@ def merged(
     *,
     masked: bool = False,
 ) -> torch.Tensor:
-    """The weight with the adapter in it, rounded once to the type of `weight`. `masked`: every zero keeps its bits."""
-    found = directed(weight, a, b, scale, masked=masked)
+    """Merge the adapter into the weight, rounded once to the type of `weight`. `masked`: every zero keeps its bits."""
+    found = adapted_weight(weight, a, b, scale, masked=masked)
     if magnitude is not None:
         found = found * (magnitude.to(found.dtype) / row_norms(found))[:, None]
     found = found.to(weight.dtype)
     return torch.where(weight == 0, weight, found) if masked else found
 
 
-def directed(
+def adapted_weight(
     weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float, *, masked: bool = False
 ) -> torch.Tensor:
-    """W + s·B·A, or M ⊙ (W + s·B·A), in the working type."""
+    """Return W + s·B·A, or M ⊙ (W + s·B·A), in the working type."""
     working = torch.float64 if weight.dtype == torch.float64 else torch.float32
     found = weight.to(working) + scale * (b.to(working) @ a.to(working))
     return found.masked_fill_(weight == 0, 0) if masked else found
 
 
 def row_norms(weight: torch.Tensor) -> torch.Tensor:
-    """‖W‖ of every row [out]; the norm of a row of zeros counts as 1, so that its quotient is no NaN."""
+    """Return ‖W‖ of every row [out]; 1 for a row of zeros, so that its quotient is not NaN."""
     norms: torch.Tensor = torch.linalg.vector_norm(weight, dim=1)
     return norms.masked_fill(norms == 0, 1)
 
 
 def is_pruned(weight: torch.Tensor, bits: int | None = None) -> bool:
-    """Whether a weight [out, in] has zeros to keep.
+    """Return whether a weight [out, in] was pruned, by its zeros.
 
-    Of a dense one: at least HELD of it, or a whole row, is exactly zero. Of one dequantized from `bits` bits, where
-    many small weights round to zero: two of every four neighbours are zero, or, at 3 bits and more, 45 % of all; round
-    to nearest makes about 30 % of normally distributed weights zero at 3 bits, fewer at more.
+    A dense one: at least HELD of it, or a full row, is exactly zero. One dequantized from `bits` bits, where many small
+    weights round to zero: two of every four neighbours are zero, or, at 3 bits and more, 45 % of all; round to nearest
+    makes about 30 % of normally distributed weights zero at 3 bits, fewer at more.
     """
     zeros = weight == 0
     part = float(zeros.float().mean())
@@ -78,16 +78,16 @@ def product(
     masked: bool,
     weight: Callable[[], torch.Tensor],
 ) -> torch.Tensor:
-    """x Vᵀ [..., out] with V = W + s·B·A, or M ⊙ (W + s·B·A), of x [..., in], in the type of x.
+    """Return x Vᵀ [..., out] with V = W + s·B·A, or M ⊙ (W + s·B·A), for x [..., in], in the type of x.
 
-    `weight()` gives W anew in the forward and in the backward: no matrix of its size is kept in between.
+    `weight()` returns W in the forward and again in the backward, so that no matrix of its size is stored in between.
     """
     found: torch.Tensor = _Product.apply(x, a, b, scale, masked, weight)  # type: ignore[no-untyped-call]
     return found
 
 
 class _Product(torch.autograd.Function):
-    """With G = Σ gᵀx over tokens (masked like V): dL/dB = s·G·Aᵀ, dL/dA = s·Bᵀ·G, dL/dx = g·V."""
+    """`product`, with G = Σ gᵀx over tokens (masked like V): dL/dB = s·G·Aᵀ, dL/dA = s·Bᵀ·G, dL/dx = g·V."""
 
     @staticmethod
     def forward(
@@ -96,7 +96,7 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(x, a, b)
         ctx.scale, ctx.masked, ctx.weight = scale, masked, weight
         with torch.autocast(x.device.type, enabled=False):
-            return x @ directed(weight(), a, b, scale, masked=masked).to(x.dtype).T
+            return x @ adapted_weight(weight(), a, b, scale, masked=masked).to(x.dtype).T
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -105,7 +105,7 @@ class _Product(torch.autograd.Function):
         weight = ctx.weight()
         to_x = None
         if ctx.needs_input_grad[0]:
-            to_x = gradient @ directed(weight, a, b, ctx.scale, masked=ctx.masked).to(gradient.dtype)
+            to_x = gradient @ adapted_weight(weight, a, b, ctx.scale, masked=ctx.masked).to(gradient.dtype)
         rows = gradient.reshape(-1, gradient.shape[-1])
         to_weight = (rows.T @ x.reshape(-1, x.shape[-1])).to(b.dtype)
         if ctx.masked:

@@ -1,6 +1,6 @@
-"""Linear modules whose weights stay packed integers: dense only while a product runs, in the forward and again in
+"""Linear modules whose weights stay packed integers; they take no more memory than in the checkpoint.
 
-the backward. Their memory is that of the checkpoint.
+A weight is dense only while a product runs, in the forward and again in the backward.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from runner.model.checkpoint.reader import CheckpointReader
 
 @dataclass(frozen=True)
 class Packed:
-    """A weight [out, in] as the module keeps it, whatever format it was read from.
+    """A packed weight [out, in], independent of the format it was read from.
 
     words       int32 [out, ⌈in·bits/32⌉], the integers along the columns, least significant bit first
-    scale       [out, G] in the dtype of the checkpoint; [1, 1] for a whole tensor
+    scale       [out, G] in the dtype of the checkpoint; [1, 1] for one scale per tensor
     zero_point  uint8 like `scale`, or None where it is 2^(bits − 1) throughout
     groups      int64 [in], the group of each column, where they are not runs of `group_size` columns (GPTQ's g_idx)
     """
@@ -36,7 +36,7 @@ class Packed:
     in_features: int
 
     @staticmethod
-    def of(weight: Quantized) -> Packed:
+    def from_quantized(weight: Quantized) -> Packed:
         words = pack_rows(weight.integers, weight.bits)
         return Packed(words, weight.scale, weight.zero_point, weight.groups, weight.numbers, weight.in_features)
 
@@ -45,30 +45,30 @@ class Packed:
         return self.numbers.bits
 
     def integers(self) -> torch.Tensor:
-        """uint8 [out, in]."""
+        """Return the integers, uint8 [out, in]."""
         return unpack_rows(self.words, self.bits, self.in_features)
 
     def dequantize(self, dtype: torch.dtype, scale: torch.Tensor | None = None) -> torch.Tensor:
-        """The weight [out, in], bit for bit as `Quantized.dequantize`; `scale` stands in for the stored one."""
+        """Return the weight [out, in], bit for bit as `Quantized.dequantize`; `scale` replaces the stored one."""
         scale = self.scale if scale is None else scale
         return Quantized(self.integers(), scale, self.zero_point, self.numbers, self.groups).dequantize(dtype)
 
     def centred(self, dtype: torch.dtype) -> torch.Tensor:
-        """Integers less their zero point [out, in]."""
+        """Return the integers less their zero point [out, in]."""
         steps = self.integers().to(dtype)
         if self.zero_point is None:
             return steps.sub_(2 ** (self.bits - 1))
         return steps.sub_(self.zero_point.to(dtype)[:, self.columns()])
 
     def columns(self) -> torch.Tensor:
-        """int64 [in]: the column of `scale` that holds for each input."""
+        """Return the column of `scale` for each input, int64 [in]."""
         if self.groups is not None:
             return self.groups
         places = torch.arange(self.in_features, device=self.words.device)
         return places // self.numbers.columns(self.in_features)
 
     def scale_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
-        """dL/ds from dL/dW [out, in]: dL/ds[n, g] = Σ_{k in g} dL/dW[n, k] · (q[n, k] − z[n, g]), like `scale`."""
+        """Return dL/ds from dL/dW [out, in]: dL/ds[n, g] = Σ_{k in g} dL/dW[n, k] · (q[n, k] − z[n, g]), like `scale`."""
         each = gradient.to(torch.float32) * self.centred(torch.float32)
         rows = torch.zeros(each.shape[0], self.scale.shape[1], device=each.device)
         rows.index_add_(1, self.columns(), each)
@@ -76,15 +76,15 @@ class Packed:
 
 
 def read(reader: CheckpointReader, module: str) -> Packed:
-    """A packed module of a checkpoint by its stored name. StepFailed where its tensors do not fit its scheme."""
-    return Packed.of(reader.read_quantized(module))
+    """Read a packed module of a checkpoint by its stored name. StepFailed where its tensors do not fit its scheme."""
+    return Packed.from_quantized(reader.read_quantized(module))
 
 
 class PackedLinear(nn.Linear):
-    """y = x Wᵀ + b with W kept packed. A subclass of nn.Linear, so that peft and patterns of modules see a linear.
+    """y = x Wᵀ + b with a packed W. A subclass of nn.Linear for peft and module patterns.
 
     With `train_scales` the scales are s·(1 + δ), rounded to the dtype of the checkpoint as they will be written, and
-    δ ([out, G], float32, zero at first) is the parameter `scale_change`: relative, so that one learning rate suits
+    δ ([out, G], float32, initially zero) is the parameter `scale_change`: relative, so that one learning rate suits
     groups of large and of small weights, and weight decay pulls towards the checkpoint.
     """
 
@@ -105,7 +105,7 @@ class PackedLinear(nn.Linear):
         self.scale_change: nn.Parameter | None
 
     def reset_parameters(self) -> None:
-        """Nothing is drawn: the integers come from a checkpoint."""
+        """Do nothing: the integers come from a checkpoint."""
 
     def train_scales(self) -> None:
         self.scale_change = nn.Parameter(torch.zeros(self.scale.shape, device=self.scale.device))
@@ -116,14 +116,14 @@ class PackedLinear(nn.Linear):
 
     @property
     def stored_scale(self) -> torch.Tensor:
-        """[out, G], in the dtype of the checkpoint: the scales as they would be written now."""
+        """The scales as they would be written now, [out, G], in the dtype of the checkpoint."""
         if self.scale_change is None:
             return self.scale
         change = self.scale_change.detach()
         return (self.scale.float() * (1 + change)).to(self.scale.dtype)
 
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
-        """The weight [out, in] that the forward multiplies with."""
+        """Return the weight [out, in] that the forward multiplies with."""
         return self.packed.dequantize(dtype, self.stored_scale)
 
     @property
@@ -142,7 +142,7 @@ class PackedLinear(nn.Linear):
 
 
 class _Product(torch.autograd.Function):
-    """x Wᵀ [..., out] of x [..., in]; keeps no dense weight, and x only where scales are trained."""
+    """x Wᵀ [..., out] for x [..., in]; stores no dense weight for the backward, and x only where scales are trained."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, scale_change: torch.Tensor | None, module: PackedLinear) -> torch.Tensor:

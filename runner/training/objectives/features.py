@@ -1,6 +1,6 @@
-"""A student trained to compute inside what its teacher computes: the Trainable of `distill.features`.
+"""Feature distillation: the Trainable of `distill.features`.
 
-The teacher is beside the student, frozen, in every forward.
+The student matches the teacher's hidden states and attention maps; the frozen teacher runs in every forward.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from runner.training.losses import Mix
 from runner.training.task import Batch
 from runner.training.zero_masks import Masks
 
-PROJECTIONS = "distillation_projections"  # of the student while it is trained; not a part of what is written
+PROJECTIONS = "distillation_projections"  # a module of the student during training; not written to the checkpoint
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Of the three parts of the loss: hidden states, attention maps, and the loss of `distill.logits`."""
+    """The weights of the three parts of the loss: hidden states, attention maps, and the loss of `distill.logits`."""
 
     hidden: float
     attention: float
@@ -40,7 +40,7 @@ class Weights:
 
 
 class Tap:
-    """What some decoder layers of a model give, [b, L, d] each by its number, while `open`."""
+    """Records the outputs of some decoder layers of a model, by layer, [b, L, d] each, while `open`."""
 
     def __init__(self, model: Any, layers: Sequence[int]) -> None:
         self.seen: dict[int, torch.Tensor] = {}
@@ -51,7 +51,7 @@ class Tap:
 
     def _hook(self, index: int) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if self._open:  # not when a checkpointed layer is computed again on the way back
+            if self._open:  # not when a checkpointed layer is computed again in the backward
                 self.seen[index] = output[0] if isinstance(output, tuple) else output
 
         return hook
@@ -66,7 +66,10 @@ class Tap:
 
 
 class Matching:
-    """w_h Σ hidden / pairs + w_a Σ attention / pairs + w_l (α L_hard + (1 − α) T² D), pairs of (student, teacher)."""
+    """The loss w_h Σ hidden / pairs + w_a Σ attention / pairs + w_l (α L_hard + (1 − α) T² D).
+
+    `pairs` are (student layer, teacher layer).
+    """
 
     def __init__(
         self, model: Any, teacher: Any, pairs: Sequence[tuple[int, int]], weights: Weights, mix: Mix, masks: Masks
@@ -109,7 +112,10 @@ class Matching:
 
 
 def build(arguments: Mapping[str, Any], device: str) -> Matching:
-    """`arguments`: student and teacher (folders), pairs, the three weights, alpha, temperature, divergence, seed."""
+    """Build the Trainable.
+
+    `arguments`: student and teacher (folders), pairs, the three weights, alpha, temperature, divergence, seed.
+    """
     model = load(Path(arguments["student"]), device, torch.float32)
     masks = Masks(model)
     teacher = _teacher(Path(arguments["teacher"]), device)
@@ -117,7 +123,7 @@ def build(arguments: Mapping[str, Any], device: str) -> Matching:
     weights = Weights(*(arguments[f"{name}_weight"] for name in ("hidden", "attention", "logits")))
     if weights.attention:
         for each in (model, teacher):
-            each.set_attn_implementation("eager")  # the others never hold the probabilities
+            each.set_attn_implementation("eager")  # the other implementations do not return attention probabilities
     widths = [each.config.get_text_config().hidden_size for each in (model, teacher)]
     if weights.hidden and widths[0] != widths[1]:
         added = projections(sorted({student for student, _ in pairs}), widths[0], widths[1], arguments["seed"])
@@ -127,9 +133,9 @@ def build(arguments: Mapping[str, Any], device: str) -> Matching:
 
 
 def projections(layers: Sequence[int], student: int, teacher: int, seed: int) -> nn.ModuleDict:
-    """A linear map from the student's width to the teacher's for each layer, which keeps the length of a random state.
+    """Return a linear map from the student's width to the teacher's for each layer, which preserves expected norms.
 
-    The same for every process: drawn from `seed`.
+    They are random with the generator `seed`, so that every process has the same.
     """
     generator = torch.Generator().manual_seed(seed)
     found = nn.ModuleDict()
@@ -141,7 +147,7 @@ def projections(layers: Sequence[int], student: int, teacher: int, seed: int) ->
 
 
 def without_projections(weights: Path, folder: Path) -> Path:
-    """Trained weights, in a new file without the projections if there are any: bytes are copied."""
+    """Return the file of trained weights, or a copy without the projections if it has any; bytes are copied."""
     headers = read_shard(weights.parent, weights.name)
     names = [name for name in headers if not name.startswith(f"{PROJECTIONS}.")]
     if len(names) == len(headers):
@@ -153,7 +159,7 @@ def without_projections(weights: Path, folder: Path) -> Path:
 
 
 def require_attention(folder: Path, name: str) -> None:
-    """RecipeError if the architecture of a checkpoint returns no attention probabilities; found on the meta device."""
+    """Raise RecipeError if a checkpoint's architecture returns no attention maps; tried on the meta device."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     own_code = inspect.needs_own_code(folder)
@@ -173,9 +179,9 @@ def require_attention(folder: Path, name: str) -> None:
 
 
 def _attention(model: Any, mask: torch.Tensor) -> int:
-    """For how many layers a model on the meta device returns attention, given this mask; 0 where it cannot take it.
+    """Return for how many layers a model on the meta device returns attention with this mask; 0 where it fails.
 
-    Which form of mask runs without values differs between architectures.
+    Which form of mask works on the meta device differs between architectures.
     """
     ids = torch.zeros(1, 4, dtype=torch.int64)
     try:
@@ -186,7 +192,7 @@ def _attention(model: Any, mask: torch.Tensor) -> int:
 
 
 def _teacher(folder: Path, device: str) -> Any:
-    """The teacher in the type it is stored in, or float32 where the hardware has no fast products of that type."""
+    """Load the teacher in its stored type, or in float32 where the hardware is slow in that type."""
     dtype = compute_dtype(stored_dtype(read_headers(folder)), torch.device(device))
     teacher = load(folder, device, dtype)
     teacher.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""A model whose zeros grow in number while it is trained. Built by every process that trains."""
+"""Gradual pruning: a model whose sparsity grows during training. Built by every training process."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from runner.training.task import Batch
 
 
 class GradualPruning:
-    """Training with masks that move on a schedule. What is zero in a target's weight when training begins is held;
+    """Training with masks that grow on a schedule; weights that are zero at the beginning stay zero.
 
-    a training that goes on finds its masks in the zeros of the restored state.
+    A resumed training finds its masks in the zeros of the restored state.
     """
 
     def __init__(self, recovery: Recovery, weights: list[nn.Parameter], schedule: Schedule) -> None:
@@ -34,7 +34,7 @@ class GradualPruning:
 
     @torch.no_grad()
     def stepped(self, step: int) -> None:
-        """Zero again what is masked; on a move, first choose the masks anew among what is left."""
+        """Set masked weights to zero; where the schedule moves, also mask more of the remaining ones."""
         self._begin()
         moves, sparsity = self._schedule.moves(step), self._schedule.sparsity(step)
         for index, weight in enumerate(self._weights):
@@ -44,13 +44,16 @@ class GradualPruning:
                 weight.masked_fill_(~self._keep[index], 0)
 
     def _begin(self) -> None:
-        """At the first forward, or right after a state was restored."""
+        """Set the masks, at the first forward or right after a state was restored."""
         if not self._keep:
             self._keep = [weight.detach() != 0 for weight in self._weights]
 
 
 def build(arguments: Mapping[str, Any], device: str) -> GradualPruning:
-    """`arguments`: those of `recovery`, checkpoint (a folder), targets (stored module names), schedule (its fields)."""
+    """Build the Trainable.
+
+    `arguments`: those of `recovery`, checkpoint (a folder), targets (stored module names), schedule (its fields).
+    """
     folder = Path(arguments["checkpoint"])
     model = load(folder, device, torch.float32)
     streamed = StreamedModel(folder)

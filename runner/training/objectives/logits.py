@@ -1,4 +1,4 @@
-"""A student trained on what its teacher said, read from a cache: the Trainable of `distill.logits`."""
+"""Distillation from cached teacher logits: the Trainable of `distill.logits`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from runner.training.zero_masks import Masks
 
 @dataclass(frozen=True)
 class Distillation:
-    """L = α · L_hard + (1 − α) · T² · D of the windows that `cached` knows."""
+    """L = α · L_hard + (1 − α) · T² · D over the windows in `cached`."""
 
     model: nn.Module
     cached: Cached
@@ -38,7 +38,7 @@ class Distillation:
 
 
 def build(arguments: Mapping[str, Any], device: str) -> Distillation:
-    """`arguments`: student and cache (folders), alpha, temperature, divergence."""
+    """Build the Trainable. `arguments`: student and cache (folders), alpha, temperature, divergence."""
     model = load(Path(arguments["student"]), device, torch.float32)
     mix = Mix(arguments["alpha"], arguments["temperature"], arguments["divergence"])
     return Distillation(model, Cached(Path(arguments["cache"])), mix, Masks(model))

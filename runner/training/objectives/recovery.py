@@ -1,4 +1,4 @@
-"""What recovery steps train: adapters on a frozen checkpoint, or the scales of a packed one. Built by every process."""
+"""The Trainables of recovery steps: adapters on a frozen checkpoint, or the scales of a packed one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NORM = ".parametrizations.weight.original"
 
 @dataclass(frozen=True)
 class Recovery:
-    """Next-token cross entropy where `cached` is None, else α · L_hard + (1 − α) · T² · KL from what it knows."""
+    """Next-token cross entropy where `cached` is None, else α · L_hard + (1 − α) · T² · KL to the cached teacher."""
 
     model: nn.Module
     cached: Cached | None
@@ -44,19 +44,20 @@ class Recovery:
         return loss, {"text": hard, "teacher": soft}
 
     def stepped(self, step: int) -> None:
-        """Frozen weights need no mask, and adapters under one never leave it."""
+        """Do nothing: frozen weights need no mask, and masked adapters preserve zeros."""
 
 
 def recovery(model: nn.Module, arguments: Mapping[str, Any]) -> Recovery:
-    """`arguments`: cache (a folder, or None), distill_alpha, temperature."""
+    """Build the loss. `arguments`: cache (a folder, or None), distill_alpha, temperature."""
     cached = None if arguments["cache"] is None else Cached(Path(arguments["cache"]))
     return Recovery(model, cached, Mix(arguments["distill_alpha"], arguments["temperature"], "forward"))
 
 
 def adapters(arguments: Mapping[str, Any], device: str) -> Recovery:
-    """`arguments`, besides those of `recovery`: checkpoint (a folder), precision, adapter (its adapter_config.json),
+    """Build the Trainable of adapters.
 
-    and hold_packed_zeros as `lora.wrap` has it.
+    `arguments`, besides those of `recovery`: checkpoint (a folder), precision, adapter (its adapter_config.json), and
+    hold_packed_zeros as in `lora.wrap`.
     """
     model = _loaded(arguments, device)
     wrapped = lora.wrap(model, arguments["adapter"], hold_packed_zeros=arguments["hold_packed_zeros"])
@@ -64,10 +65,11 @@ def adapters(arguments: Mapping[str, Any], device: str) -> Recovery:
 
 
 def scales(arguments: Mapping[str, Any], device: str) -> Recovery:
-    """`arguments`, besides those of `recovery`: checkpoint (a folder), precision, and norms: whether they are trained.
+    """Build the Trainable of scales, and of norms if `norms` is set.
 
-    The scales are trained as `PackedLinear` has it. The weights of norms are float32 under a parametrization that
-    rounds them to the type they are stored in: the model computes with what will be written.
+    `arguments`, besides those of `recovery`: checkpoint (a folder), precision, norms. The scales are trained as in
+    `PackedLinear`. The weights of norms are float32 under a parametrization that rounds them to the type they are
+    stored in: the model computes with what will be written.
     """
     folder = Path(arguments["checkpoint"])
     model = _loaded(arguments, device).requires_grad_(False)
@@ -86,13 +88,13 @@ def scales(arguments: Mapping[str, Any], device: str) -> Recovery:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """A normalization with a weight per channel, whatever the architecture calls its class."""
+    """Return whether a module is a normalization with a weight per channel, by the name of its class."""
     weight = getattr(module, "weight", None)
     return "norm" in type(module).__name__.lower() and isinstance(weight, nn.Parameter) and weight.ndim == 1
 
 
 class Rounded(nn.Module):
-    """A weight as it will be stored, in the type the model computes in; the gradient passes as if nothing rounded."""
+    """Rounds a weight to its stored type, in the type the model computes in, with a straight-through gradient."""
 
     def __init__(self, stored: torch.dtype, dtype: torch.dtype) -> None:
         super().__init__()
@@ -108,6 +110,6 @@ def _loaded(arguments: Mapping[str, Any], device: str) -> Any:
 
 
 def frozen_dtype(folder: Path, device: str, precision: str) -> torch.dtype:
-    """What frozen weights are kept in: bfloat16 where they are stored so and computed with so, float32 elsewhere."""
+    """Return the type of frozen weights in memory: bfloat16 where they are stored and computed in it, else float32."""
     stored = stored_dtype(read_headers(folder))
     return torch.bfloat16 if stored == torch.bfloat16 and computes_bf16(device, precision) else torch.float32

@@ -31,8 +31,8 @@ def weight(scheme: Scheme, dtype: torch.dtype = torch.bfloat16) -> Packed:
         padded = F.pad(dense, (0, 10))
         whole = rounded(padded, scheme, dtype)
         quantized = replace(whole, codes=whole.integers[:, :50].contiguous())
-        return Packed.of(quantized)
-    return Packed.of(rounded(dense, scheme, dtype))
+        return Packed.from_quantized(quantized)
+    return Packed.from_quantized(rounded(dense, scheme, dtype))
 
 
 def naive(packed: Packed, scale: torch.Tensor) -> torch.Tensor:
