@@ -85,7 +85,7 @@ class _Callback:
             self._call = call
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Do nothing: there is nothing to release."""
 
 
 def _raise(plan: JobPlan, board: Board, code: int) -> NoReturn:

@@ -1,4 +1,5 @@
-"""From a checkpoint to an ONNX graph: the structure is traced without weights, the weights are streamed in afterwards.
+"""Export a checkpoint: to an ONNX graph, a TensorRT engine, a GGUF file or a compiled package.
 
-`carry` says how each weight goes into a graph and is read by the planner; everything else imports torch or onnx.
+An ONNX graph is traced without weights; they are streamed in afterwards. Of these modules the planner imports those
+without torch and onnx: integer_layouts, preflight, supported, gguf_blocks, tensorrt.
 """

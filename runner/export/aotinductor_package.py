@@ -1,4 +1,4 @@
-"""Writing the package of `build.compile`. Compiled code is not the same from run to run, and nor is the package."""
+"""Write the package of `build.compile`. Compiled code differs from run to run, and so does the package."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ For the next token give it alone, a mask as long as all tokens so far, its posit
 
 
 def write(ctx: Context, described: Mapping[str, Any]) -> Result:
-    """Write the package of `ctx`'s checkpoint; `described` is what the plan already puts into engine.json."""
+    """Write the package of `ctx`'s checkpoint; `described` is the part of engine.json that the plan knows."""
     source, out = ctx.inputs["checkpoint"], ctx.out_dir
     precision = ctx.params["precision"]
     config = headers.read_config(source.path)
@@ -80,9 +80,9 @@ def write(ctx: Context, described: Mapping[str, Any]) -> Result:
 
 
 def _export(model: Any, shape: Shape, device: torch.device, dtype: torch.dtype) -> torch.export.ExportedProgram:
-    """The graph, its batch, new tokens and cached tokens of any number."""
+    """Export the graph, with dynamic batch, new tokens and cached tokens."""
     own_attention(model)
-    batch, new, past = 2, 3, 5  # any, but no two alike, and neither 0 nor 1
+    batch, new, past = 2, 3, 5  # example sizes: all different, and none 0 or 1
     ids, positions = (torch.ones(batch, new, dtype=torch.int64, device=device) for _ in range(2))
     mask = torch.ones(batch, past + new, dtype=torch.int64, device=device)
     cache = [
@@ -96,15 +96,15 @@ def _export(model: Any, shape: Shape, device: torch.device, dtype: torch.dtype) 
 
 
 def _compile(program: torch.export.ExportedProgram, file: Path, cache: Path) -> None:
-    """Compile a graph into the package `file`; what the compiler leaves lying stays in `cache`."""
+    """Compile a graph into the package `file`; the compiler's temporary files are in `cache`."""
     from torch._inductor import aoti_compile_and_package
     from torch._inductor.exc import CppCompileError
     from torch._inductor.utils import fresh_cache
 
     cache.mkdir(parents=True, exist_ok=True)
     settings = {
-        "compile_threads": 1,  # a worker forks nothing
-        "cpp.dynamic_threads": True,  # as many as there are where it runs, not as here
+        "compile_threads": 1,  # a worker must not fork
+        "cpp.dynamic_threads": True,  # as many as the machine that runs it has
     }
     try:
         with warnings.catch_warnings(), fresh_cache(dir=str(cache)):

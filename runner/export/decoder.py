@@ -1,6 +1,6 @@
-"""What is exported of a model: a forward with the cache as inputs and outputs, and attention written out, with one mask
+"""The module that is exported: a forward with the cache as inputs and outputs, and explicit attention.
 
-for every architecture. Both the ONNX graph and the compiled package are made of it.
+One form of mask serves every architecture. Both the ONNX graph and the compiled package are made from it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ATTENTION = "runner"
 
 @dataclass(frozen=True)
 class Shape:
-    """What the inputs and outputs of a graph depend on."""
+    """The sizes on which the inputs and outputs of a graph depend."""
 
     layers: int
     kv_heads: int
@@ -36,7 +36,7 @@ class Shape:
 
 
 def shape_of(config: Any) -> Shape:
-    """By the configuration of transformers."""
+    """Return the sizes from a configuration of transformers."""
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -44,7 +44,7 @@ def shape_of(config: Any) -> Shape:
 
 
 def own_attention(model: Any) -> None:
-    """Let a model of transformers attend by `_attention`, which takes the masks of `Decoder`."""
+    """Set `_attention`, which takes the masks of `Decoder`, as the attention of a transformers model."""
     AttentionInterface.register(_ATTENTION, _attention)
     model.config._attn_implementation = _ATTENTION
 
@@ -52,7 +52,7 @@ def own_attention(model: Any) -> None:
 class Decoder(nn.Module):
     """Token ids, mask, positions and the cache → logits in float32, and the cache with the new tokens.
 
-    The cache keeps every position for every layer: a sliding window limits the mask alone.
+    The cache has every position for every layer: a sliding window only limits the mask.
     """
 
     def __init__(self, model: Any) -> None:
@@ -78,7 +78,7 @@ class Decoder(nn.Module):
         return out.logits.float(), *present
 
     def _mask(self, given: torch.Tensor, past: int, new: int, dtype: torch.dtype) -> Any:
-        """Additive [batch, 1, new, past + new], or one for each kind of layer."""
+        """Return an additive mask [batch, 1, new, past + new], or one for each kind of layer."""
         config = self.model.config
         query = (past + torch.arange(new, device=given.device))[:, None]
         key = torch.arange(past + new, device=given.device)[None, :]
@@ -93,9 +93,10 @@ class Decoder(nn.Module):
 
 
 def _additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Half of the lowest number: a score beside the lowest itself is −∞ in float16, and a row of padding, which sees
+    """Convert a boolean mask to an additive one, with half of the lowest number where it is False.
 
-    nothing, would become NaN, which every later row reads as 0 · NaN.
+    A score plus the lowest number itself would be −∞ in float16: a row of padding, which attends to nothing, would
+    become NaN, and every later row would read it as 0 · NaN.
     """
     return torch.where(allowed, torch.zeros((), dtype=dtype, device=allowed.device), torch.finfo(dtype).min / 2)
 
@@ -110,7 +111,7 @@ def _attention(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """softmax(q·kᵀ·scaling + mask)·v, the query heads of a group beside each other so that keys are not repeated.
+    """Compute softmax(q·kᵀ·scaling + mask)·v, with the query heads of a group stacked so that keys are not repeated.
 
     query [b, h, n, d]; key, value [b, h / groups, t, d] → [b, n, h, d]
     """

@@ -1,4 +1,4 @@
-"""The file beside a graph that holds its weights: written once, front to back, a tensor at a time."""
+"""The external data file of a graph, which holds its weights: written sequentially, a tensor at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _UNIT = 16
 
 
 class DataFile:
-    """Use as a context manager: the file is whole once it is left."""
+    """A context manager; the file is complete on exit."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -33,9 +33,10 @@ class DataFile:
     def add(
         self, name: str, tensor: torch.Tensor, dtype: ir.DataType | None = None, shape: tuple[int, ...] = ()
     ) -> ir.Value:
-        """Write a tensor; the initializer that refers to it.
+        """Write a tensor and return the initializer that refers to it.
 
-        `dtype` and `shape` where the tensor is the bytes of something that torch has not: two 4-bit integers in each.
+        `dtype` and `shape` are given where the tensor holds the bytes of a type that torch lacks: two 4-bit integers in
+        each.
         """
         array = np.ascontiguousarray(tensor.numpy())
         alignment = _UNIT if array.nbytes < _SMALL else _PAGE
@@ -46,7 +47,7 @@ class DataFile:
         self._end = offset + array.nbytes
         kind = dtype or ir.DataType.from_numpy(array.dtype)
         sizes = ir.Shape(shape or array.shape)
-        held = ir.ExternalTensor(
+        stored = ir.ExternalTensor(
             self.path.name, offset, array.nbytes, kind, shape=sizes, name=name, base_dir=str(self.path.parent)
         )
-        return ir.Value(name=name, shape=sizes, type=ir.TensorType(kind), const_value=held)
+        return ir.Value(name=name, shape=sizes, type=ir.TensorType(kind), const_value=stored)

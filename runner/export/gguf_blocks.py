@@ -1,4 +1,4 @@
-"""Integers of a checkpoint in the blocks of GGUF: 32 columns of a row that share an fp16 scale. Numpy.
+"""Pack integers of a checkpoint into the blocks of GGUF: 32 columns of a row that share an fp16 scale. Numpy.
 
 Q4_0  scale, 16 bytes of two fields of 4 bits: w = s · (q − 8); column i below column i + 16 in a byte
 Q4_1  scale, minimum, 16 such bytes:           w = s · q + m
@@ -20,9 +20,9 @@ Array = NDArray[np.generic]
 
 
 class Integers(NamedTuple):
-    """A weight [out, in] as s · (q − z): `values` q and `zeros` z as int16, [out, in] and [out, in / 32]; `scales` s
+    """A weight [out, in] as s · (q − z).
 
-    as float32 [out, in / 32].
+    `values` q are int16 [out, in], `zeros` z int16 [out, in / 32], `scales` s float32 [out, in / 32].
     """
 
     values: Array
@@ -31,14 +31,14 @@ class Integers(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """uint8 [out, in / 32 · bytes of a block], and the largest relative step by which fp16 moved a scale or minimum."""
+    """uint8 [out, in / 32 · bytes of a block], and the largest relative error of a scale or minimum in fp16."""
 
     data: NDArray[np.uint8]
     rounding: float
 
 
 def block_type_for(scheme: Scheme) -> str | tuple[str, str]:
-    """The type whose blocks hold the integers of a scheme; or (what is wrong, remedy), to follow the module's name."""
+    """Return the block type for a scheme's integers; or (what is wrong, remedy), to follow the module's name."""
     if not scheme.is_integer:
         return (
             f"is stored as {scheme.describe()}; blocks of GGUF hold integer weights, with inputs as they are",
@@ -61,21 +61,21 @@ def block_type_for(scheme: Scheme) -> str | tuple[str, str]:
 
 
 def q4_0(weight: Integers) -> Blocks:
-    """Symmetric integers of at most 4 bits; exact where fp16 holds the scales."""
+    """Pack symmetric integers of at most 4 bits; exact where fp16 holds the scales."""
     values = _centred(weight) + 8
     scales, rounding = _half(weight.scales)
     return Blocks(_joined([scales, _nibbles(values)]), rounding)
 
 
 def q4_1(weight: Integers) -> Blocks:
-    """Integers of at most 4 bits with any zero point; the minimum −s · z is rounded to fp16."""
+    """Pack integers of at most 4 bits with any zero point; the minimum −s · z is rounded to fp16."""
     scales, first = _half(weight.scales)
     minima, second = _half(-scales.view(np.float16)[..., 0].astype(np.float32) * weight.zeros.astype(np.float32))
     return Blocks(_joined([scales, minima, _nibbles(weight.values)]), max(first, second))
 
 
 def q8_0(weight: Integers) -> Blocks:
-    """Integers that less their zero point are in −128 .. 127; exact where fp16 holds the scales."""
+    """Pack integers that less their zero point are in −128 .. 127; exact where fp16 holds the scales."""
     scales, rounding = _half(weight.scales)
     return Blocks(_joined([scales, _centred(weight).astype(np.int8).view(np.uint8)]), rounding)
 
@@ -93,7 +93,10 @@ def _centred(weight: Integers) -> Array:
 
 
 def _half(values: NDArray[np.float32]) -> tuple[NDArray[np.uint8], float]:
-    """float32 [out, B] → the bytes of fp16 [out, B, 2], and the largest relative step. OverflowError out of range."""
+    """Convert float32 [out, B] to the bytes of fp16 [out, B, 2], with the largest relative error.
+
+    OverflowError where a value is out of range.
+    """
     with np.errstate(over="ignore"):
         half = values.astype(np.float16)
     if not np.isfinite(half).all():
@@ -105,20 +108,21 @@ def _half(values: NDArray[np.float32]) -> tuple[NDArray[np.uint8], float]:
 
 
 def _nibbles(values: Array) -> NDArray[np.uint8]:
-    """[out, in] or [out, B, 32], each in 0..15 → uint8 [out, B, 16]."""
+    """Pack [out, in] or [out, B, 32], each in 0..15, into uint8 [out, B, 16]."""
     blocked = _blocked(values).astype(np.uint8)
     return blocked[..., :16] | (blocked[..., 16:] << np.uint8(4))
 
 
 def _joined(parts: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    whole = np.concatenate(parts, axis=-1)
-    return np.ascontiguousarray(whole.reshape(whole.shape[0], -1))
+    joined = np.concatenate(parts, axis=-1)
+    return np.ascontiguousarray(joined.reshape(joined.shape[0], -1))
 
 
 def permutation(rows: int, heads: int) -> NDArray[np.int64]:
-    """Which row of a query or key weight llama.cpp keeps in each place: it rotates neighbours (0, 1), (2, 3) … of a
+    """Return llama.cpp's order of the rows of a query or key weight.
 
-    head where transformers rotates its halves (convert_hf_to_gguf.py, LlamaModel.permute).
+    It rotates neighbours (0, 1), (2, 3) … of a head where transformers rotates halves (convert_hf_to_gguf.py,
+    LlamaModel.permute).
     """
     order: NDArray[np.int64] = np.arange(rows).reshape(heads, 2, rows // heads // 2).swapaxes(1, 2).reshape(-1)
     return order

@@ -1,4 +1,4 @@
-"""Writing the file of `build.gguf`, a tensor at a time."""
+"""Write the file of `build.gguf`, a tensor at a time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _REST = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_he
 _ROTATED = {"self_attn.q_proj": "num_attention_heads", "self_attn.k_proj": "num_key_value_heads"}
 _FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0",
                "q4_0": "MOSTLY_Q4_0", "q4_1": "MOSTLY_Q4_1"}  # fmt: skip
-_QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION: what Q4_0, Q4_1 and Q8_0 have now
+_QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION: the current one of Q4_0, Q4_1 and Q8_0
 _CARD = """\
 ---
 library_name: llama.cpp
@@ -62,9 +62,9 @@ transformers reads it too, unpacked to float32:
 
 
 class Entry(NamedTuple):
-    """A tensor of the file: its name there, its module in the checkpoint, its type, and the heads of its rows where
+    """A tensor of the file: its name there, its module in the checkpoint, and its type.
 
-    llama.cpp keeps those in another order (0: nowhere).
+    `heads` is the number of heads of its rows where llama.cpp has another order of rows, else 0.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Entry(NamedTuple):
 
 
 def write(ctx: Context, described: Mapping[str, Any]) -> Result:
-    """Write the GGUF file of `ctx`'s checkpoint; `described` is what the plan already puts into engine.json."""
+    """Write the GGUF file of `ctx`'s checkpoint; `described` is the part of engine.json that the plan knows."""
     file = ctx.out_dir / described["file"]
     source = ctx.inputs["checkpoint"]
     config = headers.read_config(source.path)
@@ -98,9 +98,9 @@ def write(ctx: Context, described: Mapping[str, Any]) -> Result:
         try:
             for done, entry in enumerate(entries, 1):
                 ctx.safe_point()
-                data, moved = _data(reader, entry)
+                data, error = _data(reader, entry)
                 writer.write_tensor_data(data)
-                rounding = max(rounding, moved)
+                rounding = max(rounding, error)
                 ctx.emit("progress", phase="writing", done=done, total=len(entries), unit="tensors")
         finally:
             writer.close()
@@ -114,7 +114,7 @@ def write(ctx: Context, described: Mapping[str, Any]) -> Result:
 
 
 def _folder(ctx: Context, source: Path, config: Mapping[str, Any], engine: Mapping[str, Any]) -> None:
-    """Everything beside the file."""
+    """Write the other files of the folder: engine.json, config.json, tokenizer, README.md."""
     write_json(ctx.out_dir / "engine.json", engine)
     write_json(ctx.out_dir / "config.json", {k: v for k, v in config.items() if k != "quantization_config"})
     copy_companions(source, ctx.out_dir)
@@ -124,7 +124,7 @@ def _folder(ctx: Context, source: Path, config: Mapping[str, Any], engine: Mappi
 
 
 def _ties(reader: CheckpointReader, config: Mapping[str, Any]) -> Mapping[str, str]:
-    """The weight that the embedding and the head share, if they do."""
+    """Return the tied weights of embedding and head, if they are tied: name → name of the stored one."""
 
     def equal(one: str, other: str) -> bool:
         return tied_weights.equal_tensors(reader.folder, reader.header(one), reader.header(other))
@@ -134,7 +134,7 @@ def _ties(reader: CheckpointReader, config: Mapping[str, Any]) -> Mapping[str, s
 
 
 def _entries(ctx: Context, config: Mapping[str, Any], ties: Mapping[str, str]) -> Iterator[Entry]:
-    """Every tensor in the order of the file, dense ones in the type that is asked for; vectors are float32.
+    """Yield every tensor in the order of the file, dense ones in the requested type; vectors are float32.
 
     Without `output.weight` llama.cpp uses the embedding as the head.
     """
@@ -153,7 +153,7 @@ def _entries(ctx: Context, config: Mapping[str, Any], ties: Mapping[str, str]) -
 
 
 def _typed(reader: CheckpointReader, entry: Entry) -> Entry:
-    """The entry with the type that holds its integers, if it has some."""
+    """Return the entry with the block type of its integers, if it is packed."""
     scheme = reader.packing.scheme(entry.module) if reader.packing and reader.is_packed(entry.module) else None
     if scheme is None:
         return entry
@@ -168,7 +168,7 @@ def _type(entry: Entry) -> Any:
 
 
 def _data(reader: CheckpointReader, entry: Entry) -> tuple[NDArray[np.uint8], float]:
-    """The bytes of a tensor [rows, bytes], and how far fp16 moved its scales."""
+    """Return the bytes of a tensor [rows, bytes], and the rounding error of its scales in fp16."""
     if reader.is_packed(entry.module):
         weight = _integers(reader, entry.module)
         if entry.heads:
@@ -192,7 +192,7 @@ def _data(reader: CheckpointReader, entry: Entry) -> tuple[NDArray[np.uint8], fl
 
 
 def _integers(reader: CheckpointReader, module: str) -> Integers:
-    """The integers of a packed module with a scale for each block."""
+    """Read the integers of a packed module with a scale for each block."""
     found = packed_linear.read(reader, module)
     if found.groups is not None:
         raise StepFailed(
@@ -211,7 +211,7 @@ def _integers(reader: CheckpointReader, module: str) -> Integers:
 
 
 def _metadata(writer: Any, config: Mapping[str, Any], type: str) -> None:
-    """The keys of llama.cpp's `llama` architecture; `type` is that of most weights."""
+    """Write the keys of llama.cpp's `llama` architecture; `type` is that of most weights."""
     heads = int(config["num_attention_heads"])
     width = int(config.get("head_dim") or config["hidden_size"] // heads)
     rope = config.get("rope_parameters") or {}

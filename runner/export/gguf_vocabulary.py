@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer (tokenizer.json) as GGUF keeps it: what llama.cpp calls the model "gpt2"."""
+"""Convert a byte-level BPE tokenizer (tokenizer.json) for GGUF: the tokenizer model "gpt2" of llama.cpp."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Vocabulary:
 
 
 def read(folder: Path, size: int) -> Vocabulary:
-    """The tokenizer of a checkpoint whose embedding has `size` rows. StepFailed for any that is not byte-level BPE."""
+    """Read the tokenizer of a checkpoint whose embedding has `size` rows. StepFailed if it is not byte-level BPE."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise StepFailed(f"`{folder}` has no tokenizer.json, which GGUF is made of", "add the tokenizer of the model")
@@ -84,7 +84,7 @@ def read(folder: Path, size: int) -> Vocabulary:
 
 
 def _splitting(part: Mapping[str, Any] | None) -> str | None:
-    """llama.cpp's name of a pre-tokenizer; None where it has none that is known here."""
+    """Return llama.cpp's name of a pre-tokenizer; None for one that is not supported."""
     parts = part.get("pretokenizers", []) if part and part.get("type") == "Sequence" else [part or {}]
     if any(p.get("add_prefix_space") for p in parts) or not parts or parts[-1].get("type") != "ByteLevel":
         return None

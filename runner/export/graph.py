@@ -1,4 +1,4 @@
-"""A checkpoint folder → `model.onnx`, and `model.onnx.data` with its weights. Equal checkpoints, equal bytes."""
+"""Export a checkpoint to `model.onnx`, and `model.onnx.data` with its weights. Equal checkpoints give equal bytes."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _FLOATS = {torch.float32: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT16}
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written. `inputs` and `outputs`: (name, numpy's dtype, sizes: numbers, or names of what may vary).
+    """The exported graph. `inputs` and `outputs`: (name, numpy's dtype, sizes: numbers, or names of dynamic ones).
 
-    `stored` counts the linear modules of the decoder layers by their scheme, `carried` those whose integers lie in
-    wider fields, by which.
+    `stored` counts the linear modules of the decoder layers by their scheme, `widened` those whose integers are in
+    wider fields, by description.
     """
 
     shape: Shape
     inputs: tuple[tuple[str, str, tuple[int | str, ...]], ...]
     outputs: tuple[tuple[str, str, tuple[int | str, ...]], ...]
     stored: dict[str, int]
-    carried: dict[str, int]
+    widened: dict[str, int]
     nbytes: int
 
 
@@ -49,11 +49,11 @@ def export(
     accuracy_level: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Exported:
-    """Write the graph of a checkpoint, packed or dense, with the adapter it may carry, into the folder `out`.
+    """Write the graph of a checkpoint, packed or dense, with its adapter if it has one, into the folder `out`.
 
-    `target` is one of `integer_layouts.TARGETS`, `precision` of PRECISIONS: what it computes in. `progress` gets
-    how many of all modules with weights are written. RecipeError and
-    StepFailed as the checkpoint's readers have them; StepFailed too where integers cannot be carried as they are.
+    `target` is one of `integer_layouts.TARGETS`, `precision` of PRECISIONS: the type it computes in. `progress` gets
+    the number of modules written, and of all. RecipeError and StepFailed are those of the checkpoint's readers;
+    StepFailed also where integers do not fit a layout exactly.
     """
     dtype = PRECISIONS[precision]
     streamed = StreamedModel(checkpoint, "cpu", dtype)
@@ -78,7 +78,7 @@ def export(
         inputs=tuple(_described(value) for value in inputs),
         outputs=tuple(_described(value) for value in outputs),
         stored=dict(sorted(filler.stored.items())),
-        carried=dict(sorted(filler.carried.items())),
+        widened=dict(sorted(filler.widened.items())),
         nbytes=(out / FILE).stat().st_size + (out / DATA).stat().st_size,
     )
 
@@ -107,7 +107,7 @@ def _described(port: _Port) -> tuple[str, str, tuple[int | str, ...]]:
 
 
 def _clean(model: ir.Model) -> None:
-    """Leave out what the exporter notes of its own run: stack traces, module paths, shapes of values inside."""
+    """Remove the exporter's metadata: stack traces, module paths, shapes of inner values."""
     model.producer_name, model.producer_version, model.domain, model.doc_string = "runner", None, None, None
     model.metadata_props.clear()
     graph = model.graph
@@ -125,7 +125,7 @@ def _clean(model: ir.Model) -> None:
 
 
 def _name(graph: ir.Graph, inputs: list[_Port], outputs: list[_Port]) -> None:
-    """Names by place: those of the interface, and for everything that the exporter numbered in its own way."""
+    """Name inputs and outputs, and rename what the exporter numbered by its position in the graph."""
     own = {id(value) for value in (*graph.inputs, *graph.outputs)}
     for number, node in enumerate(graph):
         if "/" not in (node.name or ""):
@@ -153,7 +153,7 @@ def _rename(graph: ir.Graph, value: ir.Value, name: str) -> None:
 
 
 def describe(exported: Exported) -> dict[str, Any]:
-    """The part of engine.json that a graph knows of itself."""
+    """Return the part of engine.json that describes the graph."""
     return {
         "inputs": [{"name": n, "dtype": d, "shape": list(s)} for n, d, s in exported.inputs],
         "outputs": [{"name": n, "dtype": d, "shape": list(s)} for n, d, s in exported.outputs],
@@ -161,5 +161,5 @@ def describe(exported: Exported) -> dict[str, Any]:
         "kv_heads": exported.shape.kv_heads,
         "head_dim": exported.shape.head_dim,
         "stored": exported.stored,
-        "carried": exported.carried,
+        "carried": exported.widened,
     }

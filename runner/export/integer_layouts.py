@@ -1,4 +1,4 @@
-"""How integers of a checkpoint go into a graph, exactly. Imports no torch: the planner asks it what it must refuse.
+"""Layouts that hold a checkpoint's integers in a graph exactly. Imports no torch: the planner uses it for checks.
 
 onnxruntime  com.microsoft MatMulNBits: fields of 4 or 8 bits, blocks of 16 to 256 columns that are powers of two. An
              integer of fewer bits fits the field with the same scale; a group that is a multiple of a block repeats it.
@@ -19,20 +19,20 @@ BLOCKS = (256, 128, 64, 32, 16)  # MatMulNBits
 
 @dataclass(frozen=True)
 class IntegerLayout:
-    """`field` bits hold each integer; `block` columns share a stored scale (0: the whole row or matrix)."""
+    """`field` bits hold each integer; `block` columns share a stored scale (0: the full row or matrix)."""
 
     field: int
     block: int
 
     def describe(self, scheme: Scheme) -> str:
-        """ "3-bit integers in fields of 4 bits"; empty where the field has the bits of the checkpoint."""
+        """Return "3-bit integers in fields of 4 bits"; empty where the field has the bits of the checkpoint."""
         if self.field == scheme.bits:
             return ""
         return f"{scheme.bits}-bit integers in fields of {self.field} bits"
 
 
 def layout_for(target: str, scheme: Scheme, in_features: int) -> IntegerLayout | tuple[str, str]:
-    """How a weight of `in_features` columns goes into a graph for `target`; or (what is wrong, remedy)."""
+    """Return the layout of a weight of `in_features` columns in a graph for `target`; or (what is wrong, remedy)."""
     if not scheme.is_integer:
         return (
             f"is stored as {scheme.describe()}; graphs hold integer weights, with inputs as they are",

@@ -1,4 +1,4 @@
-"""Integers of a checkpoint in the layouts of the two operators that multiply by them. Pure functions on tensors."""
+"""Convert integers of a checkpoint to the layouts of MatMulNBits and DequantizeLinear. Pure functions on tensors."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Blocks(NamedTuple):
 
 
 def blocks(q: Quantized, field: int, size: int, dtype: torch.dtype) -> Blocks:
-    """`q` in fields of `field` ≥ q.bits bits and blocks of `size` columns, which divides its group size.
+    """Convert `q` to fields of `field` ≥ q.bits bits and blocks of `size` columns, which divides its group size.
 
-    Symmetric integers of fewer bits are moved by the difference of the two middles, so that the operator's own zero
-    point is theirs; asymmetric ones stay. Scales of a group of several blocks, or of a row, are repeated.
+    Symmetric integers of fewer bits are shifted by the difference of the two middles, so that the operator's default
+    zero point is right; asymmetric ones stay. Scales of a group of several blocks, or of a row, are repeated.
     """
     rows, columns = q.integers.shape
     count = ceil_div(columns, size)
@@ -49,7 +49,7 @@ def blocks(q: Quantized, field: int, size: int, dtype: torch.dtype) -> Blocks:
 
 
 def _spread(values: torch.Tensor, q: Quantized, rows: int, count: int, size: int) -> torch.Tensor:
-    """What each group has → what each block has: [out, G] or [1, 1] → [out, kb]."""
+    """Expand values of groups to blocks: [out, G] or [1, 1] → [out, kb]."""
     if q.strategy != "group":
         return values.expand(rows, count)
     return values.repeat_interleave(q.group_size // size, dim=1)[:, :count]
@@ -67,7 +67,7 @@ class Signed(NamedTuple):
 
 
 def signed(q: Quantized, field: int, dtype: torch.dtype) -> Signed:
-    """A symmetric `q` with integers in −2^(bits−1) .. 2^(bits−1) − 1, in fields of 4 or 8 bits."""
+    """Convert a symmetric `q` to integers in −2^(bits−1) .. 2^(bits−1) − 1, in fields of 4 or 8 bits."""
     integers = q.integers.t().contiguous()
     middle = 2 ** (q.bits - 1)
     if field == 8:
@@ -81,5 +81,5 @@ def signed(q: Quantized, field: int, dtype: torch.dtype) -> Signed:
 
 
 def _halves(values: torch.Tensor) -> torch.Tensor:
-    """uint8 [R, C], C even, each below 16 → uint8 [R, C / 2]."""
+    """Pack uint8 [R, C], C even, each below 16, into uint8 [R, C / 2]."""
     return (values[:, 0::2] | (values[:, 1::2] << 4)).contiguous()

@@ -1,4 +1,4 @@
-"""The folder of an ONNX engine: the graph, engine.json, config.json, the tokenizer, and a page on how to run it."""
+"""Write the folder of an ONNX engine: graph, engine.json, config.json, tokenizer, and a README on how to run it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PACKAGES = ("onnx", "onnxscript", "torch", "transformers")
 
 
 def write(ctx: Context) -> dict[str, Any]:
-    """Export `ctx.inputs["checkpoint"]` as `ctx.params` say into `ctx.out_dir`; what engine.json says, and `bytes`."""
+    """Export `ctx.inputs["checkpoint"]` with `ctx.params` to `ctx.out_dir`; return engine.json, and `bytes`."""
     source, out = ctx.inputs["checkpoint"], ctx.out_dir
     config = headers.read_config(source.path)
     exported = graph.export(
@@ -50,11 +50,11 @@ def write(ctx: Context) -> dict[str, Any]:
 
 
 def _card(engine: dict[str, Any], config: dict[str, Any], exported: graph.Exported) -> str:
-    """README.md: what the folder holds, and how to run it."""
+    """Return README.md: what the folder holds, and how to run it."""
     shape = exported.shape
     names = {integer_layouts.ONNXRUNTIME: "onnxruntime", integer_layouts.TENSORRT: "TensorRT"}
     lines = [f"- {count} linear module{'' if count == 1 else 's'}: {text}." for text, count in exported.stored.items()]
-    lines += [f"- Of these, {count}: {text}, the same values." for text, count in exported.carried.items()]
+    lines += [f"- Of these, {count}: {text}, the same values." for text, count in exported.widened.items()]
     if engine["target"] == integer_layouts.ONNXRUNTIME:
         cache = {"layers": shape.layers, "heads": shape.kv_heads, "width": shape.head_dim}
         run = _RUN.format(file=graph.FILE, dtype=exported.inputs[-1][1], **cache)

@@ -1,4 +1,4 @@
-"""What can be said of a graph before it is made, from a checkpoint's headers alone. Imports no torch."""
+"""Check and describe a graph before it is made, from a checkpoint's headers. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FLOAT_BYTES = {"fp32": 4, "fp16": 2}
 
 
 def schemes(facts: CheckpointFacts) -> dict[str, tuple[Site, Scheme]]:
-    """The packed linear modules of a checkpoint. ValueError where its quantization cannot be read."""
+    """Return the packed linear modules of a checkpoint. ValueError where its quantization cannot be read."""
     packing = formats.parse(facts.quantization)
     if packing is None:
         return {}
@@ -30,7 +30,7 @@ def schemes(facts: CheckpointFacts) -> dict[str, tuple[Site, Scheme]]:
 
 
 def refusals(facts: CheckpointFacts, target: str) -> list[Diagnostic]:
-    """Why a checkpoint cannot become a graph for `target`; everything at once."""
+    """Return all reasons why a checkpoint cannot be exported to a graph for `target`."""
     found = []
     refused = supported.refuse(facts.config)
     if refused:
@@ -74,7 +74,7 @@ def _names(names: list[str]) -> str:
 
 
 def nbytes(facts: CheckpointFacts, target: str, precision: str) -> int:
-    """Bytes of the graph's weights."""
+    """Return the bytes of the graph's weights."""
     value = FLOAT_BYTES[precision]
     packed = schemes(facts)
     total = 0
@@ -96,14 +96,14 @@ def nbytes(facts: CheckpointFacts, target: str, precision: str) -> int:
 
 
 def largest(facts: CheckpointFacts) -> int:
-    """Elements of the largest weight."""
+    """Return the number of elements of the largest weight."""
     sizes = [i.size for i in facts.sites]
     vocabulary, hidden = int(facts.config.get("vocab_size", 0)), int(facts.config.get("hidden_size", 0))
     return max([*sizes, vocabulary * hidden])
 
 
 def engine(facts: CheckpointFacts, target: str, precision: str) -> Mapping[str, Any]:
-    """What engine.json will say, as far as it is known before anything runs."""
+    """Return the part of engine.json that is known before anything runs."""
     packed = schemes(facts)
     stored = Counter(scheme.describe() for _, scheme in packed.values())
     dense = len(facts.sites) - len(packed)
@@ -120,7 +120,7 @@ def engine(facts: CheckpointFacts, target: str, precision: str) -> Mapping[str, 
 
 
 def unrunnable(facts: CheckpointFacts, device: str) -> list[Diagnostic]:
-    """Why what a step is to run cannot run on its device."""
+    """Return why a step's engine cannot run on its device."""
     if (facts.engine or {}).get("format") != "tensorrt" or device == "cuda":
         return []
     message = "a TensorRT engine runs on an NVIDIA GPU alone; this step runs on the CPU"

@@ -1,4 +1,4 @@
-"""The model types whose graphs were compared with transformers, and which mask their attention takes. No torch."""
+"""The supported model types, with graphs compared with transformers, and the masks of their attention. No torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 FULL = "full"  # one causal mask
 SLIDING = "sliding"  # one mask, limited to `sliding_window` where the configuration has one
-BY_TYPE = "by_type"  # a mask for each kind of layer, as `layer_types` has them
+BY_TYPE = "by_type"  # a mask for each kind of layer in `layer_types`
 
 MASKS: Mapping[str, str] = {
     "llama": FULL, "gpt2": FULL, "gpt_neox": FULL, "opt": FULL, "mistral": SLIDING, "phi3": SLIDING,
@@ -19,7 +19,7 @@ LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
 def refuse(config: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Why a model of this configuration cannot be exported: (what is wrong, remedy). None: it can."""
+    """Return why a model with this configuration cannot be exported: (what is wrong, remedy); None if it can."""
     model_type = str(config.get("model_type"))
     if model_type not in MASKS:
         return (
@@ -53,7 +53,7 @@ def _rope_types(config: Mapping[str, Any]) -> set[str]:
 
 
 def context(config: Mapping[str, Any]) -> int:
-    """Positions the model has; prompt and continuation together."""
+    """Return the number of positions of a model, for prompt and continuation together."""
     for key in ("max_position_embeddings", "n_positions", "n_ctx"):
         value = config.get(key)
         if isinstance(value, int):

@@ -1,7 +1,7 @@
-"""From an ONNX graph to a TensorRT engine, built in a process of its own. Imports neither torch nor TensorRT.
+"""Build a TensorRT engine from an ONNX graph, in a separate process. Imports neither torch nor TensorRT.
 
-The builder takes four times the weights in memory and keeps most of it (measured), and a graph that it stumbles over
-can end its process: both stay out of the worker. That process is `runner.export.tensorrt_builder`.
+The builder takes four times the weights in memory and does not return most of it (measured), and a graph can crash it:
+neither affects the worker. The process is `runner.export.tensorrt_builder`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RTX, ENTERPRISE = "rtx", "enterprise"
 MODULES = {RTX: "tensorrt_rtx", ENTERPRISE: "tensorrt"}  # as Python imports them
 NAMES = {RTX: "TensorRT-RTX", ENTERPRISE: "TensorRT"}
 
-# The compute capabilities that tensorrt-rtx 1.7 knows, and those of an engine that was built for none in particular.
+# The compute capabilities that tensorrt-rtx 1.7 supports, and those of a portable engine.
 CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 PORTABLE = ("8.0", "8.6", "8.9", "12.0+")
 
@@ -46,7 +46,7 @@ _SHOWN = 3  # messages of TensorRT that an error quotes
 
 @dataclass(frozen=True)
 class Shape:
-    """What the inputs of a graph depend on: its layers, heads of keys and values, and the width of a head."""
+    """The sizes on which the inputs of a graph depend: layers, heads of keys and values, and the width of a head."""
 
     layers: int
     kv_heads: int
@@ -55,7 +55,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be built: `engine` is the name of a file in the builder's folder, `graph` one there or a path.
+    """The order of an engine: `engine` is the name of a file in the builder's folder, `graph` one there or a path.
 
     `capabilities` None: the portable engine of `rtx`, or this machine's GPU for `enterprise`."""
 
@@ -70,9 +70,9 @@ class Order:
 
 @dataclass(frozen=True)
 class Built:
-    """What was built. `weights_bytes` is what the engine holds of weights, by the builder's own account.
+    """A built engine. `weights_bytes` is the size of its weights, as the builder reports it.
 
-    `inputs` and `outputs` have `name`, `type` and `shape`, −1 for what a profile leaves open; `memory` is the peak of
+    `inputs` and `outputs` have `name`, `type` and `shape`, −1 for dynamic sizes; `memory` is the peak of
     the builder's process in bytes.
     """
 
@@ -87,7 +87,7 @@ class Built:
 
 
 def profiles(shape: Shape, max_batch: int, max_length: int) -> dict[str, dict[str, Range]]:
-    """The shapes for which an engine is optimized: a prompt with nothing cached, and one token after a cache.
+    """Return the shapes for which an engine is optimized: a prompt without a cache, and one token with a cache.
 
     `max_length` counts prompt and continuation, at least 2.
     """
@@ -116,9 +116,9 @@ def _inputs(
 
 
 def timing_cache(flavour: str, gpu: str, folder: Path) -> str | None:
-    """Where in `folder` the measured times of kernels are kept between builds: they make builds quicker and alike.
+    """Return the file in `folder` that caches kernel timings, which make builds faster and more alike.
 
-    None for `rtx`, which measures nothing while it builds: its documentation says that its cache has no effect.
+    None for `rtx`, which measures nothing while it builds: by its documentation a timing cache has no effect.
     """
     if flavour == RTX:
         return None
@@ -127,7 +127,7 @@ def timing_cache(flavour: str, gpu: str, folder: Path) -> str | None:
 
 
 def build(ctx: Context, order: Order, folder: Path) -> Built:
-    """Build in `folder`, which holds the graph of an order; the engine appears there, whole or not at all.
+    """Build an engine in `folder`, which holds the graph of the order; the engine is written there atomically.
 
     StepFailed where TensorRT refuses the graph or its process ends, MachineError where memory, the disk, a GPU or the
     package is missing, Interrupted when the job is to stop.
@@ -140,16 +140,16 @@ def build(ctx: Context, order: Order, folder: Path) -> Built:
             ctx.safe_point()
             time.sleep(_POLL)
     if not answer.is_file():
-        raise _death(order, process.returncode)
-    said = json.loads(answer.read_text(encoding="utf-8"))
-    if "error" in said:
-        raise _error(said["error"])
-    return Built(**said)
+        raise _exit_error(order, process.returncode)
+    document = json.loads(answer.read_text(encoding="utf-8"))
+    if "error" in document:
+        raise _error(document["error"])
+    return Built(**document)
 
 
 @contextmanager
 def _process(folder: Path, threads: int) -> Iterator[subprocess.Popen[bytes]]:
-    """The builder's process. It ends with this one: its input is a pipe that nothing is ever written to."""
+    """Start the builder's process, which ends when this one does and closes its stdin."""
     environment = {
         **os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(Path(runner.__file__).parent.parent)
     }  # fmt: skip
@@ -168,12 +168,12 @@ def _process(folder: Path, threads: int) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def complaints(trt: Any) -> Any:
-    """A logger of the module `trt` that keeps TensorRT's errors in `errors`; warnings and errors go to stderr too.
+    """Return a logger for the module `trt` that collects errors in `errors`; warnings and errors also go to stderr.
 
-    `weights` is what a builder says that the engine holds of weights, in bytes; None where it says nothing.
+    `weights` is the size of the engine's weights in bytes, as a builder reports it; None where it does not.
     """
 
-    class Log(trt.ILogger):  # type: ignore[misc]  # a class of a module known only now
+    class Log(trt.ILogger):  # type: ignore[misc]  # the base class is known only at run time
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
@@ -192,21 +192,21 @@ def complaints(trt: Any) -> Any:
 
 
 def quoted(messages: Sequence[str]) -> str:
-    """The first complaints, which later ones follow from, each on one line."""
+    """Return the first messages, which cause the later ones, each on one line."""
     lines = [" ".join(message.split()) for message in messages]
-    return "; ".join(dict.fromkeys(lines[:_SHOWN])) or "it told no reason"
+    return "; ".join(dict.fromkeys(lines[:_SHOWN])) or "it gave no reason"
 
 
 def is_memory(text: str) -> bool:
     return any(word in text for word in ("cudaError 2:", "OutOfMemory", "bad_alloc", "out of memory"))
 
 
-def _error(said: Mapping[str, Any]) -> RunnerError:
-    kind = MachineError if said["type"] == "MachineError" else StepFailed
-    return kind(said["message"], said["help"])
+def _error(fields: Mapping[str, Any]) -> RunnerError:
+    kind = MachineError if fields["type"] == "MachineError" else StepFailed
+    return kind(fields["message"], fields["help"])
 
 
-def _death(order: Order, returncode: int) -> RunnerError:
+def _exit_error(order: Order, returncode: int) -> RunnerError:
     name = NAMES[order.flavour]
     if returncode == -signal.SIGKILL:
         return MachineError(
@@ -215,5 +215,5 @@ def _death(order: Order, returncode: int) -> RunnerError:
         )
     how = signal.Signals(-returncode).name if returncode < 0 else f"status {returncode}"
     return StepFailed(
-        f"the builder of {name} ended with {how} and told no reason", "the log of the step has what it wrote"
+        f"the builder of {name} ended with {how} and gave no reason", "the log of the step has what it wrote"
     )

@@ -1,7 +1,7 @@
 """The process that builds a TensorRT engine: `python -m runner.export.tensorrt_builder` in the folder of the graph.
 
-It reads order.json there and writes built.json: what runner.export.tensorrt calls Built, or {"error": {type, message,
-help}}. It ends when its standard input is closed.
+It reads order.json there and writes built.json: the fields of runner.export.tensorrt.Built, or {"error": {type,
+message, help}}. It exits when its standard input is closed.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ from runner.system import peak_memory
 
 
 def build(order: Order) -> Built:
-    """Parse the graph, build the engine, write it whole or not at all."""
+    """Parse the graph, build the engine, and write it atomically."""
     trt = _module(order.flavour)
     name = f"{NAMES[order.flavour]} {trt.__version__}"
     log = complaints(trt)
     capabilities = _gpu(name) if order.flavour == ENTERPRISE else (order.capabilities or list(PORTABLE))
     builder = trt.Builder(log)
-    # From version 11 on every network is strongly typed, and the flag may go.
+    # From version 11 on every network is strongly typed, and the flag may be missing.
     strong = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if strong is None else 1 << int(strong))
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(order.graph):
-        told = [parser.get_error(index).desc() for index in range(parser.num_errors)]
-        raise StepFailed(f"{name} cannot read the graph {order.graph}: {quoted(told)}", _REBUILD)
+        errors = [parser.get_error(index).desc() for index in range(parser.num_errors)]
+        raise StepFailed(f"{name} cannot read the graph {order.graph}: {quoted(errors)}", _REBUILD)
     config = _configured(trt, builder, network, order)
     timings = _timings(config, order.timing_cache)
-    log.errors.clear()  # what it said of a timing cache that is of no use
+    log.errors.clear()  # those about an unusable timing cache
     start = time.perf_counter()
     plan = builder.build_serialized_network(network, config)
     seconds = time.perf_counter() - start
@@ -108,13 +108,13 @@ def _configured(trt: Any, builder: Any, network: Any, order: Order) -> Any:
 
 
 def _timings(config: Any, path: str | None) -> Any:
-    """The timing cache in use; one that is of another version, or cannot be read, is begun anew."""
+    """Return the timing cache in use; one of another version, or an unreadable one, is replaced by an empty one."""
     if path is None:
         return None
-    kept = b""
+    stored = b""
     with suppress(FileNotFoundError):
-        kept = Path(path).read_bytes()
-    for content in (kept, b""):
+        stored = Path(path).read_bytes()
+    for content in (stored, b""):
         found = config.create_timing_cache(content)
         if found is not None and config.set_timing_cache(found, False):
             return found
@@ -139,7 +139,7 @@ def _refused(name: str, errors: Sequence[str]) -> RunnerError:
         return StepFailed(f"{name} finds no way to compute the graph within `workspace`: {text}", "raise `workspace`")
     if is_memory(text):
         return MachineError(f"{name} ran out of memory: {text}", "use a machine with more memory, or lower `workspace`")
-    return StepFailed(f"{name} cannot build an engine of the graph: {text}", "the log of the step has all it said")
+    return StepFailed(f"{name} cannot build an engine of the graph: {text}", "the log of the step has all its messages")
 
 
 def _tensor(tensor: Any) -> dict[str, Any]:
@@ -147,20 +147,20 @@ def _tensor(tensor: Any) -> dict[str, Any]:
 
 
 def _end_with_parent() -> None:
-    while os.read(0, 1):  # nothing is ever written there; the end is that of the process that started this one
+    while os.read(0, 1):  # nothing is written there; it is closed when the parent process ends
         pass
     os._exit(1)
 
 
 def main() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    said: dict[str, Any]
+    answer: dict[str, Any]
     try:
-        said = asdict(build(Order(**json.loads(Path(ORDER).read_text(encoding="utf-8")))))
+        answer = asdict(build(Order(**json.loads(Path(ORDER).read_text(encoding="utf-8")))))
     except RunnerError as error:
-        said = {"error": {"type": type(error).__name__, "message": error.message, "help": error.help}}
+        answer = {"error": {"type": type(error).__name__, "message": error.message, "help": error.help}}
     with written(Path(ANSWER)) as file:
-        write_all(file, json.dumps(said).encode())
+        write_all(file, json.dumps(answer).encode())
 
 
 if __name__ == "__main__":

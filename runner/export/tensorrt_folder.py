@@ -1,4 +1,4 @@
-"""The folder of a TensorRT engine: the engine, engine.json, config.json, the tokenizer, and a page on how to run it."""
+"""Write the folder of a TensorRT engine: engine, engine.json, config.json, tokenizer, and a README on how to run it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ENGINE = "engine.json"
 
 @dataclass(frozen=True)
 class Weights:
-    """Bytes of a graph's weights: all of them, those quantized with their scales, and these at 16 bits."""
+    """Bytes of a graph's weights: `total`, `packed` (the quantized ones with scales), `unpacked` (these at 16 bits)."""
 
     total: int
     packed: int
@@ -34,7 +34,7 @@ class Weights:
 
 
 def weights(path: Path) -> Weights:
-    """Of a graph whose quantized weights go through DequantizeLinear. Reads the graph, not its data."""
+    """Return the weights of a graph with DequantizeLinear. Reads the graph, not its data."""
     model = onnx.load(str(path), load_external_data=False)
     elements = {item.name: math.prod(item.dims) for item in model.graph.initializer}
     sizes = {item.name: _bytes(item) for item in model.graph.initializer}
@@ -51,7 +51,7 @@ def _bytes(item: onnx.TensorProto) -> int:
 
 
 def graph_facts(folder: Path, checkpoint: str) -> Mapping[str, Any]:
-    """What the ONNX graph in `folder` says of itself. StepFailed unless it is of the checkpoint of this digest."""
+    """Read engine.json of an ONNX graph. StepFailed unless it was made from the checkpoint with this digest."""
     path = folder / ENGINE
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -65,9 +65,9 @@ def graph_facts(folder: Path, checkpoint: str) -> Mapping[str, Any]:
 
 
 def write(ctx: Context, order: Order, built: Built, described: Mapping[str, Any], work: Path) -> dict[str, Any]:
-    """Move the engine from `work` into `ctx.out_dir` and write what belongs to it; what engine.json says.
+    """Move the engine from `work` into `ctx.out_dir`, write the files of its folder, and return engine.json.
 
-    `described` is what the graph says of itself.
+    `described` is the graph's engine.json.
     """
     source, out = ctx.inputs["checkpoint"], ctx.out_dir
     config = headers.read_config(source.path)
@@ -107,7 +107,7 @@ def _range(shapes: tuple[list[int], list[int], list[int]]) -> dict[str, list[int
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """sha256 of graph and weights: they tell that a graph which was compared elsewhere is the one built here."""
+    """Return the sha256 of graph and weights, by which another step can check that it compares the same graph."""
     found = {}
     for name in (graph.FILE, graph.DATA):
         with (folder / name).open("rb") as file:
@@ -116,7 +116,7 @@ def _files(folder: Path) -> dict[str, str]:
 
 
 def _card(engine: dict[str, Any], config: dict[str, Any]) -> str:
-    """README.md: what the folder holds, and what it needs to run."""
+    """Return README.md: what the folder holds, and what it needs to run."""
     name = NAMES[engine["flavour"]]
     package = "tensorrt-rtx" if engine["flavour"] == RTX else "tensorrt"
     gpus = ", ".join(engine["compute_capabilities"][:-1])

@@ -1,8 +1,8 @@
-"""The structure of a model as an ONNX graph, without its weights.
+"""Trace the structure of a model as an ONNX graph, without its weights.
 
-torch.export runs the model of transformers on a few made-up tokens. Linear modules and embeddings, which hold nearly
-all bytes of a checkpoint, stand in it as nodes of the domain `runner` that only name their module; norms, rotary tables
-and other small tensors are real.
+torch.export runs the transformers model on a few example tokens. Linear modules and embeddings, which hold nearly all
+bytes of a checkpoint, become placeholder nodes of the domain `runner` that name their module; norms, rotary tables and
+other small tensors have their values.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ LINEAR, EMBEDDING = "Linear", "Embedding"
 
 
 def trace(streamed: StreamedModel, opset: int) -> ir.Model:
-    """The graph of a model; its weights are nodes `Linear` and `Embedding` of DOMAIN, with the attribute `module`."""
+    """Return a model's graph; weights are nodes `Linear` and `Embedding` of DOMAIN, with the attribute `module`."""
     shape = shape_of(streamed.config)
     own_attention(streamed.model)
     _prepare(streamed)
-    batch, new, past = 2, 3, 5  # any, but no two alike, and neither 0 nor 1
+    batch, new, past = 2, 3, 5  # example sizes: all different, and none 0 or 1
     keys = torch.zeros(batch, shape.kv_heads, past, shape.head_dim, dtype=streamed.dtype)
     ids, positions = (torch.ones(batch, new, dtype=torch.int64) for _ in range(2))  # one tensor would be one input
     example = (ids, torch.ones(batch, past + new, dtype=torch.int64), positions, [keys.clone() for _ in shape.past])
@@ -51,7 +51,7 @@ def trace(streamed: StreamedModel, opset: int) -> ir.Model:
 
 
 def _prepare(streamed: StreamedModel) -> None:
-    """Make everything real but the weights of linears and embeddings, which become empty."""
+    """Load everything but the weights of linear modules and embeddings, which become empty."""
     for name, module in streamed.model.named_modules():
         if isinstance(module, nn.Linear | Conv1D | nn.Embedding):
             _empty(streamed, name, module)
@@ -73,9 +73,9 @@ def _empty(streamed: StreamedModel, name: str, module: Any) -> None:
 
 @contextlib.contextmanager
 def _placeholders() -> Iterator[None]:
-    """Linear modules and embeddings stand for themselves while a model is traced."""
+    """Replace the forward of linear modules and embeddings by placeholder nodes while a model is traced."""
     classes: tuple[Any, ...] = (nn.Linear, Conv1D, nn.Embedding)
-    kept = [cls.forward for cls in classes]
+    originals = [cls.forward for cls in classes]
 
     def linear(self: Any, x: torch.Tensor) -> torch.Tensor:
         return _node(LINEAR, x, self.placeholder, x.dtype, (*x.shape[:-1], self.width))
@@ -84,11 +84,11 @@ def _placeholders() -> Iterator[None]:
         return _node(EMBEDDING, ids, self.placeholder, self.weight.dtype, (*ids.shape, self.embedding_dim))
 
     try:
-        for cls, stand_in in zip(classes, (linear, linear, embedding), strict=True):
-            cls.forward = stand_in
+        for cls, placeholder in zip(classes, (linear, linear, embedding), strict=True):
+            cls.forward = placeholder
         yield
     finally:
-        for cls, forward in zip(classes, kept, strict=True):
+        for cls, forward in zip(classes, originals, strict=True):
             cls.forward = forward
 
 

@@ -1,6 +1,6 @@
-"""Puts the weights of a checkpoint into a traced graph: each placeholder becomes the operators of its module.
+"""Fill a traced graph with the weights of a checkpoint: each placeholder becomes the operators of its module.
 
-A weight is read, laid out, written and forgotten before the next one is read.
+One weight is in memory at a time: it is read, converted and written before the next one is read.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MICROSOFT = "com.microsoft"
 
 @dataclass(frozen=True)
 class Options:
-    """`target` is one of carry.TARGETS; `accuracy_level` that of MatMulNBits."""
+    """`target` is one of integer_layouts.TARGETS; `accuracy_level` that of MatMulNBits."""
 
     target: str
     dtype: torch.dtype
@@ -35,15 +35,16 @@ class Options:
 
 
 class Filler:
-    """Replaces the placeholders of `graph`. `stored` counts the linear modules of the decoder layers by how the
+    """Replaces the placeholders of `graph` by operators with weights.
 
-    checkpoint stores them, `carried` those whose integers lie in wider fields.
+    `stored` counts the linear modules of the decoder layers by their scheme in the checkpoint, `widened` those whose
+    integers are in wider fields.
     """
 
     def __init__(self, graph: ir.Graph, streamed: StreamedModel, data: DataFile, options: Options) -> None:
         self.graph, self.streamed, self.data, self.options = graph, streamed, data, options
         self.stored: Counter[str] = Counter()
-        self.carried: Counter[str] = Counter()
+        self.widened: Counter[str] = Counter()
         self._modules = dict(streamed.model.named_modules())
         self._tables: dict[str, ir.Value] = {}  # embedding matrices, by module
         embeddings = [name for name, m in self._modules.items() if isinstance(m, torch.nn.Embedding)]
@@ -69,7 +70,7 @@ class Filler:
         return made.node("Gather", [self._table(made, module), ids])
 
     def _table(self, made: _Made, module: str) -> ir.Value:
-        """The matrix [vocabulary, hidden] of an embedding, written once."""
+        """Return the matrix [vocabulary, hidden] of an embedding, written once."""
         if module not in self._tables:
             weight = self.streamed.reader.read_weight(self._stored(f"{module}.weight"))
             self._tables[module] = made.constant(self.data.add(f"{module}.weight", self._convert(weight, module)))
@@ -94,7 +95,7 @@ class Filler:
         return self._branch(made, module, x, out) if module in self._adapted else out
 
     def _product_with_table(self, made: _Made, table: ir.Value, x: ir.Value) -> ir.Value:
-        """x·Wᵀ by Gemm, which takes W as the embedding has it."""
+        """Compute x·Wᵀ by Gemm, which takes W in the layout of the embedding."""
         assert table.shape is not None
         rows, width = (int(size) for size in table.shape.numpy())
         flat = made.node("Reshape", [x, made.integers("flat", [-1, width])])
@@ -140,7 +141,7 @@ class Filler:
         return made.node("MatMul", [x, made.node("DequantizeLinear", [weight, scales], attributes)])
 
     def _branch(self, made: _Made, module: str, x: ir.Value, out: ir.Value) -> ir.Value:
-        """out + s·B(A(x)) of a low-rank adapter."""
+        """Add the branch of a low-rank adapter: out + s·B(A(x))."""
         adapter = self.streamed.adapter
         assert adapter is not None
         a, b = (adapter.reader.read(f"{adapter_config.PREFIX}{module}.lora_{part}.weight") for part in "AB")
@@ -150,10 +151,10 @@ class Filler:
         branch = made.node("MatMul", [inner, self._add(made, f"{module}.lora_B", self._convert(b, module).t())])
         return made.node("Add", [out, branch])
 
-    def _note(self, module: str, stored: str, carried: str = "") -> None:
+    def _note(self, module: str, stored: str, widened: str = "") -> None:
         if module.startswith(self.streamed.layers_name + "."):
             self.stored[stored] += 1
-            self.carried.update([carried] if carried else [])
+            self.widened.update([widened] if widened else [])
 
     def _add(self, made: _Made, name: str, tensor: torch.Tensor) -> ir.Value:
         return made.constant(self.data.add(name, tensor))
@@ -165,16 +166,16 @@ class Filler:
         return self._checked(tensor.to(self.options.dtype), module)
 
     def _checked(self, tensor: torch.Tensor, module: str) -> torch.Tensor:
-        """StepFailed where float16 cannot hold a value; the reader has found all of them finite."""
+        """Return the tensor. StepFailed where float16 cannot hold a value (the reader checked that all are finite)."""
         if tensor.dtype == torch.float16 and tensor.numel() and not bool(tensor.isfinite().all()):
             raise StepFailed(
-                f"`{module}` holds values above 65,504, which float16 has not", "build it with `precision: fp32`"
+                f"`{module}` holds values above 65,504, which float16 cannot hold", "build it with `precision: fp32`"
             )
         return tensor
 
 
 class _Made:
-    """The nodes and initializers that take the place of one placeholder, named after its module."""
+    """The nodes and initializers that replace one placeholder, named after its module."""
 
     def __init__(self, module: str) -> None:
         self.module = module
@@ -194,7 +195,7 @@ class _Made:
         return value
 
     def integers(self, name: str, values: list[int]) -> ir.Value:
-        """A constant in the graph itself."""
+        """Add a constant in the graph itself."""
         tensor = ir.tensor(values, dtype=ir.DataType.INT64, name=f"{self.module}.{name}")
         return self.constant(
             ir.Value(

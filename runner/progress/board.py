@@ -117,7 +117,7 @@ class Board:
             handler(event)
 
     def close(self) -> None:
-        """Nothing to release; with `send` it makes a board a sink."""
+        """Do nothing; with `send` it makes a board a sink."""
 
     def step_of(self, event: Event) -> StepBoard | None:
         """Return the step of an event; it is added where it is new and the event has its kind."""

@@ -1,1 +1,1 @@
-"""Running what was made, whatever it is: one small interface behind generation, latency and parity."""
+"""Run checkpoints and engines by one interface, for generation, latency and parity."""

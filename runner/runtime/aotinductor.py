@@ -1,4 +1,4 @@
-"""A package of `build.compile`, run by torch."""
+"""Run a package of `build.compile` by torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BUILD_AGAIN = "build it again, on a machine like the one that runs it"
 
 
 def target(device: torch.device) -> dict[str, str]:
-    """What a package is compiled for, as engine.json says it: it runs nowhere else."""
+    """Return the target of a package as in engine.json: it runs only there."""
     if device.type == "cpu":
         capability = torch.backends.cpu.get_cpu_capability()
     else:
@@ -29,12 +29,12 @@ def target(device: torch.device) -> dict[str, str]:
 
 
 def open(folder: Path, device: str, threads: int | None) -> Package:
-    """The runtime of the package in `folder`. StepFailed where it was compiled for another device or torch."""
+    """Return the runtime of the package in `folder`. StepFailed where it was compiled for another device or torch."""
     return Package(folder, device, threads)
 
 
 class Package:
-    """Runtime of a compiled package; the cache goes in and comes out with every call."""
+    """The runtime of a compiled package; the cache is an input and an output of every call."""
 
     name = "aotinductor"
     max_batch: int | None = None
@@ -63,7 +63,7 @@ class Package:
         missing = sorted(instructions.difference(cpu.instructions())) if self._device.type == "cpu" else []
         if missing:
             raise StepFailed(
-                f"`{path}` is compiled for a processor that has {', '.join(missing)}; this one has not", _BUILD_AGAIN
+                f"`{path}` is compiled for a processor that has {', '.join(missing)}; this one lacks them", _BUILD_AGAIN
             )
         if not path.is_file():
             raise StepFailed(f"`{folder}` has no `{FILE}`, which its engine.json describes", "build it again")

@@ -1,4 +1,4 @@
-"""Opens a folder of the format "gguf": one GGUF file, which engine.json names."""
+"""Open a folder of the format "gguf": one GGUF file, which engine.json names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runner.runtime.protocol import Runtime
 
 
 def open(folder: Path, device: str, threads: int | None) -> Runtime:
-    """The runtime of the GGUF file in `folder`. StepFailed where it is not there or cannot be read."""
+    """Return the runtime of the GGUF file in `folder`. StepFailed where it is missing or cannot be read."""
     from runner.runtime.transformers import Gguf
 
     name = str(json.loads((folder / "engine.json").read_text(encoding="utf-8")).get("file"))

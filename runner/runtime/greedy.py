@@ -1,4 +1,4 @@
-"""Tokens from a runtime, one after another: the likeliest, or drawn. Imports numpy alone."""
+"""Generate tokens with a runtime, greedily or by sampling. Imports only numpy."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Choose = Callable[[Logits], Ids]  # logits of the last position [b, V] → token
 
 
 def likeliest(logits: Logits) -> Ids:
-    """The token of the highest logit, the lower id of equal ones."""
+    """Return the token of the highest logit, the lowest id of equal ones."""
     found: Ids = logits.argmax(axis=-1).astype(np.int64)
     return found
 
 
 def sampler(temperature: float, top_p: float, seed: int) -> Choose:
-    """Draw from softmax(logits / temperature), from its likeliest tokens that reach `top_p` together (Holtzman 2020).
+    """Return a sampler from softmax(logits / temperature), over its nucleus of mass `top_p` (Holtzman 2020).
 
-    `temperature` 0 takes the likeliest. Equal seeds and logits give equal tokens.
+    `temperature` 0 chooses the likeliest token. Equal seeds and logits give equal tokens.
     """
     if temperature <= 0:
         return likeliest
@@ -39,14 +39,14 @@ def _draw(logits: NDArray[np.float32], temperature: float, top_p: float, uniform
     order = np.argsort(-scaled, kind="stable")
     weights = np.exp(scaled[order])
     reached = np.cumsum(weights / weights.sum())
-    kept = int(np.searchsorted(reached, min(top_p, 1.0))) + 1  # the token that reaches top_p is among them
-    kept = min(kept, len(order))
-    place = int(np.searchsorted(reached[:kept], uniform * reached[kept - 1], side="right"))
-    return int(order[min(place, kept - 1)])
+    size = int(np.searchsorted(reached, min(top_p, 1.0))) + 1  # with the token that reaches top_p
+    size = min(size, len(order))
+    place = int(np.searchsorted(reached[:size], uniform * reached[size - 1], side="right"))
+    return int(order[min(place, size - 1)])
 
 
 def greedy(runtime: Runtime, ids: Ids, count: int, eos: Collection[int] = ()) -> list[list[int]]:
-    """The `count` likeliest tokens after each prompt of `ids` [b, n]; fewer where one of `eos`, kept, ends them."""
+    """Return `count` greedy tokens after each prompt of `ids` [b, n]; fewer where one in `eos`, included, ends it."""
     found: list[list[int]] = [[] for _ in ids]
     for tokens in _steps(runtime, ids, count, likeliest):
         for row, token in zip(found, tokens.tolist(), strict=True):
@@ -60,9 +60,9 @@ def greedy(runtime: Runtime, ids: Ids, count: int, eos: Collection[int] = ()) ->
 def stream(
     runtime: Runtime, ids: Ids, count: int, eos: Collection[int] = (), choose: Choose = likeliest
 ) -> Iterator[int]:
-    """The tokens after the one prompt `ids` [1, n] as they come, no more than `count` and the context allow.
+    """Yield tokens after the single prompt `ids` [1, n], no more than `count` and the context allow.
 
-    One of `eos` ends them and is not among them. StepFailed where the prompt alone is longer than the context.
+    A token in `eos` ends them and is not yielded. StepFailed where the prompt alone is longer than the context.
     """
     for tokens in _steps(runtime, ids, min(count, max(1, runtime.context - ids.shape[1])), choose):
         token = int(tokens[0])
@@ -72,7 +72,7 @@ def stream(
 
 
 def _steps(runtime: Runtime, ids: Ids, count: int, choose: Choose) -> Iterator[Ids]:
-    """Tokens [b] of each step; the prompt runs before the first, nothing runs after the last."""
+    """Yield the tokens [b] of each step: a prefill before the first, a decode before each further one."""
     if count < 1:
         return
     tokens = choose(_sound(runtime.prefill(ids, last=True)[:, -1]))
@@ -83,10 +83,10 @@ def _steps(runtime: Runtime, ids: Ids, count: int, choose: Choose) -> Iterator[I
 
 
 def _sound(logits: Logits) -> Logits:
-    """The logits. StepFailed where one is no number: the token that they would give means nothing."""
+    """Return the logits. StepFailed where one is NaN, as the chosen token would mean nothing."""
     if np.isnan(logits).any():
         raise StepFailed(
             "the model's logits are not numbers: its weights are damaged, or its values overflow half precision",
-            "`runner verify JOB` tells damage; against overflow build it with `precision: fp32`",
+            "`runner verify JOB` detects damage; against overflow build it with `precision: fp32`",
         )
     return logits

@@ -1,4 +1,4 @@
-"""What every runtime refuses before it computes. Imports numpy alone."""
+"""The checks of inputs that all runtimes share. Imports only numpy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from runner.runtime.protocol import Ids
 
 
 def check(ids: Ids, cached: int, context: int, max_batch: int | None, vocabulary: int) -> None:
-    """StepFailed unless `ids` [b, n] fit after `cached` tokens, `max_batch` and the vocabulary; it names numbers."""
+    """Raise StepFailed, with the numbers, unless `ids` [b, n] fit context (after `cached`), batch and vocabulary."""
     if ids.ndim != 2 or ids.size == 0:
         raise StepFailed(f"token ids must be [batch, tokens], both at least 1; they are {list(ids.shape)}")
     batch, length = ids.shape

@@ -1,4 +1,4 @@
-"""An ONNX graph of `build.onnx`, run by onnxruntime. The cache stays in its own values from step to step."""
+"""Run an ONNX graph of `build.onnx` by onnxruntime. The cache stays in its OrtValues from step to step."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 def open(folder: Path, device: str = "cpu", threads: int | None = None) -> OnnxRuntime:
-    """The runtime of the engine in `folder`; `threads` by default the processors that this process may use."""
+    """Return the runtime of the engine in `folder`; `threads` defaults to the cores that this process may use."""
     return OnnxRuntime(folder, device, threads)
 
 
 class OnnxRuntime:
-    """Runtime over one inference session."""
+    """The runtime of one inference session."""
 
     name = "onnxruntime"
     max_batch: int | None = None
@@ -109,7 +109,7 @@ def _session(ort: Any, path: Path, device: str, threads: int) -> Any:
         raise StepFailed(f"`{path}` is missing", _BUILD_AGAIN)
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 4  # what goes wrong is raised
+    options.log_severity_level = 4  # errors are raised
     # By default onnxruntime rounds activations to 8 bits where DequantizeLinear feeds a product.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     try:

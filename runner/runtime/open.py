@@ -1,6 +1,6 @@
-"""The runtime of a folder, whatever it holds: an engine (engine.json says of which format), or a checkpoint.
+"""Open the runtime of a folder: an engine, of the format in engine.json, or a checkpoint.
 
-A module `runner.runtime.<format>` has `open(folder, device, threads) -> Runtime`; it is imported only when asked for.
+A module `runner.runtime.<format>` has `open(folder, device, threads) -> Runtime`; it is imported only when needed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ENGINE_FILE = "engine.json"
 
 
 class Format(NamedTuple):
-    """How engines of a format are run: the module, and the packages of which one is needed beyond the base, if any."""
+    """The runtime of a format: its module, and the packages of which one is needed (none: no extra package)."""
 
     module: str
     packages: tuple[str, ...]
@@ -35,10 +35,10 @@ FORMATS: Mapping[str, Format] = {
 
 
 def open(folder: Path, device: str = "cpu", threads: int | None = None) -> Runtime:
-    """What runs the engine or checkpoint in `folder` on `device` ("cpu" or "cuda") with so many threads.
+    """Return the runtime of the engine or checkpoint in `folder` on `device` ("cpu" or "cuda") with `threads` threads.
 
-    UsageError for a folder that holds neither, StepFailed for an engine.json that cannot be used, MachineError where
-    a package is missing; and what the runtime itself raises: RecipeError of a checkpoint, StepFailed of an engine.
+    UsageError for a folder that holds neither, StepFailed for an invalid engine.json, MachineError where a package is
+    missing; and the errors of the runtime itself.
     """
     require(folder)
     described = engine(folder)
@@ -59,7 +59,7 @@ def open(folder: Path, device: str = "cpu", threads: int | None = None) -> Runti
 
 
 def engine(folder: Path) -> Mapping[str, Any] | None:
-    """engine.json of an engine's folder; None where there is none. StepFailed where it cannot be read."""
+    """Read engine.json of an engine's folder; None where there is none. StepFailed where it cannot be read."""
     path = folder / ENGINE_FILE
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -73,7 +73,7 @@ def engine(folder: Path) -> Mapping[str, Any] | None:
 
 
 def require(folder: Path) -> None:
-    """UsageError unless `folder` holds an engine or a checkpoint, by the files that say so."""
+    """Raise UsageError unless `folder` holds an engine or a checkpoint, by the names of its files."""
     if not any((folder / name).is_file() for name in (ENGINE_FILE, "config.json", "adapter_config.json")):
         raise UsageError(
             f"`{folder}` holds neither an engine ({ENGINE_FILE}) nor a checkpoint (config.json)",
@@ -90,5 +90,5 @@ def _checkpoint(folder: Path, device: str, threads: int | None) -> Runtime:
         torch.set_num_threads(threads)
     try:
         return Transformers(folder, device)
-    except RecipeError as error:  # of a recipe only where a recipe named it; here a folder did
+    except RecipeError as error:  # no recipe is involved here: the folder was named
         raise StepFailed(error.message, error.diagnostics[0].help) from error

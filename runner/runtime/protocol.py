@@ -1,6 +1,6 @@
-"""A model that runs: what generation, latency and parity ask of a checkpoint, a graph, a package or an engine.
+"""The protocol of runtimes: what generation, latency and parity need of a checkpoint, graph, package or engine.
 
-Arrays are numpy's, so that a runtime without torch needs none. `runner.runtime.open.open` opens a folder.
+Arrays are numpy's, so that a runtime need not import torch. `runner.runtime.open.open` opens a folder.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ Logits = NDArray[np.float32]
 class Runtime(Protocol):
     """One model and its key-value cache, for one batch of sequences of equal length at a time.
 
-    name         "transformers", "onnxruntime", "aotinductor", "tensorrt", "llama.cpp's format": what runs it
-    vocabulary   tokens it gives logits for
-    context      tokens that prompt and continuation may have together
-    max_batch    sequences it runs at once, or None for any number
+    name         "transformers", "onnxruntime", "aotinductor", "tensorrt" or "gguf"
+    vocabulary   the number of logits
+    context      the most tokens of prompt and continuation together
+    max_batch    the most sequences at once, or None for any number
     """
 
     @property
@@ -33,16 +33,16 @@ class Runtime(Protocol):
     def max_batch(self) -> int | None: ...
 
     def prefill(self, ids: Ids, *, last: bool = False) -> Logits:
-        """Forget the cache, run `ids` [b, n]; logits [b, n, V], or with `last` those of the last position [b, 1, V].
+        """Clear the cache and run `ids` [b, n]; return logits [b, n, V], or with `last` of the last position [b, 1, V].
 
-        StepFailed where n passes the context or b the batch: both numbers are named.
+        StepFailed where n exceeds the context or b `max_batch`, with both numbers.
         """
         ...
 
     def decode(self, ids: Ids) -> Logits:
-        """Run one further token of each sequence, `ids` [b, 1], with what is cached; logits [b, 1, V]."""
+        """Run one further token of each sequence, `ids` [b, 1], with the cache; return logits [b, 1, V]."""
         ...
 
     def close(self) -> None:
-        """Give back memory and files."""
+        """Release memory and files."""
         ...

@@ -1,4 +1,4 @@
-"""A TensorRT engine of `build.tensorrt`, run on an NVIDIA GPU. Buffers and cache are CUDA tensors of torch."""
+"""Run a TensorRT engine of `build.tensorrt` on an NVIDIA GPU. Buffers and cache are CUDA tensors of torch."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _TYPES = {"half": torch.float16, "float": torch.float32, "bf16": torch.bfloat16,
 
 
 def open(folder: Path, device: str = "cuda", threads: int | None = None) -> TensorRT:
-    """The runtime of the engine in `folder`, on the GPU whatever `device` says: an engine runs nowhere else.
+    """Return the runtime of the engine in `folder`, on the GPU for any `device`, as an engine runs only there.
 
-    MachineError without a GPU, of another compute capability, or of another TensorRT; StepFailed for a broken folder.
+    MachineError for a missing GPU, another compute capability or another TensorRT; StepFailed for an invalid folder.
     """
     described = find.engine(folder) or {}
     _refuse(described, folder)
@@ -36,7 +36,7 @@ def open(folder: Path, device: str = "cuda", threads: int | None = None) -> Tens
 
 
 def refuse_version(described: Mapping[str, Any], installed: str | None) -> None:
-    """MachineError unless the installed version is the one that built the engine."""
+    """Raise MachineError unless the installed version is the one that built the engine."""
     flavour, wanted = str(described["flavour"]), str(described["version"])
     package = "tensorrt-rtx" if flavour == RTX else "tensorrt"
     name = NAMES[flavour]
@@ -45,13 +45,13 @@ def refuse_version(described: Mapping[str, Any], installed: str | None) -> None:
         raise MachineError(message, f"`pip install {package}=={wanted}`")
     if installed != wanted:
         raise MachineError(
-            f"the engine was built by {name} {wanted}; {installed} is installed, and they run in their own alone",
+            f"the engine was built by {name} {wanted}; {installed} is installed, and each runs only its own engines",
             f"`pip install {package}=={wanted}`, or build it again",
         )
 
 
 def refuse_capability(described: Mapping[str, Any], found: tuple[int, int]) -> None:
-    """MachineError unless the engine is for a GPU of this compute capability; "12.0+" is for later ones too."""
+    """Raise MachineError unless the engine is for a GPU of this compute capability; "12.0+" is for later ones too."""
     targets: Sequence[str] = described["compute_capabilities"]
     for target in targets:
         major, minor = (int(part) for part in target.removesuffix("+").split("."))
@@ -69,7 +69,7 @@ def refuse_capability(described: Mapping[str, Any], found: tuple[int, int]) -> N
 
 
 def _refuse(described: Mapping[str, Any], folder: Path) -> None:
-    """What can be told from engine.json, before the engine is read."""
+    """Raise the errors that engine.json and the machine show before the engine is read."""
     try:
         flavour = str(described["flavour"])
         targets = [str(target) for target in described["compute_capabilities"]]
@@ -88,7 +88,7 @@ def _refuse(described: Mapping[str, Any], folder: Path) -> None:
     if size is None:
         raise StepFailed(f"`{path}` is missing", _BUILD_AGAIN)
     if size != described.get("engine_bytes", size):
-        message = f"`{path}` is not whole: it has {size:,} bytes, engine.json says {described['engine_bytes']:,}"
+        message = f"`{path}` is incomplete: it has {size:,} bytes, engine.json says {described['engine_bytes']:,}"
         raise StepFailed(message, f"copy it again, or {_BUILD_AGAIN}")
     refuse_version(described, _installed(flavour))
     if not torch.cuda.is_available():
@@ -100,7 +100,7 @@ def _refuse(described: Mapping[str, Any], folder: Path) -> None:
 
 
 def _installed(flavour: str) -> str | None:
-    """The version of the package, without loading it where its metadata tell."""
+    """Return the version of the package, from its metadata where possible, else by importing it."""
     if importlib.util.find_spec(MODULES[flavour]) is None:
         return None
     try:
@@ -110,9 +110,9 @@ def _installed(flavour: str) -> str | None:
 
 
 class TensorRT:
-    """Runtime over one engine and one execution context; `prefill` and `decode` have an optimization profile each.
+    """The runtime of one engine with one execution context; `prefill` and `decode` have an optimization profile each.
 
-    The cache is what the engine gave for it in the step before: tensors that grow by a token each step.
+    The cache is the engine's output of the previous step: tensors that grow by a token each step.
     """
 
     name = "tensorrt"
@@ -145,23 +145,23 @@ class TensorRT:
         self._profile: int | None = None
 
     def _execution_context(self) -> Any:
-        """A context; TensorRT-RTX compiles kernels when they are first used, and keeps them in the user's cache."""
+        """Create the context; TensorRT-RTX compiles kernels at first use, and caches them in the user's folder."""
         if not self._rtx:
-            self._kept = None
+            self._kernel_cache = None
             return self._engine.create_execution_context()
         config = self._engine.create_runtime_config()
-        self._kept = config.create_runtime_cache()
+        self._kernel_cache = config.create_runtime_cache()
         if self._kernels.is_file():
-            self._kept.deserialize(self._kernels.read_bytes())
-        config.set_runtime_cache(self._kept)
+            self._kernel_cache.deserialize(self._kernels.read_bytes())
+        config.set_runtime_cache(self._kernel_cache)
         return self._engine.create_execution_context(config)
 
     def _failed(self, what: str, help: str) -> RunnerError:
-        """The error that says what TensorRT complained of."""
-        told = quoted(self._log.errors)
-        if is_memory(told):
-            return MachineError(f"{what}: memory of the GPU ran out: {told}", "free some, or use a larger GPU")
-        return StepFailed(f"{what}: {told}", help)
+        """Return an error with TensorRT's messages."""
+        messages = quoted(self._log.errors)
+        if is_memory(messages):
+            return MachineError(f"{what}: memory of the GPU ran out: {messages}", "free some, or use a larger GPU")
+        return StepFailed(f"{what}: {messages}", help)
 
     def prefill(self, ids: Ids, *, last: bool = False) -> Logits:
         limits.check(ids, 0, self.context, self.max_batch, self.vocabulary)
@@ -181,16 +181,16 @@ class TensorRT:
         return found
 
     def close(self) -> None:
-        """Give memory back; kernels that were compiled are kept for the next time."""
+        """Release memory; write compiled kernels to the cache."""
         if self._context is None:
             return
-        if self._kept is not None:
-            with suppress(OSError, RunnerError):  # without them the next start takes longer, and no more
+        if self._kernel_cache is not None:
+            with suppress(OSError, RunnerError):  # without them only the next start takes longer
                 self._kernels.parent.mkdir(parents=True, exist_ok=True)
                 with written(self._kernels) as file:
-                    write_all(file, memoryview(self._kept.serialize()))
+                    write_all(file, memoryview(self._kernel_cache.serialize()))
         self._past = []
-        self._kept = self._context = self._engine = self._runtime = None
+        self._kernel_cache = self._context = self._engine = self._runtime = None
 
     def _names(self, prefix: str) -> list[str]:
         return [f"{prefix}.{layer}.{part}" for layer in range(self._layers) for part in ("key", "value")]

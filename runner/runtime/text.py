@@ -1,4 +1,4 @@
-"""Text to token ids, tokens to text as they come: the tokenizer beside a checkpoint or an engine. Imports no torch."""
+"""Convert text to token ids, and streamed tokens to text, by the tokenizer in a model's folder. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from runner.data.tokenizer import Tokenizer
 from runner.errors import RecipeError, StepFailed
 from runner.runtime.protocol import Ids
 
-_BROKEN = "\ufffd"  # what a decoder writes for the first bytes of a character whose others are still to come
+_BROKEN = "\ufffd"  # what a decoder writes for an incomplete character
 
 
 class Text:
@@ -27,17 +27,17 @@ class Text:
             raise StepFailed(error.message, error.diagnostics[0].help) from error
 
     def ids(self, prompt: str) -> Ids:
-        """Token ids [1, n] of a prompt, with the special tokens that the tokenizer adds by itself."""
+        """Return the token ids [1, n] of a prompt, with the special tokens that the tokenizer adds by itself."""
         return self._encoded(prompt, special=True)
 
     def chat_ids(self, prompt: str) -> Ids:
-        """Token ids [1, n] of a chat in which the user says `prompt` and the assistant is about to answer."""
+        """Return the token ids [1, n] of a chat with the user message `prompt`, up to the assistant's answer."""
         if special_tokens.chat_template(self._folder) is None:
             message = f"the tokenizer in `{self._folder}` has no chat template"
             raise StepFailed(message, "leave `--chat` out: the prompt is then the beginning of a text")
-        said = chat_template.Conversation(({"role": "user", "content": prompt},), "the prompt")
+        conversation = chat_template.Conversation(({"role": "user", "content": prompt},), "the prompt")
         try:
-            return self._encoded(self._tokenizer.template.render(said, answer=True), special=False)
+            return self._encoded(self._tokenizer.template.render(conversation, answer=True), special=False)
         except RecipeError as error:
             raise StepFailed(error.message, error.diagnostics[0].help) from error
 
@@ -48,30 +48,30 @@ class Text:
         return np.array([ids], np.int64)
 
     def ends(self) -> set[int]:
-        """The tokens that end a text: of generation_config.json, config.json and the tokenizer."""
+        """Return the tokens that end a text, from generation_config.json, config.json and the tokenizer."""
         found = set() if self._tokenizer.eos is None else {self._tokenizer.eos}
         for name in ("generation_config.json", "config.json"):
             try:
                 value = json.loads((self._folder / name).read_text(encoding="utf-8")).get("eos_token_id")
             except (OSError, ValueError, AttributeError):
-                continue  # one of several places, none of which must be there
+                continue  # each of these files is optional
             found |= {id for id in (value if isinstance(value, list) else [value]) if isinstance(id, int)}
         return found
 
     def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
-        """The text of `tokens`, a piece as soon as it is certain: whole characters, spaces as in the whole text.
+        """Yield the text of `tokens` in pieces of complete characters, with the spaces of the full text.
 
-        A token is decoded together with those of the piece before it, because many decoders drop a leading space.
+        A token is decoded together with those of the previous piece, because many decoders drop a leading space.
         """
-        held: list[int] = []
-        before = 0  # how many of `held` were told already
+        recent: list[int] = []
+        before = 0  # how many of `recent` belong to the previous piece
         for token in tokens:
-            held.append(token)
-            told, now = self._tokenizer.decode(held[:before]), self._tokenizer.decode(held)
-            if len(now) > len(told) and not now.endswith(_BROKEN):
-                yield now[len(told) :]
-                held = held[before:]
-                before = len(held)
-        told, now = self._tokenizer.decode(held[:before]), self._tokenizer.decode(held)
-        if len(now) > len(told):
-            yield now[len(told) :]
+            recent.append(token)
+            previous, now = self._tokenizer.decode(recent[:before]), self._tokenizer.decode(recent)
+            if len(now) > len(previous) and not now.endswith(_BROKEN):
+                yield now[len(previous) :]
+                recent = recent[before:]
+                before = len(recent)
+        previous, now = self._tokenizer.decode(recent[:before]), self._tokenizer.decode(recent)
+        if len(now) > len(previous):
+            yield now[len(previous) :]

@@ -1,7 +1,7 @@
-"""How fast a folder's model runs, measured in this process: a fresh one, `python -m runner.runtime.timing`.
+"""Measure how fast a folder's model runs, in a new process: `python -m runner.runtime.timing`.
 
 The program reads its settings as one line of JSON from stdin and writes JSON lines: {"done": n} after each repetition,
-at last {"result": ...} or {"error": ...}. It ends by itself when stdin is closed.
+finally {"result": ...} or {"error": ...}. It exits when stdin is closed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from runner.system import peak_memory
 
 @dataclass(frozen=True)
 class Settings:
-    """What to run: `batch_size` prompts of `prompt_tokens` random tokens, each continued by `new_tokens`."""
+    """The workload: `batch_size` prompts of `prompt_tokens` random tokens, each continued by `new_tokens`."""
 
     folder: str
     device: str
@@ -51,10 +51,10 @@ class Timing:
     gpu_memory: int | None
 
 
-def measure(settings: Settings, said: Callable[[int], None]) -> Timing:
-    """Open the folder and time it; `said` hears how many repetitions, warm-up included, are over.
+def measure(settings: Settings, progress: Callable[[int], None]) -> Timing:
+    """Open the folder and time it; `progress` gets the number of finished repetitions, warm-up included.
 
-    A repetition runs the prompts at once, logits of the last position alone, then `new_tokens` steps of decoding.
+    A repetition runs the prompts at once, with logits of the last position only, then `new_tokens` steps of decoding.
     """
     free = _gpu_free(settings.device)
     start = time.perf_counter()
@@ -74,7 +74,7 @@ def measure(settings: Settings, said: Callable[[int], None]) -> Timing:
         if done >= settings.warmup:
             prefill.append(middle - start)
             decode.append(end - middle)
-        said(done + 1)
+        progress(done + 1)
     used = None if free is None else max(0, free - (_gpu_free(settings.device) or 0))
     name = runtime.name
     runtime.close()
@@ -82,13 +82,13 @@ def measure(settings: Settings, said: Callable[[int], None]) -> Timing:
 
 
 def rate(tokens: int, seconds: list[float]) -> tuple[float, float]:
-    """Median tokens per second, and the spread of the repetitions: (longest − shortest) / median time."""
+    """Return the median tokens per second, and the spread of the repetitions: (longest − shortest) / median time."""
     middle = statistics.median(seconds)
     return tokens / middle, (max(seconds) - min(seconds)) / middle
 
 
 def _gpu_free(device: str) -> int | None:
-    """Free bytes of the GPU; None where none is used."""
+    """Return the free bytes of the GPU; None where none is used."""
     if device == "cpu":
         return None
     import torch
@@ -96,7 +96,7 @@ def _gpu_free(device: str) -> int | None:
     return int(torch.cuda.mem_get_info()[0])
 
 
-def _say(**message: object) -> None:
+def _write_message(**message: object) -> None:
     sys.stdout.write(json.dumps(message) + "\n")
     sys.stdout.flush()
 
@@ -110,11 +110,11 @@ def main() -> int:
     settings = Settings(**json.loads(sys.stdin.readline()))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        _say(result=asdict(measure(settings, lambda done: _say(done=done))))
+        _write_message(result=asdict(measure(settings, lambda done: _write_message(done=done))))
     except RunnerError as error:
-        _say(error={"message": error.message, "help": error.help, "exit_code": error.exit_code})
+        _write_message(error={"message": error.message, "help": error.help, "exit_code": error.exit_code})
     sys.stdout.flush()
-    os._exit(0)  # nothing is left to do, and a thread waits for stdin
+    os._exit(0)  # a regular exit would wait for the thread that reads stdin
 
 
 if __name__ == "__main__":

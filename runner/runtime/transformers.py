@@ -1,4 +1,4 @@
-"""A checkpoint folder, dense or packed, with the adapter it may carry, run by transformers' own model code."""
+"""Run a checkpoint, dense or packed, with its adapter if it has one, by transformers' own model code."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from runner.runtime import limits
 from runner.runtime.protocol import Ids, Logits
 
 _SCALES = (".scales", ".weight_scale")
-_UNLIMITED = 1 << 20  # tokens, where config.json names no end
+_UNLIMITED = 1 << 20  # tokens, where config.json names no limit
 
 
 class Exact(CheckpointReader):
-    """Reads packed weights as scale · (integers − zero point) in float32, where `CheckpointReader` rounds that product
+    """Reads packed weights as scale · (integers − zero point) in float32, as engines with integer weights compute.
 
-    to the type of the scales, as the readers of those formats do. An engine that keeps the integers does not round.
+    `CheckpointReader` rounds that product to the type of the scales, as the readers of those formats do.
     """
 
     def read(self, name: str, *, finite: bool = True) -> torch.Tensor:
@@ -33,7 +33,7 @@ class Exact(CheckpointReader):
 
 
 def load(folder: Path, device: str, dtype: torch.dtype | None, *, exact: bool = False) -> StreamedModel:
-    """A checkpoint with all its weights in memory, dense, the adapter acting; its files are closed."""
+    """Load a checkpoint with all its weights in memory, dense, with its adapter active, and close its files."""
     streamed = StreamedModel(folder, device, dtype)
     if exact:
         streamed.reader.close()
@@ -49,7 +49,7 @@ def load(folder: Path, device: str, dtype: torch.dtype | None, *, exact: bool = 
 
 
 class Transformers:
-    """Runtime of a checkpoint. All weights are in memory, unpacked, in `dtype` (default: what runs fastest here)."""
+    """The runtime of a checkpoint. All weights are in memory, unpacked, in `dtype` (default: the fastest type here)."""
 
     name = "transformers"
     max_batch: int | None = None
@@ -94,10 +94,10 @@ class Transformers:
 
 
 class Reference(Transformers):
-    """What an engine is compared with: a checkpoint in float32, by code that shares as little as possible with exports.
+    """The reference of an engine: a checkpoint in float32, by code that shares as little as possible with exports.
 
-    A plain checkpoint is loaded by transformers itself, so that a mistake of this project's own reading shows. Packed
-    weights (`Exact`) and adapters are read here, for transformers would round the first and not see the second.
+    A plain checkpoint is loaded by transformers itself, so that an error of this project's readers is found. Packed
+    weights (`Exact`) and adapters are read here, as transformers would round the former and ignore the latter.
     """
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
@@ -111,14 +111,14 @@ class Reference(Transformers):
 
 
 class Gguf(Transformers):
-    """Runtime of a GGUF file, by transformers' own reader of that format, which unpacks it to float32."""
+    """The runtime of a GGUF file, by transformers' own reader of that format, which unpacks it to float32."""
 
     name = "gguf"
 
     def __init__(self, folder: Path, file: str, device: str = "cpu") -> None:
         from transformers import AutoModelForCausalLM
 
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars would stand among what is generated
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars would mix with the generated text
             model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
         place = torch.device(device)
         self._start(model.eval().to(place), place)

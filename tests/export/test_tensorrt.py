@@ -86,7 +86,7 @@ def test_unsigned_integers_are_refused_by_the_parser(tmp_path: Path) -> None:
 def test_what_tensorrt_complains_of_is_kept(capfd: pytest.CaptureFixture[str]) -> None:
     tensorrt_rtx = importlib.import_module("tensorrt_rtx")
     log = tensorrt.complaints(tensorrt_rtx)
-    assert (tensorrt.quoted(log.errors), log.weights) == ("it told no reason", None)
+    assert (tensorrt.quoted(log.errors), log.weights) == ("it gave no reason", None)
     severity = tensorrt_rtx.ILogger.Severity
     log.log(severity.VERBOSE, "Total Weights Memory: 4096 bytes")
     for text in ("one\n  error", "one error", "two", "three", "four"):

@@ -33,7 +33,7 @@ def test_another_version_is_named_beside_the_installed_one() -> None:
         tensorrt.refuse_version(DESCRIBED, "1.8.0.12")
     assert caught.value.render() == (
         "error: the engine was built by TensorRT-RTX 1.7.1.116; 1.8.0.12 is installed, "
-        "and they run in their own alone\n"
+        "and each runs only its own engines\n"
         "help: `pip install tensorrt-rtx==1.7.1.116`, or build it again"
     )
     with pytest.raises(MachineError) as caught:
@@ -81,7 +81,7 @@ def test_a_broken_folder(tmp_path: Path) -> None:
     (tmp_path / "model.engine").write_bytes(b"1234")
     short = refused(tmp_path)
     assert short.render() == (
-        f"error: `{tmp_path}/model.engine` is not whole: it has 4 bytes, engine.json says 8\n"
+        f"error: `{tmp_path}/model.engine` is incomplete: it has 4 bytes, engine.json says 8\n"
         "help: copy it again, or build it again"
     )
     assert refused(tmp_path, context=None).message.startswith(

@@ -68,7 +68,7 @@ class Packed:
         return places // self.numbers.columns(self.in_features)
 
     def scale_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
-        """Return dL/ds from dL/dW [out, in]: dL/ds[n, g] = Σ_{k in g} dL/dW[n, k] · (q[n, k] − z[n, g]), like `scale`."""
+        """Return dL/ds[n, g] = Σ_{k in g} dL/dW[n, k] · (q[n, k] − z[n, g]), like `scale`, for dL/dW [out, in]."""
         each = gradient.to(torch.float32) * self.centred(torch.float32)
         rows = torch.zeros(each.shape[0], self.scale.shape[1], device=each.device)
         rows.index_add_(1, self.columns(), each)
@@ -142,7 +142,7 @@ class PackedLinear(nn.Linear):
 
 
 class _Product(torch.autograd.Function):
-    """x Wᵀ [..., out] for x [..., in]; stores no dense weight for the backward, and x only where scales are trained."""
+    """x Wᵀ [..., out] for x [..., in]; stores no dense weight, and x only where scales are trained."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, scale_change: torch.Tensor | None, module: PackedLinear) -> torch.Tensor:

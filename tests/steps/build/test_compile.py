@@ -94,7 +94,7 @@ def test_the_folder(package: tuple[Path, Path]) -> None:
     ({"capability": "AVX1"}, f"is compiled for AVX1; here is {torch.backends.cpu.get_cpu_capability()}"),
     ({"device": "cuda"}, "is compiled for the device cuda, not cpu"),
     ({"instructions": ["avx1024", "amx_zeta", *cpu.instructions()]},
-     "is compiled for a processor that has amx_zeta, avx1024; this one has not"),
+     "is compiled for a processor that has amx_zeta, avx1024; this one lacks them"),
 ], ids=["torch", "processor", "device", "instructions"])  # fmt: skip
 def test_a_package_for_elsewhere(
     package: tuple[Path, Path], tmp_path: Path, changes: dict[str, Any], message: str
