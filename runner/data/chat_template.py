@@ -1,6 +1,6 @@
-"""Chat messages → text, by the chat template that a tokenizer brings, as transformers renders it. Imports no torch.
+"""Renders chat messages as text, by the tokenizer's chat template, as transformers does. Imports no torch.
 
-Templates are untrusted code: they run in jinja's immutable sandbox. What they see of the day is always DAY, so that
+Templates are untrusted code: they run in jinja's immutable sandbox. The date that they see is always DAY, so that
 equal data gives equal tokens.
 """
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-DAY = date(2024, 7, 26)  # what Llama 3's template says where it cannot ask
+DAY = date(2024, 7, 26)  # the default date of Llama 3's template
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-# Roles that templates write, most by `message.role` itself; and what other forms of chat data call them.
+# Roles that templates render, most of them as `message.role`; and their names in other forms of chat data.
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _OTHER_NAMES = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant", "model": "assistant"}
-# What a template's code raises beside jinja's own errors.
+# Errors that a template's code raises, besides jinja's own.
 _FAILURES = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 _FORM = 'write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
 
@@ -41,10 +41,11 @@ class Conversation:
 
 
 def conversation(value: list[Any], where: str) -> Conversation:
-    """The messages of a field that holds a list; `where` names file, line and field. RecipeError where they are none.
+    """Return the messages of a field that holds a list; `where` names file, line and field.
 
-    A message that calls tools need hold no content. Other keys without a value are left out: tables of messages have
-    every key in every row, and templates ask whether a key is there.
+    A message that calls tools may have no content. Other keys without a value are left out: tables of messages have
+    every key in every row, and templates test whether a key is there. Raises RecipeError where the value is not a list
+    of messages.
     """
     messages = []
     for index, message in enumerate(value):
@@ -68,7 +69,7 @@ class Template:
     """The chat template of a tokenizer's folder, with the special tokens that it may write."""
 
     def __init__(self, folder: Path) -> None:
-        import jinja2  # here: whoever reads plain text never waits for it
+        import jinja2  # here, because reading plain text needs no jinja
 
         found = special_tokens.chat_template(folder)
         if found is None:
@@ -87,9 +88,9 @@ class Template:
             raise _error("R467", f"the chat template in `{folder}` cannot be compiled: {error}") from None
 
     def render(self, chat: Conversation, *, answer: bool = False) -> str:
-        """The conversation as the model reads it, with its special tokens; with `answer` up to where the assistant
+        """Return the conversation as the model reads it, with its special tokens.
 
-        begins to answer. RecipeError where the template refuses.
+        With `answer` it ends where the assistant begins to answer. Raises RecipeError where the template refuses.
         """
         import jinja2
 
@@ -102,7 +103,7 @@ class Template:
             raise _error("R468", message, "bring them into the form that the model was trained on") from None
 
     def _check(self, chat: Conversation) -> None:
-        """RecipeError for what a template would write otherwise than meant, or leave out, without a word."""
+        """Raise RecipeError for messages that the template would silently leave out or render differently."""
         for index, message in enumerate(chat.messages):
             where, role = f"{chat.where}[{index}]", str(message["role"])
             if role not in _ROLES and not any(f"{quote}{role}{quote}" in self._source for quote in "'\""):
@@ -122,7 +123,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}` … `{% endgeneration %}` mark what the assistant says; the text is the same without."""
+        """`{% generation %}` … `{% endgeneration %}` mark the assistant's part; they do not change the text."""
 
         tags = {"generation"}  # noqa: RUF012  jinja2 declares it so
 
@@ -144,7 +145,7 @@ def _tojson(
     value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:  # fmt: skip
-    """jinja's own filter escapes HTML, which no model was trained on."""
+    """Return JSON without the HTML escapes of jinja's own filter, which models were not trained on."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

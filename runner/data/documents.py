@@ -17,7 +17,7 @@ from runner.errors import Diagnostic, MachineError, RecipeError
 from runner.recipe.types import DataSpec
 from runner.wording import did_you_mean, show, ticked
 
-LONGEST_LINE = 256 << 20  # bytes: a longer line is no line of JSONL
+LONGEST_LINE = 256 << 20  # bytes; a longer line is not accepted as JSONL
 
 _EXTRA = "`pip install 'runner[data]'`"
 _FIELD = "set `field` of the data entry to the field that holds the text"
@@ -27,7 +27,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class LongText:
-    """A text file that is one document, longer than a piece: read while it is iterated over."""
+    """A text file that is one document, longer than a piece; iteration reads it in parts."""
 
     path: Path
 
@@ -39,18 +39,19 @@ Document = str | LongText | Conversation
 
 
 def documents(files: Sequence[Path], field: str) -> Iterator[Document]:
-    """The texts of files, in order. A .txt file is one document; elsewhere each row's `field` is one, or chat messages.
+    """Yield the texts of files, in order.
 
-    A row whose field is null, or a list without messages, is an empty text. RecipeError names the file, the line and
-    the fields that are there; a file in which every text is empty or blank is one too.
+    A .txt file is one document; elsewhere each row's `field` is one, or chat messages. A row whose field is null, or a
+    list without messages, is an empty text. Raises RecipeError with the file, the line and the present fields, also for
+    a file in which every text is empty or blank.
     """
-    readers = {".jsonl": _lines, ".txt": _whole, ".parquet": _parquet}
+    readers = {".jsonl": _lines, ".txt": _text_file, ".parquet": _parquet}
     for path in files:
         yield from _not_blank(readers[path.suffix](path, field), f"`{path}`")
 
 
 def _not_blank(found: Iterable[Document], where: str) -> Iterator[Document]:
-    """The same documents; R463 where none of them has text."""
+    """Yield the same documents. Raises RecipeError (R463) where none of them has text."""
     blank, rows = True, 0
     for document in found:
         rows += 1
@@ -64,11 +65,11 @@ def _not_blank(found: Iterable[Document], where: str) -> Iterator[Document]:
 
 
 def documents_of(spec: DataSpec, files: Sequence[Path]) -> Iterator[Document]:
-    """The texts of a located data entry; one without files is a Hub dataset, streamed at `spec.revision`."""
+    """Yield the texts of a located data entry; without files it is a Hub dataset, streamed at `spec.revision`."""
     return documents(files, spec.field) if files else _hub(spec)
 
 
-def _whole(path: Path, field: str) -> Iterator[Document]:
+def _text_file(path: Path, field: str) -> Iterator[Document]:
     encoding.check(path)
     if path.stat().st_size > PIECE:
         yield LongText(path)
@@ -99,7 +100,7 @@ def _row(text: str, where: str) -> dict[str, Any]:
         message = f"{where} is not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
         help = "the file is one JSON array: write each of its objects on a line of its own, without commas between"
         raise _error("R461", message, help if text.startswith("[") else _OBJECTS) from None
-    except ValueError:  # what Python says of an integer of more than 4300 digits
+    except ValueError:  # Python's error for an integer of more than 4300 digits
         raise _error("R461", f"{where} holds an integer of thousands of digits", "put it in quotes") from None
     if not isinstance(row, dict):
         raise _error("R461", f"{where} must be a JSON object; it is {show(row)}", 'write {"text": "..."}')
@@ -156,19 +157,19 @@ def _text(row: dict[str, Any], field: str, where: str) -> Document:
     if value is None or value == []:
         return ""
     if isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
-        return conversation(_whole_characters(value), f"{where}: `{field}`")
+        return conversation(_without_surrogates(value), f"{where}: `{field}`")
     if not isinstance(value, str):
         raise _error("R461", f"{where}: `{field}` must be text; it is {show(row[field])}", _FIELD)
-    return str(_whole_characters(value))
+    return str(_without_surrogates(value))
 
 
-def _whole_characters(value: Any) -> Any:
-    """The value with U+FFFD for each half of a character, which JSON can write (`\\ud83d`) and UTF-8 cannot hold."""
+def _without_surrogates(value: Any) -> Any:
+    """Return the value with U+FFFD for lone surrogates, which JSON can write (`\\ud83d`) and UTF-8 cannot hold."""
     if isinstance(value, str):
         return _SURROGATE.sub("\ufffd", value)
     if isinstance(value, dict):
-        return {_whole_characters(key): _whole_characters(part) for key, part in value.items()}
-    return [_whole_characters(part) for part in value] if isinstance(value, list) else value
+        return {_without_surrogates(key): _without_surrogates(part) for key, part in value.items()}
+    return [_without_surrogates(part) for part in value] if isinstance(value, list) else value
 
 
 def _missing_field(where: str, field: str, present: Sequence[str]) -> RecipeError:

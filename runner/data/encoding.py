@@ -1,4 +1,4 @@
-"""UTF-8 text out of files, and what is wrong with those that hold something else. Imports no torch."""
+"""Reads UTF-8 text from files, with complaints about files that hold something else. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from pathlib import Path
 
 from runner.errors import Diagnostic, RecipeError
 
-_MARK = "\ufeff"  # a byte order mark, which is no text
+_MARK = "\ufeff"  # the byte order mark, which is not part of the text
 _CHARACTERS = 1 << 16
 _UTF8 = "save it with UTF-8 encoding"
 _BINARY = "name a text file; if it is UTF-16 text, save it with UTF-8 encoding"
 
 
 def decode(line: bytes, where: str) -> str:
-    """The text of a line of a file, without a byte order mark before it. RecipeError (R461) where it is no UTF-8."""
+    """Return the text of a line of a file, without a leading byte order mark.
+
+    Raises RecipeError (R461) where it is not UTF-8.
+    """
     try:
         return line.decode("utf-8").removeprefix(_MARK)
     except UnicodeDecodeError as error:
@@ -22,14 +25,14 @@ def decode(line: bytes, where: str) -> str:
 
 
 def read(path: Path) -> Iterator[str]:
-    """The text of a file that `check` has passed, in pieces, with line feeds alone between lines."""
+    """Yield the text of a file that `check` has passed, in pieces, with line breaks normalized to line feeds."""
     with path.open(encoding="utf-8-sig") as file:
         while text := file.read(_CHARACTERS):
             yield text
 
 
 def check(path: Path) -> None:
-    """RecipeError (R461) with the line where a file is no UTF-8, or holds NUL as UTF-16 and binary files do."""
+    """Raise RecipeError (R461) with the line where a file is not UTF-8, or holds NUL as UTF-16 and binary files do."""
     number, rest = 1, b""
     with path.open("rb") as file:
         while part := file.read(_CHARACTERS):
@@ -38,7 +41,7 @@ def check(path: Path) -> None:
 
 
 def _check(path: Path, number: int, data: bytes, *, last: bool) -> tuple[int, bytes]:
-    """(the line at the end of `data`, its bytes that are the beginning of a character)."""
+    """Return (the line number at the end of `data`, its last bytes that are the beginning of a character)."""
     rest = b""
     try:
         data.decode("utf-8")

@@ -1,7 +1,7 @@
-"""Tasks of lm-evaluation-harness that are files: where they are, what they define, what decides their result.
+"""Task files of lm-evaluation-harness: finding them, the tasks they define, the files that decide their result.
 
 An entry of `tasks` is `demo:NAME`, a path (it holds a `/`, or ends in .yaml) of a task file or of a folder of them, or
-else the name of a task that the harness brings. Imports neither torch nor the harness.
+else the name of a task of the harness. Imports neither torch nor the harness.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ _Loader.add_constructor("!function", lambda loader, node: f"!function {node.valu
 
 
 def locate(entry: str) -> Path | None:
-    """The file or folder that an entry names; None for a name of the harness. RecipeError where nothing is there."""
+    """Return the file or folder that an entry names; None for the name of a task of the harness.
+
+    Raises RecipeError where nothing is there.
+    """
     if entry.startswith(DEMO):
         return demo_path("tasks", entry.removeprefix(DEMO))
     if "/" not in entry and not entry.endswith(SUFFIXES):
@@ -42,7 +45,10 @@ def locate(entry: str) -> Path | None:
 
 
 def definitions(path: Path) -> dict[str, Path]:
-    """Task name → the file that defines it, of a task file or of all in a folder. RecipeError where there is none."""
+    """Return task name → the file that defines it, for a task file or for all of a folder.
+
+    Raises RecipeError where there is none.
+    """
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
     found: dict[str, Path] = {}
     for file in files:
@@ -59,7 +65,7 @@ def definitions(path: Path) -> dict[str, Path]:
 
 
 def members(path: Path) -> list[Path]:
-    """The files that decide what a task does: all in its folder, since any of them may be its data or its code."""
+    """Return the files that decide what a task does: all in its folder, as any of them may be its data or code."""
     folder = path if path.is_dir() else path.parent
     hidden = ("__pycache__", ".")
     inside = (p for p in folder.rglob("*") if p.is_file())

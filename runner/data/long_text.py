@@ -1,8 +1,8 @@
-"""A long text tokenized piece by piece, so that memory does not grow with its length. Imports no torch.
+"""Tokenizes a long text piece by piece, so that memory does not grow with its length. Imports no torch.
 
-A tokenizer takes about 150 bytes of memory a character: a text of 20 MB at once takes 3 GB. Pieces overlap; where the
-tokens of two of them begin at the same place of the overlap, the first goes over into the second, so that no token
-depends on where a piece ends.
+A tokenizer takes about 150 bytes of memory a character: a text of 20 MB at once takes 3 GB. Pieces overlap;
+the tokens of two pieces are joined at a place in the overlap where both begin a token, so that no token depends on
+where a piece ends.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Encode = Callable[[str], tuple[list[int], Offsets]]
 
 
 def pieces(parts: Iterable[str], piece: int = PIECE) -> Iterator[str]:
-    """The same text in parts of `piece` characters, the last one shorter."""
+    """Yield the same text in parts of `piece` characters, the last one shorter."""
     held = ""
     for part in parts:
         for at in range(0, len(part), piece):
@@ -30,13 +30,13 @@ def pieces(parts: Iterable[str], piece: int = PIECE) -> Iterator[str]:
 
 
 def tokens_of(parts: Iterable[str], encode: Encode, piece: int = PIECE, overlap: int = OVERLAP) -> Iterator[list[int]]:
-    """The token ids of the text that `parts` are together; a text of one piece is encoded at once.
+    """Yield the token ids of a text given in `parts`; a text of one piece is encoded at once.
 
-    `encode` gives ids without special tokens, and for each the characters [begin, end) that it stands for.
+    `encode` returns ids without special tokens, and for each the characters [begin, end) that it stands for.
     """
     ids: list[int] = []
     offsets: Offsets = []
-    text, begin = "", 0  # what is encoded, and where in it the last piece that was encoded ends being certain
+    text, begin = "", 0  # the encoded text, and the place in it where the next piece begins
     for part in pieces(parts, piece):
         text = text[begin:] + part
         new_ids, new_offsets = encode(text)
@@ -50,7 +50,7 @@ def tokens_of(parts: Iterable[str], encode: Encode, piece: int = PIECE, overlap:
 
 
 def _restart(offsets: Offsets, near: int) -> int:
-    """The end of the last token that ends at or before `near`: where the next piece begins."""
+    """Return the end of the last token that ends at or before `near`, where the next piece begins."""
     low, high = 0, len(offsets)
     while low < high:
         middle = (low + high) // 2
@@ -59,10 +59,11 @@ def _restart(offsets: Offsets, near: int) -> int:
 
 
 def _seam(left: Offsets, begin: int, right: Offsets, overlap: int) -> tuple[int, int]:
-    """(tokens of the left piece that count, tokens of the right one that do not): where both begin a token.
+    """Return (tokens of the left piece to keep, tokens of the right piece to drop), where both begin a token.
 
-    The right piece starts at `begin` of the left one. The first half of an overlap is left to the left piece, since
-    the beginning of a text may be tokenized otherwise than its middle; where no tokens meet, the right one starts anew.
+    The right piece starts at `begin` of the left one. The first half of an overlap belongs to the left piece, since the
+    beginning of a text may be tokenized differently from its middle; where no tokens meet, the right piece is used from
+    its start.
     """
     ends = {end: index for index, (_, end) in enumerate(left) if end >= begin}
     least = begin + overlap // 2

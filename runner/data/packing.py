@@ -1,4 +1,4 @@
-"""Documents → one stream of token ids, which windows are cut from. Imports no torch."""
+"""Packs documents into one stream of token ids, from which windows are cut. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runner.data.tokenizer import Tokenizer
 
 Ids = NDArray[np.int64]
 
-VERSION = 2  # raised when the same documents give other ids; part of every key that reads data
+VERSION = 2  # raised when the same documents give other ids; part of the key of every step that reads data
 _JOINT = "\n\n"
 
 
@@ -30,12 +30,12 @@ class Text(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Characters, at most one more than a piece: more need not be known."""
+        """Number of characters; of a long text only that it is more than a piece."""
         return len(self.text) if isinstance(self.text, str) else PIECE + 1
 
 
 def framed(texts: Iterable[Text], tokenizer: Tokenizer, limit: int | None) -> Iterator[Ids]:
-    """bos + ids + eos of each document, until there are `limit` ids. A document without text is no document."""
+    """Yield bos + ids + eos of each document, until there are `limit` ids; blank documents are skipped."""
     bos = [] if tokenizer.bos is None else [tokenizer.bos]
     eos = [] if tokenizer.eos is None else [tokenizer.eos]
     return _until(limit, _framed(texts, tokenizer, bos, eos))
@@ -55,9 +55,9 @@ def _framed(texts: Iterable[Text], tokenizer: Tokenizer, bos: list[int], eos: li
 
 
 def joined(texts: Iterable[Text], tokenizer: Tokenizer, limit: int | None) -> Iterator[Ids]:
-    """The documents joined by a blank line and tokenized as one, empty ones too, as papers count perplexity.
+    """Yield the documents joined by a blank line and tokenized as one, as papers count perplexity.
 
-    The special tokens that the tokenizer adds by itself stand around the whole.
+    Empty documents are included. The special tokens that the tokenizer adds surround the joined text.
     """
     return _until(limit, _joined(texts, tokenizer))
 
@@ -86,7 +86,7 @@ def _until(limit: int | None, chunks: Iterable[list[int]]) -> Iterator[Ids]:
 
 
 def _batches(texts: Iterable[Text]) -> Iterator[list[Text]]:
-    """Documents that are encoded at once: enough for every core, little enough to stop early; a long one alone."""
+    """Yield documents to encode at once: enough for every core, few enough to stop early; a long one alone."""
     batch: list[Text] = []
     held = 0
     for text in texts:

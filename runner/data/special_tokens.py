@@ -15,7 +15,7 @@ TEMPLATE = "chat_template.jinja"
 
 
 def declared(folder: Path) -> Mapping[str, Any]:
-    """tokenizer_config.json, with the entries of special_tokens_map.json over its own where transformers reads those.
+    """Return tokenizer_config.json, overridden by special_tokens_map.json where transformers reads that too.
 
     It does so where tokenizer_config.json has no `added_tokens_decoder`: before version 4.34 there was none
     (`PreTrainedTokenizerBase._from_pretrained`).
@@ -27,16 +27,16 @@ def declared(folder: Path) -> Mapping[str, Any]:
 
 
 def content(token: Any) -> str | None:
-    """The text of a special token, which is stored as a string or as an object with `content`."""
+    """Return the text of a special token, which is stored as a string or as an object with `content`."""
     found = token.get("content") if isinstance(token, dict) else token
     return found if isinstance(found, str) else None
 
 
 def chat_template(folder: Path) -> str | None:
-    """The text of the default chat template; None where the folder has none.
+    """Return the text of the default chat template; None where the folder has none.
 
-    A file `default.jinja` under CHAT_TEMPLATES goes before TEMPLATE, and any template file before everything that
-    tokenizer_config.json holds: with named templates alone there is no default.
+    A file `default.jinja` under CHAT_TEMPLATES takes precedence over TEMPLATE, and any template file over
+    tokenizer_config.json; with named templates alone there is no default.
     """
     named = list((folder / CHAT_TEMPLATES).glob("*.jinja"))
     for path in (folder / CHAT_TEMPLATES / "default.jinja", folder / TEMPLATE):
@@ -52,7 +52,10 @@ def chat_template(folder: Path) -> str | None:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file as a mapping; empty where it is not there. `validate` has refused those that hold anything else."""
+    """Return a JSON file as a mapping; empty where it does not exist or holds anything else.
+
+    `validate` refuses files that hold anything else.
+    """
     try:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):

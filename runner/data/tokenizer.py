@@ -49,16 +49,16 @@ class Tokenizer:
             self.bos, self.eos = self._slow.bos_token_id, self._slow.eos_token_id
 
     def encode(self, texts: list[str], *, special: bool) -> list[list[int]]:
-        """The ids of each text; with `special`, those that the tokenizer adds by itself."""
+        """Return the ids of each text; with `special`, including the special tokens that the tokenizer adds."""
         if self._fast is not None:
             return [found.ids for found in self._fast.encode_batch_fast(texts, add_special_tokens=special)]
         found = self._slow(texts, add_special_tokens=special, truncation=False, padding=False)
         return [list(ids) for ids in found["input_ids"]]
 
     def encode_long(self, parts: Iterable[str]) -> Iterator[list[int]]:
-        """The ids of the text that `parts` are together, without special tokens, in bounded memory.
+        """Yield the ids of a text given in `parts`, without special tokens, in bounded memory.
 
-        A tokenizer that does not say where its tokens stand in the text takes the text at once.
+        A tokenizer without offsets encodes the text at once.
         """
         if self._fast is None:
             yield self.encode(["".join(parts)], special=False)[0]
@@ -71,25 +71,28 @@ class Tokenizer:
 
     @cached_property
     def frame(self) -> tuple[list[int], list[int]]:
-        """The special tokens that the tokenizer puts by itself (before, after) a text."""
-        plain, whole = (self.encode(["a"], special=special)[0] for special in (False, True))
+        """The special tokens that the tokenizer adds (before, after) a text."""
+        plain, framed = (self.encode(["a"], special=special)[0] for special in (False, True))
         size = len(plain)
-        at = next((i for i in range(len(whole) - size + 1) if whole[i : i + size] == plain), len(whole))
-        return whole[:at], whole[at + size :]
+        at = next((i for i in range(len(framed) - size + 1) if framed[i : i + size] == plain), len(framed))
+        return framed[:at], framed[at + size :]
 
     def decode(self, ids: list[int]) -> str:
-        """The text of token ids, without special tokens."""
+        """Return the text of token ids, without special tokens."""
         if self._fast is not None:
             return str(self._fast.decode(ids, skip_special_tokens=True))
         return str(self._slow.decode(ids, skip_special_tokens=True))
 
     @cached_property
     def template(self) -> Template:
-        """The chat template; RecipeError where the tokenizer has none."""
+        """The chat template; raises RecipeError where the tokenizer has none."""
         return Template(self._folder)
 
     def _special(self, folder: Path, name: str, config: Mapping[str, Any]) -> int | None:
-        """The tokenizer's files say which token it is, or with null that there is none; the configs come after them."""
+        """Return the id of a special token, None where there is none.
+
+        The tokenizer's files decide, also with null; otherwise generation_config.json, then config.json.
+        """
         declared = special_tokens.declared(folder)
         key = f"{name}_token"
         if key in declared:
@@ -109,7 +112,7 @@ class Tokenizer:
         return None
 
 
-# What some tokenizer of transformers is read from. A folder with none of them has none.
+# Files from which tokenizers of transformers are read. A folder with none of them has no tokenizer.
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt", "*.spm",
     "spiece.model", "sentencepiece*.model", "*.tiktoken", "tekken.json",
@@ -117,7 +120,7 @@ _TOKENIZER_FILES = (
 
 
 def no_tokenizer(folder: Path) -> Diagnostic | None:
-    """The complaint about a folder that holds no tokenizer of any form; None where there may be one."""
+    """Return the complaint about a folder that holds no tokenizer of any form; None where there may be one."""
     if any(next(folder.glob(name), None) for name in _TOKENIZER_FILES):
         return None
     message = f"`{folder}` holds no tokenizer, which turns texts into tokens: there is no tokenizer.json"
@@ -125,5 +128,5 @@ def no_tokenizer(folder: Path) -> Diagnostic | None:
 
 
 def is_fast(folder: Path) -> bool:
-    """Whether a folder's tokenizer can be used without transformers."""
+    """Return whether a folder's tokenizer can be used without transformers."""
     return (folder / "tokenizer.json").is_file()

@@ -1,4 +1,4 @@
-"""Text → windows of token ids: the one rule, shared by the planner (which counts) and the worker. Imports no torch."""
+"""Cuts text into windows of token ids, for the planner (which counts them) and the worker. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from runner.recipe.types import DataSpec
 
 
 def windows(spec: DataSpec, files: Sequence[Path], tokenizer_folder: Path) -> Ids:
-    """Token ids [n, sequence_length] of a located data entry, n = samples where the text is long enough.
+    """Return token ids [n, sequence_length] of a located data entry, n = samples where the text is long enough.
 
     packing "documents": bos + tokens + eos of each document, one stream (bos and eos where the model has them);
     "joined": the documents joined by a blank line and tokenized once, with the tokenizer's own special tokens. The
-    stream is cut from its start, the tail dropped. Chat messages are written out by the tokenizer's chat template and
-    nothing is put around them. RecipeError where there is not even one window.
+    stream is cut from its start, the tail dropped. Chat messages are rendered by the tokenizer's chat template, without
+    further special tokens. Raises RecipeError where there is not even one window.
     """
     length = spec.sequence_length
     ids = tokens(spec, documents_of(spec, files), Tokenizer(tokenizer_folder))
@@ -33,7 +33,7 @@ def windows(spec: DataSpec, files: Sequence[Path], tokenizer_folder: Path) -> Id
 
 
 def tokens(spec: DataSpec, documents: Iterable[Document], tokenizer: Tokenizer) -> Ids:
-    """The stream of token ids [tokens] that the windows are cut from; no more than `samples` windows of it."""
+    """Return the stream of token ids [tokens] from which windows are cut, at most `samples` windows of it."""
     limit = None if spec.samples is None else spec.samples * spec.sequence_length
     pack = packing.joined if spec.packing == "joined" else packing.framed
     chunks = pack(_texts(spec, documents, tokenizer), tokenizer, limit)
@@ -49,15 +49,15 @@ def tokens(spec: DataSpec, documents: Iterable[Document], tokenizer: Tokenizer) 
 
 
 def too_short(spec: DataSpec, found: int) -> Diagnostic:
-    """The complaint about a text of `found` tokens."""
+    """Return the complaint about a text of `found` tokens."""
     samples, length = spec.samples or 1, spec.sequence_length
     have = found // length
-    whole = f"{have} window{'' if have == 1 else 's'}"
+    complete = f"{have} window{'' if have == 1 else 's'}"
     remedy = f"lower `samples` to {have}" if have else f"lower `sequence_length` to {found}" if found > 1 else ""
     return Diagnostic(
         "R464",
         f"data `{spec.name}` asks for {samples} window{'' if samples == 1 else 's'} of {length} tokens = "
-        f"{samples * length:,}; the text has {found:,} ({whole})",
+        f"{samples * length:,}; the text has {found:,} ({complete})",
         f"{remedy}, or name a longer text" if remedy else "name a longer text",
     )
 

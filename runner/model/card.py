@@ -1,4 +1,4 @@
-"""README.md of a checkpoint: what was done to which model, how to load it, what is known of it, the recipe itself.
+"""The README.md of a checkpoint: the model and the steps, how to load it, its metrics, the recipe itself.
 
 Pure text: equal arguments give equal bytes, so no dates and no host names. Imports no torch.
 """
@@ -49,14 +49,14 @@ _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Everything the card says.
+    """The content of a model card.
 
     source       the recipe's model: a Hub id, a folder or `demo:NAME`
     steps        (kind, its parameters) of every step that changed the checkpoint, in order
-    schemes      how many modules are stored in which way; empty for a dense checkpoint
+    schemes      the number of modules stored in each scheme; empty for a dense checkpoint
     metrics      name → value, shown in this order
-    transposed   the modules are Conv1D ones, which keep [in, out] (GPT-2)
-    adapter      the adapter_config.json of the adapter that is kept beside the weights
+    transposed   the modules are Conv1D ones, whose weights are [in, out] (GPT-2)
+    adapter      the adapter_config.json of the adapter that is stored with the weights
     late         transformers unpacks the weights in the first forward only
     """
 
@@ -75,7 +75,7 @@ class ModelCard:
 
 
 def text(card: ModelCard) -> str:
-    """The whole of README.md."""
+    """Return the text of README.md."""
     parts = [
         f"---\n{yaml.safe_dump(_front_matter(card), sort_keys=False, allow_unicode=True)}---",
         f"# {_title(card)}",
@@ -156,7 +156,7 @@ def _bytes(count: int) -> str:
 
 
 def _usage(card: ModelCard) -> list[str]:
-    """How to load and to serve it, as far as the readers can."""
+    """Return instructions to load and to serve it, as far as readers can."""
     readers = (
         formats.find(card.format).readers(card.schemes, card.transposed) if card.schemes else (_TRANSFORMERS, _VLLM)
     )
@@ -195,7 +195,7 @@ def _vllm(adapter: Mapping[str, Any] | None) -> list[str]:
 
 @dataclass(frozen=True)
 class Origin:
-    """What the card of a checkpoint has to say of how it was made.
+    """The origin of a checkpoint.
 
     folder    the checkpoint that the last step changed
     lineage   the recipe's model and all steps, the last one included
@@ -208,7 +208,7 @@ class Origin:
 
 
 def render(origin: Origin, folder: Path, results: Sequence[Mapping[str, Any]] = ()) -> str:
-    """The card of the checkpoint in `folder`, all of whose other files are written, its adapter included.
+    """Return the card of the checkpoint in `folder`, whose other files are all written, including its adapter.
 
     `results` has one entry per layer that the last step changed: `modules` by name, each with its metrics.
     """
@@ -235,7 +235,7 @@ def render(origin: Origin, folder: Path, results: Sequence[Mapping[str, Any]] = 
 
 
 def _stored(folder: Path, config: Mapping[str, Any]) -> tuple[str, Counter[Scheme]]:
-    """The format of a packed checkpoint, and how many of its modules are stored in which way."""
+    """Return the format of a packed checkpoint, and the number of modules in each scheme."""
     packing = formats.parse(config.get("quantization_config"))
     if packing is None:
         return "", Counter()
@@ -247,7 +247,7 @@ def _stored(folder: Path, config: Mapping[str, Any]) -> tuple[str, Counter[Schem
 
 
 def _means(modules: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Every metric that a method reports of its modules: the mean, and for errors the worst."""
+    """Return the mean of every metric over modules, and for errors the worst."""
     values: dict[str, list[float]] = {}
     for module in modules:
         for name, value in module.items():

@@ -82,7 +82,7 @@ class FactsFlow:
         return tensor_account.account(before, after, changes) if before.tensors or after.tensors else (None, [])
 
     def linears(self, step: Wired) -> dict[str, Linears]:
-        """The linear modules of the model of each input of a step, by parameter, where the model was described."""
+        """Return the linear modules of the model of each input, by parameter, where the model was described."""
         found = {p: self._facts[id].description for p, id in step.inputs.items() if id in self._facts}
         return {parameter: each.linears for parameter, each in found.items() if each is not None}
 

@@ -182,10 +182,10 @@ def _read(path: Path) -> str:
 
 @functools.cache
 def cpu_flops() -> float:
-    """Operations a second of a product of matrices on all processors; more where bf16 units exist.
+    """Return operations a second of matrix products on all processors; bf16 units would do more.
 
-    One processor is measured for a few milliseconds of its own time, which what else the machine does leaves alone, on
-    products so small that BLAS starts no thread.
+    One processor is measured for a few milliseconds of its own time, which other load of the machine does not change,
+    on products so small that BLAS starts no thread.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""What kinds that only run a checkpoint forward share. Imported by the planner: no torch here."""
+"""The cost of kinds that only run a checkpoint forward. Imported by the planner: no torch here."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from runner.model.layerwise import memory_budget
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
-    """Nothing to refuse beyond what opening the model and the data already refuses."""
+    """Return no complaints: opening the model and the data has already checked everything."""
     return []
 
 
 def estimate_forward(models: Sequence[CheckpointFacts], data: DataFacts, machine: MachineFacts) -> Cost:
-    """A forward of all tokens through each model, one layer at a time, and the logits of a few windows at once."""
+    """Return the cost of one forward of all tokens through each model.
+
+    In memory are one layer at a time, and the logits of a few windows.
+    """
     peak, seconds, scratch = 0, 5.0, 0
     heads = 0
     for facts in models:

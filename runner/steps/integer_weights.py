@@ -1,4 +1,4 @@
-"""Steps that take quantized weights as integers alone. Imports no torch."""
+"""The check of steps that take quantized weights only as integers. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from runner.model.checkpoint import formats
 
 
 def refuse_others(facts: CheckpointFacts, kind: str) -> list[Diagnostic]:
-    """A complaint where weights of a checkpoint are floats, or inputs are rounded too."""
+    """Return a complaint where the checkpoint stores floats, or rounds inputs too."""
     try:
         packing = formats.parse(facts.quantization)
-    except ValueError:  # another complaint names it
+    except ValueError:  # complained about elsewhere
         return []
     if packing is None:
         return []

@@ -16,7 +16,7 @@ _NAMES = ("VERSION", "CONSUMES", "PRODUCES", "REQUIRES", "METRICS", "check", "es
 
 
 def find(kind: str) -> Kind:
-    """The module of `kind`, imported.
+    """Return the module of `kind`, imported.
 
     Built-in kinds, those in the folders of RUNNER_STEPS_PATH and those of installed packages (entry-point group
     `runner.steps`) are known. Raises UsageError for an unknown kind, MachineError for one that cannot be imported or
@@ -33,19 +33,19 @@ def find(kind: str) -> Kind:
 
 
 def requirements(kind: Kind, params: Params) -> tuple[Requirement, ...]:
-    """The packages that a step of this kind needs with these parameters."""
+    """Return the packages that a step of this kind needs with these parameters."""
     chosen: Any = getattr(kind, "requires", None)
     return kind.REQUIRES if chosen is None else tuple(chosen(params))
 
 
 def environment(kind: Kind, params: Params, machine: MachineFacts) -> Mapping[str, str]:
-    """What of the machine decides the result of a step of this kind, by name."""
-    told: Any = getattr(kind, "environment", None)
-    return {} if told is None else dict(told(params, machine))
+    """Return the properties of the machine that decide the result of a step of this kind, by name."""
+    own: Any = getattr(kind, "environment", None)
+    return {} if own is None else dict(own(params, machine))
 
 
 def changes(kind: Kind, params: Params, inputs: Inputs) -> Collection[str] | None:
-    """The tensors of its main input whose values a step may change; None for a kind that may change all of them."""
+    """Return the tensors of the main input whose values a step may change; None where it may change all."""
     chosen: Any = getattr(kind, "changes", None)
     if chosen is not None:
         return frozenset(chosen(params, inputs))
@@ -54,11 +54,11 @@ def changes(kind: Kind, params: Params, inputs: Inputs) -> Collection[str] | Non
 
 
 def source_facts(kind: Kind, inputs: Inputs) -> CheckpointFacts:
-    """The checkpoint that a step makes another one of: its main input, or the one that its kind says."""
-    told: Any = getattr(kind, "source_facts", None)
-    return inputs.checkpoint if told is None else cast(CheckpointFacts, told(inputs))
+    """Return the checkpoint that a step derives its result from: its main input, or that which its kind names."""
+    own: Any = getattr(kind, "source_facts", None)
+    return inputs.checkpoint if own is None else cast(CheckpointFacts, own(inputs))
 
 
 def names() -> tuple[str, ...]:
-    """Every kind, sorted by name."""
+    """Return every kind, sorted by name."""
     return kinds.kinds()

@@ -1,4 +1,4 @@
-"""What a layer-wise kind is made of, besides its schema. Imported by the planner: no torch."""
+"""The method of a layer-wise kind, which with its schema is the kind. Imported by the planner: no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from runner.model.layerwise.method import Transform
 
 @dataclass(frozen=True)
 class LayerMethod:
-    """What a kind hands to `bind`.
+    """The method of a layer-wise kind, for `bind`.
 
     statistics   what to collect: "none", "input_norms", "hessian" or "cross" (runner.model.layerwise.method), or a
                  function of the params that gives one

@@ -1,4 +1,4 @@
-"""The layer stream as steps run it: their parameters and their Context become what runner.model.layerwise takes.
+"""The layer stream as steps run it: turns parameters and Context into the arguments of runner.model.layerwise.
 
 Imported inside functions only: it loads torch.
 """
@@ -32,12 +32,15 @@ def hooks(ctx: Context) -> StreamHooks:
 
 
 def stream_run(ctx: Context) -> StreamRun:
-    """The one pass of a step, which keeps its progress where `runner plan` looks for it."""
+    """Return the one pass of a step, with its progress in the file that `runner plan` reads."""
     return StreamRun(ctx.scratch_dir, ctx.out_dir.parent / "progress.json", hooks(ctx))
 
 
 def resolved(method: LayerMethod, params: Params, facts: CheckpointFacts) -> Method:
-    """The method on one checkpoint: `ignore`, `overrides` and `per_layer` become the options of single modules."""
+    """Return the method on one checkpoint, with the options of every module.
+
+    `ignore`, `overrides` and `per_layer` become those options.
+    """
     blocks = any(isinstance(stored.group_size, tuple) for stored in planned_schemes(params, facts).values())
     return Method(
         transform=method.transform,
@@ -52,7 +55,7 @@ def resolved(method: LayerMethod, params: Params, facts: CheckpointFacts) -> Met
 class Compression:
     """A layer-wise method with the parameters and the calibration data of one step.
 
-    calibration   [windows, length] that compression.json records, windows None where all of the data were asked for
+    calibration   [windows, length] that compression.json records, windows None for all of the data
     """
 
     kind: str
@@ -62,7 +65,10 @@ class Compression:
     calibration: list[int | None] | None
 
     def storage(self, facts: CheckpointFacts, linears: Linears | None) -> Storage:
-        """How the weights will be stored. All but the name of the data is noted for a step that quantizes again."""
+        """Return how the weights will be stored.
+
+        Everything but the name of the data is recorded for a step that quantizes again.
+        """
         own = {key: value for key, value in self.params.items() if key != "data"}
         return Storage(
             format=str(self.params.get("format", "")),
@@ -74,7 +80,7 @@ class Compression:
 
 
 def compression(ctx: Context, method: LayerMethod) -> Compression:
-    """What the step of `ctx` does."""
+    """Return the method of the step of `ctx`, with its parameters and calibration data."""
     ids = ctx.data("data") if method.wants(ctx.params) != "none" else None
     calibration: list[int | None] | None = None
     if ctx.params.get("data") is not None:
@@ -84,7 +90,7 @@ def compression(ctx: Context, method: LayerMethod) -> Compression:
 
 
 def compress(checkpoint: Artifact, how: Compression, run: StreamRun, ctx: Context) -> Result:
-    """Write what `how` makes of a checkpoint to the step's folder, and say how it went. Repeatable."""
+    """Apply `how` to a checkpoint, write the result to the step's folder, and return its metrics. Repeatable."""
     folder = checkpoint.path
     facts = read_facts(folder, str(folder), checkpoint.sites)
     with CheckpointReader(folder) as reader:
@@ -97,7 +103,7 @@ def compress(checkpoint: Artifact, how: Compression, run: StreamRun, ctx: Contex
 
 
 def summary(out: Path, results: Results) -> Result:
-    """Metrics of a whole step: the mean of every metric over modules, and the bytes in `out`."""
+    """Return the metrics of a step: the mean of every metric over modules, and the bytes in `out`."""
     modules = [m for layer in results for m in layer["modules"].values()]
     keys = sorted({k for m in modules for k, v in m.items() if isinstance(v, float)})
     metrics: dict[str, Any] = {k: sum(m[k] for m in modules if k in m) / sum(k in m for m in modules) for k in keys}

@@ -1,10 +1,10 @@
-"""What layer-wise kinds share, so that such a kind is its `transform` and a schema.
+"""The common part of layer-wise kinds, so that such a kind is its `transform` and a schema.
 
     method = LayerMethod(transform, statistics="hessian", stacked=True)
     check, estimate, outcome, run = bind(method)
 
-`check` refuses what the stream or the format cannot do, naming every module; `estimate` forecasts from the headers;
-`outcome` says what the checkpoint will hold; `run` streams. Imported by the planner: no torch here.
+`check` refuses modules that the stream or the format cannot handle, naming each; `estimate` forecasts from the headers;
+`outcome` returns the facts of the result; `run` streams. Imported by the planner: no torch here.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Bound = tuple[
 
 
 def bind(method: LayerMethod) -> Bound:
-    """`check, estimate, outcome, run` of a kind."""
+    """Return the functions `check, estimate, outcome, run` of a kind."""
     return check, partial(estimate, method), outcome, partial(run, method)
 
 
@@ -85,7 +85,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     if schemes and not refused:
         format = formats.find(params["format"])
         together = format.refuse_together(schemes)
-        # Where another reader than transformers loads them together, the model card says which.
+        # Where a reader other than transformers loads them together, the model card names it.
         if together is not None and not any(reader.load for reader in format.readers(schemes)):
             found.append(Diagnostic("R413", *together, path=("overrides",)))
         unloadable = checkpoint_config.refuse(format, planned_schemes(params, facts), facts.linears)
@@ -96,14 +96,14 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
 
 
 def _alike(text: str, names: Sequence[str]) -> str:
-    """A line about modules of several layers that have one problem; about one module by its full name."""
+    """Return a line about modules of several layers with the same problem, or about one module by its full name."""
     if len(names) == 1:
         return f"`{names[0]}`{text[text.index('`', 1) + 1 :]}"
     return f"{text} ({len(names)} layers)"
 
 
 def _contradictions(params: Iterable[Params]) -> list[Diagnostic]:
-    """Parameters of modules that say two things about how a weight is stored, each contradiction once."""
+    """Return complaints about contradictory parameters of how a weight is stored, each once."""
     found = {}
     for own in params:
         try:
@@ -116,9 +116,10 @@ def _contradictions(params: Iterable[Params]) -> list[Diagnostic]:
 def unmatched(
     params: Params, facts: CheckpointFacts, keys: Sequence[str] = ("ignore", "overrides", "per_layer")
 ) -> list[Diagnostic]:
-    """Patterns that change nothing: that name no module of this model, or only such as `ignore` leaves out.
+    """Return complaints about patterns without effect: they match no module, or only modules in `ignore`.
 
-    `ignore` may name "lm_head", which every step leaves as it is; that without it the head is changed is a warning.
+    `ignore` may name "lm_head", which no step changes; `ignore: []` gives a warning that the head still does not
+    change.
     """
     names = [linear.name for linear in facts.sites]
     ignored = params.get("ignore", ())
@@ -147,7 +148,7 @@ def _no_module(key: str, pattern: str, names: Sequence[str]) -> Diagnostic:
 
 
 def nothing_pruned(params: Params, owns: Iterable[Params]) -> list[Diagnostic]:
-    """The warning about a sparsity of 0 in every module that a step changes."""
+    """Return a warning where the sparsity of every module that a step changes is 0."""
     owns = list(owns)
     if "sparsity" not in params or not owns or any(own["sparsity"] > 0 for own in owns):
         return []
@@ -184,7 +185,7 @@ def estimate(method: LayerMethod, params: Params, inputs: Inputs) -> Cost:
     if machine.device == "cpu":
         peak += int(held * memory_budget.SUSPENDED_HEAP) if suspends else 0
         peak += max(memory_budget.batch_bytes(facts, data.sequence_length, value, machine.device), solving)
-    else:  # forwards and solving are on the card
+    else:  # forwards and solving are on the GPU
         peak += memory_budget.CUDA_RUNTIME
     forward = 2 * tokens * weights * lanes * (1 if suspends else 2.6)
     square = 0.0 if want == "input_norms" else sum(tokens * k**2 for k in distinct_inputs(facts)) * (2 * lanes - 1)
@@ -194,12 +195,15 @@ def estimate(method: LayerMethod, params: Params, inputs: Inputs) -> Cost:
 
 
 def working_bytes(weights: int) -> int:
-    """float32 copies of the weights being solved: the weight, its working copy, its grid search."""
+    """Return the bytes of float32 copies while weights are solved: the weight, its working copy, its grid search."""
     return 4 * 4 * weights
 
 
 def stacks(method: LayerMethod, facts: CheckpointFacts) -> dict[int, int]:
-    """Input width → the most weights that are solved at once: linears of one width in a layer may see one input."""
+    """Return input width → the most weights solved at once.
+
+    Linears of one width in a layer may have the same input.
+    """
     found: dict[int, int] = {0: 0}
     by_layer: dict[tuple[int, int], int] = {}
     for linear in facts.sites:
@@ -211,9 +215,10 @@ def stacks(method: LayerMethod, facts: CheckpointFacts) -> dict[int, int]:
 
 
 def distinct_inputs(facts: CheckpointFacts) -> list[int]:
-    """Input widths of the groups of a layer, over all layers: of linears of one width, two or three see one input.
+    """Return the widths of the distinct inputs of linears, over all layers.
 
-    In the usual block q, k and v do, gate and up do, and the two others have inputs of their own.
+    Of the linears of one width in a layer, two or three have the same input: in the usual block q, k and v, and gate
+    and up, while the other two have inputs of their own.
     """
     linears = Counter(linear.layer for linear in facts.sites)
     alike = Counter((linear.layer, linear.columns) for linear in facts.sites)
@@ -222,7 +227,7 @@ def distinct_inputs(facts: CheckpointFacts) -> list[int]:
 
 
 def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
-    """The checkpoint that will be written: packed tensors in place of the weights that get a scheme."""
+    """Return the facts of the result: packed tensors replace the weights that get a scheme."""
     facts = inputs.checkpoint
     tensors = dict(facts.tensors)
     schemes = planned_schemes(params, facts)

@@ -1,4 +1,4 @@
-"""The model card of what a step has made: its lineage is the planner's, its numbers those of the step."""
+"""The model card of a step's result, with the planner's lineage and the step's metrics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from runner.model import card
 
 
 def render(ctx: Context, results: Sequence[Mapping[str, Any]] = (), base: str = "checkpoint") -> Callable[[Path], str]:
-    """A function that gives the card of the checkpoint in a folder. `base` is the input that the step has changed."""
+    """Return a function that renders the card of the checkpoint in a folder.
+
+    `base` is the input that the step changed.
+    """
     source = ctx.inputs[base]
     lineage = replace(source.lineage, steps=(*source.lineage.steps, ctx.step))
     return partial(card.render, card.Origin(source.path, lineage, ctx.recipe_text), results=results)

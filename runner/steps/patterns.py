@@ -7,9 +7,10 @@ from typing import Any
 
 
 def module_params(params: Mapping[str, Any], module: str) -> dict[str, Any] | None:
-    """The params that hold for one module, `overrides` and `per_layer` applied in order; None where `ignore` names it.
+    """Return the params of one module; None where `ignore` names it.
 
-    Patterns are shell globs over the module's full name, or over its tail ("*.q_proj", "q_proj", "lm_head").
+    `overrides` and `per_layer` are applied in order. Patterns are shell globs over the module's full name, or over its
+    tail ("*.q_proj", "q_proj", "lm_head").
     """
     if any(matches(pattern, module) for pattern in params.get("ignore", ())):
         return None

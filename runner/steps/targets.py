@@ -1,4 +1,4 @@
-"""Which modules a step changes and how it stores them, from its params and the headers. Imports no torch."""
+"""The modules that a step changes and how it stores them, from its params and the headers. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ Params = Mapping[str, Any]
 
 
 def chosen(params: Params, facts: CheckpointFacts) -> dict[Site, dict[str, Any]]:
-    """The linears a step changes, each with the params that hold for it."""
+    """Return the linears that a step changes, each with its params."""
     own = ((linear, module_params(params, linear.name)) for linear in facts.sites)
     return {linear: p for linear, p in own if p is not None}
 
 
 def changes(params: Params, facts: CheckpointFacts) -> set[str]:
-    """The names of the weights that a step changes."""
+    """Return the names of the weights that a step changes."""
     return {site.tensor for site in chosen(params, facts)}
 
 
 def scheme(params: Params) -> Scheme | None:
-    """How a step with these params stores a weight; None for one that keeps weights dense. ValueError: a phrase that
+    """Return how a step with these params stores a weight; None for one that leaves weights dense.
 
-    says which of them contradict one another.
+    Raises ValueError with a phrase about the params that contradict one another.
     """
     if "bits" not in params or "format" not in params:
         return None
@@ -36,7 +36,7 @@ def scheme(params: Params) -> Scheme | None:
 
 
 def stored_scheme(params: Params) -> Scheme:
-    """`scheme` of a step that stores weights quantized."""
+    """Return `scheme` for a step that stores weights quantized."""
     found = scheme(params)
     if found is None:
         raise ValueError("the step keeps weights dense")
@@ -44,6 +44,6 @@ def stored_scheme(params: Params) -> Scheme:
 
 
 def planned_schemes(params: Params, facts: CheckpointFacts) -> dict[str, Scheme]:
-    """Module → scheme, for every module that will be packed."""
+    """Return module → scheme, for every module that will be packed."""
     found = {linear.name: scheme(own) for linear, own in chosen(params, facts).items()}
     return {name: stored for name, stored in found.items() if stored is not None}

@@ -1,4 +1,4 @@
-"""What every step that learns from a teacher shares. Imported by the planner: no torch at the top."""
+"""The common part of steps that learn from a teacher. Imported by the planner: no torch at the top."""
 
 from __future__ import annotations
 
@@ -13,25 +13,28 @@ from runner.model.source import locate
 from runner.training import vocabulary
 from runner.training.task import Task
 
-LOGIT_BYTES = 12  # of each logit while a student learns: the value, its gradient, and that scaled
+LOGIT_BYTES = 12  # per logit while a student is trained: the value, its gradient, and the scaled gradient
 TOP_K_COPIES = (
-    4  # of a chunk of logits while the loss against the teacher's likeliest and its gradient are computed (measured)
+    4  # of a chunk of logits while the loss against the teacher's top k and its gradient are computed (measured)
 )
 
 
 def forward_tokens(params: Params, inputs: Inputs) -> int:
-    """Tokens of one forward of one process."""
+    """Return the tokens of one forward of one process."""
     forwards = int(params["gradient_accumulation"]) * inputs.processes
     return max(1, int(params["batch_size"]) // forwards) * inputs.data["data"].sequence_length
 
 
 def chunk_bytes(params: Params, inputs: Inputs, student: CheckpointFacts) -> int:
-    """Bytes of the float32 logits that a loss against a teacher works on at once."""
+    """Return the bytes of the float32 logits that a loss against a teacher works on at once."""
     return min(memory_budget.LOGIT_BYTES, 4 * forward_tokens(params, inputs) * vocabulary.size(student.config))
 
 
 def located(facts: CheckpointFacts) -> Path | None:
-    """The folder of a checkpoint's tokenizer, where it is on this machine: steps hand their source's on unchanged."""
+    """Return the folder of a checkpoint's tokenizer on this machine; None where it is not here.
+
+    Steps copy the tokenizer of their source unchanged.
+    """
     if facts.source.startswith(locate.DEMO):
         return locate.demo_path("models", facts.source.removeprefix(locate.DEMO))
     folder = Path(facts.source).expanduser()
@@ -39,7 +42,7 @@ def located(facts: CheckpointFacts) -> Path | None:
 
 
 def context_complaints(name: str, facts: CheckpointFacts, inputs: Inputs) -> list[Diagnostic]:
-    """Whether the windows of the data are longer than the context of the model that the parameter `name` gives."""
+    """Return a complaint where windows are longer than the context of the model in the parameter `name`."""
     data = inputs.data["data"]
     key, limit = supported.positions(facts.config)
     if not 0 < limit < data.sequence_length:
@@ -52,9 +55,9 @@ def context_complaints(name: str, facts: CheckpointFacts, inputs: Inputs) -> lis
 
 
 def cache_teacher_outputs(ctx: Context, task: Task, student: Path, cache: Path, *, before: int = 0) -> None:
-    """Let the teacher run over the windows that `task` will see, and keep what it says in `cache`. Repeatable.
+    """Run the teacher over the windows that `task` will see, and store its top predictions in `cache`. Repeatable.
 
-    `student` is the checkpoint that learns; `before` counts the layers that the step ran already, for events.
+    `student` is the checkpoint that is trained; `before` counts the layers that the step ran already, for events.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Where a step that trains puts its checkpoint. Imported inside functions only: it loads torch."""
+"""The target of a step that trains a checkpoint. Imported inside functions only: it loads torch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from runner.training.checkpoint_writer import Target
 
 
 def target(ctx: Context, base: str = "checkpoint") -> Target:
-    """The step's folder; `base` is the input that was trained."""
+    """Return the target in the step's folder; `base` is the input that was trained."""
     size = parse_size(ctx.params["max_shard_size"])
     return Target(ctx.out_dir, ctx.scratch_dir / "parts", size, model_card.render(ctx, base=base))

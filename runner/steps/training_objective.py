@@ -1,4 +1,4 @@
-"""What a recovery step learns from: the text, or the model before compression. Imported by the planner: no torch."""
+"""The objective of a recovery step: the text, or the model before compression. Imported by the planner: no torch."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from runner.training import vocabulary
 if TYPE_CHECKING:
     from runner.training.task import Fitted
 
-_WORKING_BYTES = 16  # of a weight that is dense for a moment: integers, float32 values, gradient and its product
+_WORKING_BYTES = 16  # per weight while it is dense: integers, float32 values, gradient and its product
 
 
 def check(params: Params, inputs: Inputs, *, damages: bool = False) -> list[Diagnostic]:
-    """What is wrong with the teacher; nothing where the loss has none.
+    """Return complaints about the teacher and the training.
 
     A step that `damages` the checkpoint while it trains may learn from the checkpoint as it was.
     """
@@ -40,7 +40,10 @@ def check(params: Params, inputs: Inputs, *, damages: bool = False) -> list[Diag
 
 
 def _tokens(teacher: CheckpointFacts, own: CheckpointFacts) -> list[Diagnostic]:
-    """By the tokenizers where both are at hand, else by the number of logits."""
+    """Return a complaint where teacher and checkpoint do not share their tokens.
+
+    Their tokenizers decide where both are at hand, else the number of logits.
+    """
     theirs, ours = (
         folder and vocabulary.tokens(folder) for folder in (teaching.located(teacher), teaching.located(own))
     )
@@ -57,11 +60,11 @@ def _tokens(teacher: CheckpointFacts, own: CheckpointFacts) -> list[Diagnostic]:
     return [Diagnostic("R490", message, help, path=("teacher",))]
 
 
-def estimate(params: Params, inputs: Inputs, trained: int, disk: int, beside: int = 0) -> Cost:
-    """The teacher's pass, if there is one, and the training of `trained` parameters, one after the other.
+def estimate(params: Params, inputs: Inputs, trained: int, disk: int, further: int = 0) -> Cost:
+    """Return the cost of the teacher's pass, if there is one, and then of training `trained` parameters.
 
-    Frozen weights take what they take packed, or what they compute in; besides those one dense weight at a time, with
-    its gradient, and `beside` further bytes of every process.
+    Frozen weights take their packed bytes, or those of the type they compute in; in addition one dense weight at a time
+    with its gradient, and `further` bytes of every process.
     """
     from runner.training import estimate as training
 
@@ -76,7 +79,7 @@ def estimate(params: Params, inputs: Inputs, trained: int, disk: int, beside: in
     cost = Cost(*training.estimate(
         inputs, params, trained=trained, disk=disk, frozen_bytes=frozen,
         logit_bytes=teaching.LOGIT_BYTES if distils else training.LOGIT_BYTES,
-        extra=_WORKING_BYTES * biggest + losses + beside,
+        extra=_WORKING_BYTES * biggest + losses + further,
     ))  # fmt: skip
     if not distils:
         return cost
@@ -98,9 +101,9 @@ def estimate(params: Params, inputs: Inputs, trained: int, disk: int, beside: in
 
 
 def train(ctx: Context, build: str, arguments: Mapping[str, Any], *, evaluate_from: int = 0) -> Fitted:
-    """Let the teacher speak once, then train what `build` makes of `arguments`. Repeatable.
+    """Run the teacher once, if there is one, then train the objective that `build` makes of `arguments`. Repeatable.
 
-    States before the step `evaluate_from` are not measured, and so never kept as the best.
+    States before the step `evaluate_from` are not measured, and so never chosen as the best.
     """
     from runner.training import run
 

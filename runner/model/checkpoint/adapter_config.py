@@ -27,16 +27,16 @@ WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 
 
-# What peft can put into an adapter that changes its formula; each must be absent or empty.
-_OTHERWISE = ("modules_to_save", "lora_bias", "alora_invocation_tokens", "layer_replication", "target_parameters",
+# Settings of peft that change the formula of an adapter; each must be absent or empty.
+_UNSUPPORTED = ("modules_to_save", "lora_bias", "alora_invocation_tokens", "layer_replication", "target_parameters",
               "trainable_token_indices", "use_bdlora", "velora_config", "monteclora_config", "kasa_config",
               "arrow_config", "use_qalora")  # fmt: skip
 
 
 def adapter_config(folder: Path) -> Mapping[str, Any] | None:
-    """adapter_config.json of the adapter that the checkpoint in `folder` carries; None where it carries none.
+    """Return adapter_config.json of the adapter in the checkpoint's folder; None where it has none.
 
-    RecipeError where it cannot be read, or is none that can be applied: LoRA, rsLoRA and DoRA can.
+    Raises RecipeError where it cannot be read, or the adapter cannot be applied: LoRA, rsLoRA and DoRA can.
     """
     path = folder / FOLDER / CONFIG
     try:
@@ -48,7 +48,7 @@ def adapter_config(folder: Path) -> Mapping[str, Any] | None:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         held = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
         raise unusable_adapter(f"`{path}` holds an adapter of the type `{held}`; LoRA, rsLoRA and DoRA can be applied")
-    used = [key for key in _OTHERWISE if config.get(key)]
+    used = [key for key in _UNSUPPORTED if config.get(key)]
     if used or config.get("bias", "none") != "none":
         key = used[0] if used else "bias"
         raise unusable_adapter(f"`{path}` sets `{key}`: {json.dumps(config[key])}, which cannot be applied")
@@ -60,7 +60,10 @@ def unusable_adapter(message: str) -> RecipeError:
 
 
 def adapter_conflicts(config: Mapping[str, Any] | None, step: str) -> list[Diagnostic]:
-    """What a step that rewrites weights says of a checkpoint with an adapter; `step` says what it would do to them."""
+    """Return the complaint of a step that rewrites weights about a checkpoint with an adapter.
+
+    `step` says what the step would do to the weights.
+    """
     if config is None:
         return []
     return [
@@ -85,9 +88,9 @@ def config(
     ranks: Mapping[str, int] | None = None,
     alphas: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """The adapter_config.json of an adapter on the modules `targets`: ends of names, or whole names.
+    """Return the adapter_config.json of an adapter on the modules `targets`: ends of names, or full names.
 
-    `ranks` and `alphas` name modules that have others than `rank` and `alpha`; `transposed`: they are Conv1D modules.
+    `ranks` and `alphas` name modules that differ from `rank` and `alpha`; `transposed` says that they are Conv1D.
     """
     return {
         "peft_type": "LORA",
@@ -109,7 +112,7 @@ def config(
 
 
 def scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """s in W + s·B·A for a module with an adapter of `rank`: α / r, or α / √r for rsLoRA (Kalajdzievski 2023)."""
+    """Return s in W + s·B·A for a module: α / `rank`, or α / √`rank` for rsLoRA (Kalajdzievski 2023)."""
     alpha = config["lora_alpha"]
     for pattern, own in (config.get("alpha_pattern") or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
@@ -119,9 +122,9 @@ def scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
 
 
 def targets(chosen: Sequence[str], linears: Sequence[str]) -> list[str]:
-    """The shortest `target_modules` that name exactly `chosen` among all `linears` of a model: last parts of names
+    """Return the shortest `target_modules` that name exactly `chosen` among all `linears` of a model.
 
-    where those suffice, else whole names.
+    They are the last parts of names where those suffice, else full names.
     """
     tails = {name.rpartition(".")[2] for name in chosen}
     exact = {name for name in linears if name.rpartition(".")[2] in tails} == set(chosen)
@@ -129,10 +132,10 @@ def targets(chosen: Sequence[str], linears: Sequence[str]) -> list[str]:
 
 
 def loadable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json of a checkpoint that carries an adapter: packed weights are unpacked on loading, where they can be.
+    """Return config.json of a checkpoint with an adapter, changed to unpack weights on loading where possible.
 
     peft wraps modules that have a weight; transformers leaves those of compressed-tensors packed until the first
-    forward, unless told so. It can be told so for one scheme alone: 5.23 would read several as the first.
+    forward unless `dequantize` is set. That works for one scheme alone: 5.23 would read several as the first.
     """
     quantization = config.get("quantization_config") or {}
     if not can_dequantize_on_load(quantization):

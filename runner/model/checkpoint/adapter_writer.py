@@ -1,4 +1,4 @@
-"""Writing an adapter into the folder of its checkpoint; without torch, as the planner imports it with its steps."""
+"""Writes an adapter into the folder of its checkpoint. No torch at the top, as steps import it while planning."""
 
 from __future__ import annotations
 

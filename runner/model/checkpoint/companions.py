@@ -10,7 +10,7 @@ from typing import Any
 from runner.errors import Diagnostic
 
 COMPRESSION = "compression.json"
-CHAT_TEMPLATES = "additional_chat_templates"  # the only folder that transformers reads beside a model's files
+CHAT_TEMPLATES = "additional_chat_templates"  # the only subfolder of a model that transformers reads
 
 _WEIGHTS = frozenset({".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx"})
 _WRITTEN_ANEW = frozenset({"config.json", "README.md", "quantize_config.json", COMPRESSION})
@@ -24,10 +24,10 @@ _PROCESSING = frozenset({
 
 
 def companion_files(folder: Path) -> list[str]:
-    """Paths, relative to a checkpoint's folder, of the files that are neither weights nor written anew by each step.
+    """Return the paths, in a checkpoint's folder, of files that are neither weights nor rewritten by each step.
 
-    They are what `copy_companions` copies and what the digest of a model covers: two folders that differ in one of
-    them are two models. Hidden files and folders other than CHAT_TEMPLATES do not count.
+    They are what `copy_companions` copies and what the digest of a model covers: two folders that differ in one of them
+    are two models. Hidden files and folders other than CHAT_TEMPLATES do not count.
     """
     own = {path.name for path in folder.iterdir() if path.is_file() and _accompanies(path)}
     inner = folder / CHAT_TEMPLATES
@@ -44,7 +44,7 @@ def _accompanies(path: Path) -> bool:
 def copy_companions(source: Path, target: Path) -> None:
     """Copy the companion files of a checkpoint into another folder.
 
-    How a checkpoint was quantized is written only with those that hold its integers, so COMPRESSION is not copied.
+    COMPRESSION, which describes a quantization, is not copied: only checkpoints with its integers have it.
     """
     for name in companion_files(source):
         (target / name).parent.mkdir(exist_ok=True)
@@ -52,7 +52,7 @@ def copy_companions(source: Path, target: Path) -> None:
 
 
 def broken_json(folder: Path) -> list[Diagnostic]:
-    """Complaints about JSON files of the tokenizer, processor or generation config that hold no JSON object."""
+    """Return complaints about JSON files of the tokenizer, processor or generation config that hold no JSON object."""
     found = (_broken(folder / name) for name in sorted(_TOKENIZER | _PROCESSING) if (folder / name).is_file())
     return [diagnostic for diagnostic in found if diagnostic is not None]
 

@@ -1,8 +1,8 @@
-"""Writing a checkpoint that is made from another one: what changed is new, everything else keeps its bytes.
+"""Writes a checkpoint that is derived from another one: changed parts are new, everything else keeps its bytes.
 
-Every step that makes a checkpoint ends here. What it changed of the tensors is one of
+Every step that makes a checkpoint ends here. Its changes to the tensors are one of
 
-    Parts      parts of a CheckpointWriter, laid out anew in shards
+    Parts      parts of a CheckpointWriter, laid out in new shards
     Patches    new values in the files of the source, whose layout stays
     Selection  some tensors of the source as they are, under other names, in one file
 """
@@ -34,11 +34,11 @@ class Tensors(Protocol):
     """The tensors of a derived checkpoint."""
 
     def write(self, source: CheckpointReader, out: Path) -> None:
-        """Write the files of tensors. Calling it again with the same arguments changes nothing."""
+        """Write the files of tensors; repeating it with the same arguments changes nothing."""
         ...
 
     def fate(self, name: str) -> TensorFate | None:
-        """What becomes of a tensor of the source; None: it is copied under its own name."""
+        """Return the fate of a tensor of the source; None where it is copied under its own name."""
         ...
 
 
@@ -103,7 +103,7 @@ def _put(target: int, header: TensorHeader, value: torch.Tensor) -> None:
 
 @dataclass(frozen=True)
 class Selection:
-    """Tensors of the source under other names: `names` has old → new; `reason` says why the others are left out."""
+    """Tensors of the source under other names: `names` has old → new; `reason` explains why the others are dropped."""
 
     names: Mapping[str, str]
     reason: str
@@ -119,7 +119,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter to keep with the weights: its adapter_config.json, and tensors by module and kind."""
+    """An adapter to store with the weights: its adapter_config.json, and tensors by module and kind."""
 
     config: Mapping[str, Any]
     tensors: Mapping[str, torch.Tensor]
@@ -127,11 +127,11 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Derived:
-    """What a checkpoint has of its own; all that is not here is its source's.
+    """The parts of a checkpoint that differ from its source.
 
     config   config.json; None where it is the source's
-    files    further JSON files by name: how the weights were quantized
-    card     gives the model card of the folder once everything else is there; None: no card
+    files    further JSON files by name, such as those about the quantization
+    card     renders the model card of the folder once everything else is written; None for no card
     """
 
     tensors: Tensors
@@ -142,10 +142,10 @@ class Derived:
 
 
 def write(source: CheckpointReader, derived: Derived, out: Path) -> Account:
-    """Write a derived checkpoint to `out`, and return what became of every tensor of `source`.
+    """Write a derived checkpoint to `out`, and return the account of every tensor of `source`.
 
-    Files that are there already are written anew; interrupted, it is repaired by calling it again. StepFailed where a
-    new value is not finite, or a tensor of the source or of the result cannot be accounted for.
+    Existing files are overwritten; after an interruption, calling it again repairs the folder. Raises StepFailed where
+    a new value is not finite, or a tensor of the source or of the result cannot be accounted for.
     """
     out.mkdir(parents=True, exist_ok=True)
     derived.tensors.write(source, out)
@@ -170,7 +170,7 @@ def write(source: CheckpointReader, derived: Derived, out: Path) -> Account:
 
 
 def account(before: Mapping[str, TensorHeader], after: Mapping[str, TensorHeader], tensors: Tensors) -> Account:
-    """What became of every tensor in `before`, checked against the headers of the result."""
+    """Return the account of every tensor in `before`, checked against the headers of the result."""
     fates = {name: tensors.fate(name) or TensorFate(COPIED, (name,)) for name in sorted(before)}
     wrong = [f"`{name}` {why}" for name, fate in fates.items() if (why := _contradiction(before[name], fate, after))]
     explained = {new for fate in fates.values() for new in fate.names}

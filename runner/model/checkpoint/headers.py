@@ -1,4 +1,4 @@
-"""Checkpoints without their data: config.json and the headers of the safetensors files, read with the stdlib.
+"""Reads config.json and the headers of safetensors files, without their data, with the standard library.
 
 A safetensors file is 8 bytes (length of the header, little endian), the header (JSON: name → dtype, shape,
 data_offsets relative to the end of the header), then the data without holes.
@@ -20,13 +20,13 @@ from runner.errors import Diagnostic, RecipeError
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _HEADER_LIMIT = 100_000_000  # the format's own limit
-_LFS_POINTER = b"version "  # the first words of the text that Git LFS leaves in place of a file
+_LFS_POINTER = b"version "  # the beginning of the text that Git LFS leaves in place of a file
 _ADAPTER = "adapter_config.json"
 _SHOWN = 3  # names shown of a long list
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a checkpoint as a mapping."""
+    """Return config.json of a checkpoint as a mapping."""
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text("utf-8"))
@@ -40,7 +40,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_headers(folder: Path) -> dict[str, TensorHeader]:
-    """Every tensor of a checkpoint, in the order of shards and of bytes; all complaints about the files at once."""
+    """Return every tensor of a checkpoint, in the order of shards and of bytes.
+
+    Raises RecipeError with all complaints about the files at once.
+    """
     if (folder / SINGLE).is_file():
         if (folder / INDEX).is_file() and set(read_index(folder).values()) != {SINGLE}:
             raise _error(
@@ -87,18 +90,21 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
 
 
 def _strays(path: Path, names: list[str], weight_map: Mapping[str, str]) -> list[Diagnostic]:
-    """What the index says of tensors of a shard that it does not place there. Some readers load them all the same."""
+    """Return a complaint about tensors of a shard that the index does not place there.
+
+    Some readers load them all the same.
+    """
     if not names:
         return []
     name = names[0]
-    says = f"places it in `{weight_map[name]}`" if name in weight_map else "does not list it"
+    placed = f"places it in `{weight_map[name]}`" if name in weight_map else "does not list it"
     more = f"; {_count(len(names) - 1, 'more tensor')} like that" if len(names) > 1 else ""
     help = "the index and the shards come from different downloads; download the checkpoint again"
-    return [Diagnostic("R416", f"`{path}` holds `{name}`, and `{INDEX}` {says}{more}", help)]
+    return [Diagnostic("R416", f"`{path}` holds `{name}`, and `{INDEX}` {placed}{more}", help)]
 
 
 def read_shard(folder: Path, shard: str) -> dict[str, TensorHeader]:
-    """The tensors of one safetensors file, in the order of their bytes."""
+    """Return the tensors of one safetensors file, in the order of their bytes."""
     path = folder / shard
     try:
         size = path.stat().st_size
@@ -175,7 +181,7 @@ def _names(names: list[str]) -> str:
 
 
 def _tensor(path: Path, shard: str, base: int, name: str, entry: Any) -> TensorHeader:
-    """One entry of a header, checked: the bytes it spans are those of its dtype and shape."""
+    """Return one entry of a header, after checking that its bytes are those of its dtype and shape."""
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         sound = all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)) and begin <= end
@@ -200,7 +206,7 @@ def _tensor(path: Path, shard: str, base: int, name: str, entry: Any) -> TensorH
 
 
 def read_index(folder: Path) -> Mapping[str, str]:
-    """The `weight_map` of a sharded checkpoint: tensor → file of the same folder."""
+    """Return the `weight_map` of a sharded checkpoint: tensor → file of the same folder."""
     path = folder / INDEX
     weight_map: dict[str, str] = {}
     try:
@@ -236,15 +242,15 @@ _FOREIGN = {".bin": "PyTorch", ".pt": "PyTorch", ".pth": "PyTorch", ".gguf": "GG
 
 
 def _foreign(folder: Path) -> list[str]:
-    """Files of weights that are not safetensors."""
+    """Return the files of weights that are not safetensors."""
     return sorted(
         file.name for file in folder.iterdir() if file.suffix in _FOREIGN and file.name != "training_args.bin"
     )
 
 
 def _conversion(folder: Path, file: str) -> str:
-    """How to make safetensors files of a file that holds the weights otherwise."""
-    if file.endswith(".h5"):  # transformers 5 reads none of TensorFlow
+    """Return how to convert a file of weights to safetensors."""
+    if file.endswith(".h5"):  # transformers 5 does not read TensorFlow files
         return "name a checkpoint of the model in safetensors files"
     gguf = file.endswith(".gguf")
     where = f"'{folder}', gguf_file='{file}'" if gguf else f"'{folder}'"
@@ -268,7 +274,7 @@ def _adapter(folder: Path, message: str) -> RecipeError:
 
 
 def refuse_adapter_of_another(folder: Path) -> None:
-    """RecipeError where adapter_config.json stands beside whole weights: two answers to which model this is.
+    """Raise RecipeError where a folder with the weights of a model also has an adapter_config.json.
 
     transformers takes the model that adapter_config.json names, not the weights of the folder.
     """

@@ -1,7 +1,7 @@
-"""Reading tensors of a safetensors checkpoint one at a time, each into memory of its own.
+"""Reads tensors of a safetensors checkpoint one at a time, each into memory of its own.
 
-Nothing is mapped: pages of a mapped shard count as resident until the kernel takes them back, and a step promises that
-its memory is one layer.
+Nothing is memory-mapped: pages of a mapped shard count as resident until the kernel reclaims them, and a step promises
+that its memory is one layer.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _DOWNLOAD_AGAIN = "download or copy the checkpoint again"
 
 
 class CheckpointReader:
-    """The tensors of a checkpoint folder. Use as a context manager, or call `close`."""
+    """Reader of the tensors of a checkpoint folder. Use as a context manager, or call `close`."""
 
     def __init__(self, folder: Path, headers: Mapping[str, TensorHeader] | None = None) -> None:
         self.folder = folder
@@ -57,7 +57,7 @@ class CheckpointReader:
             os.close(self._files.popitem()[1])
 
     def names(self) -> tuple[str, ...]:
-        """Every tensor of the checkpoint, sorted."""
+        """Return every tensor of the checkpoint, sorted."""
         return tuple(sorted(self.headers))
 
     def has(self, name: str) -> bool:
@@ -70,7 +70,10 @@ class CheckpointReader:
         return found
 
     def read(self, name: str, *, finite: bool = True) -> torch.Tensor:
-        """A fresh tensor in the dtype of the shard. StepFailed: not there, cut short, or (`finite`) NaN or infinite."""
+        """Return a new tensor in the dtype of the shard.
+
+        Raises StepFailed where it is not there, cut short, or (with `finite`) holds NaN or infinite values.
+        """
         header = self.header(name)
         dtype = DTYPES.get(header.dtype)
         if dtype is None:
@@ -83,7 +86,7 @@ class CheckpointReader:
         return tensor
 
     def file(self, shard: str) -> int:
-        """An open descriptor of a shard; it stays open until other shards push it out."""
+        """Return an open descriptor of a shard; it stays open until other shards replace it."""
         if shard in self._files:
             self._files.move_to_end(shard)
             return self._files[shard]
@@ -120,23 +123,23 @@ class CheckpointReader:
         return self._packing
 
     def is_packed(self, name: str) -> bool:
-        """Whether a weight ("model.layers.0.mlp.up_proj.weight", or its module's name) is stored as integers."""
+        """Return whether a weight ("model.layers.0.mlp.up_proj.weight", or its module's name) is stored as integers."""
         return self.format(name) is not None
 
     def format(self, name: str) -> Format | None:
-        """The format of a packed weight, or of a module's; None for a plain one."""
+        """Return the format of a packed weight, or of a module's; None for a plain one."""
         return formats.of_module(self.headers, name.removesuffix(".weight"))
 
     def dtype(self, name: str) -> torch.dtype:
-        """The floating dtype in which `read_weight` gives a weight."""
+        """Return the floating dtype in which `read_weight` gives a weight."""
         format = self.format(name)
         stored = name if format is None else f"{name.removesuffix('.weight')}.{format.SCALE}"
         return DTYPES[self.header(stored).dtype]
 
     def read_weight(self, name: str) -> torch.Tensor:
-        """A parameter by its full name: as stored, or, where it is packed, dequantized to the dtype of its scales.
+        """Return a parameter by its full name: as stored, or dequantized to the dtype of its scales where packed.
 
-        A packed weight is always [out, in], that of a Conv1D module too.
+        A packed weight is always [out, in], also that of a Conv1D module.
         """
         if not self.is_packed(name):
             return self.read(name)
@@ -144,7 +147,10 @@ class CheckpointReader:
         return weight.dequantize(weight.scale.dtype)
 
     def read_quantized(self, module: str) -> Quantized:
-        """A packed weight as the codes that the checkpoint stores. StepFailed: it is not packed, or not soundly."""
+        """Return a packed weight as the codes that the checkpoint stores.
+
+        Raises StepFailed where it is not packed, or damaged.
+        """
         packing, format = self.packing, self.format(module)
         scheme = packing.scheme(module) if packing else None
         if packing is None or format is None or scheme is None:
@@ -162,7 +168,7 @@ class CheckpointReader:
         return StepFailed(message, _DOWNLOAD_AGAIN)
 
     def read_module_weight(self, module: str) -> torch.Tensor:
-        """`read_weight` by the name of the module."""
+        """Return `read_weight` of a module, by its name."""
         return self.read_weight(f"{module}.weight")
 
 
@@ -174,7 +180,7 @@ def truncated(header: TensorHeader, read: int) -> StepFailed:
 
 
 def require_finite(tensor: torch.Tensor, name: str, shard: str) -> None:
-    """StepFailed if a floating tensor holds NaN or infinite values: how many, and where the first is."""
+    """Raise StepFailed if a floating tensor holds NaN or infinite values: how many, and where the first is."""
     if not tensor.is_floating_point() or not tensor.numel():
         return
     if tensor.element_size() == 1:  # fp8 has no arithmetic of its own

@@ -26,7 +26,7 @@ _ELEMENT_BYTES = {**DTYPE_BYTES, "U64": 8, "U32": 4, "U16": 2}
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of a file to be written. `nbytes` follow from dtype and shape; kept to save counting again."""
+    """One tensor of a file to be written. `nbytes` follow from dtype and shape; stored to avoid recomputing them."""
 
     name: str
     dtype: str
@@ -35,12 +35,12 @@ class Entry:
 
 
 def aligned(entries: Iterable[Entry]) -> list[Entry]:
-    """The order in which a file holds its tensors: element size first, the given order among equals."""
+    """Return the order in which a file holds its tensors: by element size, then as given."""
     return sorted(entries, key=lambda entry: -_ELEMENT_BYTES[entry.dtype])
 
 
 def header(entries: Iterable[Entry]) -> bytes:
-    """The head of a file that holds `entries` in this order. `format: pt` is what transformers asks for."""
+    """Return the header of a file that holds `entries` in this order; transformers needs `format: pt`."""
     described: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for entry in entries:
@@ -53,7 +53,7 @@ def header(entries: Iterable[Entry]) -> bytes:
 
 
 def read_entries(path: Path) -> dict[str, tuple[Entry, int]]:
-    """The tensors of a file this module wrote: name → (entry, absolute offset)."""
+    """Return the tensors of a file that this module wrote: name → (entry, absolute offset)."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         described = json.loads(file.read(length))
@@ -67,7 +67,7 @@ def read_entries(path: Path) -> dict[str, tuple[Entry, int]]:
 
 @contextmanager
 def written(path: Path) -> Iterator[int]:
-    """A descriptor for a new file that appears under `path`, synced, only if the block succeeds."""
+    """Yield a descriptor for a new file that appears under `path`, synced, only if the block succeeds."""
     unfinished = path.with_name(f".{path.name}.tmp")
     try:
         file = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -108,7 +108,10 @@ def write_all(file: int, data: bytes | memoryview) -> None:
 
 
 def copy_range(source: int, offset: int, count: int, target: int, what: str) -> None:
-    """Append `count` bytes at `offset` of `source` to `target`, in the kernel where it can. `what` names them."""
+    """Append `count` bytes at `offset` of `source` to `target`, in the kernel where possible.
+
+    `what` names the bytes in errors.
+    """
     done = 0
     in_kernel = hasattr(os, "copy_file_range")
     while done < count:
@@ -124,7 +127,7 @@ def copy_range(source: int, offset: int, count: int, target: int, what: str) -> 
             chunk = os.pread(source, min(count - done, _CHUNK), offset + done)
             write_all(target, chunk)
             moved = len(chunk)
-        if not moved and in_kernel:  # some file systems copy nothing and say so only this way
+        if not moved and in_kernel:  # some file systems copy nothing and report it only this way
             in_kernel = False
             continue
         if not moved:

@@ -1,6 +1,6 @@
 """The floating types that the tensors of a checkpoint are stored in, by their headers.
 
-config.json names one type for the whole model, and not always the one that is stored: nothing here asks it.
+config.json names one type for the entire model, not always the one that is stored, so it is not used here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16
 
 
 def main_type(tensors: Iterable[TensorHeader]) -> str:
-    """Torch's name of the type that most floating values are stored in; of two alike the wider. float32 without any."""
+    """Return torch's name of the type of most floating values; of two equally frequent the wider.
+
+    Without any floating values it is float32.
+    """
     counts: Counter[str] = Counter()
     for tensor in tensors:
         if tensor.dtype in NAMES:

@@ -1,9 +1,9 @@
-"""Writing a checkpoint in parts that survive a crash, and putting the parts together in the end.
+"""Writes a checkpoint in parts that survive a crash, and assembles the parts at the end.
 
-A layer-wise step writes one part per layer while it runs: a safetensors file that exists only once it is whole.
+A layer-wise step writes one part per layer while it runs: a safetensors file that exists only once it is complete.
 `finish` lays the tensors of all parts out in shards as Hugging Face names them, by copying bytes: memory stays
 constant, equal parts give equal bytes, and a crash at any point is repaired by calling it again. A part is removed once
-every shard that takes from it is whole, so that the disk holds the checkpoint once, plus one shard. Imports no torch.
+every shard that uses it is complete, so that the disk holds the checkpoint once, plus one shard. Imports no torch.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ _INDEX = "model.safetensors.index.json"
 
 
 def parse_size(text: str) -> int:
-    """Bytes of "5GB" (10⁹, as transformers counts), "512MiB" (2²⁰), "800KB", "123B". ValueError: what is allowed."""
+    """Return the bytes of "5GB" (10⁹, as transformers counts), "512MiB" (2²⁰), "800KB" or "123B".
+
+    Raises ValueError with the allowed forms.
+    """
     found = _SIZE.match(text)
     power = " KMGT".index(found.group(2).upper() or " ") if found else 0
     size = int(float(found.group(1)) * (1024 if found.group(3) else 1000) ** power) if found else 0

@@ -1,4 +1,4 @@
-"""Models and data of the Hugging Face Hub: what is cached first, else over the network, always pinned to a commit."""
+"""Models and data of the Hugging Face Hub: from the cache, else over the network, always pinned to a commit."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _NESTED = [f"{CHAT_TEMPLATES[:i]}[!{letter}]*/*" for i, letter in enumerate(CHAT
 
 
 def _small() -> list[str]:
-    """What is fetched beside weights: code, too, where it may run."""
+    """Return the patterns of files to fetch besides weights, including code where it may run."""
     return [*_COMPANIONS, *([remote_code.CODE] if remote_code.is_allowed() else [])]
 
 
 def cached_model(id: str, revision: str | None) -> Path | None:
-    """The folder of a model that is wholly in the local cache, or None. Its name is the commit."""
+    """Return the folder of a model that is completely in the local cache, or None; its name is the commit."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -47,7 +47,7 @@ def cached_model(id: str, revision: str | None) -> Path | None:
 
 
 def _complete(folder: Path) -> bool:
-    """Whether config.json and every shard are there; what is wrong inside them is told later, with its own message."""
+    """Return whether config.json and every shard are there; their content is checked later."""
     if not (folder / "config.json").is_file():
         return False
     if (folder / headers.SINGLE).is_file():
@@ -59,7 +59,7 @@ def _complete(folder: Path) -> bool:
 
 
 def model_commit(id: str, revision: str | None) -> str:
-    """The commit that a branch or tag of a model stands for now."""
+    """Return the commit that a branch or tag of a model now refers to."""
     from huggingface_hub import HfApi
 
     with hub_errors_as_diagnostics("model", id, revision):
@@ -67,7 +67,7 @@ def model_commit(id: str, revision: str | None) -> str:
 
 
 def download_small(id: str, commit: str) -> Path:
-    """Config and tokenizer, without weights: all that a plan needs beside the headers."""
+    """Download config and tokenizer without weights, which with the headers is all that a plan needs."""
     from huggingface_hub import snapshot_download
 
     with hub_errors_as_diagnostics("model", id, commit):
@@ -75,7 +75,7 @@ def download_small(id: str, commit: str) -> Path:
 
 
 def download_model(id: str, commit: str) -> Path:
-    """The whole checkpoint at a commit; what is already in the cache is not fetched again."""
+    """Download the checkpoint at a commit; files in the cache are not fetched again."""
     from huggingface_hub import snapshot_download
 
     with hub_errors_as_diagnostics("model", id, commit):
@@ -83,7 +83,7 @@ def download_model(id: str, commit: str) -> Path:
 
 
 def remote_facts(id: str, commit: str, folder: Path) -> CheckpointFacts:
-    """Facts from the headers on the Hub; no weights are downloaded. `folder` is that of `download_small`."""
+    """Return facts from the headers on the Hub, without weights; `folder` is that of `download_small`."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import NotASafetensorsRepoError
 
@@ -117,7 +117,10 @@ def remote_facts(id: str, commit: str, folder: Path) -> CheckpointFacts:
 
 
 def dataset_commit(id: str, revision: str | None) -> str:
-    """The commit that a branch or tag of a dataset stands for: now, or when it was last downloaded if offline."""
+    """Return the commit that a branch or tag of a dataset refers to.
+
+    Offline it is the commit of the last download.
+    """
     from huggingface_hub import HfApi, constants
 
     try:
@@ -132,7 +135,7 @@ def dataset_commit(id: str, revision: str | None) -> str:
 
 @contextmanager
 def hub_errors_as_diagnostics(noun: str, id: str, revision: str | None) -> Iterator[None]:
-    """Turns what huggingface_hub raises into a RecipeError with the remedy."""
+    """Turn the errors of huggingface_hub into a RecipeError with the remedy."""
     from huggingface_hub import errors
 
     # The HTTP library below changed its name between releases; its base error is a base of HfHubHTTPError.

@@ -1,4 +1,4 @@
-"""Where a recipe's model and data are: embedded (`demo:NAME`), in a local folder, or on the Hub."""
+"""Locates a recipe's model and data: embedded (`demo:NAME`), in a local folder, or on the Hub."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ class DataLocation:
 
 
 def demo_path(kind: str, name: str) -> Path:
-    """The folder of an embedded model (`kind` "models"), text ("data") or task ("tasks"). RecipeError names what is."""
+    """Return the folder of an embedded model (`kind` "models"), text ("data") or task ("tasks").
+
+    Raises RecipeError with the available names.
+    """
     root = _DEMO_ROOT / kind
     known = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     if name in known:
@@ -38,7 +41,10 @@ def demo_path(kind: str, name: str) -> Path:
 
 
 def locate_model(spec: ModelSpec) -> tuple[Path | None, str | None]:
-    """(folder, commit). A Hub model that is not downloaded yet has a commit and no folder; a local one no commit."""
+    """Return (folder, commit) of a model.
+
+    A Hub model that is not downloaded yet has a commit and no folder; a local one has no commit.
+    """
     source = spec.source
     if source.startswith(DEMO):
         return demo_path("models", source.removeprefix(DEMO)), None
@@ -60,12 +66,15 @@ def locate_model(spec: ModelSpec) -> tuple[Path | None, str | None]:
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether a source that is no local path has the form of a Hub id; what begins like a path is one."""
+    """Return whether a source, which is no local path, has the form of a Hub id."""
     return _HUB_ID.fullmatch(source) is not None and not source.endswith(DATA_SUFFIXES)
 
 
 def locate_data(spec: DataSpec) -> DataLocation:
-    """The files of a data entry. A Hub dataset is `org/name`, or `org/name:configuration`; it keeps no files here."""
+    """Return the files of a data entry.
+
+    A Hub dataset is `org/name`, or `org/name:configuration`; it has no files here.
+    """
     source = spec.source
     if source.startswith(DEMO):
         return DataLocation(spec, _split_files(spec, demo_path("data", source.removeprefix(DEMO))))
@@ -96,9 +105,12 @@ def locate_data(spec: DataSpec) -> DataLocation:
 
 
 def _split_files(spec: DataSpec, folder: Path) -> tuple[Path, ...]:
-    """The text files of a folder, by name; with `split`, those called split.*, split-* or in a folder of that name."""
+    """Return the text files of a folder, by name.
+
+    With `split`, those called split.*, split-* or in a folder of that name.
+    """
     embedded = spec.source.startswith(DEMO)
-    suffixes = DATA_SUFFIXES[:1] if embedded else DATA_SUFFIXES  # an embedded text has its licence beside it
+    suffixes = DATA_SUFFIXES[:1] if embedded else DATA_SUFFIXES  # the folder of an embedded text also has its licence
     files = sorted(path for path in folder.iterdir() if path.suffix in suffixes and path.is_file())
     if spec.split is None:
         if embedded:

@@ -1,4 +1,4 @@
-"""A package compiled by AOTInductor: torch.export's graph of the model, fused and compiled, which torch alone runs."""
+"""A package compiled by AOTInductor: torch.export's graph of the model, fused and compiled; torch alone runs it."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ _LAYER_SECONDS = 8.0  # most of it in the C++ compiler (measured)
 
 
 def environment(params: Params, machine: MachineFacts) -> Mapping[str, str]:
-    """The code is for the kind of processor or GPU that is there when it is compiled."""
+    """Return the kind of processor or GPU, for which the code is compiled."""
     if machine.device != "cpu":
         return {"gpu": str(machine.gpu_name)}
     return {"instruction sets": hashlib.sha256(" ".join(cpu.instructions()).encode()).hexdigest()[:12]}
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
-    """There is a C++ compiler, and the architecture is one whose exported graph was compared."""
+    """Check that there is a C++ compiler, and that exported graphs of the architecture have been verified."""
     found = refuse_others(inputs.checkpoint, "build.compile")
     refused = supported.refuse(inputs.checkpoint.config)
     if refused is not None:
@@ -63,14 +63,14 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
 
 
 def compiler() -> str | None:
-    """The C++ compiler that torch will use: that of CXX, else g++ or clang++; None where there is none."""
+    """Return the C++ compiler that torch will use: that of CXX, else g++ or clang++; None where there is none."""
     named = shlex.split(os.environ.get("CXX", ""))
     names = named[:1] or ["g++", "clang++"]
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
 def estimate(params: Params, inputs: Inputs) -> Cost:
-    """All weights dense, once in the model, once in the graph's constants, once in the package that is written."""
+    """Return the cost; memory holds all weights dense three times: in the model, the graph and the package."""
     facts = inputs.checkpoint
     value = _BYTES[params["precision"]]
     weights = dense_bytes(facts, value)
@@ -79,7 +79,7 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
 
 
 def dense_bytes(facts: CheckpointFacts, value: int) -> int:
-    """Bytes of all weights unpacked, `value` bytes each."""
+    """Return the bytes of all weights unpacked, `value` bytes each."""
     linears = sum(i.size for i in facts.sites)
     return linears * value + memory_budget.rest_bytes(facts, value)
 
@@ -89,7 +89,7 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
 
 
 def described(config: Any, precision: str) -> dict[str, Any]:
-    """What engine.json says that the plan knows already."""
+    """Return the part of engine.json that the plan knows."""
     return {
         "format": "aotinductor", "precision": precision, "context": supported.context(config),
         "vocabulary": int(config["vocab_size"]), "max_batch": None,

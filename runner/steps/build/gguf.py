@@ -21,12 +21,12 @@ REQUIRES = (Requirement("gguf", "gguf"),)
 METRICS = ()
 
 FILE = "model.gguf"
-TYPES = ("llama", "mistral")  # what was compared with transformers; both are llama.cpp's "llama"
+TYPES = ("llama", "mistral")  # verified against transformers; both are llama.cpp's "llama"
 _ANOTHER = "use build.onnx, or deploy the checkpoint itself"
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
-    """The architecture is one whose result was compared, and blocks can hold every packed module."""
+    """Check that the architecture is supported, and that blocks can hold every packed module."""
     from runner.export import preflight
     from runner.export.gguf_blocks import BLOCK, block_type_for
 
@@ -54,7 +54,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
 
 
 def _tokenizer(facts: CheckpointFacts) -> list[Diagnostic]:
-    """Whether GGUF holds the tokenizer, whose files no step changes."""
+    """Return the complaint about a tokenizer that GGUF cannot hold; no step changes its files."""
     from runner.export import gguf_vocabulary
 
     if facts.tokenizer is None:
@@ -68,7 +68,7 @@ def _tokenizer(facts: CheckpointFacts) -> list[Diagnostic]:
 
 
 def _architecture(config: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Why a model cannot be written: (what is wrong, remedy)."""
+    """Return (what is wrong, remedy) where the model cannot be written, else None."""
     model_type = config.get("model_type")
     if model_type not in TYPES:
         return f"models of the type `{model_type}` cannot be written as GGUF; {' and '.join(TYPES)} can", _ANOTHER
@@ -86,7 +86,7 @@ def _architecture(config: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def estimate(params: Params, inputs: Inputs) -> Cost:
-    """One tensor at a time, as float32 twice; what is written is no larger than 4 bytes a weight."""
+    """Return the cost; one tensor at a time is in memory, as float32 twice."""
     facts = inputs.checkpoint
     largest = max((math.prod(tensor.shape) for tensor in facts.tensors.values()), default=0)
     linears = sum(i.size for i in facts.sites)
@@ -104,7 +104,7 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
 
 
 def described(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What engine.json says that config.json knows already."""
+    """Return the part of engine.json that config.json decides."""
     return {
         "file": FILE, "architecture": "llama", "vocabulary": config["vocab_size"],
         "context": config.get("max_position_embeddings"),

@@ -1,4 +1,4 @@
-"""An ONNX graph of a checkpoint: `model.onnx`, its weights beside it, and all that is needed to run it."""
+"""An ONNX graph of a checkpoint: `model.onnx`, a file of its weights, and all that is needed to run it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
 
 
 def estimate(params: Params, inputs: Inputs) -> Cost:
-    """The largest weight as it is stored, in the graph's type, and turned over; nothing else of the model is held."""
+    """Return the cost; memory holds only the largest weight: as stored, in the graph's type, and transposed."""
     facts = inputs.checkpoint
     written = preflight.nbytes(facts, str(params["target"]), str(params["precision"]))
     value = preflight.FLOAT_BYTES[str(params["precision"])]

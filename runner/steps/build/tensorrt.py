@@ -45,12 +45,12 @@ _BUILD_RATE = 3e7  # bytes of weights a second (measured)
 
 
 def requires(params: Params) -> tuple[Requirement, ...]:
-    """`enterprise` needs another package, which no extra of this project installs: `check` asks for it."""
+    """Return the packages of the project's extras; `check` looks for that of `enterprise`, which no extra installs."""
     return REQUIRES if params["flavour"] == RTX else REQUIRES[1:]
 
 
 def environment(params: Params, machine: MachineFacts) -> Mapping[str, str]:
-    """An engine of `enterprise` runs on the kind of GPU, and in the version of TensorRT, that built it."""
+    """Return, for `enterprise`, the GPU and the version of TensorRT, which an engine depends on."""
     if params["flavour"] == RTX:
         return {}
     try:
@@ -61,7 +61,7 @@ def environment(params: Params, machine: MachineFacts) -> Mapping[str, str]:
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
-    """The architecture and every weight can go into the graph, the GPUs and lengths asked for are possible."""
+    """Check that the architecture and every weight fit the graph, and that the GPUs and lengths are possible."""
     facts = inputs.checkpoint
     found = [replace(d, help=_remedy(d.help)) for d in preflight.refusals(facts, integer_layouts.TENSORRT)]
     if any(d.code == "R477" for d in found):
@@ -84,7 +84,7 @@ def _lengths(params: Params, facts: CheckpointFacts) -> list[Diagnostic]:
 
 
 def _graph(params: Params, inputs: Inputs) -> list[Diagnostic]:
-    """The graph that is to be taken is one for TensorRT, of this checkpoint and in this precision."""
+    """Check that the given graph is for TensorRT, of this checkpoint and in this precision."""
     graph = inputs.others.get("graph")
     if graph is None:
         return []
@@ -136,7 +136,7 @@ def _enterprise(params: Params, inputs: Inputs) -> list[Diagnostic]:
 
 
 def _wide(facts: CheckpointFacts) -> list[Diagnostic]:
-    """TensorRT's blocks are of 4 bits: wider integers in groups it unpacks, or fails on (measured)."""
+    """Return a complaint about wider integers in groups, which TensorRT unpacks or fails on (measured)."""
     names = [
         name for name, (_, scheme) in preflight.schemes(facts).items() if scheme.bits > 4 and scheme.strategy == "group"
     ]
@@ -151,15 +151,15 @@ def _wide(facts: CheckpointFacts) -> list[Diagnostic]:
 
 
 def length(params: Params, config: Mapping[str, Any]) -> int:
-    """Tokens of prompt and continuation that the engine takes."""
+    """Return the tokens of prompt and continuation that the engine takes."""
     asked = params.get("max_sequence_length")
     return int(asked) if asked is not None else min(_USUAL_LENGTH, supported.context(config))
 
 
 def estimate(params: Params, inputs: Inputs) -> Cost:
-    """The exporter, where no graph is given, holds a weight at a time; then the builder, beside it, takes four times
+    """Return the cost; the builder holds all weights about four times.
 
-    all of them.
+    Where no graph is given, the exporter's memory and one weight at a time come first.
     """
     facts = inputs.checkpoint
     graph = preflight.nbytes(facts, integer_layouts.TENSORRT, str(params["precision"]))
@@ -192,7 +192,7 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
 
 
 def _capabilities(params: Params) -> list[str] | None:
-    """In the order of versions, so that their order in the recipe changes no byte."""
+    """Return the compute capabilities sorted by version, so that their order in the recipe changes no byte."""
     asked: Sequence[str] | None = params.get("compute_capabilities")
     return sorted(asked, key=lambda text: [int(part) for part in text.split(".")]) if asked else None
 
@@ -226,7 +226,7 @@ def run(ctx: Context) -> Result:
     built = tensorrt.build(ctx, order, work)
     ctx.emit("progress", phase="TensorRT", done=1, total=1, unit="engine")
     weights = tensorrt_folder.weights(folder / graph.FILE)
-    _kept_small(built, weights, len(order.profiles), _CODE * facts["layers"])
+    _check_packed(built, weights, len(order.profiles), _CODE * facts["layers"])
     described = tensorrt_folder.write(ctx, order, built, facts, work)
     metrics: dict[str, float] = {
         "engine_bytes": built.engine_bytes,
@@ -244,7 +244,7 @@ def run(ctx: Context) -> Result:
 
 
 def _exported(ctx: Context, folder: Path) -> Mapping[str, Any]:
-    """Write the graph of the step's checkpoint into `folder`; what it says of itself."""
+    """Write the graph of the step's checkpoint into `folder`; return its description."""
     from runner.export import graph
 
     exported = graph.export(
@@ -263,11 +263,12 @@ def _gpu_name(ctx: Context) -> str:
     return torch.cuda.get_device_name() if ctx.device == "cuda" else "none"
 
 
-def _kept_small(built: tensorrt.Built, weights: Any, profiles: int, code: int) -> None:
-    """StepFailed where the engine holds more than every weight once for each profile, whose kernels may want it in
+def _check_packed(built: tensorrt.Built, weights: Any, profiles: int, code: int) -> None:
+    """Raise StepFailed where the builder has unpacked quantized weights.
 
-    another order. Unpacked to 16 bits, 4-bit weights would take more than that. A builder that does not tell what it
-    holds of weights is judged by the engine without the bytes that code usually takes.
+    An engine may hold every weight once for each profile, whose kernels may need it in another order; 4-bit weights
+    unpacked to 16 bits would take more. Where the builder does not report the bytes of weights, they are the engine
+    without the usual bytes of code.
     """
     held = built.weights_bytes if built.weights_bytes is not None else built.engine_bytes - code
     if (

@@ -1,6 +1,6 @@
-"""Distillation of hidden states and attention maps (TinyBERT, Jiao 2020; MiniLM, Wang 2020) beside the predictions.
+"""Distillation of hidden states and attention maps (TinyBERT, Jiao 2020; MiniLM, Wang 2020) besides the predictions.
 
-The teacher stays in memory beside the student, frozen. The losses are in runner/training/losses.py.
+The frozen teacher stays in memory together with the student. The losses are in runner/training/losses.py.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
         message = "`hidden_weight`, `attention_weight` and `logits_weight` are all 0: nothing is left to learn"
         found.append(Diagnostic("R494", message, "leave one of them out", path=("hidden_weight",)))
     if any(complaint.code == "R491" for complaint in found):
-        return found  # how many layers the student has is not known
+        return found  # the number of the student's layers is not known
     layers = {
         "student": pair.student_facts(params, inputs).layer_count,
         "teacher": inputs.others["teacher"].layer_count,
@@ -54,7 +54,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
 
 
 def estimate(params: Params, inputs: Inputs) -> Cost:
-    """A training, with the teacher's weights and forward beside it in every process."""
+    """Return the cost of a training, with the teacher's weights and forwards in every process."""
     teacher, machine = inputs.others["teacher"], inputs.machine
     value = memory_budget.compute_bytes(teacher, machine.device)
     tokens = teaching.forward_tokens(params, inputs)
@@ -62,8 +62,8 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     heads = int(teacher.config.get("num_attention_heads") or teacher.config.get("n_head") or 0)
     maps = 4 * heads * length * teacher.layer_count if params["attention_weight"] else 0
     states = 2 * 4 * teacher.layer_count * config.hidden_size(teacher.config)
-    beside = teacher.parameters * value + tokens * (vocabulary.size(teacher.config) * value + states + 3 * maps)
-    cost = pair.trained(params, inputs, pair.WHOLE_COPIES, beside)
+    teacher_bytes = teacher.parameters * value + tokens * (vocabulary.size(teacher.config) * value + states + 3 * maps)
+    cost = pair.trained(params, inputs, pair.FULL_COPIES, teacher_bytes)
     forwards = 2 * pair.seen_windows(params, inputs) * length * teacher.parameters / machine.flops
     return replace(cost, seconds=cost.seconds + forwards)
 

@@ -1,7 +1,7 @@
 """Distillation of predictions (Hinton 2015): a student learns the teacher's distribution over the next token.
 
-The teacher runs once, a layer in memory at a time, and leaves its likeliest tokens on disk; then the student is
-trained alone. The losses are in runner/training/losses.py.
+The teacher runs once, a layer in memory at a time, and stores its most likely tokens on disk; then the
+student is trained alone. The losses are in runner/training/losses.py.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
 
 
 def estimate(params: Params, inputs: Inputs) -> Cost:
-    """The passes before the training, then the training; the cache and the cut student lie in scratch."""
+    """Return the cost of the teacher's pass and the training; the cache and the cut student are in scratch."""
     cost = pair.trained(params, inputs)
     data = inputs.data["data"]
     seen = replace(data, samples=pair.distinct_windows(params, inputs))

@@ -1,4 +1,4 @@
-"""Teacher and student, as the kinds of distillation share them. Imported by the planner: no torch at the top."""
+"""Teacher and student, shared by the kinds of distillation. Imported by the planner: no torch at the top."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from runner.training import estimate as forecast
 from runner.training import layer_selection, vocabulary
 from runner.training.task import settings
 
-# Of a chunk of logits while the loss against the teacher's whole logits and its gradient are computed, with
+# Copies of a chunk of logits while the loss against the teacher's full logits and its gradient are computed, with
 # Jensen-Shannon, which takes the most (measured).
-WHOLE_COPIES = 8
+FULL_COPIES = 8
 
 
 @dataclass(frozen=True)
 class Student:
-    """The checkpoint that is trained: `kept` are the layers that it has of its source, None where it has them all.
+    """The checkpoint that is trained; `kept` are the layers of its source that it has, None for all.
 
-    `layers` is how many its source has, `influence` what was measured of them where the choice was made by it.
+    `layers` is the number of its source's layers, `influence` their measured influence where it decided the choice.
     """
 
     folder: Path
@@ -38,12 +38,15 @@ class Student:
 
 
 def source_facts(inputs: Inputs) -> CheckpointFacts:
-    """What the student is made of: the checkpoint that `student` names, or the step's main input."""
+    """Return the facts of the student's source: the checkpoint that `student` names, or the main input."""
     return inputs.others.get("student", inputs.checkpoint)
 
 
 def student_facts(params: Params, inputs: Inputs) -> CheckpointFacts:
-    """What the student will be. Which layers go is known when it runs; until then evenly spaced ones stand for them."""
+    """Return the facts of the student.
+
+    Which layers are dropped may be decided only when the step runs; until then evenly spaced ones stand for them.
+    """
     facts = source_facts(inputs)
     layers = wanted_layers(params, facts.layer_count)
     if layers is None:
@@ -54,7 +57,7 @@ def student_facts(params: Params, inputs: Inputs) -> CheckpointFacts:
 
 
 def wanted_layers(params: Params, count: int) -> int | list[int] | None:
-    """How many of `count` layers `student` keeps, or which; None for all."""
+    """Return how many of `count` layers `student` keeps, or which; None for all."""
     student = params.get("student") or {}
     if "drop" in student:
         return int(count - student["drop"])
@@ -63,7 +66,7 @@ def wanted_layers(params: Params, count: int) -> int | list[int] | None:
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
-    """What no training of this student with this teacher could do, and what no training could."""
+    """Return complaints about this pair of student and teacher, and about the training."""
     found = layer_complaints(params, source_facts(inputs))
     student = source_facts(inputs) if found else student_facts(params, inputs)
     found += adapter_config.adapter_conflicts(source_facts(inputs).adapter, "training would change those")
@@ -79,7 +82,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
 
 
 def layer_complaints(params: Params, facts: CheckpointFacts) -> list[Diagnostic]:
-    """What is wrong with the layers that the student is to keep."""
+    """Return complaints about the layers that the student is to keep."""
     student, count = params.get("student") or {}, facts.layer_count
     if student.get("drop", 0) >= count:
         message = f"`drop` leaves out {student['drop']} decoder layers; the checkpoint has {count}"
@@ -110,9 +113,10 @@ def layer_complaints(params: Params, facts: CheckpointFacts) -> list[Diagnostic]
 def token_complaints(
     teacher: CheckpointFacts, student: CheckpointFacts, teacher_folder: Path | None, student_folder: Path | None
 ) -> list[Diagnostic]:
-    """Whether both mean the same tokens: by their tokenizers where both are at hand, else by the number of logits.
+    """Return complaints where teacher and student do not share their tokens.
 
-    Tables padded to different sizes are no obstacle once the tokenizers are known to be one.
+    Their tokenizers decide where both are at hand, else the number of logits. Vocabularies padded to different sizes
+    are accepted once the tokenizers are known to be the same.
     """
     sizes = [vocabulary.size(facts.config) for facts in (teacher, student)]
     help = "distil between models of one tokenizer"
@@ -131,8 +135,8 @@ def token_complaints(
     return [Diagnostic("R490", message, help, path=("teacher",))]
 
 
-def trained(params: Params, inputs: Inputs, copies: int = teaching.TOP_K_COPIES, beside: int = 0) -> Cost:
-    """What making and training the student takes, with `beside` further bytes in memory of every process.
+def trained(params: Params, inputs: Inputs, copies: int = teaching.TOP_K_COPIES, further: int = 0) -> Cost:
+    """Return the cost of making and training the student, with `further` bytes in memory of every process.
 
     The losses hold `copies` of a chunk of logits beyond `teaching.LOGIT_BYTES` of each.
     """
@@ -141,7 +145,7 @@ def trained(params: Params, inputs: Inputs, copies: int = teaching.TOP_K_COPIES,
     cost = Cost(*forecast.estimate(
         inputs, params, trained=student.parameters, disk=student.nbytes, facts=student,
         logit_bytes=teaching.LOGIT_BYTES,
-        extra=copies * chunk + beside,
+        extra=copies * chunk + further,
     ))  # fmt: skip
     layers = wanted_layers(params, source_facts(inputs).layer_count)
     if layers is None:
@@ -158,14 +162,14 @@ def trained(params: Params, inputs: Inputs, copies: int = teaching.TOP_K_COPIES,
 
 
 def seen_windows(params: Params, inputs: Inputs) -> int:
-    """How many windows the training will look at, one that is seen twice counted twice."""
+    """Return how many windows the training will see; a window seen twice counts twice."""
     data = inputs.data["data"]
     chosen = settings(params, _windows(inputs), data.sequence_length)
     return chosen.steps * chosen.batch_size
 
 
 def distinct_windows(params: Params, inputs: Inputs) -> int:
-    """How many different windows of the data the training will look at."""
+    """Return how many different windows of the data the training will see."""
     return min(_windows(inputs), seen_windows(params, inputs))
 
 
@@ -175,15 +179,15 @@ def _windows(inputs: Inputs) -> int:
 
 
 def base(ctx: Context) -> str:
-    """The input that the student is made from."""
+    """Return the name of the input that the student is made from."""
     return "student" if "student" in ctx.inputs else "checkpoint"
 
 
 def make(ctx: Context, after: int = 0) -> Student:
-    """The student's checkpoint, cut into the scratch folder where `layers` asks for it. Repeatable.
+    """Make the student's checkpoint, cut in the scratch folder where `layers` asks for it. Repeatable.
 
-    `after` is the number of layers that the step runs later, for events. RecipeError where teacher and student do not
-    share a tokenizer: for models of the Hub it is known only here.
+    `after` is the number of layers that the step runs later, for events. Raises RecipeError where teacher and student
+    do not share a tokenizer: for models of the Hub this is known only here.
     """
     from runner.model.architecture.inspect import facts as read_facts
     from runner.model.layerwise.stream_run import StreamRun
@@ -215,7 +219,7 @@ def make(ctx: Context, after: int = 0) -> Student:
 
 
 def details(student: Student) -> dict[str, Any]:
-    """What the record says of the student."""
+    """Return the details of the student for the record."""
     found: dict[str, Any] = {}
     if student.kept is not None:
         found["kept_layers"] = student.kept

@@ -1,4 +1,4 @@
-"""How far a checkpoint has moved from another: KL(against ‖ checkpoint) per token, and agreement of the top token."""
+"""Divergence of a checkpoint from another: KL(against ‖ checkpoint) per token, and agreement of the top token."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""How fast an artifact runs and what it takes: a checkpoint in transformers, or an engine in what runs it.
+"""Speed and memory of an artifact: a checkpoint in transformers, or an engine in its runtime.
 
-Measured in a process of its own, so that load time and peak memory are those of nothing else. The figures are of this
-machine at this moment: a step's result is reused all the same while what it measures is the same.
+Measured in a process of its own, so that load time and peak memory include nothing else. The figures are of this
+machine at this moment; a step's result is still reused while its inputs are the same.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ METRICS = dict.fromkeys(
     ),
     metric_ranges.AMOUNT,
 )  # fmt: skip
-_POLL = 0.2  # seconds between two looks at whether the job is to stop
+_POLL = 0.2  # seconds between two checks for a stop request
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
-    """Prompt and continuation fit the model, and the engine's batch."""
+    """Check that prompt and continuation fit the model, and the batch the engine."""
     engine = inputs.checkpoint.engine or {}
     positions = config.text_config(inputs.checkpoint.config).get("max_position_embeddings")
     context = engine.get("context", positions)
@@ -67,7 +67,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
 
 
 def estimate(params: Params, inputs: Inputs) -> Cost:
-    """The dense weights; every token of decoding reads all of them once."""
+    """Return the cost; the dense weights are in memory, and every decoded token reads them once."""
     facts, machine = inputs.checkpoint, inputs.machine
     value = memory_budget.compute_bytes(facts, machine.device)
     weights = sum(i.size for i in facts.sites)
@@ -108,16 +108,16 @@ def run(ctx: Context) -> Result:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of every file under a folder."""
+    """Return the bytes of all files under a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _measured(ctx: Context, settings: dict[str, Any], total: int) -> dict[str, Any]:
-    """Run runner.runtime.timing in a fresh process, which ends when this one does; its errors are raised here."""
+    """Run runner.runtime.timing in a new process, which ends when this one does; raise its errors here."""
     threads = str(ctx.threads)
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     for name in WAITING:
-        environment.pop(name, None)  # measured as it would be served: threads spin while they wait
+        environment.pop(name, None)  # as in serving, threads spin while they wait
     process = subprocess.Popen(
         [sys.executable, "-m", "runner.runtime.timing"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         encoding="utf-8", env=environment,
@@ -127,7 +127,7 @@ def _measured(ctx: Context, settings: dict[str, Any], total: int) -> dict[str, A
     reader = threading.Thread(target=_read, args=(stdout, lines), daemon=True)
     reader.start()
     try:
-        with suppress(BrokenPipeError):  # it died at once, which the end of its output tells
+        with suppress(BrokenPipeError):  # it died at once; the end of its output shows that
             stdin.write(json.dumps(settings) + "\n")
             stdin.flush()
         while True:
@@ -145,9 +145,9 @@ def _measured(ctx: Context, settings: dict[str, Any], total: int) -> dict[str, A
             if "done" in message:
                 ctx.emit("progress", phase="repetitions", done=message["done"], total=total, unit="runs")
             elif "error" in message:
-                told = message["error"]
-                kind = MachineError if told["exit_code"] == MachineError.exit_code else StepFailed
-                raise kind(told["message"], told["help"])
+                error = message["error"]
+                kind = MachineError if error["exit_code"] == MachineError.exit_code else StepFailed
+                raise kind(error["message"], error["help"])
             else:
                 result: dict[str, Any] = message["result"]
                 return result
@@ -161,7 +161,7 @@ def _measured(ctx: Context, settings: dict[str, Any], total: int) -> dict[str, A
 
 
 def _read(stdout: IO[str], lines: Queue[str | None]) -> None:
-    """Every line as it comes, then None."""
+    """Put every line into the queue as it comes, then None."""
     for line in stdout:
         lines.put(line)
     lines.put(None)

@@ -1,7 +1,7 @@
-"""Whether an engine computes what the checkpoint it was made from computes: logits, and tokens of greedy decoding.
+"""Agreement of an engine with the checkpoint that it was made from: logits, and tokens of greedy decoding.
 
-The checkpoint runs in float32, packed weights as exactly what their integers and scales say, the adapter acting. The
-engine is given the same windows whole (prefill), and then prompts that it continues by itself (prefill and decode).
+The checkpoint runs in float32, with packed weights dequantized exactly and its adapter applied. The engine gets the
+same windows in one call (prefill), and then prompts that it continues by itself (prefill and decode).
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ METRICS = {
 }  # fmt: skip
 
 
-_ENGINE = 150 << 20  # the runtime of an engine and a model of transformers, beside torch (measured)
+_ENGINE = 150 << 20  # runtime of an engine and code of transformers, without torch (measured)
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
-    """Vocabularies are equal; windows and prompts fit the data and the lengths that the engine is built for."""
+    """Check that vocabularies are equal, and that windows and prompts fit the data and the engine's lengths."""
     found = unrunnable(inputs.checkpoint, inputs.machine.device)
     ours, theirs = (facts.config.get("vocab_size") for facts in (inputs.checkpoint, inputs.others["against"]))
     if ours != theirs:
@@ -59,14 +59,14 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
 
 
 def estimate(params: Params, inputs: Inputs) -> Cost:
-    """The dense checkpoint in float32 and the engine, both in memory, and the logits of a window of each."""
+    """Return the cost; the dense checkpoint in float32, the engine and logits of a window of each are in memory."""
     facts, machine = inputs.checkpoint, inputs.machine
     weights = sum(i.size for i in facts.sites)
     vocabulary = int(config.text_config(facts.config).get("vocab_size", 0))
     head = config.hidden_size(facts.config) * vocabulary
     length = inputs.data["data"].sequence_length
     tokens = params["windows"] * length + params["prompts"] * (params["prompt_tokens"] + 4 * params["new_tokens"])
-    logits = 5 * 8 * length * vocabulary  # both, and what is made of them, as float64
+    logits = 5 * 8 * length * vocabulary  # both, and their differences and divergences, as float64
     resident = 2 * (weights * 4 + memory_budget.rest_bytes(facts, 4)) + logits
     return Cost(memory_budget.RUNTIME + _ENGINE + resident, 0, 0, 10 + 4 * tokens * (weights + head) / machine.flops)
 
@@ -93,7 +93,7 @@ def run(ctx: Context) -> Result:
 
 
 def _logits(ctx: Context, engine: Runtime, base: Runtime, ids: Ids) -> tuple[dict[str, float], int]:
-    """Every position of every window; KL(checkpoint ‖ engine) in nats per token."""
+    """Compare the logits at every position; return metrics, KL(checkpoint ‖ engine) in nats per token, and windows."""
     import numpy as np
 
     largest, divergence, agree, tokens = 0.0, 0.0, 0, 0
@@ -121,9 +121,9 @@ def _log_softmax(logits: Any) -> Any:
 def _greedy(
     ctx: Context, engine: Runtime, base: Runtime, prompts: Ids, count: int
 ) -> tuple[dict[str, float], list[int | None]]:
-    """Continue every prompt in both; a prompt agrees when all `count` tokens are equal. `first_difference` is the
+    """Continue every prompt in both; a prompt agrees when all `count` tokens are equal.
 
-    least number of equal tokens before the first that differs, `count` where none does.
+    `first_difference` is the least number of equal tokens before the first that differs, `count` where none does.
     """
     from runner.runtime.greedy import greedy
 

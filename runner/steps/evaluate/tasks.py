@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness, as a library: the whole model in memory, because the harness calls it as it likes."""
+"""Tasks of lm-evaluation-harness, used as a library; the full model is in memory, as the harness decides its calls."""
 
 from __future__ import annotations
 
@@ -34,18 +34,21 @@ METRICS = {"<task>/<metric>": metric_ranges.UNKNOWN}
 LENGTH = 512  # tokens of a question, for the forecast
 QUESTIONS = 1000  # of a task, where nothing limits them
 CHOICES = 4
-HARNESS = 110 << 20  # bytes that the harness and its packages take beside transformers (measured)
+HARNESS = 110 << 20  # bytes that the harness and its packages take in addition to transformers (measured)
 
 Spec = str | dict[str, Any]  # a name of the harness, or a task's configuration
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
-    """Nothing to refuse beyond what finding the task files already refuses."""
+    """Return no complaints: finding the task files has already checked everything."""
     return []
 
 
 def estimate(params: Params, inputs: Inputs) -> Cost:
-    """The dense weights, the logits of a batch twice; how many questions there are is a guess without `limit`."""
+    """Return the cost; the number of questions is a guess without `limit`.
+
+    The dense weights and twice the logits of a batch are in memory.
+    """
     facts, machine = inputs.checkpoint, inputs.machine
     value = memory_budget.compute_bytes(facts, machine.device)
     weights = sum(i.size for i in facts.sites)
@@ -97,7 +100,10 @@ def run(ctx: Context) -> Result:
 
 
 def metrics(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """The harness's {task: {"acc,none": 0.5}} as {"task/acc": 0.5}; a filter other than "none" is a third part."""
+    """Return the harness's {task: {"acc,none": 0.5}} as {"task/acc": 0.5}.
+
+    A filter other than "none" is a third part of the name.
+    """
     found = {}
     for task, values in results.items():
         for name, value in values.items():
@@ -109,7 +115,7 @@ def metrics(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _model(ctx: Context) -> Any:
-    """The checkpoint as a dense model of transformers, packed weights unpacked, an adapter acting."""
+    """Return the checkpoint as a dense model of transformers, packed weights unpacked and the adapter applied."""
     from transformers import GenerationConfig
 
     from runner.model.layerwise.streamed_model import StreamedModel
@@ -125,7 +131,7 @@ def _model(ctx: Context) -> Any:
 
 
 def _known(names: list[str], known: list[str]) -> None:
-    """StepFailed for a name that the harness does not have."""
+    """Raise StepFailed for a name that the harness does not have."""
     from importlib.metadata import version
 
     unknown = [f"`{name}`{did_you_mean(name, known)}" for name in names if name not in known]
@@ -137,7 +143,10 @@ def _known(names: list[str], known: list[str]) -> None:
 
 
 def _specs(ctx: Context, local: Mapping[str, Path]) -> Iterator[Spec]:
-    """Every task in the order of `tasks`; those of files with their paths made absolute and a cache of their own."""
+    """Yield every task in the order of `tasks`.
+
+    Tasks of files have absolute paths and a dataset cache of their own.
+    """
     from lm_eval.tasks._yaml_loader import load_yaml
 
     for entry in ctx.params["tasks"]:
@@ -154,7 +163,7 @@ def _specs(ctx: Context, local: Mapping[str, Path]) -> Iterator[Spec]:
 
 
 def _absolute(files: Any, folder: Path) -> Any:
-    """`data_files` of a task with every path that is there beside the task file made absolute."""
+    """Return `data_files` of a task with the paths that exist in the folder of the task file made absolute."""
     if isinstance(files, Mapping):
         return {key: _absolute(value, folder) for key, value in files.items()}
     if isinstance(files, list):

@@ -24,7 +24,7 @@ DISTRIBUTED = True
 
 
 def schedule(params: Params, steps: int) -> Schedule:
-    """Return the schedule of a training of so many steps."""
+    """Return the schedule of a training of that many steps."""
     begin, end = params["begin_step"], params.get("end_step")
     return Schedule(
         initial=params["initial_sparsity"],

@@ -1,6 +1,6 @@
-"""GPTQ (Frantar et al. 2022): integers chosen a column at a time, each error made up for by the columns left.
+"""GPTQ (Frantar et al. 2022): integers chosen a column at a time, the remaining columns compensating each error.
 
-The maths is in gptq_math.py and grid.py; `asymmetric_calibration` is GPTAQ (Li et al. 2025).
+The maths is in runner/methods/gptq.py and quantization_grid.py; `asymmetric_calibration` is GPTAQ (Li et al. 2025).
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ REQUIRES = ()
 METRICS = ()
 
 SAMPLED_ROWS = 512
-_SOLVED_WEIGHTS = 8e6  # that one core finds the grids of and rounds in a second (measured)
-_COLUMN_SECONDS = 30e-6  # for starting the operations on one column (measured)
+_SOLVED_WEIGHTS = 8e6  # weights for which one core finds grids and rounds in a second (measured)
+_COLUMN_SECONDS = 30e-6  # for launching the operations on one column (measured)
 
 
-AUTO_BITS = 3  # at so few bits the errors of earlier layers are worth a second flow of activations
+AUTO_BITS = 3  # at so few bits, the errors of earlier layers justify a second set of activations
 
 
 def strength(params: Params) -> float:
-    """GPTAQ's α for one module."""
+    """Return GPTAQ's α for one module."""
     alpha = params["asymmetric_calibration"]
     return float(params["bits"] <= AUTO_BITS) if alpha == "auto" else float(alpha)
 
 
 def wanted(params: Params) -> str:
-    """The statistic that serves every module, those with `overrides` too."""
+    """Return the statistic that serves every module, including those with `overrides`."""
     ways = [params, *({**params, **changes} for changes in params["overrides"].values())]
     return "cross" if any(map(strength, ways)) else "hessian"
 
 
 def transform(linear: Linear, statistics: Statistics, params: Params) -> Transformed:
-    """Weights that are exactly zero stay so: a pruned checkpoint keeps its masks.
+    """Quantize by GPTQ; weights that are exactly zero stay zero, so that a pruned checkpoint keeps its masks.
 
     `error` is that of the output, tr(E H Eᵀ) / tr(W H Wᵀ), over up to SAMPLED_ROWS evenly spaced rows: the product W H
     of all of them would cost as much as solving.
@@ -76,9 +76,9 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
 
 
 def solving_seconds(facts: CheckpointFacts, machine: MachineFacts) -> float:
-    """A factorization of each second moment, feedback of errors, and operations on columns.
+    """Return the seconds of solving: a factorization of each second moment, feedback of errors, column operations.
 
-    With little calibration data it is most of the step: of a layer of 2048 × 8192 and 4096 tokens, 7 of 11 s.
+    With little calibration data it is most of the step: for a layer of 2048 × 8192 and 4096 tokens, 7 of 11 s.
     """
     widths = distinct_inputs(facts)
     products = sum(k**3 for k in widths) / 2 + sum(i.rows * i.columns**2 for i in facts.sites)

@@ -15,7 +15,7 @@ METRICS = ()
 
 
 def transform(linear: Linear, statistics: Statistics, params: Params) -> Transformed:
-    """Weight error is relative: ‖Q − W‖² / ‖W‖²."""
+    """Round to nearest; `error` is relative, ‖Q − W‖² / ‖W‖²."""
     from runner.methods.quantization_grid import quantize_rtn
     from runner.methods.quantization_scheme import stored_levels
 

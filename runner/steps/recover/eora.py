@@ -1,7 +1,7 @@
-"""EoRA (Liu et al. 2024): a low-rank term beside each compressed linear, in closed form from calibration statistics.
+"""EoRA (Liu et al. 2024): a low-rank term added to each compressed linear, in closed form from calibration statistics.
 
-The maths is in low_rank.py. On the layer stream, each layer's terms act while the inputs of the next ones are
-collected. They are kept as a peft adapter beside the weights and never merged: merging would lose the integers of a
+The maths is in low_rank.py. On the layer stream, each layer's terms are applied while the inputs of the next ones are
+collected. They are stored as a peft adapter with the weights and never merged: merging would lose the integers of a
 quantized checkpoint and the zeros of a pruned one.
 """
 
@@ -37,7 +37,7 @@ REQUIRES = ()
 METRICS = ()
 
 SAMPLED_ROWS = 512
-_BYTES = 4  # of an adapter's value: peft computes with adapters in float32
+_BYTES = 4  # per value of an adapter: peft computes adapters in float32
 _SHOWN = 5  # modules that a complaint lists
 
 
@@ -66,7 +66,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
 
 
 def _differing(linears: list[Site], reference: CheckpointFacts) -> list[Diagnostic]:
-    """Modules that `against` does not have, or has in another shape."""
+    """Return a complaint about modules that `against` does not have, or has in another shape."""
     theirs = {linear.name: linear for linear in reference.sites}
     lines = []
     for own in linears:
@@ -92,7 +92,10 @@ def _modules(count: int) -> str:
 
 
 def estimate(params: Params, inputs: Inputs) -> Cost:
-    """A calibrated stream, the reference weights beside it, and per linear three products and an eigenvalue problem."""
+    """Return the cost of a calibrated stream with reference weights, and of solving.
+
+    Solving takes three products and an eigenvalue problem for each linear.
+    """
     facts = inputs.checkpoint
     cost = layerwise.estimate(LayerMethod(_nothing, statistics=wanted), params, inputs)
     linears = list(chosen(params, facts))
@@ -109,7 +112,7 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
 
 
 def wanted(params: Params) -> str:
-    """The statistic to collect: with the inputs of the original model beside those of the compressed one, or not."""
+    """Return the statistic to collect: "cross" also needs the inputs of the original model."""
     return "cross" if params["asymmetric_calibration"] else "hessian"
 
 
@@ -118,7 +121,7 @@ def _nothing(linear: Linear, statistics: Statistics, params: Mapping[str, Any]) 
 
 
 def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
-    """The same checkpoint with an adapter beside it."""
+    """Return the facts of the same checkpoint with an adapter."""
     facts = inputs.checkpoint
     linears = chosen(params, facts)
     names = adapter_config.targets([i.name for i in linears], [i.name for i in facts.sites])
@@ -132,7 +135,7 @@ def changes(params: Params, inputs: Inputs) -> Collection[str]:
 
 
 def _conv1d(facts: CheckpointFacts) -> bool:
-    """Whether the linears are GPT-2's, which keep a dense weight as [in, out]."""
+    """Return whether the linears are GPT-2's, which store a dense weight as [in, out]."""
     return facts.config.get("model_type") in supported.CONV1D_TYPES
 
 
@@ -152,20 +155,20 @@ def run(ctx: Context) -> Result:
         layers = engine.Calibrated(inputs, layer_stream.resolved(method, ctx.params, facts))
         names = layers.model_names()
 
-        def keep(index: int, changed: Mapping[str, Transformed]) -> dict[str, Any]:
+        def store(index: int, changed: Mapping[str, Transformed]) -> dict[str, Any]:
             pairs = {names[name]: result.added for name, result in changed.items() if result.added is not None}
             tensors = {f"{name}.lora_{letter}.weight": tensor for name, pair in pairs.items()
                        for letter, tensor in zip("AB", pair, strict=True)}  # fmt: skip
             parts.add(f"layer-{index:05d}", tensors)
             return {"layer": index, "modules": {name: dict(result.metrics) for name, result in changed.items()}}
 
-        results = engine.walk(layers, keep, layer_stream.stream_run(ctx))
+        results = engine.walk(layers, store, layer_stream.stream_run(ctx))
     if not any(module["error_before"] for layer in results for module in layer["modules"].values()):
         raise StepFailed(
             "there is no error to make up for: the weights of the checkpoint are those of `against`",
             "let `from` name the compressed checkpoint, and `against` the one it was made from",
         )
-    _finish(ctx, parts.folder, sorted(names.values()), facts, results)
+    _write(ctx, parts.folder, sorted(names.values()), facts, results)
     found = layer_stream.summary(ctx.out_dir, results)
     size = (ctx.out_dir / adapter_config.FOLDER / adapter_config.WEIGHTS).stat().st_size
     return replace(found, metrics={**found.metrics, "rank": ctx.params["rank"], "adapter_bytes": size})
@@ -174,7 +177,7 @@ def run(ctx: Context) -> Result:
 def term(
     reference: CheckpointReader, conv1d: bool, linear: Linear, statistics: Statistics, params: Mapping[str, Any]
 ) -> Transformed:
-    """The low-rank term of one linear, whose compressed weight `linear` holds.
+    """Return the low-rank term of one linear, whose compressed weight `linear` holds.
 
     E is W − Ŵ and, as far as `asymmetric_calibration` says, the shift of low_rank.py. `error` and `error_before` are
     those of the output, with the term and without: tr(E H Eᵀ) / tr(W H Wᵀ) over up to SAMPLED_ROWS evenly spaced rows.
@@ -190,14 +193,14 @@ def term(
         error += params["asymmetric_calibration"] * shift(weight, statistics.of("cross"), steady)
     a, b = compensate(error, steady, params["rank"])
     rows = slice(None, None, -(-linear.out_features // SAMPLED_ROWS))
-    whole = energy(weight[rows], moment)
+    total = energy(weight[rows], moment)
     left = error[rows] - b[rows] @ a
-    shares = [energy(part, moment) / whole if whole > 0 else 0.0 for part in (error[rows], left)]
+    shares = [energy(part, moment) / total if total > 0 else 0.0 for part in (error[rows], left)]
     return Transformed(added=(a, b), metrics={"error_before": shares[0], "error": shares[1]})
 
 
-def _finish(ctx: Context, parts: Path, names: list[str], facts: CheckpointFacts, results: Results) -> None:
-    """Write the files of the compressed checkpoint with the adapter; what is there already is written anew."""
+def _write(ctx: Context, parts: Path, names: list[str], facts: CheckpointFacts, results: Results) -> None:
+    """Write the files of the compressed checkpoint with the adapter; existing files are overwritten."""
     from runner.model.checkpoint import derived
     from runner.model.checkpoint.headers import read_shard
     from runner.model.checkpoint.reader import CheckpointReader
@@ -223,7 +226,7 @@ def _finish(ctx: Context, parts: Path, names: list[str], facts: CheckpointFacts,
 
 
 def _section(rank: int, results: Results) -> str:
-    """What the model card says of the adapter."""
+    """Return the section of the model card about the adapter."""
     modules = [module for layer in results for module in layer["modules"].values()]
     was, is_ = (sum(m[key] for m in modules) / len(modules) for key in ("error_before", "error"))
     return _SECTION.format(rank=rank, was=was, is_=is_)

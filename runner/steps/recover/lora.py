@@ -1,7 +1,7 @@
 """LoRA (Hu 2021), rsLoRA (Kalajdzievski 2023) and DoRA (Liu 2024) on a dense, pruned or quantized checkpoint.
 
-A dense weight takes the trained adapter in, a pruned one under its mask; beside integers it is kept, or the merged
-weights are quantized again. The maths is in runner/training/modules/lora_math.py.
+The trained adapter is merged into dense weights, under the mask where they are pruned; with integers it is stored as an
+adapter, or the merged weights are quantized again. The maths is in runner/training/modules/lora_math.py.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
 
 
 def targets(params: Params, facts: CheckpointFacts) -> list[Site]:
-    """The linears that get an adapter."""
+    """Return the linears that get an adapter."""
     return [i for i in facts.sites if any(matches(pattern, i.name) for pattern in params["target_modules"])]
 
 
 def merges(params: Params, facts: CheckpointFacts) -> str:
-    """What becomes of the adapter: "merge" (dense weights take it in), "keep" or "requantize"."""
+    """Return what happens to the adapter: "merge" (into dense weights), "keep" or "requantize"."""
     chosen = str(params["merge"])
     return chosen if chosen != "auto" else "keep" if facts.quantization else "merge"
 
@@ -83,7 +83,7 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
 
 
 def _input_bytes(params: Params, inputs: Inputs, linears: list[Site]) -> int:
-    """Of the float32 copies of its input that every adapter keeps for the way back: of one layer, or of all."""
+    """Return the bytes of the float32 inputs that adapters store for the backward pass: of one layer, or of all."""
     if params["precision"] == "fp32":
         return 0  # the input itself
     layers: dict[int, int] = {}
@@ -102,7 +102,7 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
 
 
 def changes(params: Params, inputs: Inputs) -> Collection[str]:
-    """Weights that take the adapter in; all that are packed where those are quantized again."""
+    """Return the weights that the adapter is merged into; all packed ones where they are quantized again."""
     facts = inputs.checkpoint
     how = merges(params, facts)
     if how == "keep":
@@ -114,12 +114,12 @@ def changes(params: Params, inputs: Inputs) -> Collection[str]:
 
 
 def conv1d(facts: CheckpointFacts) -> bool:
-    """Whether the linears are GPT-2's, which keep a dense weight as [in, out]."""
+    """Return whether the linears are GPT-2's, which store a dense weight as [in, out]."""
     return facts.config.get("model_type") in supported.CONV1D_TYPES and not facts.quantization
 
 
 def config(params: Params, chosen: list[str], linears: list[str], transposed: bool) -> dict[str, Any]:
-    """The adapter_config.json of what is trained, for modules by their names in the model."""
+    """Return the adapter_config.json of the trained adapter, for modules by their names in the model."""
     return adapter_config.config(
         params["rank"],
         params["alpha"],
@@ -158,7 +158,7 @@ def run(ctx: Context) -> Result:
 def _write(
     ctx: Context, how: str, adapter: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
 ) -> Mapping[str, float]:
-    """Write the checkpoint; what quantizing again has measured."""
+    """Write the checkpoint; return the metrics of quantizing again, if it was."""
     from runner.model.checkpoint import derived
     from runner.model.checkpoint.headers import read_config
     from runner.model.checkpoint.reader import CheckpointReader

@@ -1,4 +1,4 @@
-"""Quantizing merged weights again, by the kind and the parameters that quantized them before. No torch at the top."""
+"""Quantizes merged weights again, by the kind and the parameters that quantized them before. No torch at the top."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def recorded(folder: Path) -> Mapping[str, Any]:
-    """compression.json of a quantized checkpoint. StepFailed where it has none: another tool quantized it."""
+    """Return compression.json of a quantized checkpoint.
+
+    Raises StepFailed where it has none, because another tool quantized it.
+    """
     from runner.model.checkpoint.companions import COMPRESSION
 
     path = folder / COMPRESSION
@@ -35,7 +38,7 @@ def recorded(folder: Path) -> Mapping[str, Any]:
 def run(ctx: Context, dense: Path) -> Result:
     """Quantize the dense checkpoint as the step's own was; the result is in `ctx.out_dir`. Repeatable.
 
-    The calibration text is that of the training, as many of its first windows as the quantization saw before.
+    The calibration text is that of the training, with as many of its first windows as the first quantization used.
     """
     from runner.model.layerwise.stream_run import StreamRun
     from runner.steps import kinds
@@ -56,7 +59,7 @@ def run(ctx: Context, dense: Path) -> Result:
 
 
 def calibration_windows(ids: torch.Tensor, windows: int | None, length: int) -> torch.Tensor:
-    """The first windows of `ids` with about as many tokens as `windows` of `length`; all of them where that is None."""
+    """Return the first windows of `ids` with about as many tokens as `windows` of `length`; all where that is None."""
     if windows is None:
         return ids
     return ids[: max(1, -(-windows * length // ids.shape[1]))]

@@ -216,7 +216,7 @@ def test_a_builder_that_tells_no_weights_is_judged_by_the_engine_without_its_cod
 
     def judged(weights_bytes: int | None, engine_bytes: int) -> None:
         built = Built("11.4", 1.0, 0, engine_bytes, weights_bytes, ["9.0"], [], [])
-        kind._kept_small(built, weights, 2, 4_000_000)
+        kind._check_packed(built, weights, 2, 4_000_000)
 
     judged(None, 7_000_000)
     judged(2_300_000, 99_000_000)
