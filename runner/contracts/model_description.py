@@ -108,6 +108,7 @@ class ModelDescription:
     converted     stored tensors that transformers converts into others on loading
     duplicates    parameter → all stored tensors that stand for it, if several do
     linears       its linear modules
+    experts       a parameter that holds weights of several experts, or of one of several; "" for a dense model
     warnings      what transformers logged
     """
 
@@ -126,7 +127,18 @@ class ModelDescription:
     duplicates: Mapping[str, tuple[str, ...]] | None = None
     problems: tuple[Problem, ...] = ()
     linears: Linears = field(default_factory=Linears)
+    experts: str = ""
     warnings: tuple[str, ...] = ()
+
+    def layers_prefix(self) -> str | None:
+        """What the names of the decoder layers' tensors begin with in the checkpoint; None where that is not known."""
+        inside = f"{self.layers}.0."
+        for each in self.parameters if self.layers else ():
+            if each.stored is not None and each.name.startswith(inside):
+                tail = each.name[len(inside) - 2 :]
+                if each.stored.endswith(tail):
+                    return each.stored.removesuffix(tail)
+        return None
 
 
 def to_json(description: ModelDescription) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from runner.contracts.planned_account import PlannedAccount
 from runner.contracts.step_kind import ENGINE, METRICS_ONLY, Cost, DataFacts, Inputs, MachineFacts
 from runner.errors import Diagnostic
 from runner.plan import tensor_account
-from runner.steps import kinds
+from runner.steps import architectures, kinds
 
 
 class Wired(Protocol):
@@ -62,7 +62,11 @@ class FactsFlow:
 
     def check(self, step: Wired) -> list[Diagnostic]:
         """Return the complaints and warnings of the step's kind; none where one of its inputs is unknown."""
-        return kinds.find(step.kind).check(step.params, self.inputs(step)) if self.is_known(step) else []
+        if not self.is_known(step):
+            return []
+        inputs = self.inputs(step)
+        unsupported = architectures.refuse(step.kind, inputs.checkpoint)
+        return [unsupported] if unsupported else kinds.find(step.kind).check(step.params, inputs)
 
     def sites(self, step: Wired) -> dict[str, tuple[str, ...]]:
         """Return the names of the sites of each input of a step, by parameter."""

@@ -12,7 +12,7 @@ from runner.contracts.step_kind import DataFacts
 from runner.data.tokenizer import no_tokenizer
 from runner.data.windows import too_short
 from runner.errors import Diagnostic, MachineError, RecipeError, Span
-from runner.model.architecture import inspect, model_complaints, probe, sites, supported, token_ids
+from runner.model.architecture import decoder_layers, inspect, model_complaints, probe, sites, supported, token_ids
 from runner.model.checkpoint import adapter_config
 from runner.model.checkpoint.companions import COMPRESSION, broken_json, companion_files
 from runner.model.source import hub, locate
@@ -64,8 +64,16 @@ def described(facts: CheckpointFacts, folder: Path) -> CheckpointFacts:
     """Return the facts with transformers' description of the model. Raises RecipeError with all errors in it."""
     found = probe.description(folder, facts.tensors)
     wrong = model_complaints.complaints(found, facts.tensors, facts.config, facts.source)
+    if not found.problems:
+        if found.missing or found.misshaped:
+            wrong = decoder_layers.complaints(facts.config, facts.tensors, facts.source) or wrong
+        elif any(name.startswith(facts.layers_prefix) for name in found.unexpected):
+            wrong = decoder_layers.miscounted(facts.config, facts.tensors, facts.source) or wrong
     if wrong:
         raise RecipeError(wrong)
+    prefix = found.layers_prefix()
+    if prefix is not None and prefix != facts.layers_prefix:
+        facts = inspect.with_layers(facts, prefix)
     return replace(facts, description=found, sites=sites.multiplying(facts.sites, found), tokenizer=folder)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from runner.contracts.facts import CheckpointFacts, TensorHeader
@@ -23,24 +23,17 @@ def build(
     tensors: Mapping[str, TensorHeader],
     source: str,
     packed_shapes: Mapping[str, Sequence[int]],
+    prefix: str | None = None,
 ) -> CheckpointFacts:
-    """Facts of a checkpoint, or RecipeError with everything that makes it unusable.
+    """Facts of a checkpoint, or RecipeError where it cannot be read.
 
     `packed_shapes` are the [out_features, in_features] that compressed-tensors stores beside packed weights, where
-    they could be read.
+    they could be read; `prefix` is that of the decoder layers where it is known.
     """
-    refusal = supported.refuse_tensors(config, tuple(tensors), f"`{source}`")
-    if refusal:
-        raise RecipeError([refusal])
-    prefix, members = find(tensors)
-    if not prefix:
+    found_prefix, members = find(tensors, prefix)
+    if not found_prefix:
         raise RecipeError([_no_layers(tensors, source)])
-    complaints = _gaps(prefix, members, source)
-    if not complaints:
-        complaints = _counted(config, prefix, members, source) + _embedding(config, tensors, source)
-        complaints += _uneven(config, tensors, prefix, members)
-    if complaints:
-        raise RecipeError(complaints)
+    prefix = found_prefix
     found = sites.with_fused(candidates(config, tensors, prefix, members, packed_shapes))
     refusal = supported_weights.refuse(config, tensors, found, source)
     if refusal:
@@ -56,11 +49,29 @@ def build(
     )
 
 
-def find(tensors: Mapping[str, TensorHeader]) -> tuple[str, dict[int, list[str]]]:
+def complaints(config: Mapping[str, Any], tensors: Mapping[str, TensorHeader], source: str) -> list[Diagnostic]:
+    """What headers show to be wrong with a checkpoint that config.json does not fit, for people who look for the cause.
+
+    It takes layers for alike that need not be, so whether anything is wrong is not for it to decide.
+    """
+    prefix, members = find(tensors)
+    found = _gaps(prefix, members, source)
+    if found:
+        return found
+    found = _counted(config, prefix, members, source) + _embedding(config, tensors, source)
+    return found + _uneven(config, tensors, prefix, members)
+
+
+def miscounted(config: Mapping[str, Any], tensors: Mapping[str, TensorHeader], source: str) -> list[Diagnostic]:
+    """The complaint about another number of decoder layers than config.json has."""
+    return _counted(config, *find(tensors), source)
+
+
+def find(tensors: Mapping[str, TensorHeader], known: str | None = None) -> tuple[str, dict[int, list[str]]]:
     """The prefix of the decoder layers ("model.layers.") and, by index, the rest of the names of each one's tensors.
 
     It is the dotted prefix before an integer that holds the most numbered entries with linear weights. Only the first
-    integer of a name counts, so that a list inside a layer is never taken for the layers.
+    integer of a name counts, so that a list inside a layer is never taken for the layers. Or it is the `known` one.
     """
     weights: defaultdict[str, Counter[int]] = defaultdict(Counter)
     members: defaultdict[str, defaultdict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
@@ -75,8 +86,20 @@ def find(tensors: Mapping[str, TensorHeader]) -> tuple[str, dict[int, list[str]]
             weights[prefix][index] += 1
     if not weights:
         return "", {}
-    best = min(weights, key=lambda prefix: (-len(weights[prefix]), -weights[prefix].total(), prefix))
+    best = known
+    if best is None or best not in weights:
+        best = min(weights, key=lambda prefix: (-len(weights[prefix]), -weights[prefix].total(), prefix))
     return best, {index: sorted(members[best][index]) for index in sorted(members[best])}
+
+
+def prefix_of(sites: Iterable[str]) -> str | None:
+    """The prefix of the decoder layers that hold sites of these names; None where there are none."""
+    for name in sites:
+        parts = name.split(".")
+        at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+        if at is not None:
+            return "".join(part + "." for part in parts[:at])
+    return None
 
 
 def _is_linear(name: str, header: TensorHeader) -> bool:

@@ -16,11 +16,13 @@ from runner.model.checkpoint.adapter_config import adapter_config
 from runner.model.checkpoint.headers import read_config, read_headers, refuse_adapter_of_another
 
 
-def facts(folder: Path, source: str, sites: Collection[str] | None = None) -> CheckpointFacts:
-    """A local checkpoint by its headers; RecipeError with everything that they say is wrong with it.
+def facts(
+    folder: Path, source: str, sites: Collection[str] | None = None, prefix: str | None = None
+) -> CheckpointFacts:
+    """A local checkpoint by its headers; RecipeError where it cannot be read.
 
     `sites` are the names of its sites where the planner has found them out (`Artifact.sites`). Without it every matrix
-    of the decoder layers counts as one.
+    of the decoder layers counts as one. `prefix` is that of the decoder layers where it is known.
     """
     config = read_config(folder)
     refusal = supported.refuse_config(config, f"`{source}`")
@@ -33,11 +35,19 @@ def facts(folder: Path, source: str, sites: Collection[str] | None = None) -> Ch
         for name, header in tensors.items()
         if name.endswith(".weight_shape")
     }
-    found = decoder_layers.build(config, tensors, source, shapes)
+    if sites and prefix is None:
+        prefix = decoder_layers.prefix_of(sites)
+    found = decoder_layers.build(config, tensors, source, shapes, prefix)
     if sites is not None:
         names = frozenset(sites)
         found = replace(found, sites=with_fused(site for site in found.sites if site.name in names))
     return replace(found, adapter=adapter_config(folder))
+
+
+def with_layers(facts: CheckpointFacts, prefix: str) -> CheckpointFacts:
+    """The facts with the decoder layers of another prefix, of a checkpoint whose weights are not packed."""
+    found = decoder_layers.build(facts.config, facts.tensors, facts.source, {}, prefix)
+    return replace(found, adapter=facts.adapter, engine=facts.engine, tokenizer=facts.tokenizer)
 
 
 def _read_shape(folder: Path, header: TensorHeader) -> tuple[int, ...]:

@@ -18,16 +18,6 @@ from runner.model.architecture import remote_code
 # Their decoder layers hold Conv1D modules, whose weight is [in_features, out_features].
 CONV1D_TYPES = frozenset({"gpt2", "gpt-sw3", "openai-gpt"})
 
-# Their mixers read weights outside nn.Linear.forward, so that statistics of a linear's input say nothing.
-STATE_SPACE_TYPES = frozenset({
-    "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "mamba", "mamba2", "nemotron_h",
-    "recurrent_gemma", "rwkv", "xlstm", "zamba", "zamba2",
-})  # fmt: skip
-_STATE_SPACE_TENSORS = (".A_log", ".time_decay", ".recurrent_param")
-
-# Configurations name the number of experts in many ways; a dense model has the key at null, 0 or 1.
-_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
-
 LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 EMBEDDING_NAMES = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 EMBEDDING_SIZE_KEYS = ("word_embed_proj_dim", "hidden_size", "n_embd", "d_model")
@@ -66,21 +56,6 @@ def positions(config: Mapping[str, Any]) -> tuple[str, int]:
     """The key of config.json that says how many tokens a context has, and its value; ("", 0) where none does."""
     values = ((key, config[key]) for key in _POSITIONS if isinstance(config.get(key), int))
     return next(values, ("", 0))
-
-
-def _experts(config: Mapping[str, Any], tensors: tuple[str, ...]) -> str | None:
-    """What shows that the model is a mixture of experts: `num_experts` = 8 in config.json, or a tensor's name."""
-    for key in _EXPERT_COUNTS:
-        value = config.get(key)
-        if isinstance(value, int) and value > 1:
-            return f"config.json has `{key}` = {value}"
-    for key in sorted(config):
-        if key.startswith("moe_") and config[key]:
-            return f"config.json has `{key}` = {config[key]}"
-    for name in tensors:
-        if ".experts." in name:
-            return f"it holds `{name}`"
-    return None
 
 
 def refuse_config(config: Mapping[str, Any], source: str) -> Diagnostic | None:
@@ -126,11 +101,6 @@ def refuse_config(config: Mapping[str, Any], source: str) -> Diagnostic | None:
             f"language model{hint}",
             remedy,
         )
-    experts = _experts(config, ())
-    if experts:
-        return _mixture(source, model_type, experts)
-    if model_type in STATE_SPACE_TYPES:
-        return _state_space(source, model_type)
     classes = config.get("architectures") or []
     expected = known.get(model_type, classes[0] if classes else "")
     if classes and not (classes[0].lower() == expected.lower() or classes[0].endswith(("ForCausalLM", "LMHeadModel"))):
@@ -154,34 +124,6 @@ def _malformed(config: Mapping[str, Any], source: str) -> Diagnostic | None:
         return None
     message = f"config.json of {source} has {wrong}"
     return Diagnostic("R453", message, "correct that value, or download config.json again")
-
-
-def refuse_tensors(config: Mapping[str, Any], tensors: tuple[str, ...], source: str) -> Diagnostic | None:
-    """Why a model with tensors of these names cannot be compressed, or None."""
-    model_type = str(config.get("model_type"))
-    experts = _experts(config, tensors)
-    if experts:
-        return _mixture(source, model_type, experts)
-    if any(name.endswith(_STATE_SPACE_TENSORS) for name in tensors):
-        return _state_space(source, model_type)
-    return None
-
-
-def _mixture(source: str, model_type: str, evidence: str) -> Diagnostic:
-    return Diagnostic(
-        "R441",
-        f"{source} (`{model_type}`) is a mixture of experts: {evidence}; mixtures cannot be compressed yet",
-        "choose a dense model",
-    )
-
-
-def _state_space(source: str, model_type: str) -> Diagnostic:
-    return Diagnostic(
-        "R447",
-        f"{source} (`{model_type}`) has state-space layers, whose weights are not used through linear modules; "
-        "they cannot be compressed",
-        "choose a model whose decoder layers are attention and feed-forward blocks",
-    )
 
 
 def runs_own_code(config: Mapping[str, Any]) -> bool:

@@ -69,6 +69,7 @@ def of_model(model: Any, tensors: Mapping[str, tuple[int, ...]]) -> ModelDescrip
     passed = {name for name, stored in strange.items() if any(tensor_names.ignored(model, n) for n in (name, *stored))}
     converted = bool(names.converted)  # of which parameters they are is known to transformers alone
     layers, count = _layers(model)
+    experts = next((each.name for each in parameters if _of_experts(each)), "")
     return ModelDescription(
         architecture=type(model).__name__,
         layers=layers,
@@ -90,6 +91,7 @@ def of_model(model: Any, tensors: Mapping[str, tuple[int, ...]]) -> ModelDescrip
         unexpected=tuple(stored for name in sorted(set(strange) - passed) for stored in strange[name]),
         converted=names.converted,
         duplicates={name: stored for name, stored in names.stored.items() if len(stored) > 1},
+        experts=experts,
         linears=Linears(_linears(model, {each.name: each.stored for each in parameters})),
     )  # fmt: skip
 
@@ -109,6 +111,11 @@ def _layers(model: Any) -> tuple[str, int]:
     except RecipeError:
         return "", 0
     return name, len(layers)
+
+
+def _of_experts(parameter: Parameter) -> bool:
+    """Whether a parameter holds weights of experts, by the names that transformers gives modules and classes."""
+    return "experts" in parameter.name.split(".") or "Expert" in parameter.module
 
 
 def _kind(module: nn.Module) -> str:

@@ -82,9 +82,7 @@ class OutsideLayers:
         if self.needs_embedding():
             return {"input_ids": torch.zeros(batch, length, dtype=torch.long, device=hidden.device)}
         width = self.model.get_input_embeddings().weight.shape[1]
-        return {
-            "inputs_embeds": torch.zeros(1, 1, 1, dtype=hidden.dtype, device=hidden.device).expand(batch, length, width)
-        }
+        return {"inputs_embeds": torch.zeros(batch, length, width, dtype=hidden.dtype, device=hidden.device)}
 
     def _replaced(self, modules: list[nn.Module]) -> Any:
         return replaced(self.model, self.name, modules)

@@ -10,7 +10,7 @@ import pytest
 
 from runner.contracts.facts import CheckpointFacts
 from runner.errors import RecipeError
-from runner.model.architecture import inspect
+from runner.model.architecture import decoder_layers, inspect
 from runner.model.checkpoint import headers
 from tests.model.checkpoints import LLAMA, Shapes, llama_shapes, write
 
@@ -18,7 +18,11 @@ REMEDY = "the checkpoint is incomplete or was edited; download it again"
 
 
 def facts(folder: Path, shapes: Shapes, config: Mapping[str, Any] = LLAMA) -> CheckpointFacts:
-    return inspect.facts(write(folder, shapes, config), "m")
+    found = inspect.facts(write(folder, shapes, config), "m")
+    wrong = decoder_layers.complaints(found.config, found.tensors, "m")
+    if wrong:
+        raise RecipeError(wrong)
+    return found
 
 
 def messages(folder: Path, shapes: Shapes, config: Mapping[str, Any] = LLAMA) -> list[tuple[str, str]]:

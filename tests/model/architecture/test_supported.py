@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from runner.errors import RecipeError
-from runner.model.architecture import inspect, supported
-from tests.model.checkpoints import LLAMA, llama_shapes, write
+from runner.model.architecture import supported
 
 ENCODER_REMEDY = "choose a decoder-only model, such as one of type `llama`, `qwen3` or `gemma2`"
 UPGRADE = "upgrade transformers if the model is newer than it: `pip install --upgrade transformers`"
@@ -82,39 +79,6 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, str, str]]] = [
         ),
     ),
     (
-        {"model_type": "mixtral", "num_local_experts": 8},
-        (
-            "R441",
-            (
-                "`m` (`mixtral`) is a mixture of experts: config.json has `num_local_experts` = 8; mixtures cannot be "
-                "compressed yet"
-            ),
-            "choose a dense model",
-        ),
-    ),
-    (
-        {"model_type": "qwen2_moe", "moe_intermediate_size": 64},
-        (
-            "R441",
-            (
-                "`m` (`qwen2_moe`) is a mixture of experts: config.json has `moe_intermediate_size` = 64; mixtures "
-                "cannot be compressed yet"
-            ),
-            "choose a dense model",
-        ),
-    ),
-    (
-        {"model_type": "mamba"},
-        (
-            "R447",
-            (
-                "`m` (`mamba`) has state-space layers, whose weights are not used through linear modules; they cannot "
-                "be compressed"
-            ),
-            "choose a model whose decoder layers are attention and feed-forward blocks",
-        ),
-    ),
-    (
         {"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]},
         (
             "R440",
@@ -143,23 +107,6 @@ def test_dense_models_may_have_empty_keys_of_mixtures() -> None:
         "moe_layers": [],
     }
     assert supported.refuse_config(config, "`m`") is None
-
-
-def test_experts_in_the_names_of_tensors(tmp_path: Path) -> None:
-    shapes = llama_shapes() | {"model.layers.0.mlp.experts.0.up_proj.weight": ("BF16", [8, 8])}
-    with pytest.raises(RecipeError) as caught:
-        inspect.facts(write(tmp_path, shapes), "m")
-    assert caught.value.message == (
-        "`m` (`llama`) is a mixture of experts: it holds `model.layers.0.mlp.experts.0.up_proj.weight`; mixtures "
-        "cannot be compressed yet"
-    )
-
-
-def test_state_space_tensors(tmp_path: Path) -> None:
-    shapes = llama_shapes() | {f"model.layers.{i}.mixer.A_log": ("F32", [8, 8]) for i in range(4)}
-    with pytest.raises(RecipeError) as caught:
-        inspect.facts(write(tmp_path, shapes, LLAMA), "m")
-    assert [d.code for d in caught.value.diagnostics] == ["R447"]
 
 
 @pytest.mark.parametrize(("changes", "wrong"), [

@@ -1,0 +1,60 @@
+"""Kinds that do not work on an architecture are refused by what transformers says of the model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from runner.contracts.facts import CheckpointFacts, TensorHeader
+from runner.contracts.model_description import LinearModule, Linears, ModelDescription
+from runner.steps import architectures
+
+DENSE = CheckpointFacts("m", {"model_type": "llama"}, {}, "model.layers.", 1, (), description=ModelDescription())
+EXPERT = "model.layers.0.mlp.experts.gate_up_proj"
+MIXTURE = replace(DENSE, config={"model_type": "mixtral"}, description=ModelDescription(experts=EXPERT))
+A_LOG = "model.layers.0.mixer.A_log"
+MODULE = LinearModule("model.layers.0.mixer.in_proj", "model.layers.0.mixer.in_proj", True)
+STATES = replace(
+    DENSE,
+    config={"model_type": "mamba2"},
+    tensors={A_LOG: TensorHeader(A_LOG, "F32", (8,), "s", 0, 32)},
+    description=ModelDescription(linears=Linears((MODULE,))),
+)
+UNKNOWN = replace(STATES, description=ModelDescription(linears=Linears((replace(MODULE, called=None),))))
+HOLDS = f"`m` (`mamba2`) has state-space layers: it holds `{A_LOG}`"
+
+
+@pytest.mark.parametrize(("facts", "kind"), [
+    (DENSE, "recover.lora"), (MIXTURE, "evaluate.perplexity"), (STATES, "quantize.gptq"),
+    (UNKNOWN, "evaluate.divergence"),
+    (replace(MIXTURE, description=None), "quantize.rtn"),
+])  # fmt: skip
+def test_what_works_is_not_refused(facts: CheckpointFacts, kind: str) -> None:
+    assert architectures.refuse(kind, facts) is None
+
+
+@pytest.mark.parametrize(("facts", "kind", "expected"), [
+    (MIXTURE, "quantize.rtn", (
+        "R441",
+        f"`m` (`mixtral`) is a mixture of experts: it holds `{EXPERT}`; mixtures cannot be compressed yet",
+        "choose a dense model",
+    )),
+    (STATES, "recover.lora", (
+        "R447",
+        f"{HOLDS}; they have not been tried with `recover.lora`",
+        (
+            "kinds that work are `evaluate.divergence`, `evaluate.perplexity`, `prune.magnitude`, `prune.wanda`, "
+            "`quantize.gptq` and `quantize.rtn`"
+        ),
+    )),
+    (UNKNOWN, "quantize.rtn", (
+        "R447",
+        f"{HOLDS}; which linear modules its forward calls depends on values, so no plan can tell",
+        "choose a model whose decoder layers are attention and feed-forward blocks",
+    )),
+])  # fmt: skip
+def test_refusals(facts: CheckpointFacts, kind: str, expected: tuple[str, str, str]) -> None:
+    found = architectures.refuse(kind, facts)
+    assert found is not None
+    assert (found.code, found.message, found.help) == expected
