@@ -27,13 +27,14 @@ def account(
     for name, header in before.tensors.items():
         module = name.rpartition(".")[0]
         changed = name in changes if changes is not None else name not in passed
-        if name in after.tensors:
+        if changed and module in packed and after.tensors.get(name) != header:  # some formats keep the weight's name
+            used.add(module)
+            written = {n.rpartition(".")[2] for n in (*packed[module], name) if n in after.tensors}
+            fate, reason = CHANGED, f"stored as {', '.join(sorted(written))}"
+        elif name in after.tensors:
             fate, reason = (CHANGED, "its values change") if changed else (KEPT, "the step does not concern it")
             if name in passed:
                 fate, reason = PASSED, "the architecture leaves it unread"
-        elif changed and module in packed:
-            used.add(module)
-            fate, reason = CHANGED, "stored as " + ", ".join(sorted({n.rpartition(".")[2] for n in packed[module]}))
         elif _layer(before, name) >= after.layer_count:
             fate, reason = DROPPED, f"{after.layer_count} of {before.layer_count} decoder layers stay"
         else:
@@ -43,8 +44,8 @@ def account(
     for name, source in ((before.description.ties or {}) if before.description else {}).items():
         entries.append(Entry(name, role(name.rpartition(".")[0]), TIED, f"shares `{source}`", 0))
     strange = [name for module in sorted(set(packed) - used) for name in packed[module]]
-    written = {name: tuple(header.shape) for name, header in after.tensors.items()}
-    return PlannedAccount(tuple(entries), written), _unexplained(lost, strange)
+    shapes = {name: tuple(header.shape) for name, header in after.tensors.items()}
+    return PlannedAccount(tuple(entries), shapes), _unexplained(lost, strange)
 
 
 def _new_by_module(before: Mapping[str, TensorHeader], after: Mapping[str, TensorHeader]) -> dict[str, list[str]]:

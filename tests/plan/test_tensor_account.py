@@ -65,6 +65,14 @@ def test_a_packed_weight_is_changed_and_the_rest_has_its_reasons() -> None:
     }
 
 
+def test_a_format_may_keep_the_name_of_the_weight() -> None:
+    bytes_ = TensorHeader(DOWN.name, "F8_E4M3", (4, 4), "", 0, 16)
+    packed = facts(EMBEDDING, NORM, PASSED, bytes_, tensor(f"{L}mlp.down_proj.weight_scale", 4, 1))
+    found, complaints = account(BEFORE, packed, {DOWN.name})
+    assert complaints == []
+    assert fates(found)[DOWN.name] == "changed: stored as weight, weight_scale"
+
+
 def test_a_kind_that_names_nothing_changes_the_whole_model() -> None:
     found, _ = account(BEFORE, BEFORE, None)
     assert [entry.fate for entry in found.entries] == ["changed", "changed", "changed", "passed", "tied"]
