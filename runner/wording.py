@@ -57,7 +57,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def nearest_kind(word: str, kinds: Iterable[str]) -> str | None:
-    """Return the kind nearest to `word`, which may be the method alone, or None."""
+    """Return the kind nearest to `word`, which may be only the method, or None."""
     by_method = {kind.rpartition(".")[2]: kind for kind in kinds}
     method = nearest(word.rpartition(".")[2], by_method)
     return nearest(word, by_method.values()) or (by_method[method] if method is not None else None)

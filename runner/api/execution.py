@@ -51,7 +51,7 @@ def apply(
     if not isinstance(plan, JobPlan):
         raise TypeError(f"apply() takes a plan, as `runner.plan(recipe)` returns it; got {plan!r}")
     if timeout is not None and threading.current_thread() is not threading.main_thread():
-        raise UsageError("`timeout` works in the main thread alone, where signals arrive", "call `apply` there")
+        raise UsageError("`timeout` works only in the main thread, where signals arrive", "call `apply` there")
     planned = plan.with_models()
     command = shlex.join(["runner", "apply", plan.plan.recipe.file])
     settings = ApplySettings(command, threads, wait, Remote(remote) if remote else None)

@@ -33,7 +33,7 @@ class Gate:
 
 
 class Job:
-    """A job in a jobs folder. Every property reads the folder anew, so that a job can be watched while it runs.
+    """A job in a jobs folder. Every property reads the folder again, so that a running job can be watched.
 
     `name` is an id, the beginning of exactly one, or the folder of a job; `jobs` is the jobs folder (default:
     `$RUNNER_JOBS`, or `jobs`), which the folder of a job makes needless.

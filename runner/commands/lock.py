@@ -81,7 +81,7 @@ def run(opts: Options) -> int:
         print(f"  {lock.Drift(entry, 'no longer in the recipe').line()}")
     drifted = lock.drift(document, fresh)
     if drifted:
-        print(f"kept, though they drifted; `runner lock {opts.recipe} --upgrade NAME` takes what is there now:")
+        print(f"still pinned, though they drifted; `runner lock {opts.recipe} --upgrade NAME` takes what is there now:")
         print("\n".join(f"  {one.line()}" for one in drifted))
     return 0
 
@@ -97,12 +97,12 @@ def _old(path: Path, upgrade: str | None) -> dict[Entry, Any]:
     except RunnerError as error:
         if upgrade != EVERYTHING:
             raise
-        print(f"{error.message}; it is written anew", file=sys.stderr)
+        print(f"{error.message}; it is replaced", file=sys.stderr)
         return {}
 
 
 def _resolved(opts: Options, old: Mapping[Entry, Any]) -> tuple[dict[str, Any], set[Entry]]:
-    """Resolve the recipes anew, with the pins that are not upgraded; return the lock, and the entries to upgrade."""
+    """Resolve the recipes again, with the pins that are not upgraded; return the lock, and the entries to upgrade."""
     from runner.api import folders
     from runner.model.architecture import remote_code
     from runner.plan import lock, lock_file, resolve

@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print what report.json holds")
     parser.add_argument(
         "--html", metavar="FILE", type=Path, nargs="?", const=Path(),
-        help="write the page to FILE; without FILE, write report.html and report.json in the job's folder anew",
+        help="write the page to FILE; without FILE, write report.html and report.json in the job's folder again",
     )  # fmt: skip
     options.add_junit(parser)
 

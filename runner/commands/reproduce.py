@@ -139,7 +139,7 @@ def _print(id: str, steps: list[Compared], differing: Compared | None) -> None:
     else:
         print(f"{id}: `{differing.id}` is the first step that differs")
         if differing.now is not None:
-            print(f"changed since, and in no key: {_some(differing.machine) or 'nothing that is recorded'}")
+            print(f"changes since then that are in no key: {_some(differing.machine) or 'none that are recorded'}")
 
 
 def _some(changes: tuple[str, ...]) -> str:

@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job", metavar="JOB", help="an id, the beginning of one, or a job's folder")
     options.add_jobs(parser)
     parser.add_argument(
-        "--allowed-signers", metavar="FILE", help="also check the signature, by those whom this file of ssh names"
+        "--allowed-signers", metavar="FILE", help="also check the signature against this allowed signers file of ssh"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -42,7 +42,7 @@ def run(opts: Options) -> int:
     if opts.allowed_signers is not None:
         signer, reason = signing.check(job.path, opts.allowed_signers)
         checks.append(verification.Check("signature", reason))
-        signed = f"yes, by {signer}" if signer else "not by those who are allowed"
+        signed = f"yes, by {signer}" if signer else "not by an allowed signer"
     else:
         signed = f"yes, {signature}, unchecked (`--allowed-signers` checks it)" if signature else "no"
     wrong = [check for check in checks if check.reason is not None]

@@ -39,7 +39,7 @@ def refusals(facts: CheckpointFacts, target: str) -> list[Diagnostic]:
         found.append(
             Diagnostic(
                 "R477",
-                "the checkpoint carries a DoRA adapter, whose branch depends on the weights beside it",
+                "the checkpoint has a DoRA adapter, whose branch depends on the base weights",
                 "train it with `dora: false`, or merge it first (`merge: requantize`, on a dense checkpoint "
                 "`merge: auto`)",
             )
@@ -123,6 +123,6 @@ def unrunnable(facts: CheckpointFacts, device: str) -> list[Diagnostic]:
     """Return why a step's engine cannot run on its device."""
     if (facts.engine or {}).get("format") != "tensorrt" or device == "cuda":
         return []
-    message = "a TensorRT engine runs on an NVIDIA GPU alone; this step runs on the CPU"
+    message = "a TensorRT engine runs only on an NVIDIA GPU; this step runs on the CPU"
     help = "apply it on a machine with a GPU, or take the engine's graph: `from` a step of `build.onnx`"
     return [Diagnostic("R504", message, help)]

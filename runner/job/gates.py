@@ -46,7 +46,7 @@ def judge(
         words = f"{word} {rule['value']:g} × `{reference}`"
         text = f"`{metric}` is {value:g}; no job of this recipe is accepted yet, so there is nothing to compare it with"
         if math.isnan(value):
-            text = f"`{metric}` is nan: what is not a number passes no gate"
+            text = f"`{metric}` is nan: NaN passes no gate"
         return Verdict(metric, value, math.nan, words, not math.isnan(value), text)
     else:
         base = float((earlier.get(reference) or {}).get(metric, math.nan))
@@ -64,7 +64,7 @@ def judge(
 
 def _sentence(metric: str, value: float, limit: float, passed: bool, upper: bool) -> str:
     if math.isnan(value) or math.isnan(limit):
-        return f"`{metric}` is {value:g} and its limit {limit:g}: what is not a number passes no gate"
+        return f"`{metric}` is {value:g} and its limit {limit:g}: NaN passes no gate"
     places = _decimals(value, limit)
     shown, bound = _short(value, places), _short(limit, places)
     if passed:

@@ -121,7 +121,7 @@ def _try(path: Path) -> int | None:
                     taken, fd = fd, -1
                     return taken
             except FileNotFoundError:
-                pass  # the folder was removed meanwhile: the next attempt makes it anew
+                pass  # the folder was removed meanwhile: the next attempt makes it again
         return None
     finally:
         if fd >= 0:

@@ -150,7 +150,7 @@ class Remote:
         if record.key != key:
             raise self._refused(key, f"its record is that of another key, {record.key}")
         if (made := _key_of(record.key_inputs)) != key:
-            raise self._refused(key, f"its record says it was made from what has the key {made}")
+            raise self._refused(key, f"the inputs in its record have the key {made}")
         for fact in record.files:
             if reason := _unsafe(fact):
                 raise self._refused(key, reason)

@@ -52,13 +52,13 @@ def _plan(plan: Mapping[str, Any], id: str) -> str | None:
     try:
         named = {"name": plan["recipe"], "model": plan["model"]["digest"], "steps": plan["steps"]}
         if sha256(named) != plan["key"]:
-            return "its content has another key than it says"
+            return "its content does not have the key in it"
         wrong = [step["id"] for step in plan["steps"] if sha256(step["key_inputs"]) != step["key"]]
         if wrong:
             return f"the key of step `{wrong[0]}` is not that of its inputs"
         return None if id.endswith(plan["key"][:12]) else f"it is that of another job, {plan['recipe']}-{plan['key']}"
     except (KeyError, TypeError, ValueError):
-        return "it is missing, torn, or no plan"
+        return "it is missing, torn or not a plan"
 
 
 def _step(job: Path, step: Mapping[str, Any], done: bool, found: Mapping[str, Record]) -> tuple[Record | None, Check]:
@@ -117,13 +117,13 @@ def _provenance(job: Path, done: bool) -> Check:
         return Check(provenance.NAME, "it is missing, and the job is done" if done else None, present=False)
     document = read_json(path)
     if document.get("_type") != provenance.STATEMENT or not isinstance(document.get("subject"), list):
-        return Check(provenance.NAME, "it is no statement")
+        return Check(provenance.NAME, "it is not a statement")
     recipe = document.get("predicate", {}).get("buildDefinition", {}).get("externalParameters", {}).get("recipe", {})
     for subject in [*document["subject"], {"name": "recipe.yaml", "digest": recipe.get("digest", {})}]:
         name = str(subject.get("name", ""))
         file = job / name
         if ".." in Path(name).parts or not file.is_file():
-            return Check(provenance.NAME, f"{name}, which it is about, is missing")
+            return Check(provenance.NAME, f"{name}, one of its subjects, is missing")
         if files.sha256(file) != subject.get("digest", {}).get("sha256"):
-            return Check(provenance.NAME, f"{name} has other bytes than it says")
+            return Check(provenance.NAME, f"{name} does not have the digest in it")
     return Check(provenance.NAME, None)

@@ -16,9 +16,10 @@ _EMITTED = re.compile(
     r"(s?sse\d|avx|amx|fma|f16c|bmi|abm|popcnt|movbe|adx|v?aes|sha|gfni|v?pclmul|asimd|sve|sme(?!p)|fphp|bf16|i8mm)"
 )
 
-# A thread that waits for others sleeps, with GNU's OpenMP after some microseconds. Spinning longer, as is the default,
-# it keeps the core from the one it waits for where anything else runs. GPTQ of the demo model on two cores, seconds
-# alone and beside one busy process: asleep at once 11.3 and 17.6, so 9.9 and 23.8, by default 9.8 and over 57.
+# A waiting OpenMP thread sleeps, with GNU's OpenMP after spinning some microseconds. By default it spins longer, and
+# where other processes run it blocks the core that the awaited thread needs. Seconds for GPTQ of the demo model on two
+# cores, on an idle machine and with one other busy process: sleeping at once 11.3 and 17.6, these settings 9.9 and
+# 23.8, the default 9.8 and over 57.
 WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "10000"}
 
 

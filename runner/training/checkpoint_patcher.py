@@ -76,15 +76,15 @@ def dense(adapted: Adapted, scratch: Path, out: Path) -> None:
             for m in modules
         }
         parts.add(f"layer-{index:05d}", {name: weight.contiguous() for name, weight in unpacked.items()})
-        unpacked_names = [name for name in names if name.rpartition(".")[0] not in modules or name.endswith(".bias")]
-        changed |= {name: [f"{name.rpartition('.')[0]}.weight"] for name in names if name not in unpacked_names}
+        dense_names = [name for name in names if name.rpartition(".")[0] not in modules or name.endswith(".bias")]
+        changed |= {name: [f"{name.rpartition('.')[0]}.weight"] for name in names if name not in dense_names}
         plain = {f"{stored}.weight" for stored in model_names if stored not in modules}
         merged_plain = {
-            name: adapted.merged(model_names[name.removesuffix(".weight")]) for name in unpacked_names if name in plain
+            name: adapted.merged(model_names[name.removesuffix(".weight")]) for name in dense_names if name in plain
         }
         changed |= {name: [name] for name in merged_plain}
         parts.add(f"layer-{index:05d}-merged", merged_plain)
-        parts.copy(f"layer-{index:05d}-kept", reader, [name for name in unpacked_names if name not in plain])
+        parts.copy(f"layer-{index:05d}-kept", reader, [name for name in dense_names if name not in plain])
     parts.copy("rest", reader, [name for name in reader.headers if name not in inside])
     config = {key: value for key, value in read_config(reader.folder).items() if key != "quantization_config"}
     derived.write(reader, derived.Derived(derived.Parts(parts, _DENSE_SHARD, changed), config), out)

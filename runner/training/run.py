@@ -34,7 +34,7 @@ def prepare(ctx: Context, build: str, arguments: Mapping[str, Any], *, params: P
     folder.mkdir(parents=True, exist_ok=True)
     ids = ctx.data("data")
     if not len(ids):
-        message = "`data` holds no whole window of text to train on"
+        message = "`data` has no full window of text to train on"
         raise RecipeError([Diagnostic("R464", message, "use a longer text, or lower its `sequence_length`")])
     found = settings(own, len(ids), ids.shape[1])
     if len(ids) < found.batch_size:

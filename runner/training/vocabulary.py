@@ -40,9 +40,9 @@ def mismatch(teacher: Mapping[str, int], student: Mapping[str, int]) -> str | No
 
 def _described(token: str, teacher: Mapping[str, int], student: Mapping[str, int]) -> str:
     if token not in student:
-        return f"`{token}` ({teacher[token]}) is the teacher's alone"
+        return f"`{token}` ({teacher[token]}) is only in the teacher's"
     if token not in teacher:
-        return f"`{token}` ({student[token]}) is the student's alone"
+        return f"`{token}` ({student[token]}) is only in the student's"
     return f"`{token}` is {teacher[token]} to the teacher and {student[token]} to the student"
 
 

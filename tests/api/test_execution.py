@@ -101,7 +101,7 @@ def test_a_time_limit_is_refused_where_it_could_not_act() -> None:
     thread = threading.Thread(target=limited)
     thread.start()
     thread.join()
-    assert [error.message for error in raised] == ["`timeout` works in the main thread alone, where signals arrive"]
+    assert [error.message for error in raised] == ["`timeout` works only in the main thread, where signals arrive"]
 
 
 def test_trust_of_one_plan_is_none_of_the_next() -> None:

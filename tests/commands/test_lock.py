@@ -151,7 +151,7 @@ def test_a_model_file_that_changed(team: Team, run: Run) -> None:
         0,
         (
             "ours.lock is up to date\n"
-            "kept, though they drifted; `runner lock ours.yaml --upgrade NAME` takes what is there now:\n"
+            "still pinned, though they drifted; `runner lock ours.yaml --upgrade NAME` takes what is there now:\n"
             f"  model model: config.json {old} → {new}\n"
         ),
     )
@@ -258,7 +258,7 @@ def test_a_lock_that_is_none(run: Run, folder: Path) -> None:
     )
     code, out, err = run("lock", "toy.yaml", "--upgrade")
     assert (code, out.startswith("wrote toy.lock: ")) == (0, True)
-    assert err == "this is no lock that runner 0.1.0 reads: 1 was expected; it is written anew\n"
+    assert err == "this is no lock that runner 0.1.0 reads: 1 was expected; it is replaced\n"
     assert run("plan", "toy.yaml", "--locked")[0] == 0
 
 
@@ -280,5 +280,5 @@ def test_a_recipe_of_a_pack_has_no_lock_of_its_own(run: Run) -> None:
     assert (code, out) == (2, "")
     assert err == (
         "error: the lock of a recipe is written next to it, and `pack:runner/llama_int4` is in an installed package\n"
-        "help: lock a file of your own that says `extends: pack:runner/llama_int4`\n"
+        "help: lock a file of your own that has `extends: pack:runner/llama_int4`\n"
     )

@@ -67,11 +67,11 @@ def test_an_entry_that_left_the_store_is_no_damage(run: Run, job: str, folder: P
         ]),
         ("output/model.safetensors", [
             "✗ output: model.safetensors has other bytes than were made",
-            "✗ provenance.json: output/model.safetensors has other bytes than it says",
+            "✗ provenance.json: output/model.safetensors does not have the digest in it",
         ]),
-        ("recipe.yaml", ["✗ provenance.json: recipe.yaml has other bytes than it says"]),
+        ("recipe.yaml", ["✗ provenance.json: recipe.yaml does not have the digest in it"]),
         ("steps/01-before/record.json", ["✗ steps/01-before: record.json is not JSON"]),
-        ("plan.json", ["✗ plan.json: it is missing, torn, or no plan"]),
+        ("plan.json", ["✗ plan.json: it is missing, torn or not a plan"]),
     ],
 )  # fmt: skip
 def test_a_flipped_byte_is_named(run: Run, job: str, folder: Path, file: str, lines: list[str]) -> None:
@@ -80,7 +80,7 @@ def test_a_flipped_byte_is_named(run: Run, job: str, folder: Path, file: str, li
         document = json.loads(path.read_text())
         document["steps"][0]["params"]["points"] = 5
         path.write_text(json.dumps(document))
-        lines = ["✗ plan.json: its content has another key than it says"]
+        lines = ["✗ plan.json: its content does not have the key in it"]
     else:
         flip(path)
     code, out, _ = run("verify", job)
@@ -217,7 +217,10 @@ def test_what_cannot_be_reproduced_is_named(run: Run, folder: Path, monkeypatch:
     assert document["steps"][0]["before"] == document["steps"][0]["now"]
     code, out, _ = run("reproduce", "other-", "--jobs", "jobs2", "--keep")
     assert code == 1
-    assert "`shrink` is the first step that differs\nchanged since, and in no key: nothing that is recorded\n" in out
+    assert (
+        "`shrink` is the first step that differs\nchanges since then that are in no key: none that are recorded\n"
+        in out
+    )
     (kept,) = (folder / "jobs2").glob(".reproduce*")
     assert out.endswith(f"what was made is in {kept.relative_to(folder)}\n")
 
@@ -240,7 +243,7 @@ def test_another_processor_is_named(run: Run, job: str, monkeypatch: pytest.Monk
     code, out, _ = run("reproduce", job)
     assert code == 1
     last = out.splitlines()[-1]
-    assert last.startswith("changed since, and in no key: threads ")
+    assert last.startswith("changes since then that are in no key: threads ")
     assert last.endswith(f" → 64; processor {environment.cpu_model()} → other")
 
 

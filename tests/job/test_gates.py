@@ -24,8 +24,8 @@ EARLIER = {"baseline": {"perplexity": 15.374, "zero": 0.0}}
         ({"max": 12000}, 123456.7, False, "`m` is 123457, 111457 above its limit 12000"),
         ({"max": 0}, 0.25, False, "`m` is 0.25, 0.25 above its limit 0"),
         ({"max": 1}, math.inf, False, "`m` is inf, inf above its limit 1"),
-        ({"max": 1}, math.nan, False, "`m` is nan and its limit 1: what is not a number passes no gate"),
-        ({"min": 1}, math.nan, False, "`m` is nan and its limit 1: what is not a number passes no gate"),
+        ({"max": 1}, math.nan, False, "`m` is nan and its limit 1: NaN passes no gate"),
+        ({"min": 1}, math.nan, False, "`m` is nan and its limit 1: NaN passes no gate"),
     ],
 )
 def test_absolute_rules(rule: dict[str, Any], value: float, passed: bool, text: str) -> None:
@@ -48,9 +48,7 @@ def test_a_ratio_below() -> None:
 
 def test_a_missing_metric_passes_no_gate() -> None:
     verdict = judge("perplexity", {"max_ratio_to": "nobody", "value": 1.25}, {"perplexity": 19.31}, EARLIER)
-    assert verdict.text == (
-        "`perplexity` is 19.31 and its limit nan: what is not a number passes no gate (1.25 × `nobody`)"
-    )
+    assert verdict.text == "`perplexity` is 19.31 and its limit nan: NaN passes no gate (1.25 × `nobody`)"
     assert not verdict.passed
 
 

@@ -227,7 +227,7 @@ def test_inputs_that_have_another_key_are_refused(tmp_path: Path) -> None:
     remote_at(tmp_path).push(entry)
     rewritten(tmp_path, entry, lambda document: document["key_inputs"]["params"].update(number=7))
     key = sha256({"kind": "fake.a", "params": {"number": 7, "ratio": 0.1}})
-    assert refusal(tmp_path, entry) == f"its record says it was made from what has the key {key}"
+    assert refusal(tmp_path, entry) == f"the inputs in its record have the key {key}"
 
 
 @pytest.mark.parametrize("name", ["../../stolen", "/etc/passwd", "a/../../b", "a//b", "C:/x", "a\\b", "", ".", "a\0b"])

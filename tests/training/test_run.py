@@ -246,7 +246,7 @@ def test_bf16_computes_in_bf16_and_keeps_float32(tmp_path: Path, model: Path) ->
         (
             0,
             (
-                "error[R464]: `data` holds no whole window of text to train on\n"
+                "error[R464]: `data` has no full window of text to train on\n"
                 "help: use a longer text, or lower its `sequence_length`"
             ),
         ),

@@ -81,7 +81,7 @@ def test_a_dora_adapter(tmp_path: Path) -> None:
     given = replace(given, checkpoint=replace(given.checkpoint, adapter={"use_dora": True, "r": 4}))
     assert said(given, tmp_path) == [(
         "R477",
-        "the checkpoint carries a DoRA adapter, whose branch depends on the weights beside it",
+        "the checkpoint has a DoRA adapter, whose branch depends on the base weights",
         "train it with `dora: false`, or merge it first (`merge: requantize`, on a dense checkpoint `merge: auto`)",
     )]  # fmt: skip
 

@@ -283,7 +283,7 @@ def test_a_dora_adapter_is_refused(tmp_path: Path) -> None:
     facts = replace(inspect.facts(quantized(tmp_path), "model"), adapter={"r": 4, "use_dora": True})
     inputs = Inputs(facts, {}, {}, MachineFacts(2, 8 << 30, 8 << 30, "cpu", 0, None, 1e11, 1e9))
     (found,) = kinds.find("build.tensorrt").check(defaults("build.tensorrt", {}), inputs)
-    assert found.message == "the checkpoint carries a DoRA adapter, whose branch depends on the weights beside it"
+    assert found.message == "the checkpoint has a DoRA adapter, whose branch depends on the base weights"
 
 
 @pytest.fixture(params=["rtx", "enterprise"])

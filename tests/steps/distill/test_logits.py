@@ -243,8 +243,8 @@ def test_another_tokenizer_names_tokens(tmp_path: Path) -> None:
     step = f"distill.logits: {{data: text, teacher: {{source: {other}}}}}"
     complaint = (
         f"R490]: teacher and student have different tokenizers: `{names[300]}` is 301 to the teacher and 300 to the "
-        f"student, `{names[301]}` is 300 to the teacher and 301 to the student, `{names[4000]}` (4000) is the "
-        "student's alone, 1 more token differs"
+        f"student, `{names[301]}` is 300 to the teacher and 301 to the student, `{names[4000]}` (4000) is "
+        "only in the student's, 1 more token differs"
     )
     assert complaints(folder, step) == told(step, "teacher", complaint, "distil between models of one tokenizer")
     with pytest.raises(RecipeError) as caught:  # a model of the Hub is at hand only when the step runs

@@ -111,7 +111,7 @@ def test_check(tmp_path: Path) -> None:
     ]  # fmt: skip
     needy = replace(inputs(folder), checkpoint=replace(inputs(folder).checkpoint, engine={"format": "tensorrt"}))
     assert complaints(needy, **SMALL) == [
-        ("R504", "a TensorRT engine runs on an NVIDIA GPU alone; this step runs on the CPU",
+        ("R504", "a TensorRT engine runs only on an NVIDIA GPU; this step runs on the CPU",
          "apply it on a machine with a GPU, or take the engine's graph: `from` a step of `build.onnx`", ()),
     ]  # fmt: skip
     cost = find(KIND).estimate(Host(tmp_path, KIND, folder).params, inputs(folder))

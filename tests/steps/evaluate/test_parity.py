@@ -103,7 +103,7 @@ def test_an_engine_that_needs_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     given = inputs(tiny.save(tmp_path / "source"), 64, context=96)
     engine = replace(given, checkpoint=replace(given.checkpoint, engine={"format": "tensorrt", "context": 96}))
     assert complaints(engine) == [
-        ("R504", "a TensorRT engine runs on an NVIDIA GPU alone; this step runs on the CPU",
+        ("R504", "a TensorRT engine runs only on an NVIDIA GPU; this step runs on the CPU",
          "apply it on a machine with a GPU, or take the engine's graph: `from` a step of `build.onnx`", ()),
     ]  # fmt: skip
     assert complaints(replace(engine, machine=replace(engine.machine, device="cuda"))) == []
