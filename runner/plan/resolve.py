@@ -16,7 +16,7 @@ from runner.plan.tasks import find_tasks
 from runner.plan.types import MODEL, Plan, PlannedStep, ResolvedData, ResolvedModel, ResolvedTasks
 from runner.plan.wiring import WiredStep
 from runner.recipe import step_graph
-from runner.recipe.compose.matrix import Combination, joined
+from runner.recipe.compose.matrix import Combination, merge_complaints
 from runner.recipe.schema import load
 from runner.recipe.schema.validate import position
 from runner.recipe.types import ModelSpec, Recipe
@@ -76,7 +76,7 @@ def resolve_all(
             plans.append(resolve(recipe, cache_file=cache_file, device=device, commits=commits))
         except (RecipeError, MachineRefusal) as error:
             failed.append((dict(recipe.matrix), error.diagnostics))
-    _refuse(joined(failed, len(recipes)))
+    _refuse(merge_complaints(failed, len(recipes)))
     return plans
 
 

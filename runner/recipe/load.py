@@ -1,4 +1,4 @@
-"""A recipe's text to a Recipe: syntax, params and schema, then the checks across steps, each stage complete."""
+"""Loads a Recipe from its text: syntax, params and schema, then the checks across steps, each stage complete."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from runner.recipe.types import DataSpec, ModelSpec, Path, Recipe, Step
 
 
 def load(path: str | os.PathLike[str], sets: Sequence[str] = (), pins: Pins | None = None) -> Recipe:
-    """The recipe in a file, or of a pack (`pack:NAME/RECIPE`). `sets` are "name=value" of params.
+    """Return the recipe in a file, or of a pack (`pack:NAME/RECIPE`); `sets` are "name=value" of params.
 
-    Raises RecipeError with all complaints of a stage;
-    UsageError for a recipe whose `matrix` has several combinations; `load_all` gives them all.
+    Raises RecipeError with all complaints of a stage, and UsageError for a recipe whose `matrix` has several
+    combinations; `load_all` returns them all.
     """
     recipes = load_all(path, sets, pins)
     if len(recipes) > 1:
@@ -35,9 +35,9 @@ def load(path: str | os.PathLike[str], sets: Sequence[str] = (), pins: Pins | No
 
 
 def load_all(path: str | os.PathLike[str], sets: Sequence[str] = (), pins: Pins | None = None) -> tuple[Recipe, ...]:
-    """As `load`: one recipe for each combination of its `matrix`, in order; one recipe where it has none.
+    """Return one recipe for each combination of `matrix`, in order; one recipe where it has none.
 
-    `pins` are what a lock says of the recipes that it extends.
+    Arguments are those of `load`; `pins` are the commits and digests that a lock gives the recipes that it extends.
     """
     file = os.fspath(path)
     place, content = extends.read(file)
@@ -47,9 +47,9 @@ def load_all(path: str | os.PathLike[str], sets: Sequence[str] = (), pins: Pins 
 
 
 def loads(text: str, file: str, sets: Sequence[str] = ()) -> Recipe:
-    """As `load`, of text; `file` is the name that complaints give it and that `extends` is relative to.
+    """Return the recipe in a text; `file` is its name in complaints, and `extends` is relative to it.
 
-    The first combination where its `matrix` has several.
+    Where `matrix` has several combinations, it is the first.
     """
     return loads_all(text, file, sets)[0]
 
@@ -57,7 +57,7 @@ def loads(text: str, file: str, sets: Sequence[str] = ()) -> Recipe:
 def loads_all(
     text: str, file: str, sets: Sequence[str] = (), pins: Pins | None = None, place: Place | None = None
 ) -> tuple[Recipe, ...]:
-    """As `load_all`, of text; `place` is where it is, where that is no file."""
+    """Return the recipes of all combinations in a text; `place` is its origin, where that is not a file."""
     merged_recipe = extends.merge_place(text, place or FilePlace(file), pins or Pins())
     root = merged_recipe.root
     expansion, complaints = matrix.expand(root, sets)
@@ -69,7 +69,7 @@ def loads_all(
             recipes.append(_loaded(merged_recipe, file, sets, combination, expansion.names))
         except RecipeError as error:
             failed.append((combination, error.diagnostics))
-    _raise(matrix.joined(failed, len(expansion.combinations)))
+    _raise(matrix.merge_complaints(failed, len(expansion.combinations)))
     matrix.check_distinct(recipes)
     return tuple(recipes)
 
@@ -81,7 +81,7 @@ def _loaded(
     combination: matrix.Combination,
     names: Sequence[str],
 ) -> Recipe:
-    """The recipe of one combination; `names` are the params that any combination sets."""
+    """Return the recipe of one combination; `names` are the params that any combination sets."""
     root = merged_recipe.root
     values, complaints = params.resolve(root, sets, combination)
     complaints += [] if complaints else usage.unused_sets(root, sets)
@@ -91,8 +91,8 @@ def _loaded(
     left_out = _left_out(root, values, complaints)
     complaints = [*_undefined(root, complaints), *validate.check(root, left_out)]
     _raise(complaints)
-    kept, gone = _parted(root, left_out)
-    recipe = _recipe(kept, file, values.values, {name: values.values[name] for name in names})
+    active, gone = _without_left_out(root, left_out)
+    recipe = _recipe(active, file, values.values, {name: values.values[name] for name in names})
     recipe = replace(recipe, parents=merged_recipe.parents)
     found = step_graph.check(recipe, gone, merged_recipe.removed)
     _raise([complaint for complaint in found if complaint.severity == "error"])
@@ -100,13 +100,13 @@ def _loaded(
 
 
 def _undefined(root: Node, complaints: list[Diagnostic]) -> list[Diagnostic]:
-    """One complaint in place of those about every reference, where `params` are missing or are called otherwise."""
+    """Return one complaint in place of those about every reference, where `params` are missing or misnamed."""
     undefined = [complaint for complaint in complaints if complaint.code == "R220"]
     if len(undefined) < 2 or ("params" in root.entries and root.entries["params"].entries):
         return complaints
     rest = [complaint for complaint in complaints if complaint.code != "R220"]
     if any(wording.nearest(key, ["params"]) for key in root.entries if key != "params"):
-        return rest  # the schema stage says what was meant
+        return rest  # the schema stage suggests the right key
     message = f"{len(undefined)} references name params, and the recipe has no `params`; the first is this"
     return [*rest, replace(undefined[0], message=message, help="define them under `params:`, each with its default")]
 
@@ -123,7 +123,7 @@ def _not_substituted(path: Path) -> bool:
 
 
 def _left_out(root: Node, values: params.Params, complaints: list[Diagnostic]) -> dict[int, str]:
-    """The steps that `when` leaves out: index → the expression."""
+    """Return the steps that `when` leaves out: index → the expression."""
     left_out: dict[int, str] = {}
     listed = root.entries.get("steps")
     for index, step in enumerate(listed.items if listed is not None else ()):
@@ -142,7 +142,7 @@ def _left_out(root: Node, values: params.Params, complaints: list[Diagnostic]) -
 
 def _when_complaint(error: when.WhenError, node: Node, values: params.Params) -> list[Diagnostic]:
     if error.name in values.names:
-        return []  # a param without a value, complained about where it is defined
+        return []  # a param without a value, reported where it is defined
     if error.name is not None:
         message = f"{error}{wording.did_you_mean(error.name, values.names)}"
         return [Diagnostic("R220", message, params.known(values.names), params.inside(node.span, error.name))]
@@ -150,12 +150,12 @@ def _when_complaint(error: when.WhenError, node: Node, values: params.Params) ->
     return [Diagnostic("R226", f"`when: {node.value}` cannot be evaluated: {error}", help, node.span)]
 
 
-def _parted(root: Node, left_out: Mapping[int, str]) -> tuple[Node, dict[str, str]]:
-    """The tree without the steps that are left out, and their ids with their `when`."""
+def _without_left_out(root: Node, left_out: Mapping[int, str]) -> tuple[Node, dict[str, str]]:
+    """Return the tree without the steps that `when` leaves out, and the ids of those with their `when`."""
     listed = root.entries["steps"]
     gone = {step_entries.id_of(listed.items[index]) or "": expression for index, expression in left_out.items()}
-    kept = tuple(step for index, step in enumerate(listed.items) if index not in left_out)
-    return replace(root, value={**root.entries, "steps": replace(listed, value=kept)}), gone
+    active = tuple(step for index, step in enumerate(listed.items) if index not in left_out)
+    return replace(root, value={**root.entries, "steps": replace(listed, value=active)}), gone
 
 
 def _recipe(root: Node, file: str, values: Mapping[str, Any], chosen: Mapping[str, Any]) -> Recipe:
@@ -165,7 +165,7 @@ def _recipe(root: Node, file: str, values: Mapping[str, Any], chosen: Mapping[st
     entries = [_step(nodes.plain(step), index) for index, step in enumerate(root.entries["steps"].items)]
     document = {key: value for key, value in filled.items() if value not in ("", {})}
     if chosen:
-        document["matrix"] = {name: [value] for name, value in chosen.items()}  # one combination, and its values known
+        document["matrix"] = {name: [value] for name, value in chosen.items()}  # this combination alone
     document["steps"] = [_entry(step) for step in entries]
     return Recipe(
         file=file,
@@ -188,8 +188,8 @@ def _data(name: str, entry: Mapping[str, Any]) -> DataSpec:
 
 
 def _step(entry: Mapping[str, Any], index: int) -> Step:
-    beside = step_entries.sibling_keys()
-    kind = next(key for key in entry if key not in beside)
+    siblings = step_entries.sibling_keys()
+    kind = next(key for key in entry if key not in siblings)
     return Step(
         id=entry["id"],
         kind=kind,
@@ -201,6 +201,6 @@ def _step(entry: Mapping[str, Any], index: int) -> Step:
 
 
 def _entry(step: Step) -> dict[str, Any]:
-    """A step as the standalone recipe has it."""
-    beside = {"id": step.id, "from": step.source, "resources": dict(step.resources)}
-    return {step.kind: dict(step.params), **{key: value for key, value in beside.items() if value}}
+    """Return a step as the standalone recipe writes it."""
+    siblings = {"id": step.id, "from": step.source, "resources": dict(step.resources)}
+    return {step.kind: dict(step.params), **{key: value for key, value in siblings.items() if value}}

@@ -1,4 +1,4 @@
-"""A folder of recipes as a wheel: nothing but YAML files and metadata, so that nothing in it can run.
+"""Builds a wheel from a folder of recipes: only YAML files and metadata, so that nothing in it can run.
 
 The wheel is written here, by the rules of PEP 427: building needs no network and no build backend, and the same recipes
 give the same bytes.
@@ -31,7 +31,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the time of every file in the wheel
 
 @dataclass(frozen=True)
 class Contents:
-    """What goes into a pack: the files by their paths in it, the recipes in them, what to tell about them."""
+    """The content of a pack: files by their paths in it, the recipes in them, requirements and notes for the user."""
 
     files: Mapping[str, bytes]
     recipes: Mapping[str, Sequence[Recipe]]
@@ -40,7 +40,10 @@ class Contents:
 
 
 def collect(folder: Path, name: str) -> Contents:
-    """The recipes of a folder, checked as those of an installed pack are. RecipeError with all complaints."""
+    """Return the recipes of a folder, checked as those of an installed pack are.
+
+    Raises RecipeError with all complaints.
+    """
     pack = Pack(name, folder, f"the folder {folder}", open=True)
     files: dict[str, bytes] = {}
     recipes: dict[str, Sequence[Recipe]] = {}
@@ -71,7 +74,7 @@ def collect(folder: Path, name: str) -> Contents:
 
 
 def _needs(recipes: Mapping[str, Sequence[Recipe]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The packages whose kinds the recipes use, and what they use that no package brings."""
+    """Return the packages whose kinds the recipes use, and notes on what they use that no package brings."""
     requires, notes = set(), []
     for inner, several in recipes.items():
         for kind in sorted({step.kind for recipe in several for step in recipe.steps}):
@@ -87,7 +90,7 @@ def _needs(recipes: Mapping[str, Sequence[Recipe]]) -> tuple[tuple[str, ...], tu
 
 
 def build(contents: Contents, name: str, version: str) -> tuple[str, bytes]:
-    """(file name, bytes) of the wheel of a pack."""
+    """Return (file name, bytes) of the wheel of a pack."""
     distribution = f"{name}-recipes"
     module = distribution.replace("-", "_")
     info = f"{module}-{version}.dist-info"

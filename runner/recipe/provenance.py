@@ -15,10 +15,10 @@ WRITTEN, SET, MATRIX, DEFAULT, DERIVED = "written", "set", "matrix", "default", 
 
 @dataclass(frozen=True)
 class Origin:
-    """`how`: written at `span`; given by `--set`; chosen by the `matrix`; the schema's default; or derived.
+    """The origin of a value, by `how`: written at `span`, `--set`, `matrix`, the schema's default, or derived.
 
-    `text` says more: the `--set`, whose default it is, what it is derived from. A value that was written with
-    references has them in `reference`, and in `params` where the value of each comes from.
+    `text` gives details: the `--set`, the owner of the default, the source of a derived value. A value that was written
+    with references has them in `reference`, and the origin of each param in `params`.
     """
 
     how: str
@@ -28,16 +28,16 @@ class Origin:
     params: tuple[tuple[str, Origin], ...] = ()
 
     def words(self) -> str:
-        """`recipes/a.yaml:12`, `--set bits=3`, `default of quantize.gptq`, `a.yaml:7, bits from --set bits=3`."""
+        """Return the origin as text: `recipes/a.yaml:12`, `--set bits=3`, `a.yaml:7, bits from --set bits=3`."""
         place = f"{self.span.file}:{self.span.line}" if self.span is not None else ""
         if self.how == MATRIX:
             return f"matrix, {place}"
         if self.how != WRITTEN:
             return self.text
-        return ", ".join([place, *(f"{name} from {self._beside(origin)}" for name, origin in self.params)])
+        return ", ".join([place, *(f"{name} from {self._param_words(origin)}" for name, origin in self.params)])
 
-    def _beside(self, origin: Origin) -> str:
-        """The words of a param's origin, without the file where that is this value's."""
+    def _param_words(self, origin: Origin) -> str:
+        """Return the origin of a param as text, without the file where it is the same as this value's."""
         here = self.span.file if self.span is not None else None
         if origin.how == WRITTEN and origin.span is not None and origin.span.file == here:
             return f"line {origin.span.line}"
@@ -45,7 +45,7 @@ class Origin:
 
 
 def trace(recipe: Recipe, sets: Sequence[str] = ()) -> dict[Path, Origin]:
-    """The origin of every value of `recipe.document` that is no mapping and no list with entries, in its order."""
+    """Return the origin of every scalar and empty collection of `recipe.document`, in its order."""
     given = {name: f"--set {name}={text}" for name, _, text in (entry.partition("=") for entry in sets)}
     return {path: _origin(recipe, path, given) for path in _leaves(recipe.document, ())}
 

@@ -1,4 +1,4 @@
-"""What the ratio of a gate is to: a step of this recipe, of its last accepted job, or of a job that is named.
+"""References of gates with a ratio: a step of this recipe, of its last accepted job, or of a named job.
 
 max_ratio_to: baseline                 the earlier step `baseline`
 max_ratio_to: accepted                 this step, in the last accepted job of the recipe (and of its combination)
@@ -19,7 +19,7 @@ KEYS = ("max_ratio_to", "min_ratio_to")
 
 @dataclass(frozen=True)
 class Reference:
-    """`text` as written. `job`: None for this one, "accepted", or a job's name; `step` None: the step of the gate."""
+    """A reference as written in `text`; `job` None is this job, `step` None the step of the gate."""
 
     text: str
     job: str | None
@@ -27,7 +27,7 @@ class Reference:
 
 
 def parse(text: str) -> Reference:
-    """Return a reference of the form that the schema of gates allows."""
+    """Return the reference in a text, which has the form that the schema of gates allows."""
     head, _, step = text.partition("/")
     if head == ACCEPTED:
         return Reference(text, ACCEPTED, step or None)

@@ -1,7 +1,7 @@
-"""Secrets that found their way into a recipe or a command line, kept out of everything that a report says.
+"""Hides secrets of a recipe or a command line in everything that is reported.
 
-A param, or any other key of the recipe, whose name says so (`token`, `api_key`, `password`, …) holds a secret; its
-value is hidden wherever it stands. So are credentials in URLs and the tokens of well-known services, by their form.
+A param, or any other key of the recipe, with a name such as `token`, `api_key` or `password` holds a secret; its value
+is hidden wherever it occurs. So are credentials in URLs and the tokens of well-known services, by their form.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ _FORMS = re.compile(
 
 
 def is_secret(name: str) -> bool:
-    """Whether the value of a key of that name is a secret."""
+    """Return whether the value of a key of that name is a secret."""
     return _NAMES.search(name) is not None
 
 
 def values(document: Any) -> frozenset[str]:
-    """The secrets in a recipe, by the names of their keys."""
+    """Return the secrets in a recipe, by the names of their keys."""
     return frozenset(_values(document))
 
 
 def hide_in_text(text: str, source: str) -> str:
-    """`text` without the secrets that `source`, lines of YAML or of a command, gives to names that say so."""
+    """Return `text` without the secrets that `source`, lines of YAML or of a command, gives to secret names."""
     found = ((name, a or b or c) for name, a, b, c in _ENTRY.findall(source))
     known = frozenset(value for name, value in found if is_secret(name) and len(value) >= _SHORTEST)
     return str(hide(text, known))
 
 
 def hide_in_word(word: str) -> str:
-    """One argument of a command: `name=value` without the value where the name says that it is a secret."""
+    """Return one argument of a command, with the value of `name=value` hidden where the name is secret."""
     option = "--set=" if word.startswith("--set=") else ""
     name, equals, value = word.removeprefix(option).partition("=")
     if equals and is_secret(name) and len(value) >= _SHORTEST:
@@ -65,7 +65,7 @@ def _values(document: Any) -> Iterable[str]:
 
 
 def hide(value: Any, known: frozenset[str]) -> Any:
-    """JSON without the `known` secrets, and without those that betray themselves by their form."""
+    """Return JSON without the `known` secrets, and without those that are recognized by their form."""
     if isinstance(value, str):
         for secret in sorted(known, key=len, reverse=True):
             value = value.replace(secret, HIDDEN)

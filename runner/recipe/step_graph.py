@@ -1,4 +1,4 @@
-"""How steps hang together: what each takes, which data it reads, and the checks across steps (R3xx)."""
+"""The graph of steps: their inputs, the data they read, and the checks across steps (R3xx)."""
 
 from __future__ import annotations
 
@@ -26,42 +26,45 @@ _TYPES = {
 
 
 def consumes(kind: str) -> tuple[str, ...]:
-    """The artifact types that a kind's main input may have."""
+    """Return the artifact types that a kind's main input may have."""
     return tuple(kinds.module(kind).CONSUMES)
 
 
 def produces(kind: str) -> str:
-    """The type of what a kind makes; "same" where that is the type of its main input."""
+    """Return the type of a kind's output; "same" where it is the type of the main input."""
     return str(kinds.module(kind).PRODUCES)
 
 
 def metrics(kind: str) -> tuple[str, ...]:
-    """The metrics that a gate on a step of this kind may name; <...> in one stands for any text."""
+    """Return the metrics that a gate on a step of this kind may name; <...> in one stands for any text."""
     return tuple(kinds.module(kind).METRICS)
 
 
 def measures(kind: str, metric: str) -> bool:
-    """Whether a gate on a step of this kind may name `metric`."""
+    """Return whether a gate on a step of this kind may name `metric`."""
     return _declared(kind, metric) is not None
 
 
 def _declared(kind: str, metric: str) -> str | None:
-    """The name by which a kind declares a metric."""
+    """Return the name by which a kind declares a metric."""
     patterns = {name: re.sub(r"<[^<>]*>", ".+", re.escape(name)) for name in metrics(kind)}
     return next((name for name, pattern in patterns.items() if re.fullmatch(pattern, metric)), None)
 
 
 def source_of(id: str, main: str | None, inputs: Mapping[str, Mapping[str, str]]) -> str:
-    """`id`; where that is "source", and no step's id, what the step that made `main` took. `inputs`: earlier ones."""
+    """Return `id`, or where that is "source" and no step's id, the main input of the step `main`.
+
+    `inputs` are those of earlier steps.
+    """
     if id != SOURCE or SOURCE in inputs:
         return id
     return inputs.get(main or "", {}).get(CHECKPOINT, MODEL)
 
 
 def nearest(kind: str, before: Iterable[Step]) -> str:
-    """What a step of this kind takes where `from` says nothing: the nearest earlier result it may take, or the model.
+    """Return the default input of a step of this kind: the nearest earlier result that it takes, or the model.
 
-    An engine is passed over by kinds that take checkpoints alone, a checkpoint by those that take engines alone.
+    Kinds that take only checkpoints skip engines, and the reverse.
     """
     wanted = consumes(kind)
     found = [step.id for step in before if _serves(step.kind, wanted)]
@@ -69,7 +72,7 @@ def nearest(kind: str, before: Iterable[Step]) -> str:
 
 
 def _serves(kind: str, wanted: Sequence[str]) -> bool:
-    """Whether what a kind makes is of a sort that is wanted: an engine, or a checkpoint of whichever type."""
+    """Return whether the output of a kind is of a wanted sort: an engine, or a checkpoint of any type."""
     if produces(kind) == ENGINE:
         return ENGINE in wanted
     return makes_checkpoint(kind) and any(type in wanted for type in CHECKPOINTS)
@@ -80,7 +83,7 @@ def makes_checkpoint(kind: str) -> bool:
 
 
 def models_of(step: Step) -> dict[str, ModelSpec]:
-    """Parameter → the further model that it names by `source`."""
+    """Return parameter → the further model that it names by `source`."""
     found = {name: step.params.get(name) for name, to in load.references(step.kind).items() if to == CHECKPOINT}
     return {
         name: ModelSpec(str(value["source"]), value.get("revision"))
@@ -99,9 +102,10 @@ def _named(step: Step, what: str) -> dict[str, str]:
 
 
 def check(recipe: Recipe, left_out: Mapping[str, str], removed: Mapping[str, Span] | None = None) -> list[Diagnostic]:
-    """Every complaint and warning across steps. `left_out`: id → `when` of the steps that take no part.
+    """Return every complaint and warning across steps.
 
-    `removed`: id → where a recipe takes away a step of the one that it extends.
+    `left_out`: id → `when` of the steps that are left out. `removed`: id → place where a recipe removes a step of the
+    one that it extends.
     """
     if not recipe.steps:
         span = recipe.span(("steps",))
@@ -129,7 +133,7 @@ def _line(place: Span, here: Span | None) -> str:
 
 
 class _Checker:
-    """The checks of one step against those before it."""
+    """The checks of one step against earlier ones."""
 
     def __init__(self, recipe: Recipe, index: int, left_out: Mapping[str, str], removed: Mapping[str, Span]) -> None:
         self.recipe = recipe
@@ -145,7 +149,9 @@ class _Checker:
         processes = self.step.resources.get("processes", 1)
         if processes > 1 and not getattr(kinds.module(self.step.kind), "DISTRIBUTED", False):
             message = f"`{self.step.kind}` runs in one process; `resources` asks for {processes}"
-            self._tell("R311", message, "leave `processes` out: only training uses several", ("resources", "processes"))
+            self._complain(
+                "R311", message, "leave `processes` out: only training uses several", ("resources", "processes")
+            )
         for name, value in _named(self.step, "checkpoint").items():
             self._checkpoint(name, value, (self.step.kind, name))
         for name, value in _named(self.step, ENGINE).items():
@@ -157,11 +163,11 @@ class _Checker:
                 self._gate(metric, rule, (self.step.kind, name, metric))
         return self.complaints
 
-    def _tell(self, code: str, message: str, help: str | None, path: Path) -> None:
+    def _complain(self, code: str, message: str, help: str | None, path: Path) -> None:
         self.complaints.append(Diagnostic(code, message, help, self.recipe.span((*self.step.path, *path))))
 
     def _warn(self, code: str, message: str, help: str, path: Path) -> None:
-        self._tell(code, message, help, path)
+        self._complain(code, message, help, path)
         self.complaints[-1] = replace(self.complaints[-1], severity="warning")
 
     def _checkpoints(self, *, engines: bool = False) -> list[str]:
@@ -173,7 +179,7 @@ class _Checker:
         return [MODEL, *made]
 
     def _type(self, id: str) -> str | None:
-        """The type of the checkpoint that a step makes; None where the model's own config decides, or nothing does."""
+        """Return the type of the checkpoint that a step makes; None where it depends on the model's config."""
         seen: set[str] = set()
         while id in self.before and id not in seen:
             seen.add(id)
@@ -198,7 +204,7 @@ class _Checker:
         source = step.source
         if not wanted:
             if source is not None:
-                self._tell("R308", f"`{step.kind}` takes no checkpoint", "leave `from` out", ("from",))
+                self._complain("R308", f"`{step.kind}` takes no checkpoint", "leave `from` out", ("from",))
             return
         engines = ENGINE in wanted
         if source is not None and not self._checkpoint("from", source, ("from",), engines=engines):
@@ -212,11 +218,11 @@ class _Checker:
         message = f"`{step.kind}` takes {takes}; {makes}"
         fitting = [id for id in self._checkpoints(engines=engines) if self._fits(id, wanted)]
         help = f"`from` may name {wording.ticked(fitting, 'or')}" if fitting else "put a step before it that makes one"
-        self._tell("R308", message, help, ("from",) if step.source is not None else (step.kind,))
+        self._complain("R308", message, help, ("from",) if step.source is not None else (step.kind,))
 
     def _checkpoint(self, label: str, name: str, path: Path, *, engines: bool = False) -> bool:
         if name == SOURCE and (*self.step.path, *path) not in self.recipe.spans:
-            return True  # a default: that the step takes no engine is complained about where it takes its input
+            return True  # a default: a step that does not take an engine is reported at its main input
         if name == MODEL or (name == SOURCE and SOURCE not in self.before and self._takes_an_engine()):
             return True
         known = self._checkpoints(engines=engines)
@@ -226,7 +232,7 @@ class _Checker:
         kind = self.before[name].kind
         if makes_checkpoint(kind) or (engines and produces(kind) == ENGINE):
             return True
-        self._tell("R307", f"`{label}` names `{name}`, and `{kind}` makes no checkpoint", help, path)
+        self._complain("R307", f"`{label}` names `{name}`, and `{kind}` makes no checkpoint", help, path)
         return False
 
     def _engine(self, label: str, name: str, path: Path) -> None:
@@ -234,25 +240,25 @@ class _Checker:
         help = f"it may name {wording.ticked(known, 'or')}" if known else "put a `build.` step before it"
         if self._earlier(label, name, path, known, help) and name not in known:
             message = f"`{label}` names `{name}`, and `{self.before[name].kind}` makes no engine"
-            self._tell("R307", message, help, path)
+            self._complain("R307", message, help, path)
 
     def _earlier(self, label: str, name: str, path: Path, known: Sequence[str], help: str | None) -> bool:
         if name in self.before:
             return True
         if name == self.step.id:
-            self._tell("R304", f"`{label}` names `{name}`, which is this step itself", help, path)
+            self._complain("R304", f"`{label}` names `{name}`, which is this step itself", help, path)
         elif name in self.later:
-            self._tell("R304", f"`{label}` names `{name}`, which comes later", help, path)
+            self._complain("R304", f"`{label}` names `{name}`, which comes later", help, path)
         elif name in self.left_out:
             message = f"`{label}` names `{name}`, which `when: {self.left_out[name]}` leaves out"
-            self._tell("R305", message, "give this step the same `when`, or name another", path)
+            self._complain("R305", message, "give this step the same `when`, or name another", path)
         elif name in self.removed:
             at = self.removed[name]
             message = f"`{label}` names `{name}`, which is removed at {at.file}:{at.line}:{at.column}"
-            self._tell("R303", message, help, path)
+            self._complain("R303", message, help, path)
         else:
             message = f"`{label}` names `{name}`, which is no step{wording.did_you_mean(name, known)}"
-            self._tell("R303", message, help, path)
+            self._complain("R303", message, help, path)
         return False
 
     def _data(self, label: str, name: str) -> None:
@@ -261,13 +267,13 @@ class _Checker:
             return
         help = f"`data` has {wording.ticked(entries)}" if entries else "the recipe has no `data`"
         message = f"`{label}` names `{name}`, which is no entry of `data`{wording.did_you_mean(name, entries)}"
-        self._tell("R306", message, help, (self.step.kind, label))
+        self._complain("R306", message, help, (self.step.kind, label))
 
     def _gate(self, metric: str, rule: Mapping[str, Any], path: Path) -> None:
         known = metrics(self.step.kind)
         if not measures(self.step.kind, metric):
             message = f"`{self.step.kind}` does not measure `{metric}`{wording.did_you_mean(metric, known)}"
-            self._tell("R309", message, f"it measures {wording.ticked(known)}" if known else None, path)
+            self._complain("R309", message, f"it measures {wording.ticked(known)}" if known else None, path)
             return
         self._bounds(metric, rule, path)
         for key in references.KEYS:
@@ -278,10 +284,10 @@ class _Checker:
             help = _measured_by(metric, fitting)
             if self._earlier(key, name, (*path, key), fitting, help) and name not in fitting:
                 message = f"`{key}` names `{name}`, and `{self.before[name].kind}` does not measure `{metric}`"
-                self._tell("R309", message, help, (*path, key))
+                self._complain("R309", message, help, (*path, key))
 
     def _bounds(self, metric: str, rule: Mapping[str, Any], path: Path) -> None:
-        """A gate that no value can pass, or that none can miss."""
+        """Complain about a gate that no value can pass, and warn about one that no value can miss."""
         declared = kinds.module(self.step.kind).METRICS
         name = _declared(self.step.kind, metric)
         if not isinstance(declared, Mapping) or name is None:
@@ -295,7 +301,7 @@ class _Checker:
             why = f"`{metric}` is {values}, and `{key}` is {limit:g}"
             if (limit < values.low) if at_most else (limit > values.high):
                 bound, side = (values.low, "more") if at_most else (values.high, "less")
-                self._tell("R312", f"{where} can never pass: {why}", f"set `{key}` to {bound:g} or {side}", place)
+                self._complain("R312", f"{where} can never pass: {why}", f"set `{key}` to {bound:g} or {side}", place)
             elif (limit >= values.high) if at_most else (limit <= values.low):
                 self._warn("R313", f"{where} can never be missed: {why}", "set a limit that says something", place)
 

@@ -1,4 +1,4 @@
-"""The recipe as data, after syntax, params, extends, defaults and schema. Frozen: nothing downstream changes it."""
+"""The recipe as data, after syntax, params, extends, defaults and schema. Frozen: no later stage changes it."""
 
 from __future__ import annotations
 
@@ -65,9 +65,10 @@ class Parent:
 
 @dataclass(frozen=True, repr=False)
 class Recipe:
-    """A resolved recipe. `document` is the standalone mapping (params substituted, parents merged, defaults filled),
+    """A resolved recipe.
 
-    which `yaml_text.dump` writes as recipe.yaml. `spans` places values of the written text by path. `matrix` has the
+    `document` is the standalone mapping (params substituted, parents merged, defaults filled), which `yaml_text.dump`
+    writes as recipe.yaml. `spans` places values of the written text by path. `matrix` has the
     values of this combination of `matrix`, for every param that any combination sets. `parents` are those from
     elsewhere. `references` has by path the text, such as `${bits}`, that a value was written as.
     """
@@ -85,14 +86,14 @@ class Recipe:
     matrix: Mapping[str, Any] = field(default_factory=dict)
     parents: tuple[Parent, ...] = ()
     references: Mapping[Path, str] = field(default_factory=dict)
-    warnings: tuple[Diagnostic, ...] = ()  # what the text is accepted with, and hardly means
+    warnings: tuple[Diagnostic, ...] = ()  # accepted, but probably not intended
 
     def __repr__(self) -> str:
         chosen = "".join(f" {name}={value!r}" for name, value in self.matrix.items())
         return f"<Recipe {self.name}{chosen}: {', '.join(step.id for step in self.steps)}>"
 
     def span(self, path: Path) -> Span | None:
-        """The place of the value at `path`, or of its nearest enclosing value that was written."""
+        """Return the place of the value at `path`, or of its nearest enclosing value that was written."""
         while path:
             if path in self.spans:
                 return self.spans[path]
@@ -100,5 +101,5 @@ class Recipe:
         return self.spans.get(())
 
     def step_span(self, step: Step, param_path: Path = ()) -> Span | None:
-        """The place of a parameter of a step (or of the step itself)."""
+        """Return the place of a parameter of a step (or of the step itself)."""
         return self.span((*step.path, step.kind, *param_path))

@@ -1,4 +1,4 @@
-"""What a recipe defines and nothing refers to: params and data entries."""
+"""Complaints about params and data entries that a recipe defines and does not use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NO_REFERENCES = ("params", "matrix", "version", "extends")
 
 
 def unused_sets(root: Node, sets: Sequence[str]) -> list[Diagnostic]:
-    """Complaints (R228) about `--set` of a param that nothing refers to: the job would be the same without."""
+    """Return complaints (R228) about `--set` of a param that nothing refers to."""
     written = root.entries.get("params")
     defined, used = (written.entries if written is not None else {}), _used_params(root)
     return [
@@ -23,7 +23,7 @@ def unused_sets(root: Node, sets: Sequence[str]) -> list[Diagnostic]:
 
 
 def warnings(root: Node, file: str) -> list[Diagnostic]:
-    """Warnings (R229) about params and data entries of `file` itself, not of a parent, that nothing refers to."""
+    """Return warnings (R229) about unused params and data entries of `file` itself, not of a parent."""
     texts = set(_step_texts(root))
     sections = [("params", "param", _used_params(root))]
     if not any("${" in text for text in texts):  # else a param may be the name of a data entry
@@ -37,7 +37,7 @@ def warnings(root: Node, file: str) -> list[Diagnostic]:
 
 
 def _used_params(root: Node) -> set[str]:
-    """The params that values refer to, by themselves or through other params, and that `when` names."""
+    """Return the params that values refer to, directly or through other params, and that `when` names."""
     written = root.entries.get("params")
     defined = written.entries if written is not None else {}
     open = set()
@@ -60,7 +60,7 @@ def _references(text: str) -> list[str]:
 
 
 def _step_texts(root: Node) -> Iterator[str]:
-    """Every text among the parameters of steps."""
+    """Yield every text among the parameters of steps."""
     listed = root.entries.get("steps")
     for step in listed.items if listed is not None else ():
         yield from (node.value for _, node in walk(step) if isinstance(node.value, str))

@@ -15,7 +15,7 @@ DATA = "data: {text: {source: t, sequence_length: 8}}\n"
 
 @dataclass(frozen=True)
 class Case:
-    """A wrong recipe and all that is told about it."""
+    """A wrong recipe and all complaints about it."""
 
     name: str
     text: str
@@ -30,7 +30,7 @@ def recipe(*lines: str, head: str = HEAD + DATA, also: str = "") -> str:
     return head + "steps:\n" + "".join(f"  {line}\n" for line in lines)
 
 
-def told(text: str, sets: tuple[str, ...] = ()) -> str:
+def complaint_of(text: str, sets: tuple[str, ...] = ()) -> str:
     """The whole rendered complaint about a recipe."""
     with pytest.raises(RecipeError) as caught:
         loads(text, "r.yaml", sets)

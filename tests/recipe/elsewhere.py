@@ -84,7 +84,7 @@ def write(name: str, text: str) -> str:
     return name
 
 
-def told(name: str) -> str:
+def complaint_of(name: str) -> str:
     """The whole rendered complaint about a recipe."""
     with pytest.raises(RecipeError) as caught:
         load(name)

@@ -1,12 +1,12 @@
 """What is wrong with a `matrix` (R23x), as a user reads it."""
 
-# ruff: noqa: E501 -- messages stand here as they are told
+# ruff: noqa: E501 -- messages stand here as users see them
 
 from __future__ import annotations
 
 import pytest
 
-from tests.recipe.cases import Case, recipe, told
+from tests.recipe.cases import Case, complaint_of, recipe
 
 PARAMS = "params: {bits: 4, size: 128}\n"
 STEP = '- quantize.rtn: {bits: "${bits}", group_size: "${size}"}'
@@ -147,7 +147,7 @@ help: `runner steps quantize.rtn` lists every parameter
 """,
     ),
     Case(
-        "what is wrong with every combination is told once",
+        "what is wrong with every combination is reported once",
         of("{bits: [3, 4]}", '- quantize.rtn: {bits: "${bits}", group_sise: 64}'),
         """
 r.yaml:8:37: error[R205]: unknown key `group_sise` of `quantize.rtn`; did you mean `group_size`?
@@ -161,18 +161,18 @@ help: `runner steps quantize.rtn` lists every parameter
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_message(case: Case) -> None:
-    assert told(case.text, case.sets) == case.message.strip()
+    assert complaint_of(case.text, case.sets) == case.message.strip()
 
 
 def test_too_many() -> None:
     values = ", ".join(map(str, range(20)))
-    first, _, _, last = told(of(f"{{bits: [{values}], size: [{values}]}}")).splitlines()
+    first, _, _, last = complaint_of(of(f"{{bits: [{values}], size: [{values}]}}")).splitlines()
     assert first == "r.yaml:4:1: error[R232]: `matrix` has 400 combinations; 256 are the most"
     assert last == "help: shorten its lists"
 
 
 def test_too_many_by_include() -> None:
     values = ", ".join(f"{{bits: {number}}}" for number in range(300))
-    assert told(of(f"{{include: [{values}]}}")).splitlines()[0] == (
+    assert complaint_of(of(f"{{include: [{values}]}}")).splitlines()[0] == (
         "r.yaml:4:1: error[R232]: `matrix` has 300 combinations; 256 are the most"
     )

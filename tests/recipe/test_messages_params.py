@@ -1,6 +1,6 @@
 """What is wrong with params, `--set` and `when` (R22x), as a user reads it."""
 
-# ruff: noqa: E501 -- messages stand here as they are told
+# ruff: noqa: E501 -- messages stand here as users see them
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import itertools
 
 import pytest
 
-from tests.recipe.cases import Case, recipe, told
+from tests.recipe.cases import Case, complaint_of, recipe
 
 CASES = [
     Case(
@@ -202,12 +202,14 @@ r.yaml:7:11: error[R201]: `when` must be true, false or an expression over param
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_whole_message(case: Case) -> None:
-    assert told(case.text, case.sets) == case.message.strip("\n")
+    assert complaint_of(case.text, case.sets) == case.message.strip("\n")
 
 
 def test_texts_that_are_long_too_many_times() -> None:
     many = ", ".join(['"x${a}"'] * 200)
-    lines = told(recipe(f"- quantize.rtn: {{ignore: [{many}]}}", also=f"params: {{a: {'y' * 9_999}}}")).splitlines()
+    lines = complaint_of(
+        recipe(f"- quantize.rtn: {{ignore: [{many}]}}", also=f"params: {{a: {'y' * 9_999}}}")
+    ).splitlines()
     assert lines[0] == (
         "r.yaml:7:29: error[R227]: with their references filled in the texts of the recipe have 2000000 characters; "
         "1048576 are the most"
@@ -219,7 +221,7 @@ def test_params_that_double_one_another() -> None:
     """The billion laughs, by references instead of aliases."""
     names = ["a", *(f"p{number}" for number in range(60))]
     chain = [f'  {name}: "${{{before}}}${{{before}}}"' for before, name in itertools.pairwise(names)]
-    lines = told(recipe("- quantize.rtn: {}", also="\n".join(["params:", "  a: haha", *chain]))).splitlines()
+    lines = complaint_of(recipe("- quantize.rtn: {}", also="\n".join(["params:", "  a: haha", *chain]))).splitlines()
     assert (
         lines[0] == "r.yaml:16:8: error[R227]: with its references filled in this text has more than 10000 characters"
     )
@@ -227,7 +229,7 @@ def test_params_that_double_one_another() -> None:
 
 
 def test_a_value_of_set_that_steers_a_terminal() -> None:
-    assert told(recipe("- quantize.rtn: {}", also="params: {note: a}"), ("note=\x1b[2J",)) == (
+    assert complaint_of(recipe("- quantize.rtn: {}", also="params: {note: a}"), ("note=\x1b[2J",)) == (
         "r.yaml:3:16: error[R224]: `--set note=…` holds the character U+001B, which no recipe may\n"
         "    3 | params: {note: a}\n"
         "      |                ^\n"

@@ -1,12 +1,12 @@
 """What is wrong with single values (R2xx), as a user reads it."""
 
-# ruff: noqa: E501 -- messages stand here as they are told
+# ruff: noqa: E501 -- messages stand here as users see them
 
 from __future__ import annotations
 
 import pytest
 
-from tests.recipe.cases import HEAD, Case, recipe, told
+from tests.recipe.cases import HEAD, Case, complaint_of, recipe
 
 CASES = [
     Case(
@@ -359,14 +359,14 @@ help: `runner steps quantize.rtn` lists every parameter
 r.yaml:6:20: error[R205]: unknown key `id` of `quantize.rtn`
     6 |   - quantize.rtn: {id: a}
       |                    ^^
-help: `id` stands beside `quantize.rtn`, not among its parameters
+help: `id` is a key of the step, not a parameter of `quantize.rtn`
 """,
     ),
     Case(
         "parameter beside the kind",
         recipe("- quantize.rtn:", "  bits: 4"),
         """
-r.yaml:7:5: error[R205]: `bits` is a parameter of `quantize.rtn`, and stands beside it
+r.yaml:7:5: error[R205]: `bits` is a parameter of `quantize.rtn`, and is not indented under it
     7 |     bits: 4
       |     ^^^^
 help: indent it further than `quantize.rtn`, or move it into the braces
@@ -379,7 +379,7 @@ help: indent it further than `quantize.rtn`, or move it into the braces
 r.yaml:7:5: error[R205]: unknown key `form` of a step; did you mean `from`?
     7 |     form: model
       |     ^^^^
-help: beside its kind a step may have `id`, `from`, `when`, `resources`, `before`, `after` and `remove`
+help: besides its kind a step may have `id`, `from`, `when`, `resources`, `before`, `after` and `remove`
 """,
     ),
     Case(
@@ -520,4 +520,4 @@ help: `runner steps evaluate.perplexity` lists every parameter
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_whole_message(case: Case) -> None:
-    assert told(case.text, case.sets) == case.message.strip("\n")
+    assert complaint_of(case.text, case.sets) == case.message.strip("\n")

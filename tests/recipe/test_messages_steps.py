@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from runner.recipe.load import loads
-from tests.recipe.cases import HEAD, Case, recipe, told
+from tests.recipe.cases import HEAD, Case, complaint_of, recipe
 
 CASES = [
     Case(
@@ -273,7 +273,7 @@ help: leave `processes` out: only training uses several
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_whole_message(case: Case) -> None:
-    assert told(case.text, case.sets) == case.message.strip("\n")
+    assert complaint_of(case.text, case.sets) == case.message.strip("\n")
 
 
 def warned(text: str) -> str:

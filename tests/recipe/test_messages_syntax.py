@@ -1,12 +1,12 @@
 """What is wrong with the text itself (R1xx), as a user reads it."""
 
-# ruff: noqa: E501 -- messages stand here as they are told
+# ruff: noqa: E501 -- messages stand here as users see them
 
 from __future__ import annotations
 
 import pytest
 
-from tests.recipe.cases import Case, told
+from tests.recipe.cases import Case, complaint_of
 
 CASES = [
     Case(
@@ -297,4 +297,4 @@ r.yaml:1:3: error[R112]: a key must be text; this one is a list or a mapping
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_whole_message(case: Case) -> None:
-    assert told(case.text, case.sets) == case.message.strip("\n")
+    assert complaint_of(case.text, case.sets) == case.message.strip("\n")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from runner.recipe.references import Reference, from_rule, parse
-from tests.recipe.cases import recipe, told
+from tests.recipe.cases import complaint_of, recipe
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_other_jobs_are_no_steps_of_the_recipe(text: str) -> None:
 
 
 def test_a_reference_of_another_form() -> None:
-    assert told(recipe(GATE.replace("REF", '"job:"'))) == (
+    assert complaint_of(recipe(GATE.replace("REF", '"job:"'))) == (
         "r.yaml:6:74: error[R206]: `gates.perplexity.max_ratio_to` must be the id of a step, `accepted`, "
         '`accepted/STEP`, `job:NAME` or `job:NAME/STEP`; got "job:"\n'
         '    6 |   - evaluate.perplexity: {data: text, gates: {perplexity: {max_ratio_to: "job:", value: 1.1}}}\n'
@@ -50,7 +50,7 @@ def test_a_reference_of_another_form() -> None:
 
 
 def test_the_id_accepted_is_reserved() -> None:
-    assert told(recipe("- quantize.rtn: {}", "  id: accepted")) == (
+    assert complaint_of(recipe("- quantize.rtn: {}", "  id: accepted")) == (
         "r.yaml:7:9: error[R302]: the id `accepted` is reserved: it names the last accepted job, in gates\n"
         "    7 |     id: accepted\n"
         "      |         ^^^^^^^^\n"

@@ -1,4 +1,4 @@
-"""`extends`: a recipe's text merged with all that it extends, wherever that is."""
+"""`extends`: merges a recipe's text with all recipes that it extends, wherever they are."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from runner.recipe.syntax import yaml_text
 from runner.recipe.syntax.nodes import Node
 from runner.recipe.types import Parent
 
-DEEPEST = 16  # recipes that extend one another: a server could go on for ever
+DEEPEST = 16  # recipes in a chain of `extends`: a server could make it endless
 
 
 @dataclass(frozen=True)
 class MergedRecipe:
-    """The merged tree; the parents from elsewhere, in the order in which they were read; the steps taken away."""
+    """The merged tree, the parents from elsewhere in the order of reading, and the removed steps."""
 
     root: Node
     parents: tuple[Parent, ...] = ()
@@ -31,23 +31,26 @@ class MergedRecipe:
 
 @dataclass(frozen=True)
 class _Link:
-    """A recipe being read, and where `extends` names it."""
+    """A recipe that is being read, and the place of the `extends` that names it."""
 
     place: Place
     span: Span | None
 
 
 def read(named: str) -> tuple[Place, str]:
-    """The place that the command line names, a file or a recipe of a pack, and its text. Raises RecipeError."""
+    """Return the place that the command line names (a file or a recipe of a pack) and its text.
+
+    Raises RecipeError.
+    """
     try:
         place: Place = packs.place(named) if named.startswith(packs.SCHEME) else FilePlace(named, "R101")
         return place, place.read()
     except PlaceError as error:
-        raise _complaint(_with_own(error, named), None) from None
+        raise _complaint(_suggest_own(error, named), None) from None
 
 
-def _with_own(error: PlaceError, named: str) -> PlaceError:
-    """Where a file that is not there is called like a recipe that comes with runner, that is the remedy."""
+def _suggest_own(error: PlaceError, named: str) -> PlaceError:
+    """Return the error, with the address of a recipe of that name that comes with runner as its remedy."""
     name = os.path.splitext(os.path.basename(named))[0]
     if error.code != "R101" or os.path.exists(named) or name not in packs.own().recipes():
         return error
@@ -55,12 +58,15 @@ def _with_own(error: PlaceError, named: str) -> PlaceError:
 
 
 def merge_text(content: str, file: str) -> Node:
-    """The tree of a recipe merged with all that it extends. Raises RecipeError with every complaint of syntax."""
+    """Return the tree of a recipe merged with all that it extends.
+
+    Raises RecipeError with every complaint of syntax.
+    """
     return merge_place(content, FilePlace(file)).root
 
 
 def merge_place(content: str, place: Place, pins: Pins = Pins()) -> MergedRecipe:  # noqa: B008  # it is frozen
-    """As `merge_text`, of the text at a place; git parents are taken at the commits of `pins`."""
+    """Return the same for the text at a place; git parents are read at the commits of `pins`."""
     found: list[Parent] = []
     removed: dict[str, Span] = {}
     root = _merge_chain(content, (_Link(place, None),), pins, found, removed)
@@ -71,7 +77,7 @@ def _merge_chain(
     content: str, chain: tuple[_Link, ...], pins: Pins, found: list[Parent], removed: dict[str, Span]
 ) -> Node:
     at = chain[-1].place
-    root = step_entries.identified(yaml_text.parse(content, at.name))
+    root = step_entries.with_default_ids(yaml_text.parse(content, at.name))
     named = root.entries.get("extends")
     if named is None:
         if complaints := merge.unplaced(root):

@@ -3,10 +3,10 @@
     matrix:
       bits: [3, 4]
       group_size: [64, 128]
-      exclude: [{bits: 3, group_size: 64}]         every combination that has these values goes
+      exclude: [{bits: 3, group_size: 64}]         every combination that has these values is removed
       include:
         - {bits: 8, group_size: 128}               a further combination; params that it leaves out have their defaults
-        - {bits: 4, samples: 256}                  fits combinations that are there already: adds `samples` to them
+        - {bits: 4, samples: 256}                  matches existing combinations: adds `samples` to them
 
 As on GitHub: `exclude` first, then `include` in the order written. A param that `--set` gives is fixed: its list is
 that one value, and entries of `include` with another one are left out.
@@ -33,21 +33,21 @@ Combination = dict[str, Value]
 
 @dataclass(frozen=True)
 class Expansion:
-    """`combinations`: the params that each one sets; `names`: every param that any of them sets, in order."""
+    """The combinations of a matrix, with the params that each sets; `names` are all these params, in order."""
 
     combinations: tuple[Combination, ...]
     names: tuple[str, ...]
 
 
 def describe(values: Mapping[str, Value]) -> str:
-    """`bits=3, group_size=64`: by name, as plan.json has them."""
+    """Return a combination as text, sorted by name as in plan.json: `bits=3, group_size=64`."""
     return ", ".join(f"{name}={params.as_text(value)}" for name, value in sorted(values.items()))
 
 
 def expand(root: Node, sets: Sequence[str] = ()) -> tuple[Expansion, list[Diagnostic]]:
-    """The combinations of a recipe, one that sets nothing where it has no `matrix`, and what is wrong with them.
+    """Return the combinations of a recipe, and complaints about them; without `matrix` one that sets nothing.
 
-    One that is not of the form that the schema wants sets nothing either: the schema stage complains of it.
+    A `matrix` that does not have the form of the schema sets nothing either: the schema stage complains about it.
     """
     written = root.entries.get("matrix")
     if written is None or not _well_formed(written):
@@ -61,7 +61,7 @@ def expand(root: Node, sets: Sequence[str] = ()) -> tuple[Expansion, list[Diagno
 
 
 class _Reader:
-    """Reads the `matrix` of a recipe, with the params that it is about."""
+    """Reader of the `matrix` of a recipe, with the params that it names."""
 
     def __init__(self, root: Node, sets: Sequence[str]) -> None:
         self.root, self.sets = root, sets
@@ -89,12 +89,12 @@ class _Reader:
             help = "`exclude` takes all of them away" if "exclude" in written.entries else "give it a value"
             if self.fixed:
                 help = f"`--set` fixes {wording.ticked(self.fixed)}"
-            self.tell("R232", "`matrix` leaves no combination", help, written)
+            self.complain("R232", "`matrix` leaves no combination", help, written)
         return found
 
     def too_many(self, written: Node, count: int) -> list[Combination]:
         message = f"`matrix` has {count} combinations; {LARGEST} are the most"
-        self.tell("R232", message, "shorten its lists", written)
+        self.complain("R232", message, "shorten its lists", written)
         return []
 
     def axis(self, written: Node, name: str) -> list[Value]:
@@ -113,12 +113,12 @@ class _Reader:
 
     def excluded(self, written: Node, found: list[Combination]) -> list[Combination]:
         for node, entry in self.entries(written, "exclude"):
-            kept = [c for c in found if not _agrees(c, entry)]
-            if len(kept) == len(found) and not self.fixed and not self.complaints:
+            rest = [c for c in found if not _agrees(c, entry)]
+            if len(rest) == len(found) and not self.fixed and not self.complaints:
                 message = f"`exclude` of `matrix` matches no combination: {describe(entry)}"
                 help = "its values must be in the lists of `matrix`"
                 self.complaints.append(Diagnostic("R234", message, help, node.span))
-            found = kept
+            found = rest
         return found
 
     def included(self, written: Node, found: list[Combination], axes: set[str]) -> list[Combination]:
@@ -137,7 +137,7 @@ class _Reader:
         return found + alone
 
     def entries(self, written: Node, name: str) -> list[tuple[Node, Combination]]:
-        """The mappings of `include` or `exclude`."""
+        """Return the mappings of `include` or `exclude`."""
         listed = written.entries.get(name)
         read = []
         for node in listed.items if listed is not None else ():
@@ -152,10 +152,10 @@ class _Reader:
         return read
 
     def value(self, name: str, node: Node) -> Value | None:
-        """A value, of the type of its param's default."""
+        """Return a value of `matrix`, converted to the type of its param's default; None where it does not fit."""
         value, default = node.value, self.defaults.get(name)
         if default is None or not isinstance(value, bool | int | float | str):
-            return None  # complained about where the param is defined
+            return None  # reported where the param is defined
         if isinstance(value, str) and isinstance(default, str):
             if any(match[0] != "$${" for match in params.TOKEN.finditer(value)):
                 message = f"`{name}` refers to a param in `matrix`, whose values are written out"
@@ -172,7 +172,7 @@ class _Reader:
         return None
 
     def distinct(self, written: Node, found: list[Combination], names: Sequence[str]) -> list[Combination]:
-        """Without those that come to the values of an earlier one, which are complained about unless `--set` did it."""
+        """Return the combinations without duplicates; complain about those unless `--set` made them equal."""
         seen: dict[tuple[tuple[type, Value | None], ...], Combination] = {}
         for combination in found:
             values = params.resolve(self.root, self.sets, combination)[0].values
@@ -190,13 +190,16 @@ class _Reader:
         message = f"`matrix` names `{name}`, which is no param{wording.did_you_mean(name, self.names)}"
         self.complaints.append(Diagnostic("R230", message, params.known(self.names), node.keys.get(name, node.span)))
 
-    def tell(self, code: str, message: str, help: str, written: Node) -> None:
+    def complain(self, code: str, message: str, help: str, written: Node) -> None:
         span = self.root.keys.get("matrix", written.span)
         self.complaints.append(Diagnostic(code, message, help, span))
 
 
-def joined(failed: Sequence[tuple[Combination, Sequence[Diagnostic]]], count: int) -> list[Diagnostic]:
-    """The complaints about combinations, each told once; one that not all `count` share names the first with it."""
+def merge_complaints(failed: Sequence[tuple[Combination, Sequence[Diagnostic]]], count: int) -> list[Diagnostic]:
+    """Return the complaints about combinations, each reported once.
+
+    One that not all `count` combinations share names the first combination with it.
+    """
     first: dict[Diagnostic, Combination] = {}
     times: dict[Diagnostic, int] = {}
     for combination, complaints in failed:
@@ -212,7 +215,7 @@ def joined(failed: Sequence[tuple[Combination, Sequence[Diagnostic]]], count: in
 
 
 def check_distinct(recipes: Sequence[Recipe]) -> None:
-    """RecipeError where two combinations come to the same job, because nothing refers to what they differ in."""
+    """Raise RecipeError where two combinations give the same job, because nothing refers to their difference."""
     seen: dict[str, Recipe] = {}
     for recipe in recipes:
         work = {key: value for key, value in recipe.document.items() if key not in ("params", "matrix", "description")}

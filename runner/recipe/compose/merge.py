@@ -1,8 +1,8 @@
-"""A child laid over its parent.
+"""Merges a child recipe into its parent.
 
 `params`, `model`, `data` and its entries, and `resources` merge key by key. A step of the child with the id of a step
 of the parent changes that one in place: parameters key by key where the kind is the same or not written, the kind and
-its parameters as a whole where it differs. `remove: true` takes the parent's step of that id away. Other steps of the
+its parameters as a whole where it differs. `remove: true` removes the parent's step of that id. Other steps of the
 child are put before or after the step that `before` or `after` names, else at the end; a changed step that has one of
 them moves there.
 """
@@ -20,9 +20,10 @@ _MERGED_WITHIN = {"model": 1, "data": 2, "params": 1}
 
 
 def merged(parent: Node, child: Node, removed: dict[str, Span] | None = None) -> Node:
-    """The tree of `child` laid over that of `parent`. Raises RecipeError with every conflict between them.
+    """Return the tree of `child` merged into that of `parent`.
 
-    `removed` is given the steps that the child takes away, with where it says so.
+    Steps that the child removes are added to `removed`, with the place of the removal. Raises RecipeError with every
+    conflict.
     """
     complaints: list[Diagnostic] = []
     entries = {name: node for name, node in parent.entries.items() if name != "extends"}
@@ -30,9 +31,9 @@ def merged(parent: Node, child: Node, removed: dict[str, Span] | None = None) ->
         if name == "extends":
             continue
         if name == "steps":
-            laid = _Steps(entries.get(name, replace(node, value=())), node, complaints)
-            entries[name] = laid.merged()
-            (removed if removed is not None else {}).update(laid.removed)
+            steps = _Steps(entries.get(name, replace(node, value=())), node, complaints)
+            entries[name] = steps.merged()
+            (removed if removed is not None else {}).update(steps.removed)
         elif name in entries:
             if name == "params":
                 complaints += _changed_types(entries[name], node)
@@ -45,12 +46,12 @@ def merged(parent: Node, child: Node, removed: dict[str, Span] | None = None) ->
 
 
 def where(span: Span) -> str:
-    """A place inside a message: file:line:column."""
+    """Return a place as messages show it: file:line:column."""
     return f"{span.file}:{span.line}:{span.column}"
 
 
 def unplaced(root: Node) -> list[Diagnostic]:
-    """Complaints about `remove`, `before` and `after` in a recipe that extends nothing."""
+    """Return complaints about `remove`, `before` and `after` in a recipe that extends nothing."""
     listed = root.entries.get("steps")
     return [
         Diagnostic("R127", f"`{key}` places a step among those of a parent; this recipe extends none",
@@ -60,7 +61,7 @@ def unplaced(root: Node) -> list[Diagnostic]:
 
 
 def _overlaid(base: Node, over: Node, levels: int) -> Node:
-    """`base` with the entries of `over`; mappings inside merge down to `levels`, everything else is replaced."""
+    """Return `base` with the entries of `over`; mappings inside merge down to `levels`, everything else is replaced."""
     if levels == 0 or not isinstance(base.value, dict) or not isinstance(over.value, dict):
         return over
     entries = dict(base.value)
@@ -70,7 +71,7 @@ def _overlaid(base: Node, over: Node, levels: int) -> Node:
 
 
 def _changed_types(parent: Node, child: Node) -> list[Diagnostic]:
-    """Params whose type the child changes: what refers to them in the parent would no longer fit."""
+    """Return complaints about params whose type the child changes, to which the parent's references no longer fit."""
     found = []
     for name, node in child.entries.items():
         before = parent.entries.get(name)
@@ -92,13 +93,13 @@ def _refers(node: Node) -> bool:
 
 
 class _Steps:
-    """The steps of a parent while those of its child are laid over them, in the order written."""
+    """The steps of a parent while those of its child are merged into them, in the order written."""
 
     def __init__(self, parent: Node, child: Node, complaints: list[Diagnostic]) -> None:
         self.parent, self.child, self.complaints = parent, child, complaints
         self.list: list[Node] = list(parent.items)
         self.removed: dict[str, Span] = {}
-        self.last: dict[tuple[str, str], str] = {}  # step, side → the step that was put there last
+        self.last: dict[tuple[str, str], str] = {}  # step, side → the step that was last inserted there
 
     def merged(self) -> Node:
         if not isinstance(self.parent.value, tuple) or not isinstance(self.child.value, tuple):
@@ -108,14 +109,14 @@ class _Steps:
             id = step_entries.id_of(step)
             if id is not None and id in written:
                 message = f"the step `{id}` is changed twice; first at {where(written[id])}"
-                self.tell("R128", message, "write its changes in one place", _place(step, "id"))
+                self.complain("R128", message, "write its changes in one place", _place(step, "id"))
                 continue
             if id is not None:
                 written[id] = step.span
-            self.lay(step, id)
+            self.merge(step, id)
         return replace(self.child, value=tuple(self.list))
 
-    def lay(self, step: Node, id: str | None) -> None:
+    def merge(self, step: Node, id: str | None) -> None:
         if "remove" in step.entries:
             self.remove(step, id)
             return
@@ -127,7 +128,7 @@ class _Steps:
         anchors = [name for name in step_entries.ANCHORS if name in step.entries]
         if len(anchors) > 1:
             message = f"a step goes to one place; this one has `before` and `after`, at {where(step.keys['before'])}"
-            self.tell("R128", message, "keep one of them", step.keys["after"])
+            self.complain("R128", message, "keep one of them", step.keys["after"])
         elif anchors:
             self.put(step, id, merged, anchors[0])
         elif index is not None:
@@ -139,13 +140,13 @@ class _Steps:
         flag = step.entries["remove"]
         others = [name for name in step.entries if name not in ("id", "remove")]
         if flag.value is not True:
-            self.tell("R127", f"`remove` must be true; got {wording.show(flag.value)}", "leave it out", flag.span)
+            self.complain("R127", f"`remove` must be true; got {wording.show(flag.value)}", "leave it out", flag.span)
         elif id is None:
             message = "`remove` needs the `id` of the parent's step"
-            self.tell("R127", message, self.known(), step.keys["remove"])
+            self.complain("R127", message, self.known(), step.keys["remove"])
         elif others:
             message = f"a step that is removed cannot be changed too; this one has {wording.ticked(others)}"
-            self.tell("R128", message, f"keep `id: {id}` and `remove: true` alone", step.keys[others[0]])
+            self.complain("R128", message, f"keep `id: {id}` and `remove: true` alone", step.keys[others[0]])
         elif (index := self.index(id)) is None:
             self.unknown("remove", id, _place(step, "id"))
         else:
@@ -156,10 +157,10 @@ class _Steps:
         anchor = step.entries[side]
         if anchor.text is None:
             message = f"`{side}` must be the id of a step; got {wording.show(anchor.value)}"
-            self.tell("R127", message, self.known(), anchor.span)
+            self.complain("R127", message, self.known(), anchor.span)
             return
         if anchor.text == id:
-            self.tell("R127", f"`{side}` names the step itself", self.known(), anchor.span)
+            self.complain("R127", f"`{side}` names the step itself", self.known(), anchor.span)
             return
         if (index := self.index(id)) is not None:
             self.list.pop(index)
@@ -185,13 +186,13 @@ class _Steps:
     def unknown(self, key: str, id: str, span: Span) -> None:
         if id in self.removed:
             message = f"`{key}` names `{id}`, which is removed at {where(self.removed[id])}"
-            self.tell("R128", message, "leave one of the two out", span)
+            self.complain("R128", message, "leave one of the two out", span)
             return
         ids = [known for step in self.list if (known := step_entries.id_of(step)) is not None]
         message = f"`{key}` names `{id}`, which is no step of {self.parent.span.file}{wording.did_you_mean(id, ids)}"
-        self.tell("R127", message, self.known(), span)
+        self.complain("R127", message, self.known(), span)
 
-    def tell(self, code: str, message: str, help: str | None, span: Span) -> None:
+    def complain(self, code: str, message: str, help: str | None, span: Span) -> None:
         self.complaints.append(Diagnostic(code, message, help, span))
 
 
@@ -206,8 +207,8 @@ def _merged_step(parent: Node, child: Node) -> Node:
     entries = {name: node for name, node in parent.entries.items() if not (other and name in kinds)}
     for name, node in child.entries.items():
         within = 1 if name in kinds or name == "resources" else 0
-        keep = name in entries and node.value is None and name in kinds
-        if not keep:
+        unchanged = name in entries and node.value is None and name in kinds
+        if not unchanged:
             entries[name] = _overlaid(entries[name], node, within) if name in entries else node
     span = child.span if other or not kinds else parent.span
     return replace(parent.with_entries(entries, {**parent.keys, **child.keys}), span=span)

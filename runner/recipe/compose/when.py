@@ -28,7 +28,7 @@ Value = bool | int | float | str
 
 
 class WhenError(ValueError):
-    """An expression that is not understood. `name` is an undefined param, where that is the trouble."""
+    """An expression that cannot be evaluated; `name` is the undefined param, where that is the cause."""
 
     def __init__(self, message: str, name: str | None = None) -> None:
         super().__init__(message)
@@ -36,12 +36,15 @@ class WhenError(ValueError):
 
 
 def evaluate(expression: str, params: Mapping[str, Value]) -> bool:
-    """Whether `expression` is true for `params`. Names are params; `${name}` means the same. Raises WhenError."""
+    """Return whether `expression` is true for `params`.
+
+    Names are params; `${name}` means the same. Raises WhenError.
+    """
     if len(expression) > MAX_LENGTH:
         raise WhenError(f"it is longer than {MAX_LENGTH} characters")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about escapes and literals in text that may not be Python at all
+            warnings.simplefilter("ignore")  # about escapes and literals in text that may not be Python
             tree = ast.parse(_REFERENCE.sub(r"\1", expression).strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise WhenError("it is not an expression") from None
@@ -66,7 +69,7 @@ def _value(node: ast.expr, params: Mapping[str, Value]) -> Value:
         case ast.UnaryOp(op=ast.Not(), operand=operand):
             return not _truth(operand, params, "not")
         case ast.BoolOp(op=ast.And(), values=operands):
-            # Every operand is evaluated: a mistake is told whatever the others say.
+            # Every operand is evaluated, so that a mistake is reported whatever the others are.
             truths = [_truth(operand, params, "and") for operand in operands]
             return all(truths)
         case ast.BoolOp(values=operands):

@@ -1,8 +1,8 @@
 """Recipes in git repositories: `git+https://HOST/PATH@REF#path/to/recipe.yaml`, fetched with the git program.
 
 Only the one commit is fetched, into a repository of its own in the cache, from which single files are read: nothing is
-checked out, so that no hook, filter, submodule or link of the repository comes into play. REF is a commit (all 40
-digits), a tag or a branch; what a tag or branch stands for is asked each time unless a lock pins the commit.
+checked out, so that no hook, filter, submodule or link of the repository has an effect. REF is a commit (all 40
+digits), a tag or a branch; a tag or branch is resolved each time unless a lock pins the commit.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _RECIPE_MODES = ("100644", "100755")
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository at a ref. `commit` is what the ref stands for, once that is known."""
+    """A repository at a ref. `commit` is the commit of the ref, once that is known."""
 
     url: str
     ref: str
@@ -82,7 +82,7 @@ class GitPlace:
             raise PlaceError("R124", f"`{self.path}` of the repository is {what}, not a recipe file", self._known())
         blob = rest.split()[1]
         if int(_git("cat-file", "-s", blob, at=folder).stdout) > 2**21:
-            return decode(b" " * 2**21, self.name, "R124")  # says that it is too large
+            return decode(b" " * 2**21, self.name, "R124")  # raises the error about its size
         return decode(_git("cat-file", "blob", blob, at=folder).stdout, self.name, "R124")
 
     def _known(self) -> str | None:
@@ -99,7 +99,10 @@ class GitPlace:
 
 
 def place(written: str, pins: Mapping[str, str]) -> GitPlace:
-    """The place that a git URL names, its commit on this machine. `pins`: address → commit. Raises PlaceError."""
+    """Return the place that a git URL names, with its commit fetched.
+
+    `pins`: address → commit. Raises PlaceError.
+    """
     url, ref, path = parse(written)
     known = pins.get(f"git+{url}@{ref}#{path}")
     commit = known or (ref if _COMMIT.fullmatch(ref) else None)
@@ -109,7 +112,7 @@ def place(written: str, pins: Mapping[str, str]) -> GitPlace:
 
 
 def parse(written: str) -> tuple[str, str, str]:
-    """(URL of the repository, ref, path in it) of a git URL. Raises PlaceError where it has not the form."""
+    """Return (URL of the repository, ref, path in it) of a git URL. Raises PlaceError for another form."""
     address, _, path = written.removeprefix("git+").partition("#")
     scheme, _, rest = address.partition("://")
     authority, slash, tail = rest.partition("/")
@@ -128,13 +131,16 @@ def parse(written: str) -> tuple[str, str, str]:
 
 
 def is_moving(parent: Parent) -> bool:
-    """Whether a parent is from git, by a tag or branch, which may come to stand for another commit."""
+    """Return whether a parent is from git by a tag or branch, which may later name another commit."""
     return parent.commit is not None and parent.name.startswith("git+") and parse(parent.name)[1] != parent.commit
 
 
 @functools.cache
 def current(parent: Parent) -> str | None:
-    """The commit that the tag or branch of a git parent stands for now; None where it is gone. Raises PlaceError."""
+    """Return the commit that the tag or branch of a git parent names now; None where it is gone.
+
+    Raises PlaceError.
+    """
     url, ref, _ = parse(parent.name)
     _refuse_offline(url, ref)
     done = _git("ls-remote", "--", url, f"refs/tags/{ref}^{{}}", f"refs/tags/{ref}", f"refs/heads/{ref}")
@@ -147,14 +153,14 @@ def current(parent: Parent) -> str | None:
 
 
 def _fetched(url: str, ref: str, commit: str | None) -> str:
-    """Fetch a commit, or the ref, into the cache; the commit."""
+    """Fetch a commit, or the ref, into the cache; return the commit."""
     _refuse_offline(url, ref)
     parent = Repository(url, ref, "").folder.parent
     staged = cache.staging(parent)
     try:
         _git("init", "--quiet", "--bare", "--template=", str(staged))
         done = _git("fetch", "--quiet", "--no-tags", "--depth=1", "--", url, commit or ref, at=staged)
-        if done.returncode and commit is not None:  # a server that hands out no single commits
+        if done.returncode and commit is not None:  # the server does not serve single commits
             done = _git("fetch", "--quiet", "--no-tags", "--", url, "+refs/*:refs/fetched/*", at=staged)
         if done.returncode:
             raise _unreached(url, ref, done)
@@ -179,8 +185,8 @@ def _refuse_offline(url: str, ref: str) -> None:
 
 def _unreached(url: str, ref: str, done: subprocess.CompletedProcess[bytes]) -> PlaceError:
     lines = [line.strip() for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
-    told = [line.partition(":")[2].strip() for line in lines if line.startswith(("fatal:", "error:"))]
-    why = (told or lines or ["git said nothing"])[0]
+    errors = [line.partition(":")[2].strip() for line in lines if line.startswith(("fatal:", "error:"))]
+    why = (errors or lines or ["git said nothing"])[0]
     if "couldn't find remote ref" in why or "not our ref" in why:
         help = "name a tag, a branch, or a commit with all its 40 digits"
         return PlaceError("R124", f"the repository {url} has no ref `{ref}`", help)
@@ -190,8 +196,8 @@ def _unreached(url: str, ref: str, done: subprocess.CompletedProcess[bytes]) -> 
 
 def _git(*arguments: str, at: Path | None = None) -> subprocess.CompletedProcess[bytes]:
     """Run git with no settings of a surrounding repository, no hooks, no questions, and only the known transports."""
-    kept = ("GIT_SSH", "GIT_SSH_COMMAND", "GIT_ASKPASS", "GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM", "GIT_SSL_CAINFO")
-    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name in kept}
+    allowed = ("GIT_SSH", "GIT_SSH_COMMAND", "GIT_ASKPASS", "GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM", "GIT_SSL_CAINFO")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name in allowed}
     env |= {
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_ALLOW_PROTOCOL": ":".join(SCHEMES),

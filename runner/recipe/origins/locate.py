@@ -1,4 +1,4 @@
-"""What `extends` may name, and the place it stands for."""
+"""Finds the place of the recipe that `extends` names."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _HELP = (
 
 @dataclass(frozen=True)
 class Pins:
-    """What a lock says of parents: address → commit of those from git, address → digest of all."""
+    """The parents in a lock: address → commit of those from git, address → digest of all."""
 
     commits: Mapping[str, str] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
 
 
 def locate(written: object, at: Place, pins: Pins) -> Place:
-    """The place that the value of `extends` in the recipe `at` names. Raises PlaceError."""
+    """Return the place that the value of `extends` in the recipe `at` names. Raises PlaceError."""
     if not isinstance(written, str) or not written.strip() or "${" in written or "\0" in written:
         raise PlaceError("R122", "`extends` names a recipe; this names none", _HELP)
     if written.startswith(packs.SCHEME):

@@ -3,7 +3,7 @@
     [project.entry-points."runner.recipes"]
     acme = "acme_recipes"               pack:acme/llama/int4 is llama/int4.yaml in the folder of that package
 
-Nothing of a package is imported, or its code would run: its folder is found along sys.path, name by name.
+Nothing of a package is imported, so that its code does not run: its folder is found along sys.path, name by name.
 The recipes that come with runner itself are the pack `runner`.
 """
 
@@ -34,7 +34,7 @@ _PART = re.compile(r"[A-Za-z0-9_][\w.-]*")
 class Pack:
     """An installed pack: its folder, and the package that brings it, such as `acme-recipes 1.2.0`.
 
-    One that is only being made is `open`: its recipes are still called by their files.
+    A pack that is still being built is `open`: its recipes are named by their files.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Pack:
         return f"{SCHEME}{self.name}/{recipe}"
 
     def recipes(self) -> list[str]:
-        """The names under which its recipes can be extended."""
+        """Return the names by which its recipes can be extended."""
         return recipes_in(self.folder)
 
 
@@ -94,7 +94,7 @@ class PackPlace:
 
 
 def place(written: str) -> PackPlace:
-    """The place that `pack:NAME/RECIPE` names. Raises PlaceError."""
+    """Return the place that `pack:NAME/RECIPE` names. Raises PlaceError."""
     match = _ADDRESS.fullmatch(written)
     if match is None or not all(_PART.fullmatch(part) for part in match[2].split("/")):
         raise PlaceError("R122", f"`{written}` is not the address of a pack's recipe", "write `pack:NAME/RECIPE`")
@@ -103,7 +103,7 @@ def place(written: str) -> PackPlace:
 
 
 def find(name: str) -> Pack:
-    """The installed pack of that name. Raises PlaceError where there is none, or where two packages bring it."""
+    """Return the installed pack of that name. Raises PlaceError where there is none, or two packages bring it."""
     if name == OWN:
         return own()
     from importlib.metadata import entry_points
@@ -127,23 +127,23 @@ def find(name: str) -> Pack:
 
 
 def own() -> Pack:
-    """The recipes that come with runner: in the wheel, or in the checkout."""
+    """Return the pack of recipes that come with runner: in the wheel, or in the checkout."""
     return Pack(OWN, kinds.schemas_folder().with_name("recipes"), f"runner {runner.__version__}")
 
 
 def recipes_in(folder: Path) -> list[str]:
-    """The names of the recipes of a folder: their paths in it without the suffix, sorted."""
+    """Return the names of the recipes of a folder: their paths in it without the suffix, sorted."""
     files = (path for suffix in SUFFIXES for path in folder.rglob(f"*{suffix}"))
     return sorted(_stem(path.relative_to(folder).as_posix()) for path in files if _is_own(path, folder))
 
 
 def _is_own(path: Path, folder: Path) -> bool:
-    """Whether a path is a file, and no link out of the folder."""
+    """Return whether a path is a file in the folder, not a link out of it."""
     return path.is_file() and path.resolve().is_relative_to(folder.resolve())
 
 
 def _stem(path: str) -> str:
-    """A recipe's name: the usual suffix is left out."""
+    """Return a recipe's name: its path without the usual suffix."""
     return path.removesuffix(SUFFIXES[0])
 
 
@@ -153,7 +153,7 @@ def _package(distribution: object) -> str:
 
 
 def _folder(module: str) -> Path | None:
-    """The folder of a package, found along sys.path without importing it or the packages around it."""
+    """Return the folder of a package, found along sys.path without importing it or the packages around it."""
     first, *inner = module.split(".")
     spec = importlib.machinery.PathFinder.find_spec(first, sys.path)
     locations = spec.submodule_search_locations if spec is not None else None

@@ -1,7 +1,7 @@
-"""Where a recipe can be: the shape that all places share, and files of this machine.
+"""Places of recipes: the protocol that all places meet, and files of this machine.
 
-A place names itself as complaints show it, reads its text, and finds what lies beside it. What comes from elsewhere (a
-pack, a repository, a URL) may only reach what came with it, or another place that is not this machine's own.
+A place has a name for complaints, reads its text, and finds recipes relative to it. A recipe from elsewhere (a pack, a
+repository, a URL) may only extend recipes that came with it, or from another place that is not this machine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SUFFIXES = (".yaml", ".yml")
 
 
 class PlaceError(Exception):
-    """Why a recipe cannot be had: the code of the complaint, what is wrong, and the remedy."""
+    """A recipe cannot be read: the code of the complaint, what is wrong, and the remedy."""
 
     def __init__(self, code: str, message: str, help: str | None = None) -> None:
         super().__init__(message)
@@ -30,7 +30,7 @@ class PlaceError(Exception):
 
 
 class Place(Protocol):
-    """`name` is what complaints call it; places of equal `identity` hold the same recipe; `local`: on this machine."""
+    """A place of a recipe: its `name` in complaints, its `identity`, and whether it is on this machine (`local`)."""
 
     @property
     def name(self) -> str: ...
@@ -40,21 +40,24 @@ class Place(Protocol):
     def local(self) -> bool: ...
 
     def read(self) -> str:
-        """The text of the recipe. Raises PlaceError; RecipeError where it is not UTF-8."""
+        """Return the text of the recipe. Raises PlaceError, or RecipeError where it is not UTF-8."""
         ...
 
     def sibling(self, path: str) -> Place:
-        """The recipe at a path relative to this one. Raises PlaceError where that leaves what came with this one."""
+        """Return the recipe at a path relative to this one.
+
+        Raises PlaceError where the path leaves the files that came with this one.
+        """
         ...
 
     def pin(self, content: str) -> Parent | None:
-        """What a lock keeps of it; None of a file of this machine."""
+        """Return its entry in a lock; None for a file of this machine."""
         ...
 
 
 @dataclass(frozen=True)
 class FilePlace:
-    """A recipe in a file of this machine; `parent`: another recipe names it, and may not make us wait for a pipe."""
+    """A recipe in a file of this machine; with `parent` another recipe names it, and it must be a regular file."""
 
     file: str
     code: str = "R120"
@@ -91,17 +94,20 @@ class FilePlace:
         return None
 
 
-def inside(folder: str, path: str, whole: str) -> str:
-    """`path`, relative to `folder`, as a path of the tree that both are in; PlaceError where it leaves that tree."""
+def inside(folder: str, path: str, tree: str) -> str:
+    """Return `path`, relative to `folder`, as a path in the tree that holds both.
+
+    Raises PlaceError, with `tree` as its name, where the path leaves it.
+    """
     joined = posixpath.normpath(posixpath.join(folder, path))
     if path.startswith("/") or "\\" in path or "\0" in path or joined == ".." or joined.startswith("../"):
-        message = f"`{path}` leads out of {whole}"
+        message = f"`{path}` leads out of {tree}"
         raise PlaceError("R126", message, "a recipe from elsewhere extends only what came with it, or names it by URL")
     return joined
 
 
 def decode(data: bytes, name: str, code: str) -> str:
-    """The text of a recipe. PlaceError where there is more of it than a recipe has."""
+    """Return the text of a recipe. Raises PlaceError where it is too large for a recipe."""
     if len(data) > LARGEST:
         raise PlaceError(code, f"`{name}` is larger than {LARGEST // 2**20} MiB, which no recipe is")
     return yaml_text.decode(data, name)

@@ -1,7 +1,7 @@
 """Recipes at URLs: https and http by the standard library, everything else (file, s3, gs, hf, ...) by fsspec.
 
-What was read is kept in the cache by its digest, so that a recipe whose lock pins the digest can be read without a
-network. Where the network answers, what it says counts: a URL has no history to go back to.
+Texts are cached by their digest, so that a recipe whose lock pins the digest can be read without a network. Where the
+network works, its text is used: a URL has no history to go back to.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from runner.recipe.origins.place import LARGEST, PlaceError, decode, inside
 from runner.recipe.types import Parent
 
 _WEB = ("http", "https")
-# What stands for another place, and would reach it unseen.
+# Schemes that refer to another place, which the checks would not see.
 _INDIRECT = frozenset({
     "asyncwrapper", "blockcache", "cached", "dask", "data", "dir", "filecache", "generic", "git", "jlab", "jupyter",
     "libarchive", "local", "reference", "simplecache", "tar", "zip",
@@ -47,13 +47,13 @@ class UrlPlace:
         try:
             data = _fetched(self.url)
         except PlaceError:
-            kept = cache.folder("recipes") / (self.pinned or "none")
-            if self.pinned is None or not kept.is_file():
+            cached = cache.folder("recipes") / (self.pinned or "none")
+            if self.pinned is None or not cached.is_file():
                 raise
-            data = kept.read_bytes()
+            data = cached.read_bytes()
         content = decode(data, self.url, "R125")
         if not self.local:
-            _keep(content.encode())
+            _store(content.encode())
         return content
 
     def sibling(self, path: str) -> UrlPlace:
@@ -67,7 +67,7 @@ class UrlPlace:
 
 
 def place(written: str, pinned: str | None) -> UrlPlace:
-    """The place that a URL names. Raises PlaceError where it is none that a recipe can be at."""
+    """Return the place that a URL names. Raises PlaceError where no recipe can be there."""
     parts = urlsplit(written)
     if parts.scheme in _INDIRECT or "::" in written:
         message = f"`{written}` stands for another place"
@@ -79,7 +79,7 @@ def place(written: str, pinned: str | None) -> UrlPlace:
 
 
 def _fetched(url: str) -> bytes:
-    """At most a little more than a recipe may have."""
+    """Return the bytes at a URL, at most one more than a recipe may have."""
     scheme = urlsplit(url).scheme
     if cache.is_offline() and scheme not in ("file", "memory"):
         message = f"`{url}` cannot be read: {cache.FORBIDDEN}"
@@ -134,8 +134,8 @@ def _remedy(scheme: str, error: ImportError) -> str:
     return f"`pip install {package}`" if package else str(error)
 
 
-def _keep(data: bytes) -> None:
-    """Remember by digest; a cache that cannot be written remembers nothing."""
+def _store(data: bytes) -> None:
+    """Store a text in the cache by its digest; do nothing where the cache cannot be written."""
     target = cache.folder("recipes") / hashlib.sha256(data).hexdigest()
     if target.is_file():
         return

@@ -1,6 +1,6 @@
-"""The schema for editors: the recipe's and every kind's in one, in which any value may also be a `${...}` reference.
+"""The schema for editors: that of the recipe and of every kind, where any value may also be a `${...}` reference.
 
-It keeps to what draft 2020-12 and draft-07 (which editors speak) have in common, and refers only to itself.
+It uses only what draft 2020-12 and draft-07 (which editors support) have in common, and refers only to itself.
 `python -m runner.recipe.schema.editor` prints the one of the built-in kinds, which is schemas/recipe.schema.json.
 """
 
@@ -38,7 +38,7 @@ DEFINITIONS: dict[str, Schema] = {
 
 
 def build(recipe: Mapping[str, Any], kinds: Mapping[str, Mapping[str, Any]]) -> Schema:
-    """`recipe` and `kinds` as runner.recipe.schema.load gives them."""
+    """Return the schema; `recipe` and `kinds` are those of runner.recipe.schema.load."""
     step = recipe["properties"]["steps"]["items"]
     properties = {
         name: _bare(part) if name in _NEVER_A_REFERENCE else _open(_partial(part))
@@ -48,9 +48,9 @@ def build(recipe: Mapping[str, Any], kinds: Mapping[str, Mapping[str, Any]]) -> 
     names = [{"required": [kind]} for kind in kinds]
     needs = {kind: _needs(schema) for kind, schema in kinds.items() if _needs(schema)}
     placing = [{"required": [key]} for key in PLACING]
-    whole = {"oneOf": names, "properties": needs, "not": {"anyOf": placing}}
+    full_step = {"oneOf": names, "properties": needs, "not": {"anyOf": placing}}
     parts = {name: _needs(part) for name, part in recipe["properties"].items() if name != "steps" and _needs(part)}
-    complete = {"required": list(recipe["required"]), "properties": {**parts, "steps": {"items": whole}}}
+    complete = {"required": list(recipe["required"]), "properties": {**parts, "steps": {"items": full_step}}}
     # A recipe that extends another may leave out what that one has, and name its steps by id alone.
     by_id = {"required": ["id"], "not": {"anyOf": names}}
     removal = {"if": {"required": ["remove"]}, "then": {"required": ["id"], "maxProperties": 2}}
@@ -76,7 +76,7 @@ def build(recipe: Mapping[str, Any], kinds: Mapping[str, Mapping[str, Any]]) -> 
 
 def _step(step: Mapping[str, Any], kinds: Mapping[str, Mapping[str, Any]]) -> Schema:
     bare = ("when", *PLACING)
-    beside = {name: _bare(part) if name in bare else _open(part) for name, part in step["properties"].items()}
+    siblings = {name: _bare(part) if name in bare else _open(part) for name, part in step["properties"].items()}
     of_kinds = {
         kind: {"description": schema.get("description", kind), "$ref": f"#/$defs/{kind}"}
         for kind, schema in kinds.items()
@@ -85,18 +85,18 @@ def _step(step: Mapping[str, Any], kinds: Mapping[str, Mapping[str, Any]]) -> Sc
         "description": step["description"],
         "type": "object",
         "additionalProperties": False,
-        "properties": {**of_kinds, **beside},
+        "properties": {**of_kinds, **siblings},
     }
 
 
 def _kind(schema: Mapping[str, Any]) -> Schema:
-    """The parameters of a kind, which may also be written as `kind:` with nothing after it."""
+    """Return the schema of a kind's parameters, which may also be written as `kind:` without a value."""
     opened = {key: part for key, part in _open(schema).items() if key not in ("$schema", "required")}
     return {**opened, "type": ["object", "null"]}
 
 
 def _partial(schema: Mapping[str, Any]) -> Schema:
-    """`schema` without what `_needs` says."""
+    """Return `schema` without the requirements that `_needs` returns."""
     rest = {key: part for key, part in schema.items() if key != "required"}
     if isinstance(rest.get("additionalProperties"), Mapping):
         rest["additionalProperties"] = {k: v for k, v in rest["additionalProperties"].items() if k != "required"}
@@ -104,7 +104,10 @@ def _partial(schema: Mapping[str, Any]) -> Schema:
 
 
 def _needs(schema: Mapping[str, Any]) -> Schema:
-    """What a mapping, or each entry of it, must have; kept apart because a recipe that extends another need not."""
+    """Return the requirements of a mapping, or of each of its entries.
+
+    They are separate because a recipe that extends another need not meet them.
+    """
     if schema.get("required"):
         return {"type": "object", "required": list(schema["required"])}
     further = schema.get("additionalProperties")
@@ -114,16 +117,16 @@ def _needs(schema: Mapping[str, Any]) -> Schema:
 
 
 def _bare(part: Any) -> Any:
-    """Without the annotations that only runner reads."""
+    """Return a schema without the annotations that only runner reads."""
     if isinstance(part, Mapping):
         return {key: _bare(entry) for key, entry in part.items() if not str(key).startswith("x-runner-")}
     return [_bare(item) for item in part] if isinstance(part, list) else part
 
 
 def _open(schema: Mapping[str, Any]) -> Schema:
-    """`schema` with each typed value inside it open to references."""
+    """Return `schema` with references allowed for each typed value inside it."""
     bare: Schema = _bare(schema)
-    reference = None if bare.get("type") in _CONTAINERS else _also(bare)
+    reference = None if bare.get("type") in _CONTAINERS else _alternative(bare)
     if reference is None:
         return {key: _open_inside(key, part) for key, part in bare.items()}
     notes = {key: bare[key] for key in _ANNOTATIONS if key in bare}
@@ -134,8 +137,8 @@ def _open(schema: Mapping[str, Any]) -> Schema:
     return {**notes, "anyOf": [limits, reference]}
 
 
-def _also(schema: Schema) -> Schema | None:
-    """What a value of this schema may be besides: a reference, text with references in it, or nothing more."""
+def _alternative(schema: Schema) -> Schema | None:
+    """Return what a value may be instead: a reference, text with references, or None for nothing else."""
     choices = [choice for option in (schema, *schema.get("anyOf", [])) for choice in _choices(option)]
     if "anyOf" in schema or choices:
         return _INTERPOLATED if any(isinstance(choice, str) for choice in choices) else _REFERENCE
@@ -162,17 +165,17 @@ def _open_inside(key: str, part: Any) -> Any:
 
 
 def as_text(schema: Mapping[str, Any]) -> str:
-    """The JSON of a schema, as schemas/recipe.schema.json has it."""
+    """Return the JSON of a schema as written in schemas/recipe.schema.json."""
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
 def bundled() -> Schema:
-    """Return one schema for editors, with every kind, that refers to nothing outside itself."""
+    """Return the schema for editors with every kind, built in or installed."""
     return build(load.recipe_schema(), {kind: load.kind_schema(kind) for kind in kinds.kinds()})
 
 
 def main() -> None:
-    """Write to stdout the schema of the built-in kinds."""
+    """Write the schema of the built-in kinds to stdout."""
     built_in = {kind: load.kind_schema(kind) for kind in kinds.builtin()}
     sys.stdout.write(as_text(build(load.recipe_schema(), built_in)))
 

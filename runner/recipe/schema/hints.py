@@ -1,4 +1,4 @@
-"""What was most likely meant by a key that a schema does not know."""
+"""Guesses at the key that was meant by one that a schema does not know."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from runner import wording
 
 
 def means(other: str, key: str, rules: Any) -> bool:
-    """Whether an unknown key is most likely `key`, so that one complaint says it."""
+    """Return whether an unknown key `other` most likely means `key`, so that one complaint is enough."""
     known = rules.get("properties", {})
     return other not in known and (without_colon(other, [key]) is not None or wording.nearest(other, known) == key)
 
 
 def without_colon(key: str, names: Iterable[str]) -> str | None:
-    """The name that a key begins with, where a blank follows in place of a colon."""
+    """Return the name that a key begins with, where a space follows in place of a colon."""
     return next((name for name in names if key.startswith(f"{name} ")), None)
 
 
 def empty_before(key: str, written: Mapping[str, Any], properties: Mapping[str, Any]) -> str | None:
-    """The known key without a value after which unknown ones come: their indentation is lost."""
+    """Return the known key without a value before unknown ones, whose indentation is lost."""
     last = None
     for name, value in written.items():
         if name == key:
@@ -31,7 +31,7 @@ def empty_before(key: str, written: Mapping[str, Any], properties: Mapping[str, 
 
 
 def elsewhere(key: str, properties: Mapping[str, Any]) -> str | None:
-    """The parameter that other tools call `key`."""
+    """Return the parameter that other tools call `key`."""
     for name, part in properties.items():
         if key in part.get("x-runner-also", ()):
             return f"; did you mean `{name}`?"

@@ -1,11 +1,11 @@
-"""Where step kinds come from: their schema and their module, found without importing anything heavy.
+"""Finds the schema and the module of every step kind, without importing anything heavy.
 
 A kind is, in this order of search,
 - built in: `schemas/steps/<family>.<method>.schema.json` and the module `runner.steps.<family>.<method>`;
 - in a folder of the environment variable RUNNER_STEPS_PATH: `<family>/<method>.py` and
   `<family>.<method>.schema.json` (several folders are separated as in PATH);
 - of an installed package, by the entry-point group `runner.steps`: name = kind, value = module; its schema is the file
-  that the module's SCHEMA names, or `<module file without .py>.schema.json` beside it.
+  that the module's SCHEMA names, or `<module file without .py>.schema.json` in its folder.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FOLDERS_PACKAGE = "runner_steps_path"
 
 @dataclass(frozen=True)
 class Source:
-    """A kind's module name, the file of its schema (None: ask the module), and who brings it."""
+    """A kind's module name, the file of its schema (None: named by the module), and the package that brings it."""
 
     kind: str
     module: str
@@ -39,7 +39,7 @@ class Source:
 
 @functools.cache
 def schemas_folder() -> Path:
-    """The folder of the schemas: inside an installed wheel, or beside the package in a checkout."""
+    """Return the folder of the schemas: inside an installed wheel, or next to the package in a checkout."""
     package = Path(__file__).resolve().parents[2]
     for folder in (package / "_data" / "schemas", package.parent / "schemas"):
         if (folder / "core.schema.json").is_file():
@@ -48,12 +48,15 @@ def schemas_folder() -> Path:
 
 
 def find(kind: str) -> Source | None:
-    """Where `kind` comes from, or None. Installed packages are only asked about a kind found nowhere else."""
+    """Return the source of `kind`, or None.
+
+    Installed packages are only searched for a kind found nowhere else.
+    """
     return builtin().get(kind) or _in_folders(_folders()).get(kind) or _installed().get(kind)
 
 
 def kinds() -> tuple[str, ...]:
-    """Every kind, sorted."""
+    """Return every kind, sorted."""
     return tuple(sorted({*builtin(), *_in_folders(_folders()), *_installed()}))
 
 
@@ -92,12 +95,12 @@ def _installed() -> dict[str, Source]:
         package = entry.dist.name if entry.dist is not None else entry.module
         if entry.name in builtin() or entry.name in found:
             continue
-        found[entry.name] = Source(entry.name, entry.module, _beside(entry.module), package)
+        found[entry.name] = Source(entry.name, entry.module, _schema_of_module(entry.module), package)
     return found
 
 
-def _beside(module: str) -> Path | None:
-    """The schema beside a module's file, found without running the module; None where there is none."""
+def _schema_of_module(module: str) -> Path | None:
+    """Return the schema in the folder of a module, found without running the module; None where there is none."""
     try:
         spec = importlib.util.find_spec(module)
     except ImportError:
@@ -109,7 +112,7 @@ def _beside(module: str) -> Path | None:
 
 
 def schema_file(source: Source) -> Path:
-    """The file of a kind's schema. Raises MachineError where a package brings none."""
+    """Return the file of a kind's schema. Raises MachineError where a package brings none."""
     if source.schema is not None:
         return source.schema
     python = load(source)
@@ -124,7 +127,10 @@ def schema_file(source: Source) -> Path:
 
 
 def module(kind: str) -> ModuleType:
-    """The module of a kind. Raises UsageError for an unknown kind, MachineError for one that cannot be imported."""
+    """Return the module of a kind.
+
+    Raises UsageError for an unknown kind, MachineError for one that cannot be imported.
+    """
     source = find(kind)
     if source is None:
         raise UsageError(f"unknown step kind `{kind}`", "`runner steps` lists every kind")
@@ -132,7 +138,7 @@ def module(kind: str) -> ModuleType:
 
 
 def load(source: Source) -> ModuleType:
-    """Imports the module of a kind. Raises MachineError where that fails."""
+    """Import the module of a kind. Raises MachineError where that fails."""
     if source.module.startswith(_FOLDERS_PACKAGE + "."):
         _mount(_folders())
     try:
@@ -145,7 +151,7 @@ def load(source: Source) -> ModuleType:
 
 
 def _mount(folders: tuple[Path, ...]) -> None:
-    """Makes the folders of RUNNER_STEPS_PATH one importable package, so that their modules may import one another."""
+    """Make the folders of RUNNER_STEPS_PATH one importable package, so that their modules may import one another."""
     paths = [str(folder) for folder in folders]
     present = sys.modules.get(_FOLDERS_PACKAGE)
     if present is not None and list(present.__path__) == paths:

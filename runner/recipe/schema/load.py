@@ -1,7 +1,7 @@
 """The schemas of the recipe and of every step kind, and the defaults in them.
 
 A kind's schema may share parts of the recipe's: `{"$ref": "../core.schema.json#/$defs/gates"}`. Such references are
-written out here, the keywords beside them added; what the functions return stands alone.
+replaced here by their targets, to which neighbouring keywords are added; the returned schemas refer to nothing.
 """
 
 from __future__ import annotations
@@ -23,25 +23,28 @@ _DEFS = "#/$defs/"
 
 
 def kinds() -> tuple[str, ...]:
-    """Every step kind, sorted."""
+    """Return every step kind, sorted."""
     return discovery.kinds()
 
 
 @functools.cache
 def recipe_schema() -> Schema:
-    """The schema of a recipe without the kinds: a step has no property for them. Treat it as read-only."""
+    """Return the schema of a recipe without the kinds: a step has no property for them. Treat it as read-only."""
     core = _core()
     return cast(Schema, _written_out({key: part for key, part in core.items() if key != "$defs"}))
 
 
 @functools.cache
 def step_schema() -> Schema:
-    """The schema of what stands beside the kind in a step: id, from, when, resources, env."""
+    """Return the schema of the keys of a step other than its kind: id, from, when, resources, env."""
     return cast(Schema, recipe_schema()["properties"]["steps"]["items"])
 
 
 def kind_schema(kind: str) -> Schema:
-    """The schema of a kind's parameters; read-only. Raises UsageError for an unknown kind, MachineError if broken."""
+    """Return the schema of a kind's parameters; read-only.
+
+    Raises UsageError for an unknown kind, MachineError for a broken schema.
+    """
     source = discovery.find(kind)
     if source is None:
         raise UsageError(f"unknown step kind `{kind}`", "`runner steps` lists every kind")
@@ -49,18 +52,18 @@ def kind_schema(kind: str) -> Schema:
 
 
 def references(kind: str) -> Mapping[str, str]:
-    """What a kind's parameters refer to: parameter → "data", "checkpoint" or "gates"."""
+    """Return what a kind's parameters refer to: parameter → "data", "checkpoint" or "gates"."""
     properties = kind_schema(kind).get("properties", {})
     return {name: part["x-runner-ref"] for name, part in properties.items() if "x-runner-ref" in part}
 
 
 def defaults(kind: str, params: Mapping[str, Any]) -> dict[str, Any]:
-    """`params` in the order of the schema, with every default filled in, nested ones too."""
+    """Return `params` in the order of the schema, with every default filled in, nested ones too."""
     return cast(dict[str, Any], fill(kind_schema(kind), dict(params)))
 
 
 def fill(schema: Mapping[str, Any], value: Any) -> Any:
-    """`value` with the schema's defaults, its keys in the schema's order, and `4.0` where an integer is wanted as 4."""
+    """Return `value` with the schema's defaults, its keys in the schema's order, and 4.0 as 4 for integers."""
     if isinstance(value, Mapping):
         return _fill_mapping(schema, value)
     if isinstance(value, list):
@@ -86,7 +89,10 @@ def _fill_mapping(schema: Mapping[str, Any], value: Mapping[str, Any]) -> dict[s
 
 
 def _number(schema: Mapping[str, Any], value: Any) -> Any:
-    """JSON Schema holds 4.0 for an integer and 1 for a number; one spelling of each keeps equal recipes equal."""
+    """Return a number in the type of its schema: JSON Schema accepts 4.0 for an integer and 1 for a number.
+
+    One form of each makes equal recipes equal.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
     options = [schema, *schema.get("anyOf", []), *schema.get("oneOf", [])]
@@ -113,12 +119,12 @@ def _kind_schema(source: discovery.Source) -> Schema:
     file = discovery.schema_file(source)
     schema = cast(Schema, _written_out(_read(file)))
     if source.origin != "runner":
-        _judge(source, schema, file)
+        _check(source, schema, file)
     return schema
 
 
-def _judge(source: discovery.Source, schema: Schema, file: Path) -> None:
-    """A schema from elsewhere is checked before it is believed."""
+def _check(source: discovery.Source, schema: Schema, file: Path) -> None:
+    """Raise MachineError for a kind's schema that is invalid or allows unknown parameters."""
     from jsonschema import Draft202012Validator, SchemaError
 
     try:
@@ -143,7 +149,7 @@ def _read(file: Path) -> Schema:
 
 
 def _written_out(part: Any) -> Any:
-    """`part` with each reference to a definition of the core schema replaced by that definition."""
+    """Return `part` with each reference to a definition of the core schema replaced by that definition."""
     if isinstance(part, list):
         return [_written_out(item) for item in part]
     if not isinstance(part, dict):
@@ -152,13 +158,13 @@ def _written_out(part: Any) -> Any:
     if isinstance(reference, str):
         file, _, name = reference.partition(_DEFS)
         if (file == "" or file.endswith(_CORE)) and name in _core()["$defs"]:
-            beside = {key: entry for key, entry in part.items() if key != "$ref"}
-            return _joined(_written_out(_core()["$defs"][name]), _written_out(beside))
+            further = {key: entry for key, entry in part.items() if key != "$ref"}
+            return _joined(_written_out(_core()["$defs"][name]), _written_out(further))
     return {key: _written_out(entry) for key, entry in part.items()}
 
 
-def _joined(base: Any, beside: Any) -> Any:
-    if isinstance(base, dict) and isinstance(beside, dict):
-        both = {key: _joined(entry, beside[key]) if key in beside else entry for key, entry in base.items()}
-        return both | {key: entry for key, entry in beside.items() if key not in base}
-    return beside
+def _joined(base: Any, further: Any) -> Any:
+    if isinstance(base, dict) and isinstance(further, dict):
+        both = {key: _joined(entry, further[key]) if key in further else entry for key, entry in base.items()}
+        return both | {key: entry for key, entry in further.items() if key not in base}
+    return further

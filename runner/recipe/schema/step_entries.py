@@ -17,18 +17,18 @@ ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
 def sibling_keys() -> tuple[str, ...]:
-    """The keys that stand beside the kind."""
+    """Return the keys of a step other than its kind."""
     return tuple(load.step_schema()["properties"])
 
 
 def other_keys(step: Node) -> list[str]:
-    """The keys of a step that should be a kind."""
+    """Return the keys of a step that are not sibling keys, of which one should be its kind."""
     known = sibling_keys()
     return [key for key in step.entries if key not in known]
 
 
 def kind_keys(step: Node) -> list[str]:
-    """The keys of a step that name a kind; where none does, those that look like one."""
+    """Return the keys of a step that name a kind; where none does, those that look like one."""
     others = other_keys(step)
     kinds = [key for key in others if discovery.find(key) is not None]
     return kinds or [key for key in others if "." in key] or (others if len(others) == 1 else [])
@@ -39,8 +39,8 @@ def id_of(step: Node) -> str | None:
     return node.text if node is not None else None
 
 
-def identified(root: Node) -> Node:
-    """The tree with the default id written into every step that has none: the method, then method-2, method-3 ..."""
+def with_default_ids(root: Node) -> Node:
+    """Return the tree with a default id in every step without one: the method, then method-2, method-3 ..."""
     listed = root.entries.get("steps")
     if listed is None or not listed.items:
         return root

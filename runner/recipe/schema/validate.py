@@ -1,4 +1,4 @@
-"""The schema stage: every value of a recipe against the schemas, each complaint in plain words.
+"""The schema stage: validates every value of a recipe, with complaints in plain words.
 
 The step kind is found first and its parameters are checked against that kind's schema alone, so that a complaint is
 always about one thing that was written, never about alternatives that were not taken.
@@ -45,13 +45,13 @@ _TYPES: dict[str, tuple[type, ...]] = {"integer": (int,), "number": (int, float)
 
 @dataclass(frozen=True)
 class _Scope:
-    """Where a validated value stands in the recipe: the path of its root, and how complaints name it and help."""
+    """The place of a validated value in the recipe: the path of its root, and its name and help in complaints."""
 
     root: Node
     base: Path
     kind: str | None = None
     left_out: bool = False
-    elsewhere: tuple[str, ...] = ()  # keys that are complained about because they are not here
+    elsewhere: tuple[str, ...] = ()  # keys that are missing here because they are misplaced, which is reported
 
     @property
     def help(self) -> str | None:
@@ -59,7 +59,7 @@ class _Scope:
 
 
 def check(root: Node, left_out: Collection[int] = ()) -> list[Diagnostic]:
-    """Every complaint about `root`, in the order of the text.
+    """Return every complaint about `root`, in the order of the text.
 
     Steps whose index is in `left_out` take no part: values in them that come from params may be anything.
     """
@@ -82,13 +82,13 @@ def check(root: Node, left_out: Collection[int] = ()) -> list[Diagnostic]:
 
 
 def position(complaint: Diagnostic) -> tuple[str, int, int]:
-    """The order in which complaints are told: that of the text."""
+    """Return the sort key of a complaint: its place in the text."""
     span = complaint.span
     return (span.file, span.line, span.column) if span is not None else ("", 0, 0)
 
 
 def _kind(step: Node, root: Node, path: Path, complaints: list[Diagnostic]) -> str | None:
-    """The kind of a step, if it has one that is known; complains of anything else that is no key of a step."""
+    """Return the kind of a step, if it is known; complain about other keys that a step cannot have."""
     others = step_entries.other_keys(step)
     known = [key for key in others if discovery.find(key) is not None]
     if len(known) > 1:
@@ -102,14 +102,14 @@ def _kind(step: Node, root: Node, path: Path, complaints: list[Diagnostic]) -> s
         message = f"unknown step kind `{key}`" + (f"; did you mean `{found}`?" if found is not None else "")
         complaints.append(Diagnostic("R210", message, "`runner steps` lists every kind", step.keys[key]))
     kind = known[0] if known else None
-    beside = _misplaced(step, kind)
-    if kind is not None and beside:
-        stand, them = ("is a parameter", "it") if len(beside) == 1 else ("are parameters", "them")
-        verb = "stands" if len(beside) == 1 else "stand"
-        message = f"{wording.ticked(beside)} {stand} of `{kind}`, and {verb} beside it"
+    misplaced = _misplaced(step, kind)
+    if kind is not None and misplaced:
+        stand, them = ("is a parameter", "it") if len(misplaced) == 1 else ("are parameters", "them")
+        verb = "is" if len(misplaced) == 1 else "are"
+        message = f"{wording.ticked(misplaced)} {stand} of `{kind}`, and {verb} not indented under it"
         help = f"indent {them} further than `{kind}`, or move {them} into the braces"
-        complaints.append(Diagnostic("R205", message, help, step.keys[beside[0]]))
-    complaints.extend(_stray(key, step) for key in others if key not in (*kinds, *beside))
+        complaints.append(Diagnostic("R205", message, help, step.keys[misplaced[0]]))
+    complaints.extend(_stray(key, step) for key in others if key not in (*kinds, *misplaced))
     if not others:
         message = "the step names no kind"
         help = load.step_schema()["x-runner-help"]
@@ -118,7 +118,7 @@ def _kind(step: Node, root: Node, path: Path, complaints: list[Diagnostic]) -> s
 
 
 def _reserved(key: str, owner: str, rules: Mapping[str, Any], span: Span | None) -> Diagnostic | None:
-    """The complaint about a key that has a meaning in the language, and does nothing yet."""
+    """Return the complaint about a reserved key, which has no effect yet."""
     why = rules.get("x-runner-reserved", {}).get(key)
     if why is None:
         return None
@@ -126,7 +126,7 @@ def _reserved(key: str, owner: str, rules: Mapping[str, Any], span: Span | None)
 
 
 def _misplaced(step: Node, kind: str | None) -> list[str]:
-    """Keys beside the kind of a step that are parameters of it: they are not indented far enough."""
+    """Return the keys of a step that are parameters of its kind: they are not indented far enough."""
     parameters = load.kind_schema(kind).get("properties", {}) if kind is not None else {}
     return [key for key in step_entries.other_keys(step) if key in parameters]
 
@@ -137,7 +137,7 @@ def _stray(key: str, step: Node) -> Diagnostic:
         return reserved
     names = step_entries.sibling_keys()
     message = f"unknown key `{key}` of a step{wording.did_you_mean(key, names)}"
-    return Diagnostic("R205", message, f"beside its kind a step may have {wording.ticked(names)}", step.keys[key])
+    return Diagnostic("R205", message, f"besides its kind a step may have {wording.ticked(names)}", step.keys[key])
 
 
 def _against(rules: Mapping[str, Any], value: Any, scope: _Scope) -> Iterator[Diagnostic]:
@@ -167,7 +167,7 @@ def _against(rules: Mapping[str, Any], value: Any, scope: _Scope) -> Iterator[Di
 
 
 def _explained(path: Path, scope: _Scope) -> bool:
-    """Whether a value that is missing is followed by unknown keys, which are complained about."""
+    """Return whether unknown keys after a missing value, which are reported, explain it."""
     parent = nodes.find(scope.root, (*scope.base, *path[:-1]))
     if parent is None or scope.kind is not None or len(path) != 1:
         return False
@@ -177,14 +177,14 @@ def _explained(path: Path, scope: _Scope) -> bool:
 
 
 def _breadth(error: ValidationError) -> int:
-    """Complaints about combinations come last: what is wrong by itself explains them."""
+    """Return the rank of an error: errors about combinations come last, as simpler ones explain them."""
     if error.validator in ("anyOf", "oneOf", "not", "if"):
         return 2
     return 1 if "then" in error.schema_path or "else" in error.schema_path else 0
 
 
 def _excused(node: Node | None, error: ValidationError, scope: _Scope) -> bool:
-    """Whether the value is complained about already, or is a param's in a step that takes no part."""
+    """Return whether the value is already reported, or comes from a param in a step that is left out."""
     if node is None or error.validator in ("required", "additionalProperties"):
         return False
     if node.broken or (scope.left_out and node.reference is not None):
@@ -210,7 +210,7 @@ def _help(error: ValidationError, scope: _Scope) -> str | None:
 
 
 def _missing(error: ValidationError, path: Path, scope: _Scope) -> Diagnostic | None:
-    """The complaint about a key that is not there; None where it is written so that another one says why."""
+    """Return the complaint about a missing key; None where another complaint explains it."""
     keys: list[str] = error.schema["required"] if isinstance(error.schema, Mapping) else []
     key = next(key for key in keys if f"'{key}' is a required property" == error.message)
     written: Any = error.instance
@@ -240,14 +240,14 @@ def _unknown(error: ValidationError, path: Path, scope: _Scope) -> Iterator[Diag
             yield Diagnostic("R205", message, f"write `{meant}:` and its value after it", span)
             continue
         if (empty := hints.empty_before(key, written, properties)) is not None:
-            message = f"`{key}` stands beside `{empty}`, which is empty"
+            message = f"`{key}` is indented like `{empty}`, which is empty"
             yield Diagnostic("R205", message, f"indent it further than `{empty}`, if it belongs there", span)
             continue
         suggestion = hints.elsewhere(key, properties) or wording.did_you_mean(key, properties)
         message = f"unknown key `{key}` of {_owner(path, scope)}{suggestion}"
         help = scope.help or f"it may have {wording.ticked(properties)}"
         if scope.kind and not path and key in step_entries.sibling_keys():
-            help = f"`{key}` stands beside `{scope.kind}`, not among its parameters"
+            help = f"`{key}` is a key of the step, not a parameter of `{scope.kind}`"
             message = f"unknown key `{key}` of {_owner(path, scope)}"
         yield Diagnostic("R205", message, help, span)
 
@@ -307,7 +307,7 @@ def _code(error: ValidationError, rules: Mapping[str, Any], value: Any) -> str:
 
 
 def _code_of_choice(options: list[Mapping[str, Any]], value: Any) -> str:
-    """Out of range, not among the allowed ones, or of a type that no option has."""
+    """Return the code of a value that fits no option: out of range, not allowed, or of a wrong type."""
     for option in options:
         types = _TYPES.get(str(option.get("type")), ())
         if isinstance(value, types) and not (isinstance(value, bool) and bool not in types):

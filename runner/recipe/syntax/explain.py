@@ -1,4 +1,4 @@
-"""What is most likely wrong where YAML cannot be read: a missing colon, an odd character, an indentation."""
+"""Explains errors of YAML by their most likely cause: a missing colon, an odd character, an indentation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Spaces that are no space, characters without width, and look-alikes of the signs of YAML.
+# Special spaces, characters without width, and look-alikes of YAML's punctuation.
 INVISIBLE = re.compile("[\u00a0\u00ad\u061c\u1680\u180e\u2000-\u200f\u202f\u205f-\u2064\u3000\ufeff]")
 LOOK_ALIKE = re.compile("[\u2018\u2019\u201a-\u201f\u2013\u2014\u2212\uff0c\uff1a\uff5b\uff5d\uff3b\uff3d\u2022]")
 QUOTES = ("\u2018", "\u201c")
@@ -29,7 +29,7 @@ class Explanation:
 
 
 def odd_character(text: str) -> tuple[int, str, str] | None:
-    """(where, what it is, the remedy) of the first character that looks like another one."""
+    """Return (position, description, remedy) of the first character that looks like another one."""
     found = INVISIBLE.search(text) or LOOK_ALIKE.search(text)
     if found is None:
         return None
@@ -41,7 +41,7 @@ def odd_character(text: str) -> tuple[int, str, str] | None:
 
 
 def odd_text(text: str, noun: str) -> tuple[int, str, str] | None:
-    """`odd_character` of a key, or of a value without spaces: one with spaces is prose, which may hold anything."""
+    """Return `odd_character` of a key, or of a value without spaces; prose may hold any character."""
     quoted = noun == "value" and text.startswith(QUOTES)
     if (noun == "value" and " " in text) or not (quoted or INVISIBLE.search(text)):
         return None
@@ -51,7 +51,10 @@ def odd_text(text: str, noun: str) -> tuple[int, str, str] | None:
 def explain(
     lines: Sequence[str], problem: str, at: tuple[int, int], begun: tuple[int, int] | None
 ) -> Explanation | None:
-    """What to say of a problem of PyYAML's at (line, column), in what `begun` there; None where nothing is known."""
+    """Return an explanation of PyYAML's problem at (line, column); None where the cause is not known.
+
+    `begun` is the place where the construct with the problem begins.
+    """
     before = _line_before(lines, at[0])
     for number in dict.fromkeys([at[0], *([begun[0]] if begun else []), *([before] if before is not None else [])]):
         if number < len(lines) and (odd := odd_character(lines[number].split(" #")[0])) is not None:
@@ -67,7 +70,7 @@ def explain(
 
 
 def _line_before(lines: Sequence[str], number: int) -> int | None:
-    """The nearest line above that says something."""
+    """Return the number of the nearest earlier line that is neither blank nor a comment."""
     above = range(min(number, len(lines)) - 1, -1, -1)
     return next((i for i in above if lines[i].strip() and not lines[i].lstrip().startswith("#")), None)
 
@@ -106,7 +109,7 @@ def _not_allowed(lines: Sequence[str], at: tuple[int, int], before: int) -> Expl
 
 
 def _no_block(lines: Sequence[str], at: tuple[int, int]) -> Explanation | None:
-    """A line that begins in a column in which nothing above it does."""
+    """Return the explanation of a line that begins in a column where no earlier line does."""
     line = lines[at[0]]
     column = len(line) - len(line.lstrip())
     open: list[tuple[int, str]] = []
@@ -125,7 +128,7 @@ def _no_block(lines: Sequence[str], at: tuple[int, int]) -> Explanation | None:
 
 
 def is_never_closed(problem: str, opened: tuple[int, int], at: tuple[int, int]) -> bool:
-    """Whether a quote, brace or bracket is open where the next line, or the end, begins."""
+    """Return whether a quote, brace or bracket is still open at the next line, or at the end."""
     if "end of stream" in problem or "<stream end>" in problem:
         return True
     return problem.startswith("expected ',' or ") and at[0] > opened[0]

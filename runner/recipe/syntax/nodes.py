@@ -1,4 +1,4 @@
-"""The tree of a recipe's text: plain values, each with the place where it is written."""
+"""The tree of a recipe's text: plain values, each with its place in the text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Node:
 
     `value` is a scalar, a tuple of nodes (a list) or a dict of nodes (a mapping, in the order written). `keys` are the
     places of a mapping's keys. `reference` is the text, such as `${bits}`, that a substituted value was written as.
-    `broken` marks a value that is already complained about, so that later checks leave it alone.
+    `broken` marks a value that is already reported, so that later checks skip it.
     """
 
     value: Scalar | tuple[Node, ...] | dict[str, Node]
@@ -42,13 +42,13 @@ class Node:
         return self.value if isinstance(self.value, str) else None
 
     def with_entries(self, entries: dict[str, Node], keys: Mapping[str, Span] | None = None) -> Node:
-        """The same mapping with other entries; places of keys that stay are kept."""
+        """Return the same mapping with other entries; places of remaining keys do not change."""
         known = {**self.keys, **(keys or {})}
         return replace(self, value=entries, keys={k: known[k] for k in entries if k in known})
 
 
 def plain(node: Node) -> Any:
-    """The value alone, as JSON has it."""
+    """Return the value without places, as JSON has it."""
     if isinstance(node.value, dict):
         return {key: plain(entry) for key, entry in node.value.items()}
     if isinstance(node.value, tuple):
@@ -57,7 +57,7 @@ def plain(node: Node) -> Any:
 
 
 def find(node: Node, path: Path) -> Node | None:
-    """The node at `path`, or None."""
+    """Return the node at `path`, or None."""
     for part in path:
         if isinstance(node.value, dict) and part in node.value:
             node = node.value[str(part)]
@@ -69,7 +69,10 @@ def find(node: Node, path: Path) -> Node | None:
 
 
 def place(node: Node, path: Path) -> Span:
-    """Where to point for the value at `path`: a scalar itself, the key of a collection, else what encloses it."""
+    """Return the place to show for the value at `path`.
+
+    It is that of a scalar itself, of the key of a collection, else of the enclosing value.
+    """
     best = node.span
     for part in path:
         if isinstance(node.value, dict) and part in node.value:
@@ -85,14 +88,14 @@ def place(node: Node, path: Path) -> Span:
 
 
 def key_place(node: Node, path: Path) -> Span:
-    """The place of the key of the value at `path`, where it has one."""
+    """Return the place of the key of the value at `path`, where it has one."""
     parent = find(node, path[:-1]) if path else None
     key = parent.keys.get(str(path[-1])) if parent is not None else None
     return key if key is not None else place(node, path)
 
 
 def places(node: Node, path: Path = ()) -> dict[Path, Span]:
-    """`place` of every path of the tree."""
+    """Return `place` for every path of the tree."""
     return dict(_places(node, path, node.span))
 
 
@@ -108,7 +111,7 @@ def _places(node: Node, path: Path, span: Span) -> Iterator[tuple[Path, Span]]:
 
 
 def walk(node: Node, path: Path = ()) -> Iterator[tuple[Path, Node]]:
-    """Every node of the tree with its path, parents first."""
+    """Yield every node of the tree with its path, parents first."""
     yield path, node
     if isinstance(node.value, dict):
         for key, entry in node.value.items():

@@ -18,11 +18,11 @@ LARGEST = 2**63 - 1
 
 
 class NumberError(ValueError):
-    """A number that a recipe cannot hold; its text says why."""
+    """A number that a recipe cannot hold; its message gives the reason."""
 
 
 def read(text: str) -> Scalar:
-    """The value of an unquoted scalar. Raises NumberError."""
+    """Return the value of an unquoted scalar. Raises NumberError."""
     if text in NULLS:
         return None
     if text in TRUE:
@@ -34,7 +34,7 @@ def read(text: str) -> Scalar:
 
 
 def read_number(text: str) -> int | float | None:
-    """The number that `text` writes, or None where it writes none. Raises NumberError."""
+    """Return the number that `text` writes, or None where it writes none. Raises NumberError."""
     # int() of thousands of digits takes quadratic time and then fails: judge them by their count.
     if len(text) > 400 and (FLOAT.fullmatch(text) or OCTAL_OR_HEX.fullmatch(text)):
         raise NumberError(f"a number of {len(text)} digits is too long")

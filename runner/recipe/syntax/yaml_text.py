@@ -1,4 +1,4 @@
-"""YAML text to a tree with places, and plain values to YAML text that reads back the same.
+"""Reads YAML text into a tree with places, and writes plain values as YAML text that reads back the same.
 
 PyYAML scans and composes; what a scalar means is decided here, by YAML 1.2's core schema. Anchors and aliases may be
 used, within bounds; tags that construct objects are refused.
@@ -38,7 +38,7 @@ class _TooDeep(Exception):
 
 
 class _Loader(yaml.BaseLoader):
-    """Composes nodes; an unquoted scalar without a tag gets the tag "plain". Refuses nesting that would overflow."""
+    """Composer of nodes: unquoted scalars without a tag get the tag "plain"; refuses too deep nesting."""
 
     depth = 0
 
@@ -58,7 +58,7 @@ class _Loader(yaml.BaseLoader):
 
 
 def decode(data: bytes, file: str) -> str:
-    """The text of a recipe file. Raises RecipeError (R102) where it is not UTF-8."""
+    """Return the text of a recipe file. Raises RecipeError (R102) where it is not UTF-8."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -72,7 +72,7 @@ def decode(data: bytes, file: str) -> str:
 
 
 def excerpt(line: str, column: int) -> str:
-    """A line as a complaint shows it: cut where it is long, a tab as one visible character, nothing unprintable."""
+    """Return a line for a complaint: long lines cut, tabs as one visible character, nothing unprintable."""
     if column > 200:
         return ""
     line = line if len(line) <= column + 100 else line[: column + 100] + "…"
@@ -80,7 +80,7 @@ def excerpt(line: str, column: int) -> str:
 
 
 def parse(text: str, file: str) -> Node:
-    """The tree of `text`. Raises RecipeError with every complaint of syntax (R103 to R113)."""
+    """Return the tree of `text`. Raises RecipeError with every complaint of syntax (R103 to R113)."""
     reader = _Reader(text.removeprefix("\ufeff"), file)
     node = reader.read()
     if reader.complaints:
@@ -175,9 +175,9 @@ class _Reader:
             self._complain("R104", f"{odd[1]} is part of this {noun}", node, odd[2])
 
     def _extent(self, node: yaml.Node) -> tuple[int, int]:
-        """How many values `node` stands for, and how deep, with every alias written out.
+        """Return how many values `node` stands for, and how deep they are nested, with every alias expanded.
 
-        Complains of an alias inside itself. Each node is counted once: the cost is that of the text.
+        Complains of an alias inside itself. Each node is counted once, so the cost is linear in the text.
         """
         if id(node) in self.extents:
             return self.extents[id(node)]
@@ -244,7 +244,7 @@ class _Reader:
         return value
 
     def _plain_characters(self, node: yaml.ScalarNode) -> None:
-        """Escapes write what YAML itself does not take: a shared recipe would speak to the reader's terminal."""
+        """Complain about control characters, also escaped ones: they could act on the reader's terminal."""
         found = DECEPTIVE.search(str(node.value))
         if found is not None:
             message = f"the character U+{ord(found[0]):04X} is not allowed in a recipe, also not as an escape"
@@ -269,7 +269,7 @@ class _Reader:
         line = self.lines[start.line] if start.line < len(self.lines) else ""
         length = (end.column if end.line == start.line else len(line)) - start.column
         if not isinstance(node, yaml.ScalarNode):
-            length = 1  # the caret of a collection marks where it begins
+            length = 1  # the caret of a collection marks its beginning
         return self._at(start.line, start.column, length)
 
 
@@ -301,9 +301,9 @@ _Dumper.add_representer(float, _represent_float)
 
 
 def dump(document: Mapping[str, Any], *, inline: bool = True) -> str:
-    """YAML of plain data, the same for the same data, which `parse` reads back to equal values of equal types.
+    """Return YAML of plain data, which `parse` reads back to equal values of equal types.
 
-    With `inline` False every value stands on a line of its own.
+    Equal data gives equal text. With `inline` False every value is on a line of its own.
     """
     return yaml.dump(
         dict(document), Dumper=_Dumper, sort_keys=False, default_flow_style=None if inline else False,
@@ -312,7 +312,7 @@ def dump(document: Mapping[str, Any], *, inline: bool = True) -> str:
 
 
 def scalar(value: Scalar) -> str:
-    """A single value as YAML on one line, in which `parse` reads it back."""
+    """Return a single value as YAML on one line, which `parse` reads back."""
     style = '"' if isinstance(value, str) and not value.isprintable() else None
     dumped = yaml.dump(
         [value], Dumper=_Dumper, default_flow_style=False, default_style=style, allow_unicode=True, width=1_000_000

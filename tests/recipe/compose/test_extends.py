@@ -45,7 +45,7 @@ def write(name: str, text: str) -> str:
     return name
 
 
-def told(name: str) -> str:
+def complaint_of(name: str) -> str:
     with pytest.raises(RecipeError) as caught:
         load(name)
     return caught.value.render()
@@ -103,7 +103,7 @@ def test_places_are_those_of_the_file_that_holds_the_value(folder: Path) -> None
 
 def test_a_complaint_about_the_parent_names_the_parent() -> None:
     write("sub/child.yaml", "extends: ../parent.yaml\nparams: {bits: 5}\nsteps:\n  - quantize.gptq: {grid: best}\n")
-    assert told("sub/child.yaml") == (
+    assert complaint_of("sub/child.yaml") == (
         "parent.yaml:10:39: error[R203]: `bits` must be one of 2, 3, 4, 8; got 5 (from `${bits}`)\n"
         '   10 |   - quantize.gptq: {data: text, bits: "${bits}", overrides: {"*.q_proj": {bits: 8}}}\n'
         "      |                                       ^^^^^^^^^\n"
@@ -130,7 +130,7 @@ def test_recipes_in_a_circle() -> None:
     write("a.yaml", "name: a\nextends: sub/b.yaml\n")
     write("sub/b.yaml", "extends: ../c.yaml\n")
     write("c.yaml", "version: 1\n\nextends: a.yaml\n")
-    assert told("a.yaml") == (
+    assert complaint_of("a.yaml") == (
         "c.yaml:3:10: error[R121]: recipes extend one another in a circle: "
         "a.yaml:2:10 → sub/b.yaml:1:10 → c.yaml:3:10 → a.yaml\n"
         "    3 | extends: a.yaml\n"
@@ -141,7 +141,7 @@ def test_recipes_in_a_circle() -> None:
 
 def test_a_recipe_that_extends_itself() -> None:
     write("a.yaml", "extends: ./a.yaml\n")
-    assert told("a.yaml") == (
+    assert complaint_of("a.yaml") == (
         "a.yaml:1:10: error[R121]: recipes extend one another in a circle: a.yaml:1:10 → a.yaml\n"
         "    1 | extends: ./a.yaml\n"
         "      |          ^^^^^^^^\n"
@@ -151,7 +151,7 @@ def test_a_recipe_that_extends_itself() -> None:
 
 def test_a_parent_that_is_not_there() -> None:
     write("a.yaml", "extends: parnt.yaml\n")
-    assert told("a.yaml") == (
+    assert complaint_of("a.yaml") == (
         "a.yaml:1:10: error[R120]: cannot read `parnt.yaml`: No such file or directory\n"
         "    1 | extends: parnt.yaml\n"
         "      |          ^^^^^^^^^^\n"
@@ -168,7 +168,7 @@ WHERE = (
 @pytest.mark.parametrize("written", ['"${base}.yaml"', "4", "[a.yaml, b.yaml]", "", '" "'])
 def test_what_names_no_recipe(written: str) -> None:
     write("a.yaml", f"extends: {written}\n")
-    lines = told("a.yaml").splitlines()
+    lines = complaint_of("a.yaml").splitlines()
     assert lines[0].endswith("error[R122]: `extends` names a recipe; this names none")
     assert lines[-1] == WHERE
 
@@ -193,7 +193,7 @@ def test_what_names_no_recipe(written: str) -> None:
 )
 def test_what_is_no_place(written: str, message: str, help: str) -> None:
     write("a.yaml", f"extends: {written}\n")
-    lines = told("a.yaml").splitlines()
+    lines = complaint_of("a.yaml").splitlines()
     assert lines[0] == f"a.yaml:1:10: error[R122]: {message}"
     assert lines[-1] == f"help: {help}"
 
@@ -201,7 +201,7 @@ def test_what_is_no_place(written: str, message: str, help: str) -> None:
 def test_recipes_that_never_end() -> None:
     for number in range(20):
         write(f"r{number}.yaml", f"extends: r{number + 1}.yaml\n")
-    assert told("r0.yaml") == (
+    assert complaint_of("r0.yaml") == (
         "r15.yaml:1:10: error[R129]: more than 16 recipes extend one another, from r0.yaml:1:10 on\n"
         "    1 | extends: r16.yaml\n"
         "      |          ^^^^^^^^\n"
@@ -212,7 +212,7 @@ def test_recipes_that_never_end() -> None:
 def test_a_parent_that_is_no_recipe() -> None:
     write("b.yaml", "- a\n")
     write("a.yaml", "extends: b.yaml\n")
-    assert told("a.yaml") == (
+    assert complaint_of("a.yaml") == (
         "b.yaml:1:1: error[R108]: a recipe is a mapping of keys to values; this is a list\n"
         "    1 | - a\n"
         "      | ^\n"
@@ -221,21 +221,21 @@ def test_a_parent_that_is_no_recipe() -> None:
 
 
 def test_a_recipe_that_is_not_there() -> None:
-    assert told("parent.yml") == (
+    assert complaint_of("parent.yml") == (
         "error[R101]: cannot read `parent.yml`: No such file or directory\nhelp: did you mean `parent.yaml`?"
     )
 
 
 def test_a_folder_is_no_recipe(folder: Path) -> None:
     (folder / "sub").mkdir()
-    assert told("sub") == "error[R101]: cannot read `sub`: Is a directory"
+    assert complaint_of("sub") == "error[R101]: cannot read `sub`: Is a directory"
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes in folders")
 def test_a_parent_cannot_make_us_wait(folder: Path) -> None:
     os.mkfifo(folder / "pipe.yaml")
     write("a.yaml", "extends: pipe.yaml\n")
-    assert told("a.yaml") == (
+    assert complaint_of("a.yaml") == (
         "a.yaml:1:10: error[R120]: cannot read `pipe.yaml`: it is no regular file\n"
         "    1 | extends: pipe.yaml\n"
         "      |          ^^^^^^^^^"
@@ -245,12 +245,12 @@ def test_a_parent_cannot_make_us_wait(folder: Path) -> None:
 def test_a_file_that_is_too_large(folder: Path) -> None:
     with open(folder / "a.yaml", "wb") as file:
         file.truncate(2**40)  # takes no room; reading all of it would
-    assert told("a.yaml") == "error[R101]: `a.yaml` is larger than 1 MiB, which no recipe is"
+    assert complaint_of("a.yaml") == "error[R101]: `a.yaml` is larger than 1 MiB, which no recipe is"
 
 
 def test_a_recipe_in_another_encoding(folder: Path) -> None:
     (folder / "a.yaml").write_bytes("version: 1\nname: \xe9t\xe9\n".encode("latin-1"))
-    assert told("a.yaml") == (
+    assert complaint_of("a.yaml") == (
         "a.yaml:2:7: error[R102]: the file is not UTF-8 text: byte 0xe9 at offset 17\n"
         "    2 | name: \ufffdt\ufffd\n"
         "      |       ^\n"

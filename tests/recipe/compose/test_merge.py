@@ -13,7 +13,7 @@ from runner.recipe.compose import merge
 from runner.recipe.load import load
 from runner.recipe.schema import step_entries
 from runner.recipe.syntax.nodes import Node
-from tests.recipe.elsewhere import told, write
+from tests.recipe.elsewhere import complaint_of, write
 
 PARENT = """\
 version: 1
@@ -181,13 +181,13 @@ help: write its changes in one place""",
 
 @pytest.mark.parametrize(("lines", "message"), [case[1:] for case in CONFLICTS], ids=[case[0] for case in CONFLICTS])
 def test_what_does_not_fit_the_parent(lines: tuple[str, ...], message: str) -> None:
-    assert told(child(*lines)) == message
+    assert complaint_of(child(*lines)) == message
 
 
 def test_a_param_of_another_type_names_both_places() -> None:
     write("child.yaml", "extends: parent.yaml\nparams: {bits: four}\n")
     assert (
-        told("child.yaml")
+        complaint_of("child.yaml")
         == """\
 child.yaml:2:16: error[R128]: the param `bits` is text here, and a number in the parent, at parent.yaml:3:16
     2 | params: {bits: four}
@@ -199,7 +199,7 @@ help: give it a value of that type, or another name"""
 def test_a_recipe_that_extends_nothing_has_nothing_to_remove() -> None:
     write("child.yaml", PARENT + "  - {id: rtn, remove: true}\n")
     assert (
-        told("child.yaml")
+        complaint_of("child.yaml")
         == """\
 child.yaml:10:15: error[R127]: `remove` places a step among those of a parent; this recipe extends none
    10 |   - {id: rtn, remove: true}
@@ -213,7 +213,7 @@ def test_a_reference_to_a_removed_step_is_told_where_it_stands() -> None:
     write("child.yaml", "extends: parent.yaml\ndata: {t: {source: 'demo:stdlib', split: train, sequence_length: 8}}\n"
           "steps:\n  - {id: prune, remove: true}\n")  # fmt: skip
     assert (
-        told("child.yaml")
+        complaint_of("child.yaml")
         == """\
 parent.yaml:10:45: error[R303]: `against` names `prune`, which is removed at child.yaml:4:5
    10 |   - evaluate.divergence: {data: t, against: prune}

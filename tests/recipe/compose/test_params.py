@@ -58,7 +58,7 @@ def test_values_inside_text_are_written_as_yaml_writes_them() -> None:
 def test_keys_and_params_themselves_are_left_alone() -> None:
     root = Node({"params": Node("${a}", PLACE), "${a}": Node("${a}", PLACE)}, PLACE)
     found = params.substitute(
-        root, params.Params({"a": 1}, ("a",)), lambda path: path == ("params",), lambda told: None
+        root, params.Params({"a": 1}, ("a",)), lambda path: path == ("params",), lambda complaint: None
     )
     assert plain(found) == {"params": "${a}", "${a}": 1}
 

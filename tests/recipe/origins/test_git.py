@@ -12,7 +12,7 @@ from runner.recipe.load import load
 from runner.recipe.origins import git
 from runner.recipe.origins.locate import Pins
 from tests.recipe import elsewhere
-from tests.recipe.elsewhere import BASE, Upstream, told, write
+from tests.recipe.elsewhere import BASE, Upstream, complaint_of, write
 
 FILES = {
     "r/base.yaml": BASE,
@@ -42,7 +42,7 @@ def child(address: str) -> str:
 
 def refused(address: str, code: str, message: str, help: str | None) -> None:
     """The complaint, at the address in child.yaml; the excerpt of a long line is cut."""
-    lines = told(child(address)).splitlines()
+    lines = complaint_of(child(address)).splitlines()
     assert lines[0] == f"child.yaml:1:10: error[{code}]: {message}"
     assert lines[3:] == ([f"help: {help}"] if help else [])
 
@@ -111,13 +111,13 @@ def test_a_repository_that_is_not_there(folder: Path) -> None:
 
 
 def test_the_whole_of_a_complaint() -> None:
-    assert told(child("git+ftp://h/r@v1#a")) == (
+    assert complaint_of(child("git+ftp://h/r@v1#a")) == (
         "child.yaml:1:10: error[R122]: `git+ftp` is not a way to a repository\n"
         "    1 | extends: git+ftp://h/r@v1#a\n"
         "      |          ^^^^^^^^^^^^^^^^^^\n"
         "help: write git+https://HOST/REPOSITORY@COMMIT-OR-TAG#path/to/recipe.yaml, or with `ssh`"
     )
-    assert told(child("git+https://example.com/r@v1#a.yaml")) == (
+    assert complaint_of(child("git+https://example.com/r@v1#a.yaml")) == (
         "child.yaml:1:10: error[R124]: https://example.com/r at v1 is not in the cache, and the network is forbidden, "
         "by `--offline` or HF_HUB_OFFLINE\n"
         "    1 | extends: git+https://example.com/r@v1#a.yaml\n"
@@ -131,12 +131,12 @@ def test_a_repository_cannot_reach_out(upstream: Upstream, folder: Path) -> None
     upstream.commit({}, tag="v2")
     help = "help: a recipe from elsewhere extends only what came with it, or names it by URL"
     for name, path in (("out", "../../x.yaml"), ("absolute", "/etc/hostname")):
-        assert told(child(f"{upstream.url}@v2#r/{name}.yaml")) == (
+        assert complaint_of(child(f"{upstream.url}@v2#r/{name}.yaml")) == (
             f"{upstream.url}@v2#r/{name}.yaml:1:10: error[R126]: `{path}` leads out of the repository\n"
             f"    1 | extends: {path}\n      |          {'^' * len(path)}\n{help}"
         )
     refused(f"{upstream.url}@v2#../x.yaml", "R126", "`../x.yaml` leads out of the repository", help[6:])
-    assert "`r/link.yaml` of the repository is a link, not a recipe file" in told(
+    assert "`r/link.yaml` of the repository is a link, not a recipe file" in complaint_of(
         child(f"{upstream.url}@v2#r/link.yaml")
     )
 

@@ -14,7 +14,7 @@ from runner.errors import RecipeError
 from runner.recipe import pack_wheel
 from runner.recipe.load import load
 from runner.recipe.origins import packs
-from tests.recipe.elsewhere import BASE, install_pack, told, write
+from tests.recipe.elsewhere import BASE, complaint_of, install_pack, write
 
 RECIPES = {
     "int4.yaml": BASE,
@@ -39,7 +39,7 @@ def child(address: str) -> str:
 
 
 def refused(address: str, code: str, message: str, help: str) -> None:
-    assert told(child(address)) == (
+    assert complaint_of(child(address)) == (
         f"child.yaml:1:10: error[{code}]: {message}\n"
         f"    1 | extends: {address}\n      |          {'^' * len(address)}\nhelp: {help}"
     )
@@ -94,17 +94,17 @@ def test_the_command_line_names_recipes_of_packs() -> None:
     assert [parent.name for parent in recipe.parents] == ["pack:acme/llama/int3", "pack:acme/int4"]
     message = "the pack `acme` (acme-recipes 1.0) holds no recipe `int5`; did you mean `int4`?"
     known = "it holds `int4`, `llama/int3`, `llama/local` and `llama/out`"
-    assert told("pack:acme/int5") == f"error[R123]: {message}\nhelp: {known}"
+    assert complaint_of("pack:acme/int5") == f"error[R123]: {message}\nhelp: {known}"
 
 
 def test_a_file_that_is_not_there_and_is_called_like_a_recipe_of_runner() -> None:
     for named in ("llama_int4", "recipes/llama_int4.yaml"):
-        assert told(named) == (
+        assert complaint_of(named) == (
             f"error[R101]: cannot read `{named}`: No such file or directory\n"
             "help: the one that comes with runner is `pack:runner/llama_int4`"
         )
     Path("llama_int4").mkdir()
-    assert told("llama_int4") == "error[R101]: cannot read `llama_int4`: Is a directory"
+    assert complaint_of("llama_int4") == "error[R101]: cannot read `llama_int4`: Is a directory"
 
 
 def test_two_packages_that_bring_one_pack(site: Path) -> None:
@@ -123,13 +123,13 @@ def test_a_pack_whose_folder_is_gone(site: Path) -> None:
 
 
 def test_a_pack_cannot_reach_out(site: Path) -> None:
-    assert told(child("pack:acme/llama/out")) == (
+    assert complaint_of(child("pack:acme/llama/out")) == (
         "pack:acme/llama/out:1:10: error[R126]: `../../other.yaml` leads out of the pack `acme`\n"
         "    1 | extends: ../../other.yaml\n"
         "      |          ^^^^^^^^^^^^^^^^\n"
         "help: a recipe from elsewhere extends only what came with it, or names it by URL"
     )
-    assert told(child("pack:acme/llama/local")) == (
+    assert complaint_of(child("pack:acme/llama/local")) == (
         "pack:acme/llama/local:1:10: error[R126]: a recipe from elsewhere names `git+file:///srv/r@v1#a.yaml`, a file "
         "of this machine\n"
         "    1 | extends: git+file:///srv/r@v1#a.yaml\n"

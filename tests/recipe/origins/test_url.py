@@ -13,7 +13,7 @@ import pytest
 
 from runner.recipe.load import load
 from runner.recipe.origins.locate import Pins
-from tests.recipe.elsewhere import BASE, told, write
+from tests.recipe.elsewhere import BASE, complaint_of, write
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -48,7 +48,7 @@ def child(address: str) -> str:
 
 
 def refused(address: str, code: str, message: str, help: str) -> None:
-    assert told(child(address)) == (
+    assert complaint_of(child(address)) == (
         f"child.yaml:1:10: error[{code}]: {message}\n"
         f"    1 | extends: {address}\n      |          {'^' * len(address)}\nhelp: {help}"
     )
@@ -109,12 +109,12 @@ def test_a_backend_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_recipe_from_a_server_cannot_reach_this_machine(server: str, folder: Path) -> None:
     written = f"file://{folder}/www/r/base.yaml"
-    assert told(child(f"{server}/r/file.yaml")) == (
+    assert complaint_of(child(f"{server}/r/file.yaml")) == (
         f"{server}/r/file.yaml:1:10: error[R126]: a recipe from elsewhere names `{written}`, a file of this machine\n"
         f"    1 | extends: {written}\n      |          {'^' * len(written)}\n"
         "help: a recipe from elsewhere extends only what came with it, or a remote place"
     )
-    assert told(child(f"{server}/r/out.yaml")) == (
+    assert complaint_of(child(f"{server}/r/out.yaml")) == (
         f"{server}/r/out.yaml:1:10: error[R126]: `../../x.yaml` leads out of {server}\n"
         "    1 | extends: ../../x.yaml\n      |          ^^^^^^^^^^^^\n"
         "help: a recipe from elsewhere extends only what came with it, or names it by URL"
@@ -130,5 +130,5 @@ def test_a_password_is_refused() -> None:
 def test_more_than_a_recipe_has(folder: Path) -> None:
     write("www/r/base.yaml", BASE + "#" * 2**20)
     address = f"file://{folder}/www/r/base.yaml"
-    lines = told(child(address)).splitlines()
+    lines = complaint_of(child(address)).splitlines()
     assert lines[0] == f"child.yaml:1:10: error[R125]: `{address}` is larger than 1 MiB, which no recipe is"

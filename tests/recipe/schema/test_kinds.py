@@ -14,7 +14,7 @@ from runner.recipe.load import loads
 from runner.recipe.schema import editor, load
 from runner.recipe.schema import kinds as discovery
 from runner.steps import kinds
-from tests.recipe.cases import recipe, told
+from tests.recipe.cases import complaint_of, recipe
 
 MODULE = """\
 from runner.errors import Diagnostic
@@ -86,7 +86,7 @@ def test_a_kind_in_a_folder(folder: Path) -> None:
     assert (found.steps[0].id, found.steps[0].params) == ("log2", {"bits": 4, "ignore": ["lm_head"]})
     assert kinds.find("quantize.log2").PRODUCES == "quantized-checkpoint"
     assert "quantize.log2" in editor.bundled()["$defs"]
-    assert told(recipe("- quantize.lgo2: {}")).splitlines()[0] == (
+    assert complaint_of(recipe("- quantize.lgo2: {}")).splitlines()[0] == (
         "r.yaml:6:5: error[R210]: unknown step kind `quantize.lgo2`; did you mean `quantize.log2`?"
     )
 

@@ -182,7 +182,7 @@ def model(tmp_path: Path, name: str = "model", **changes: Any) -> Path:
     return save(tmp_path / name, "llama", **{"vocab_size": 4096, **changes})
 
 
-def told(step: str, place: str, complaint: str, help: str, marked: str | None = None) -> str:
+def rendered(step: str, place: str, complaint: str, help: str, marked: str | None = None) -> str:
     """How a complaint about `place` of the step is shown; `marked` of it is underlined."""
     column = len("  - ") + step.index(place)
     under = " " * column + "^" * len(place if marked is None else marked)
@@ -191,14 +191,14 @@ def told(step: str, place: str, complaint: str, help: str, marked: str | None = 
 
 def test_more_layers_than_there_are(tmp_path: Path) -> None:
     step = "distill.logits: {data: text, student: {layers: 4}}"
-    assert complaints(model(tmp_path), step) == told(
+    assert complaints(model(tmp_path), step) == rendered(
         step, "4", "R491]: `layers` asks for 4 decoder layers; the checkpoint has 3", "keep 3 or fewer"
     )
 
 
 def test_layers_out_of_range(tmp_path: Path) -> None:
     step = "distill.logits: {data: text, student: {layers: [0, 3]}}"
-    assert complaints(model(tmp_path), step) == told(
+    assert complaints(model(tmp_path), step) == rendered(
         step, "3", "R491]: `layers` names layer 3; the checkpoint has the layers 0 to 2", "layers count from 0"
     )
 
@@ -206,7 +206,7 @@ def test_layers_out_of_range(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("layers", "remedy"), [("[1, 0, 2]", "[0, 1, 2]"), ("[1, 1]", "[1]")])
 def test_layers_out_of_order(layers: str, remedy: str, tmp_path: Path) -> None:
     step = f"distill.logits: {{data: text, student: {{layers: {layers}}}}}"
-    assert complaints(model(tmp_path), step) == told(
+    assert complaints(model(tmp_path), step) == rendered(
         step, "layers", f"R491]: `layers` must name each layer once, in rising order; got {layers}", f"write {remedy}"
     )
 
@@ -246,7 +246,7 @@ def test_another_tokenizer_names_tokens(tmp_path: Path) -> None:
         f"student, `{names[301]}` is 300 to the teacher and 301 to the student, `{names[4000]}` (4000) is "
         "only in the student's, 1 more token differs"
     )
-    assert complaints(folder, step) == told(step, "teacher", complaint, "distil between models of one tokenizer")
+    assert complaints(folder, step) == rendered(step, "teacher", complaint, "distil between models of one tokenizer")
     with pytest.raises(RecipeError) as caught:  # a model of the Hub is at hand only when the step runs
         logits.run(host(tmp_path, other, folder))
     assert caught.value.render() == f"error[{complaint}\nhelp: distil between models of one tokenizer"
@@ -270,21 +270,21 @@ def test_a_teacher_with_a_shorter_context(tmp_path: Path) -> None:
         "R465]: data `text` has `sequence_length` 32; the teacher's context is 16 tokens (`max_position_embeddings` in "
         "config.json)"
     )
-    assert complaints(folder, step) == told(step, "teacher", complaint, "lower `sequence_length` to 16 or less")
+    assert complaints(folder, step) == rendered(step, "teacher", complaint, "lower `sequence_length` to 16 or less")
 
 
 def test_a_layer_map_out_of_range(tmp_path: Path) -> None:
     pairs = "[{student: 0, teacher: 3}, {student: 2, teacher: 1}]"
     step = f"distill.features: {{data: text, student: {{layers: 2}}, layers: {pairs}}}"
     assert complaints(model(tmp_path), step).split("\n\n") == [
-        told(
+        rendered(
             step,
             "3}",
             "R492]: entry 1 of `layers` names layer 3 of the teacher, which has the layers 0 to 2",
             "layers count from 0",
             "3",
         ),
-        told(
+        rendered(
             step,
             "2, teacher",
             "R492]: entry 2 of `layers` names layer 2 of the student, which has the layers 0 to 1",
@@ -297,7 +297,7 @@ def test_a_layer_map_out_of_range(tmp_path: Path) -> None:
 def test_nothing_to_learn(tmp_path: Path) -> None:
     step = "distill.features: {data: text, hidden_weight: 0, logits_weight: 0}"
     complaint = "R494]: `hidden_weight`, `attention_weight` and `logits_weight` are all 0: nothing is left to learn"
-    assert complaints(model(tmp_path), step) == told(step, "0, logits", complaint, "leave one of them out", "0")
+    assert complaints(model(tmp_path), step) == rendered(step, "0, logits", complaint, "leave one of them out", "0")
 
 
 def test_adapters_are_not_trained_around(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_only_states_of_full_sparsity_are_kept_as_the_best(tmp_path: Path) -> No
     assert min(zeros(step.out_dir).values()) >= 0.49
 
 
-def told(model: Path, **params: Any) -> list[str]:
+def complaints_about(model: Path, **params: Any) -> list[str]:
     found = facts(model, str(model))
     inputs = Inputs(found, {"teacher": found}, {"data": DataFacts("text", 16, 24, 0, "")}, machine_facts("cpu"))
     complaints = gradual.check(defaults("prune.gradual", {"data": "text"} | SETTINGS | params), inputs)
@@ -90,16 +90,16 @@ def told(model: Path, **params: Any) -> list[str]:
 
 def test_schedules_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     model = save(tmp_path / "model")
-    assert told(model) == []
-    assert told(model, initial_sparsity=0.6) == [
+    assert complaints_about(model) == []
+    assert complaints_about(model, initial_sparsity=0.6) == [
         "R485 ('initial_sparsity',): `initial_sparsity` 0.6 is above `sparsity` 0.5; weights that became zero stay zero"
     ]
-    assert told(model, end_step=13) == [
+    assert complaints_about(model, end_step=13) == [
         "R485 ('end_step',): `end_step` 13 comes after the last step, 12; use at most 12, or more `steps`"
     ]
-    assert told(model, begin_step=9, end_step=5) == [
+    assert complaints_about(model, begin_step=9, end_step=5) == [
         "R485 ('begin_step',): `begin_step` 9 comes after `end_step` 5; begin earlier"
     ]
-    assert told(model, begin_step=13) == [
+    assert complaints_about(model, begin_step=13) == [
         "R485 ('begin_step',): `begin_step` 13 comes after the last step, 12; begin earlier, or use more `steps`"
     ]
