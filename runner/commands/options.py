@@ -98,7 +98,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Resolving:
-    """How recipes are read, pinned by their locks, and resolved; `sets` are "name=value" of params."""
+    """Options for reading, locking and resolving recipes; `sets` are "name=value" of params."""
 
     sets: tuple[str, ...]
     jobs: Path

@@ -30,7 +30,7 @@ NOT_STARTED = "not started"
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended. `run` and `cached` count its steps; `text` names the gate, step or complaint."""
+    """The outcome of a job. `run` and `cached` count its steps; `text` names the gate, step or complaint."""
 
     name: str
     file: str

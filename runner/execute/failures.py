@@ -28,7 +28,7 @@ class Failure:
     exit_code: int
 
 
-def of_exception(error: BaseException, store: Path, log: Path) -> Failure:
+def describe_exception(error: BaseException, store: Path, log: Path) -> Failure:
     """Describe the exception of a step. `store` is where it wrote, `log` has its traceback, if it exists."""
     if files.is_full(error):
         full = files.full_disk(store)
@@ -46,7 +46,7 @@ def of_exception(error: BaseException, store: Path, log: Path) -> Failure:
     )
 
 
-def of_death(returncode: int, log: Path) -> Failure:
+def describe_exit(returncode: int, log: Path) -> Failure:
     """Describe a worker that ended without a result. `returncode` as in subprocess: negative for a signal."""
     tail = log_tail(log)
     last = f"\nthe log ends with:\n{tail}" if tail else ""

@@ -62,7 +62,7 @@ class LocalExecutor:
         return self._worker
 
     def _died(self, step: PlannedStep, died: WorkerDied, log: Path) -> int:
-        failure = failures.of_death(died.returncode, log)
+        failure = failures.describe_exit(died.returncode, log)
         facts = asdict(failure)
         self._run.send(make("step_failed", step=step.index, id=step.id, kind=step.kind, **facts, log=str(log)))
         return failure.exit_code

@@ -53,7 +53,7 @@ def arguments(task: Task, evaluates: bool) -> TrainingArguments:
 
 
 def autocast_context(task: Task) -> Callable[[], AbstractContextManager[Any]]:
-    """Return the context manager that forward and loss run in: autocast to bf16, or none."""
+    """Return a factory of the context that forward and loss run in: autocast to bf16, or none."""
     if computes_bf16(task.device, task.settings.precision):
         return lambda: torch.autocast(task.device.partition(":")[0], torch.bfloat16)
     return nullcontext

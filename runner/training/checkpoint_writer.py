@@ -24,7 +24,7 @@ from runner.model.layerwise.streamed_model import StreamedModel
 
 @dataclass(frozen=True)
 class Target:
-    """Where a trained checkpoint is written: its folder, one for unfinished parts, and the text of its model card."""
+    """The destination of a trained checkpoint: its folder, one for unfinished parts, and its model card's text."""
 
     out: Path
     parts: Path

@@ -88,7 +88,7 @@ def test_what_libraries_print_is_in_the_log(tmp_path: Path) -> None:
 
 
 def test_a_bus_error_is_a_disk(tmp_path: Path) -> None:
-    failure = failures.of_death(-signal.SIGBUS, tmp_path / "log.txt")
+    failure = failures.describe_exit(-signal.SIGBUS, tmp_path / "log.txt")
     assert failure.error == (
         "the worker process was killed (SIGBUS): a memory-mapped file could not be read or written, "
         "probably because a disk is full or failing"

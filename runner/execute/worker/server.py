@@ -109,7 +109,7 @@ class Worker:
         except Interrupted:
             last = make("interrupted", step=request.index, resume=None)
         except BaseException as error:  # noqa: BLE001  a step may raise anything, SystemExit too
-            failure = failures.of_exception(error, store.root, log)
+            failure = failures.describe_exception(error, store.root, log)
             last = make(
                 "step_failed", **about, error=failure.error, help=failure.help, exit_code=failure.exit_code,
                 log=str(log) if log.exists() else None,

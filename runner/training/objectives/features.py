@@ -133,7 +133,7 @@ def build(arguments: Mapping[str, Any], device: str) -> Matching:
 
 
 def projections(layers: Sequence[int], student: int, teacher: int, seed: int) -> nn.ModuleDict:
-    """Return a linear map from the student's width to the teacher's for each layer, which preserves expected norms.
+    """Return a linear map from the student's width to the teacher's for each layer, preserving expected mean squares.
 
     They are random with the generator `seed`, so that every process has the same.
     """
