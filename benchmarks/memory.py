@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks import random_llama, tools
 from benchmarks.tools import OURS, Task
 
-PREDICTED = "`runner plan` said"
+PREDICTED = "`runner plan` forecast"
 
 
 def table(width: int, samples: int, length: int, peaks: dict[str, dict[int, int]], sizes: dict[int, int]) -> str:
