@@ -14,10 +14,12 @@ from runner.contracts.step_kind import Inputs
 from runner.model.architecture.inspect import facts
 from runner.model.checkpoint.quantization.presets import PRESETS, short_layout
 from runner.model.layerwise.streamed_model import StreamedModel
+from runner.plan.tensor_account import account
 from runner.recipe.schema.load import defaults
 from runner.steps import layerwise
 from runner.steps.evaluate import perplexity
 from runner.steps.quantize import gptq, rtn
+from runner.steps.targets import changes
 from tests.host import Host
 from tests.model.checkpoint.formats.checkpoints import load
 from tests.tiny import save
@@ -123,6 +125,18 @@ def test_the_short_form_follows_the_scheme(scheme: str, kind: str) -> None:
     assert (params["bits"], params["group_size"]) == (preset.bits, short_layout(preset.group_size))
     format = {"w8a8": "int-quantized", "fp8": "float-quantized", "fp8_block": "float-quantized"}
     assert params["format"] == format.get(scheme, "pack-quantized")
+
+
+@pytest.mark.parametrize("scheme", sorted(PRESETS))
+def test_the_account_explains_every_tensor(scheme: str, tmp_path: Path) -> None:
+    """Also where the codes have the name that the weight had."""
+    before = inputs(save(tmp_path, **SIZES))
+    params = defaults("quantize.rtn", {"scheme": scheme})
+    changed = changes(params, before.checkpoint)
+    found, complaints = account(before.checkpoint, layerwise.outcome(params, before), changed)
+    assert complaints == []
+    assert {entry.name for entry in found.entries if entry.fate == "changed"} == changed
+    assert all(entry.reason.startswith("stored as weight") for entry in found.entries if entry.fate == "changed")
 
 
 @pytest.mark.parametrize(
