@@ -131,7 +131,7 @@ class ModelDescription:
     warnings: tuple[str, ...] = ()
 
     def layers_prefix(self) -> str | None:
-        """What the names of the decoder layers' tensors begin with in the checkpoint; None where that is not known."""
+        """Return the prefix of the decoder layers' tensors in the checkpoint; None where it is not known."""
         inside = f"{self.layers}.0."
         for each in self.parameters if self.layers else ():
             if each.stored is not None and each.name.startswith(inside):

@@ -26,7 +26,7 @@ what it calls import what they need. It holds these names:
     run(ctx) -> Result
 
 Parameters have their names, types, ranges, defaults and descriptions in the schema alone. Five annotations there
-tell the planner what a parameter refers to:
+define what a parameter refers to:
 
     "x-runner-ref": "data"          the name of an entry of the recipe's `data`
     "x-runner-ref": "checkpoint"    "model" or the id of an earlier step that produces a checkpoint; where the schema

@@ -17,13 +17,13 @@ CHUNK = 1 << 22  # elements ranked at once
 
 
 def magnitude_mask(weight: torch.Tensor, sparsity: float, pattern: str) -> torch.Tensor:
-    """Keep the largest |W|: of the whole matrix, or of every m inputs for a pattern "n:m"."""
+    """Return the mask of the largest |W|: of the full matrix, or of every m inputs for a pattern "n:m"."""
     scores = magnitude_scores(weight)
     return mask_matrix(scores, sparsity) if pattern == UNSTRUCTURED else mask_pattern(scores, *_parsed(pattern))
 
 
 def wanda_mask(weight: torch.Tensor, input_norms: torch.Tensor, sparsity: float, pattern: str) -> torch.Tensor:
-    """Keep the largest |W_ij| · ‖X_j‖₂: of each row, or of every m inputs for a pattern "n:m"."""
+    """Return the mask of the largest |W_ij| · ‖X_j‖₂: of each row, or of every m inputs for a pattern "n:m"."""
     scores = wanda_scores(weight, input_norms)
     return mask_rows(scores, sparsity) if pattern == UNSTRUCTURED else mask_pattern(scores, *_parsed(pattern))
 

@@ -60,7 +60,7 @@ def read(path: Path) -> dict[str, Any]:
     errors = sorted(Draft202012Validator(rules).iter_errors(document), key=lambda error: list(map(str, error.path)))
     if errors:
         at = nodes.place(tree, tuple(errors[0].absolute_path))
-        help = f"`runner lock RECIPE --upgrade` writes {path} anew"
+        help = f"`runner lock RECIPE --upgrade` rewrites {path}"
         message = f"this is no lock that runner {runner.__version__} reads: {errors[0].message}"
         raise RecipeError([Diagnostic("R450", message, help, at)])
     return document

@@ -27,7 +27,7 @@ _GPU_FLOPS_ELSE = 5e13
 
 
 class MachineRefusal(MachineError):
-    """The machine cannot do what the recipe asks; `diagnostics` say where in the recipe, codes R5xx."""
+    """The machine cannot do what the recipe asks; `diagnostics` have the places in the recipe, codes R5xx."""
 
     def __init__(self, diagnostics: Iterable[Diagnostic]) -> None:
         self.diagnostics = tuple(diagnostics)

@@ -11,7 +11,7 @@ from runner.plan.wiring import WiredStep
 from runner.recipe import step_graph
 from runner.recipe.types import Recipe
 
-_HELP = "name another split or file, so that the result says something about other text"
+_HELP = "name another split or file, so that the result is about other text"
 
 
 def warnings(recipe: Recipe, steps: Sequence[WiredStep], data: Mapping[str, ResolvedData]) -> list[Diagnostic]:

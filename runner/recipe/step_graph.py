@@ -303,7 +303,7 @@ class _Checker:
                 bound, side = (values.low, "more") if at_most else (values.high, "less")
                 self._complain("R312", f"{where} can never pass: {why}", f"set `{key}` to {bound:g} or {side}", place)
             elif (limit >= values.high) if at_most else (limit <= values.low):
-                self._warn("R313", f"{where} can never be missed: {why}", "set a limit that says something", place)
+                self._warn("R313", f"{where} can never be missed: {why}", "set a limit that can be missed", place)
 
 
 def _measured_by(metric: str, ids: Iterable[str]) -> str:

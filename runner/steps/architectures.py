@@ -1,4 +1,4 @@
-"""Which kinds of steps work on which architectures, by what transformers says of the model. Imports no torch."""
+"""The kinds of steps that work on an architecture, by transformers' description of it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _STATE_SPACE = (".A_log", ".time_decay", ".recurrent_param")
 
 
 def refuse(kind: str, facts: CheckpointFacts) -> Diagnostic | None:
-    """Why a kind does not work on the architecture of a checkpoint; None: it does, as far as that is known here."""
+    """Return a complaint where a kind is known not to work on the architecture of a checkpoint, else None."""
     description, source = facts.description, f"`{facts.source}` (`{facts.config.get('model_type')}`)"
     if description is None:
         return None

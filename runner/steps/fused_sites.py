@@ -17,11 +17,7 @@ _LAST = ("v", "up", "expert_up")  # the end of a fused matrix: its last block of
 def refuse_split(
     params: Mapping[str, Any], own: Mapping[Site, Mapping[str, Any]], sites: tuple[Site, ...]
 ) -> list[Diagnostic]:
-    """Complaints about fused modules that get different schemes, or of which some are left as they are.
-
-    `own` holds the parameters of each module that the step changes, `sites` are all of the model. Only where a reader
-    of the result fuses modules: what it could not load anyway may be stored as one likes.
-    """
+    """Return complaints about fused modules with different schemes, or of which some are left out."""
     schemes = {site.name: scheme(each) for site, each in own.items()}
     stored = [each for each in schemes.values() if each is not None]
     if not stored:
@@ -69,7 +65,7 @@ def _note(found: dict[str, list[str]], site: Site, problem: str) -> None:
 
 
 def _lines(found: Mapping[str, list[str]]) -> str:
-    """A line for each problem; one that several layers have says how many."""
+    """Return a line for each problem; one that several layers share gives their number."""
     return "".join(
         f"\n    {names[0] if len(names) == 1 else f'{alike} ({len(names)} layers)'}" for alike, names in found.items()
     )

@@ -27,7 +27,7 @@ def find(kind: str) -> Kind:
     if missing:
         raise MachineError(
             f"step kind `{kind}` does not meet the protocol: {module.__file__} lacks {', '.join(missing)}",
-            "runner/contracts/step_kind.py says what a kind holds",
+            "runner/contracts/step_kind.py lists what a kind needs",
         )
     return cast(Kind, module)
 

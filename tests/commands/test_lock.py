@@ -253,7 +253,7 @@ def test_a_lock_that_is_none(run: Run, folder: Path) -> None:
             "toy.lock:2:10: error[R450]: this is no lock that runner 0.1.0 reads: 1 was expected\n"
             "    2 | version: 2\n"
             "      |          ^\n"
-            "help: `runner lock RECIPE --upgrade` writes toy.lock anew\n"
+            "help: `runner lock RECIPE --upgrade` rewrites toy.lock\n"
         ),
     )
     code, out, err = run("lock", "toy.yaml", "--upgrade")

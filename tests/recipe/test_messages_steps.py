@@ -287,15 +287,15 @@ def test_gates_that_no_value_misses() -> None:
         "and `min` is 0\n"
         f"    6 |   {step}\n"
         "      |                                                                     ^\n"
-        "help: set a limit that says something\n"
+        "help: set a limit that can be missed\n"
         "r.yaml:6:83: warning[R313]: `gates.kl` can never be missed: `kl` is at least 0, and `min` is -0.5\n"
         f"    6 |   {step}\n"
         "      |                                                                                   ^^^^\n"
-        "help: set a limit that says something\n"
+        "help: set a limit that can be missed\n"
         "r.yaml:8:61: warning[R313]: `gates.tokens` can never be missed: `tokens` is at least 1, and `min` is 1\n"
         "    8 |   - evaluate.perplexity: {data: text, gates: {tokens: {min: 1}}}\n"
         "      |                                                             ^\n"
-        "help: set a limit that says something"
+        "help: set a limit that can be missed"
     )
 
 

@@ -199,7 +199,7 @@ help: leave the tag out
         "tag that lies",
         "seed: !!int four\n",
         """
-r.yaml:1:7: error[R109]: `four` is not what its tag `!!int` says
+r.yaml:1:7: error[R109]: `four` does not match its tag `!!int`
     1 | seed: !!int four
       |       ^^^^^^^^^^
 help: leave the tag out

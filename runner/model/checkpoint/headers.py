@@ -64,7 +64,7 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
                 Diagnostic(
                     "R434",
                     f"`{folder / shard}` is missing; `{INDEX}` lists {_count(len(listed), 'tensor')} in it",
-                    "download that file again, or copy it beside the others",
+                    "download that file again, or copy it to the others",
                 )
             )
             continue
@@ -160,7 +160,7 @@ def read_shard(folder: Path, shard: str) -> dict[str, TensorHeader]:
     return {t.name: t for t in tensors}
 
 
-_AGAIN = "download that file again, or copy it from where it is whole"
+_AGAIN = "download that file again, or copy it from an intact source"
 
 
 def _error(code: str, message: str, help: str | None = None) -> RecipeError:

@@ -2,7 +2,7 @@
 
 `params`, `model`, `data` and its entries, and `resources` merge key by key. A step of the child with the id of a step
 of the parent changes that one in place: parameters key by key where the kind is the same or not written, the kind and
-its parameters as a whole where it differs. `remove: true` removes the parent's step of that id. Other steps of the
+all its parameters where it differs. `remove: true` removes the parent's step of that id. Other steps of the
 child are put before or after the step that `before` or `after` names, else at the end; a changed step that has one of
 them moves there.
 """

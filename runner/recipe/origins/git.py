@@ -186,7 +186,7 @@ def _refuse_offline(url: str, ref: str) -> None:
 def _unreached(url: str, ref: str, done: subprocess.CompletedProcess[bytes]) -> PlaceError:
     lines = [line.strip() for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
     errors = [line.partition(":")[2].strip() for line in lines if line.startswith(("fatal:", "error:"))]
-    why = (errors or lines or ["git said nothing"])[0]
+    why = (errors or lines or ["git printed nothing"])[0]
     if "couldn't find remote ref" in why or "not our ref" in why:
         help = "name a tag, a branch, or a commit with all its 40 digits"
         return PlaceError("R124", f"the repository {url} has no ref `{ref}`", help)

@@ -121,7 +121,7 @@ def find(name: str) -> Pack:
     ((value, package),) = found
     folder = _folder(value.partition(":")[0].strip())
     if folder is None:
-        message = f"the pack `{name}` of {package} is said to be in `{value}`, and there is no such folder"
+        message = f"the pack `{name}` of {package} is declared to be in `{value}`, and there is no such folder"
         raise PlaceError("R123", message, "install the package again")
     return Pack(name, folder, package)
 

@@ -122,7 +122,7 @@ def schema_file(source: Source) -> Path:
         return base / str(named)
     raise MachineError(
         f"step kind `{source.kind}` of {source.origin} has no schema",
-        f"put {source.module.rsplit('.', 1)[-1]}{SUFFIX} beside its module, or name a file in SCHEMA",
+        f"put {source.module.rsplit('.', 1)[-1]}{SUFFIX} next to its module, or name a file in SCHEMA",
     )
 
 
@@ -146,7 +146,7 @@ def load(source: Source) -> ModuleType:
     except (ImportError, SyntaxError) as error:
         raise MachineError(
             f"step kind `{source.kind}` of {source.origin} cannot be imported: {error}",
-            "`runner doctor` says what this installation lacks",
+            "`runner doctor` lists what this installation lacks",
         ) from error
 
 

@@ -240,7 +240,7 @@ class _Reader:
             return None
         if node.tag in _SCALARS and type(value) not in _SCALARS[node.tag]:
             name = node.tag.removeprefix(_CORE)
-            self._complain("R109", f"`{text}` is not what its tag `!!{name}` says", node, "leave the tag out")
+            self._complain("R109", f"`{text}` does not match its tag `!!{name}`", node, "leave the tag out")
         return value
 
     def _plain_characters(self, node: yaml.ScalarNode) -> None:

@@ -31,7 +31,7 @@ _WEIGHTS = ("hidden_weight", "attention_weight", "logits_weight")
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     found = pair.check(params, inputs)
     if inputs.others["teacher"].adapter is not None:
-        message = "the teacher carries an adapter beside its weights, which this step would leave out"
+        message = "the teacher has an adapter besides its weights, which this step would leave out"
         found.append(Diagnostic("R471", message, "`distill.logits` applies it", path=("teacher",)))
     if not any(params[name] for name in _WEIGHTS):
         message = "`hidden_weight`, `attention_weight` and `logits_weight` are all 0: nothing is left to learn"

@@ -179,7 +179,7 @@ def term(
 ) -> Transformed:
     """Return the low-rank term of one linear, whose compressed weight `linear` holds.
 
-    E is W − Ŵ and, as far as `asymmetric_calibration` says, the shift of low_rank.py. `error` and `error_before` are
+    E is W − Ŵ plus `asymmetric_calibration` times the shift of low_rank.py. `error` and `error_before` are
     those of the output, with the term and without: tr(E H Eᵀ) / tr(W H Wᵀ) over up to SAMPLED_ROWS evenly spaced rows.
     """
     from runner.methods.low_rank import compensate, damped, energy, shift

@@ -30,7 +30,7 @@ def recorded(folder: Path) -> Mapping[str, Any]:
     if isinstance(found, dict) and {"kind", "params", "calibration"} <= set(found):
         return found
     raise StepFailed(
-        f"`merge: requantize` needs to know how the checkpoint was quantized, and {path} does not say it",
+        f"`merge: requantize` needs to know how the checkpoint was quantized, and {path} does not record it",
         "use `merge: keep`, or quantize the model in this recipe",
     )
 

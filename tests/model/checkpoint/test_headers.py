@@ -13,7 +13,7 @@ from runner.model.architecture import inspect
 from runner.model.checkpoint import headers
 from tests.model.checkpoints import LLAMA, llama_shapes, raw, shard, write, write_sharded
 
-AGAIN = "download that file again, or copy it from where it is whole"
+AGAIN = "download that file again, or copy it from an intact source"
 
 
 def complaints(folder: Path) -> list[tuple[str, str, str | None]]:
@@ -203,7 +203,7 @@ def test_missing_shard(tmp_path: Path) -> None:
             f"`{tmp_path}/model-00002-of-00002.safetensors` is missing; "
             "`model.safetensors.index.json` lists 19 tensors in it"
         ),
-        "download that file again, or copy it beside the others",
+        "download that file again, or copy it to the others",
     )
 
 

@@ -118,7 +118,7 @@ def test_a_pack_whose_folder_is_gone(site: Path) -> None:
     for path in sorted((site / "acme_recipes").rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
     (site / "acme_recipes").rmdir()
-    message = "the pack `acme` of acme-recipes 1.0 is said to be in `acme_recipes`, and there is no such folder"
+    message = "the pack `acme` of acme-recipes 1.0 is declared to be in `acme_recipes`, and there is no such folder"
     refused("pack:acme/int4", "R123", message, "install the package again")
 
 

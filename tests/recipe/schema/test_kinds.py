@@ -151,7 +151,7 @@ def test_a_module_that_does_not_import(folder: Path) -> None:
         kinds.find("quantize.log2")
     assert caught.value.render() == (
         f"error: step kind `quantize.log2` of {folder} cannot be imported: No module named 'nowhere_to_be_found'\n"
-        "help: `runner doctor` says what this installation lacks"
+        "help: `runner doctor` lists what this installation lacks"
     )
 
 
@@ -162,7 +162,7 @@ def test_a_module_that_does_not_meet_the_protocol(folder: Path) -> None:
     assert caught.value.render() == (
         "error: step kind `quantize.log2` does not meet the protocol: "
         f"{folder}/quantize/log2.py lacks VERSION, METRICS\n"
-        "help: runner/contracts/step_kind.py says what a kind holds"
+        "help: runner/contracts/step_kind.py lists what a kind needs"
     )
 
 
@@ -186,7 +186,7 @@ def test_a_package_without_a_schema(site: Path) -> None:
         load.kind_schema("quantize.ternary")
     assert caught.value.render() == (
         "error: step kind `quantize.ternary` of acme-steps has no schema\n"
-        "help: put ternary.schema.json beside its module, or name a file in SCHEMA"
+        "help: put ternary.schema.json next to its module, or name a file in SCHEMA"
     )
 
 

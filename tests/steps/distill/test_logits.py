@@ -313,7 +313,7 @@ def test_adapters_are_not_trained_around(tmp_path: Path) -> None:
     wider = params | {"hidden_weight": 1.0, "attention_weight": 0.0, "logits_weight": 1.0}
     (found,) = features.check(wider, replace(own, others={"teacher": carrying}))
     assert found.render() == (
-        "error[R471]: the teacher carries an adapter beside its weights, which this step would leave out\n"
+        "error[R471]: the teacher has an adapter besides its weights, which this step would leave out\n"
         "help: `distill.logits` applies it"
     )
 
