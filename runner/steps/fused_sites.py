@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from runner.contracts.sites import Site
@@ -33,7 +33,7 @@ def refuse_split(
         fused = sorted({site.name, *site.fused_with})
         found = [schemes.get(name) for name in fused]
         if site.name == fused[0] and len(set(found)) > 1:
-            _note(split, site, " and ".join(f"`{_last(n)}` {_how(s)}" for n, s in zip(fused, found, strict=True)))
+            _note(split, site, _ways(fused, found))
         own_scheme = schemes.get(site.name)
         if own_scheme is not None and len(set(found)) == 1 and site.role not in _LAST:
             height = own_scheme.weights.layout[0] if isinstance(own_scheme.weights.layout, tuple) else 1
@@ -50,8 +50,12 @@ def refuse_split(
     return complaints
 
 
-def _how(stored: Scheme | None) -> str:
-    return "as it is" if stored is None else f"as {stored.describe()}"
+def _ways(names: Sequence[str], schemes: Sequence[Scheme | None]) -> str:
+    """ "`k_proj`, `v_proj` as 4-bit, symmetric, groups of 128 but `q_proj` as it is"."""
+    ways: dict[str, list[str]] = {}
+    for name, stored in zip(names, schemes, strict=True):
+        ways.setdefault("as it is" if stored is None else f"as {stored.describe()}", []).append(f"`{_last(name)}`")
+    return " but ".join(f"{', '.join(alike)} {how}" for how, alike in ways.items())
 
 
 def _last(name: str) -> str:

@@ -31,8 +31,8 @@ def test_fused_modules_with_different_schemes_are_named(tmp_path: Path) -> None:
     four, eight = "as 4-bit, symmetric, groups of 32", "as 8-bit, symmetric, groups of 32"
     assert split.message == (
         "vLLM multiplies modules as one that are to be stored in different ways:\n"
-        f"    `model.layers.*.self_attn`: `k_proj` {four} and `q_proj` {eight} and `v_proj` {four} (2 layers)\n"
-        f"    `model.layers.1.mlp`: `gate_proj` {four} and `up_proj` as 4-bit, symmetric, groups of 16"
+        f"    `model.layers.*.self_attn`: `k_proj`, `v_proj` {four} but `q_proj` {eight} (2 layers)\n"
+        f"    `model.layers.1.mlp`: `gate_proj` {four} but `up_proj` as 4-bit, symmetric, groups of 16"
     )
 
 
@@ -42,7 +42,7 @@ def test_a_module_left_out_of_its_group_is_named(tmp_path: Path) -> None:
     assert (split.code, split.help, split.path) == ("R423", REMEDY, ("ignore",))
     assert split.message == (
         "vLLM multiplies modules as one that are to be stored in different ways:\n"
-        f"    `model.layers.0.mlp`: `gate_proj` as it is and `up_proj` {up}"
+        f"    `model.layers.0.mlp`: `gate_proj` as it is but `up_proj` {up}"
     )
 
 
