@@ -31,6 +31,23 @@ class Account:
     fates: Mapping[str, TensorFate]
     added: Mapping[str, str] = field(default_factory=dict)
 
+    def after(self, earlier: Account) -> Account:
+        """The account of two steps in one: this one of what `earlier` wrote."""
+        fates = {}
+        for name, first in earlier.fates.items():
+            second = [self.fates[each] for each in first.names]
+            names = tuple(sorted({each for fate in second for each in fate.names}))
+            if not names:
+                fates[name] = TensorFate(DROPPED, (), first.reason or next((fate.reason for fate in second), ""))
+            else:
+                copied = all(fate.fate == COPIED for fate in (first, *second))
+                fates[name] = TensorFate(COPIED if copied else CHANGED, names)
+        return Account(fates, {**earlier.added, **self.added})
+
+    def unchanged(self) -> frozenset[str]:
+        """The tensors of the input that have the same bytes under the same name."""
+        return frozenset(name for name, fate in self.fates.items() if fate.fate == COPIED and fate.names == (name,))
+
     def counts(self) -> dict[str, int]:
         """Return how many tensors have each fate, sorted by fate."""
         return dict(sorted(Counter(fate.fate for fate in self.fates.values()).items()))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from runner.contracts.account import Account
 from runner.contracts.lineage import AppliedStep, Lineage
 from runner.contracts.model_description import Linears
 
@@ -34,10 +35,14 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class Result:
-    """The result of `run`: `metrics` for gates and reports, and `details`, any further JSON for the record."""
+    """The result of `run`: `metrics` for gates and reports, and `details`, any further JSON for the record.
+
+    `account`, of a step that makes a checkpoint, is what its writer returned: the worker compares it with the plan.
+    """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
+    account: Account | None = None
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ The account of what was written is `runner.contracts.account`. Standard library 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from runner.contracts.account import Account
 from runner.errors import StepFailed
 
 CHANGED, KEPT, PASSED, TIED, DROPPED = FATES = ("changed", "kept", "passed", "tied", "dropped")
@@ -48,6 +49,10 @@ class PlannedAccount:
             fates[entry.fate] = count + 1, size + entry.nbytes
         return dict(sorted(found.items(), key=lambda pair: (-sum(size for _, size in pair[1].values()), pair[0])))
 
+    def unchanged(self) -> tuple[str, ...]:
+        """The tensors whose bytes stay."""
+        return tuple(entry.name for entry in self.entries if entry.fate in (KEPT, PASSED))
+
     def reasons(self) -> dict[str, dict[str, int]]:
         """Return fate → reason → number of tensors."""
         found: dict[str, dict[str, int]] = {}
@@ -65,17 +70,28 @@ class PlannedAccount:
         return {"roles": roles, "reasons": self.reasons()}
 
 
-def check_written(planned: Mapping[str, tuple[int, ...]], written: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise StepFailed where the tensors of a checkpoint, name → shape, are not those of the plan."""
+def check_written(
+    planned: Mapping[str, tuple[int, ...]],
+    written: Mapping[str, tuple[int, ...]],
+    unchanged: Collection[str],
+    account: Account | None,
+) -> None:
+    """Raise StepFailed where the tensors of a checkpoint, name → shape, are not those of the plan.
+
+    `unchanged` are those that the plan calls kept or passed: the writer must have copied them, by its `account`.
+    """
     missing = sorted(set(planned) - set(written))
     strange = sorted(set(written) - set(planned))
     other = sorted(name for name in set(planned) & set(written) if tuple(planned[name]) != tuple(written[name]))
+    copied = account.unchanged() if account is not None else frozenset()
+    rewritten = sorted(name for name in unchanged if name in written and name not in copied)
     faults = [
         f"{_names(names)} {what}"
         for names, what in (
             (missing, "missing"),
             (strange, "there and not planned"),
             (other, "of another shape than planned"),
+            (rewritten, "planned to stay and not copied from the input"),
         )
         if names
     ]

@@ -14,7 +14,7 @@ interrupted.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -77,6 +77,7 @@ class Request:
     processes: int = 1
     account: Mapping[str, Any] | None = None  # the account of tensors of its input, for the record
     written: Mapping[str, tuple[int, ...]] | None = None  # the shapes of the tensors that it must write
+    unchanged: Sequence[str] = ()  # tensors of its input that it must copy
     tasks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # parameter → entry as written → its path
 
 

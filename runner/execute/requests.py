@@ -56,6 +56,7 @@ def request(
         processes=step.processes,
         account=step.account.document() if step.account else None,
         written=step.account.written if step.account else None,
+        unchanged=step.account.unchanged() if step.account else (),
     )
 
 

@@ -5,7 +5,7 @@ Imported inside functions only: it loads torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,8 +98,8 @@ def compress(checkpoint: Artifact, how: Compression, run: StreamRun, ctx: Contex
         inputs = engine.StreamInputs(folder, facts, ctx.device, how.ids)
         results = engine.transform(inputs, resolved(how.method, how.params, facts), output.layer, run)
         size = parse_size(how.params["max_shard_size"])
-        output.finish(results, ctx.out_dir, size, model_card.render(ctx, results))
-    return summary(ctx.out_dir, results)
+        account = output.finish(results, ctx.out_dir, size, model_card.render(ctx, results))
+    return replace(summary(ctx.out_dir, results), account=account)
 
 
 def summary(out: Path, results: Results) -> Result:

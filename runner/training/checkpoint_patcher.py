@@ -10,10 +10,12 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from runner.contracts.account import Account
+from runner.contracts.facts import CheckpointFacts
 from runner.errors import StepFailed
 from runner.model.architecture.inspect import facts as read_facts
 from runner.model.checkpoint import derived
-from runner.model.checkpoint.headers import read_config
+from runner.model.checkpoint.headers import read_config, read_headers
 from runner.model.checkpoint.quantization.format import Format
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.checkpoint.safetensors_writer import written
@@ -54,42 +56,62 @@ class Adapted:
         return found.T if name in self.conv1d else found
 
 
-def dense(adapted: Adapted, scratch: Path, out: Path) -> None:
+def dense(adapted: Adapted, scratch: Path, out: Path) -> Account:
     """Write the merged model of a packed checkpoint as a dense one; do nothing where the folder is complete."""
     done = scratch.with_name(f"{scratch.name}-done")
-    if done.exists():
-        return
-    shutil.rmtree(scratch, ignore_errors=True)
-    shutil.rmtree(out, ignore_errors=True)
     reader = adapted.reader
     facts = read_facts(reader.folder, str(reader.folder))
+    changed = _changed_by_merging(adapted, facts)
+    if done.exists():
+        tensors = derived.Parts(CheckpointWriter(scratch), _DENSE_SHARD, changed)
+        return derived.account(reader.headers, read_headers(out), tensors)
+    shutil.rmtree(scratch, ignore_errors=True)
+    shutil.rmtree(out, ignore_errors=True)
     model_names = {stored: name for name, stored in adapted.stored.items()}
     parts = CheckpointWriter(scratch)
-    changed: dict[str, list[str]] = {}
     inside: set[str] = set()
     for index in range(facts.layer_count):
         names = facts.layer_tensors(index)
         inside |= set(names)
-        modules = [i.name for i in facts.sites if i.layer == index and reader.is_packed(i.name)]
+        modules = _packed(adapted, facts, index)
         unpacked = {
             f"{m}.weight": adapted.merged(model_names[m]) if m in model_names else reader.read_module_weight(m)
             for m in modules
         }
         parts.add(f"layer-{index:05d}", {name: weight.contiguous() for name, weight in unpacked.items()})
         dense_names = [name for name in names if name.rpartition(".")[0] not in modules or name.endswith(".bias")]
-        changed |= {name: [f"{name.rpartition('.')[0]}.weight"] for name in names if name not in dense_names}
         plain = {f"{stored}.weight" for stored in model_names if stored not in modules}
         merged_plain = {
             name: adapted.merged(model_names[name.removesuffix(".weight")]) for name in dense_names if name in plain
         }
-        changed |= {name: [name] for name in merged_plain}
         parts.add(f"layer-{index:05d}-merged", merged_plain)
         parts.copy(f"layer-{index:05d}-kept", reader, [name for name in dense_names if name not in plain])
     parts.copy("rest", reader, [name for name in reader.headers if name not in inside])
     config = {key: value for key, value in read_config(reader.folder).items() if key != "quantization_config"}
-    derived.write(reader, derived.Derived(derived.Parts(parts, _DENSE_SHARD, changed), config), out)
+    account = derived.write(reader, derived.Derived(derived.Parts(parts, _DENSE_SHARD, changed), config), out)
     with written(done):
         """Write an empty file, which marks the folder as complete."""
+    return account
+
+
+def _packed(adapted: Adapted, facts: CheckpointFacts, layer: int) -> list[str]:
+    """The packed modules of a decoder layer."""
+    return [site.name for site in facts.sites if site.layer == layer and adapted.reader.is_packed(site.name)]
+
+
+def _changed_by_merging(adapted: Adapted, facts: CheckpointFacts) -> dict[str, list[str]]:
+    """The tensors that `dense` changes, with those that it writes for them."""
+    merged = {f"{stored}.weight" for stored in adapted.stored.values()}
+    changed: dict[str, list[str]] = {}
+    for index in range(facts.layer_count):
+        modules = set(_packed(adapted, facts, index))
+        for name in facts.layer_tensors(index):
+            module, _, key = name.rpartition(".")
+            if module in modules and key != "bias":
+                changed[name] = [f"{module}.weight"]
+            elif module not in modules and name in merged:
+                changed[name] = [name]
+    return changed
 
 
 def scale_changes(source: Path, trained: Path) -> dict[str, derived.Change]:

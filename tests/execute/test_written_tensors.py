@@ -10,8 +10,6 @@ from runner.cli import main
 from tests import tiny
 
 KIND = """
-import json, shutil
-from pathlib import Path
 from runner.contracts.step_kind import Cost, Result
 
 VERSION, CONSUMES, PRODUCES, REQUIRES, METRICS = 1, ("checkpoint",), "checkpoint", (), ()
@@ -21,21 +19,25 @@ outcome = lambda params, inputs: inputs.checkpoint
 changes = lambda params, inputs: ()
 
 def run(ctx):
-    from safetensors.torch import load_file, save_file
-    source = ctx.inputs["checkpoint"].path
-    shutil.copyfile(source / "config.json", ctx.out_dir / "config.json")
-    tensors = load_file(source / "model.safetensors")
-    for name in ctx.params["without"]:
-        del tensors[name]
-    save_file(tensors, ctx.out_dir / "model.safetensors", {"format": "pt"})
-    return Result()
+    from runner.model.checkpoint import derived
+    from runner.model.checkpoint.reader import CheckpointReader
+    with CheckpointReader(ctx.inputs["checkpoint"].path) as source:
+        names = {name: name for name in source.names() if name not in ctx.params["without"]}
+        tensors = derived.Selection(names, "left out")
+        if ctx.params["negated"]:
+            values = {name: lambda name=name: -source.read(name) for name in ctx.params["negated"]}
+            tensors = derived.Patches(values)
+        account = derived.write(source, derived.Derived(tensors), ctx.out_dir)
+    return Result(account=account if ctx.params["accounts"] else None)
 """
 SCHEMA = """{"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Copy", "description": "Copy tensors.",
 "type": "object", "additionalProperties": false,
-"properties": {"without": {"type": "array", "items": {"type": "string"}, "default": [], "description": "Left out."}}}"""
+"properties": {"without": {"type": "array", "items": {"type": "string"}, "default": [], "description": "Left out."},
+"negated": {"type": "array", "items": {"type": "string"}, "default": [], "description": "With other values."},
+"accounts": {"type": "boolean", "default": true, "description": "Return the account."}}}"""
 
 
-def apply(folder: Path, without: str, monkeypatch: pytest.MonkeyPatch) -> int:
+def apply(folder: Path, params: str, monkeypatch: pytest.MonkeyPatch) -> int:
     kinds = folder / "kinds"
     (kinds / "leaky").mkdir(parents=True)
     (kinds / "leaky" / "copy.py").write_text(KIND)
@@ -43,7 +45,7 @@ def apply(folder: Path, without: str, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setenv("RUNNER_STEPS_PATH", str(kinds))
     model = tiny.save(folder / "model", "llama")
     recipe = folder / "r.yaml"
-    step = f"  - leaky.copy: {{without: [{without}]}}\n    id: it\n"
+    step = f"  - leaky.copy: {{{params}}}\n    id: it\n"
     recipe.write_text(f"version: 1\nname: leaky\nmodel: {{source: {model}}}\nsteps:\n{step}")
     return main(["apply", str(recipe), "--jobs", str(folder / "jobs"), "--progress", "plain"])
 
@@ -51,10 +53,29 @@ def apply(folder: Path, without: str, monkeypatch: pytest.MonkeyPatch) -> int:
 def test_a_tensor_that_is_left_out_fails_the_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert apply(tmp_path, "model.norm.weight", monkeypatch) == 1
+    assert apply(tmp_path, "without: [model.norm.weight]", monkeypatch) == 1
     message = "the checkpoint that was written is not the planned one: `model.norm.weight` is missing"
     assert message in capsys.readouterr().out
     assert not list((tmp_path / "jobs").glob("leaky-*/output"))
+
+
+def test_a_kept_tensor_with_other_bytes_fails_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its name and shape are the planned ones."""
+    assert apply(tmp_path, "negated: [model.norm.weight]", monkeypatch) == 1
+    message = (
+        "the checkpoint that was written is not the planned one: "
+        "`model.norm.weight` is planned to stay and not copied from the input"
+    )
+    assert message in capsys.readouterr().out
+
+
+def test_a_checkpoint_without_an_account_fails_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert apply(tmp_path, "accounts: false", monkeypatch) == 1
+    assert "and 25 more are planned to stay and not copied from the input" in capsys.readouterr().out
 
 
 def test_a_whole_one_is_done(

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from runner.contracts.account import Account, TensorFate
 from runner.contracts.facts import CheckpointFacts, TensorHeader
 from runner.contracts.model_description import ModelDescription
 from runner.contracts.planned_account import Entry, PlannedAccount, check_written
@@ -100,12 +101,13 @@ def test_packed_tensors_need_a_weight_that_the_step_changes() -> None:
 
 def test_what_was_written_is_what_was_planned() -> None:
     planned: dict[str, tuple[int, ...]] = {"a": (2, 2), "b": (2,), "c": (3,)}
-    check_written(planned, dict(planned))
+    account = Account({"a": TensorFate("copied", ("a",)), "b": TensorFate("changed", ("b",))})
+    check_written(planned, dict(planned), ("a",), account)
     with pytest.raises(StepFailed) as caught:
-        check_written(planned, {"a": (2, 2), "b": (3,), "d": (1,)})
+        check_written(planned, {"a": (2, 2), "b": (3,), "d": (1,)}, ("a", "b", "c"), account)
     assert caught.value.message == (
         "the checkpoint that was written is not the planned one: `c` is missing; `d` is there and not planned; "
-        "`b` is of another shape than planned"
+        "`b` is of another shape than planned; `b` is planned to stay and not copied from the input"
     )
 
 

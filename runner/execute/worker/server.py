@@ -135,8 +135,8 @@ class Worker:
             context.safe_point()
             result = kind.run(context)
             if request.written:
-                found = read_headers(stage.out)
-                check_written(request.written, {name: header.shape for name, header in found.items()})
+                found = {name: header.shape for name, header in read_headers(stage.out).items()}
+                check_written(request.written, found, request.unchanged, result.account)
             memory = peak_memory.peak()
             _release_memory()
             record = Record(

@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,7 +25,7 @@ from runner.model.checkpoint.companions import COMPRESSION, copy_companions, wri
 from runner.model.checkpoint.headers import INDEX, read_config, read_headers
 from runner.model.checkpoint.reader import DTYPES, CheckpointReader, require_finite
 from runner.model.checkpoint.safetensors_writer import copy_range, write_all, written
-from runner.model.checkpoint.writer import CheckpointWriter
+from runner.model.checkpoint.writer import CheckpointWriter, copy_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +40,10 @@ class Tensors(Protocol):
 
     def fate(self, name: str) -> TensorFate | None:
         """Return the fate of a tensor of the source; None where it is copied under its own name."""
+        ...
+
+    def copied(self, name: str) -> bool:
+        """Whether the bytes that are written for a tensor of the source were copied from there."""
         ...
 
 
@@ -58,6 +63,13 @@ class Parts:
 
     def fate(self, name: str) -> TensorFate | None:
         return TensorFate(CHANGED, tuple(sorted(self.changed[name]))) if name in self.changed else None
+
+    def copied(self, name: str) -> bool:
+        return name in self._copies
+
+    @cached_property
+    def _copies(self) -> frozenset[str]:
+        return self.writer.copied()
 
 
 Change = Callable[[], "torch.Tensor"]
@@ -90,6 +102,9 @@ class Patches:
     def fate(self, name: str) -> TensorFate | None:
         return TensorFate(CHANGED, (name,)) if name in self.changes else None
 
+    def copied(self, name: str) -> bool:
+        return name not in self.changes
+
 
 def _put(target: int, header: TensorHeader, value: torch.Tensor) -> None:
     import torch
@@ -109,12 +124,15 @@ class Selection:
     reason: str
 
     def write(self, source: CheckpointReader, out: Path) -> None:
-        CheckpointWriter(out).copy("model", source, self.names, self.names)
+        copy_tensors(out / "model.safetensors", source, self.names)
 
     def fate(self, name: str) -> TensorFate | None:
         if name in self.names:
             return TensorFate(COPIED, (self.names[name],))
         return TensorFate(DROPPED, (), self.reason)
+
+    def copied(self, name: str) -> bool:
+        return name in self.names
 
 
 @dataclass(frozen=True)
@@ -173,6 +191,8 @@ def account(before: Mapping[str, TensorHeader], after: Mapping[str, TensorHeader
     """Return the account of every tensor in `before`, checked against the headers of the result."""
     fates = {name: tensors.fate(name) or TensorFate(COPIED, (name,)) for name in sorted(before)}
     wrong = [f"`{name}` {why}" for name, fate in fates.items() if (why := _contradiction(before[name], fate, after))]
+    rewritten = (name for name, fate in fates.items() if fate.fate == COPIED and not tensors.copied(name))
+    wrong = wrong or [f"`{name}` was to be copied, but was written from other values" for name in rewritten]
     explained = {new for fate in fates.values() for new in fate.names}
     wrong += [f"`{name}` comes from no tensor of the checkpoint" for name in sorted(set(after) - explained)]
     if wrong:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B\s*$", re.IGNORECASE)
 _PLAN = "consolidation.json"
 _INDEX = "model.safetensors.index.json"
+_COPIES = ".copies.json"  # beside a part that `copy` wrote: the names of its tensors
 
 
 def parse_size(text: str) -> int:
@@ -82,28 +83,27 @@ class CheckpointWriter:
             Entry(name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), tensor.nbytes)
             for name, tensor in sorted(tensors.items())
         )
+        self._copies(part).unlink(missing_ok=True)
         with written(self.path(part)) as file:
             write_all(file, header(entries))
             for entry in entries:
                 flat = tensors[entry.name].detach().cpu().contiguous().reshape(-1)
                 write_all(file, flat.view(torch.uint8).numpy().data)
 
-    def copy(
-        self, part: str, reader: CheckpointReader, names: Iterable[str], renamed: Mapping[str, str] | None = None
-    ) -> None:
-        """Write a part from tensors of another checkpoint as they are, without loading them.
+    def copy(self, part: str, reader: CheckpointReader, names: Iterable[str]) -> None:
+        """Write a part from tensors of another checkpoint as they are, without loading them, and note that."""
+        found = sorted(names)
+        with written(self._copies(part)) as file:
+            write_all(file, json.dumps(found).encode())
+        copy_tensors(self.path(part), reader, {name: name for name in found})
 
-        `renamed` gives tensors of these names others in the part.
-        """
-        new = renamed or {}
-        found = {new.get(name, name): reader.header(name) for name in sorted(names)}
-        entries = aligned(Entry(name, h.dtype, h.shape, h.nbytes) for name, h in sorted(found.items()))
-        with written(self.path(part)) as file:
-            write_all(file, header(entries))
-            for entry in entries:
-                source = found[entry.name]
-                what = f"{source.shard}, tensor `{source.name}`,"
-                copy_range(reader.file(source.shard), source.begin, entry.nbytes, file, what)
+    def copied(self) -> frozenset[str]:
+        """The tensors that `copy` wrote, whose bytes are those of the other checkpoint."""
+        files = sorted(self.folder.glob(f"*{_COPIES}"))
+        return frozenset(name for file in files for name in json.loads(file.read_text(encoding="utf-8")))
+
+    def _copies(self, part: str) -> Path:
+        return self.folder / f"{part}{_COPIES}"
 
     def finish(self, out: Path, max_shard_bytes: int, order: Sequence[str] | None = None) -> tuple[str, ...]:
         """Put the parts together in `out`, in `order` (by name if None); return the names of the files, sorted.
@@ -174,6 +174,18 @@ class CheckpointWriter:
         finally:
             for file in files.values():
                 os.close(file)
+
+
+def copy_tensors(path: Path, reader: CheckpointReader, names: Mapping[str, str]) -> None:
+    """Write a file of tensors of another checkpoint, byte for byte; `names` has old → new."""
+    found = {new: reader.header(old) for old, new in names.items()}
+    entries = aligned(Entry(name, h.dtype, h.shape, h.nbytes) for name, h in sorted(found.items()))
+    with written(path) as file:
+        write_all(file, header(entries))
+        for entry in entries:
+            source = found[entry.name]
+            what = f"{source.shard}, tensor `{source.name}`,"
+            copy_range(reader.file(source.shard), source.begin, entry.nbytes, file, what)
 
 
 def _index(shards: Mapping[str, Sequence[_Piece]]) -> bytes:

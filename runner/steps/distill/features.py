@@ -104,5 +104,5 @@ def run(ctx: Context) -> Result:
     }
     fitted = fit.fit(ctx, fit.prepare(ctx, "runner.training.objectives.features:build", arguments))
     trained = features.without_projections(fitted.weights, ctx.scratch_dir / "trained")
-    checkpoint_writer.write(student.folder, trained, trained_checkpoint.target(ctx, pair.base(ctx)))
-    return Result(metrics=fitted.metrics, details={**pair.details(student), "pairs": pairs, **fitted.details})
+    account = checkpoint_writer.write(student.folder, trained, trained_checkpoint.target(ctx, pair.base(ctx)))
+    return Result(fitted.metrics, {**pair.details(student), "pairs": pairs, **fitted.details}, account)

@@ -69,5 +69,5 @@ def run(ctx: Context) -> Result:
     task = fit.prepare(ctx, "runner.training.objectives.logits:build", arguments)
     teaching.cache_teacher_outputs(ctx, task, student.folder, cache, before=len(student.influence or ()))
     fitted = fit.fit(ctx, task)
-    checkpoint_writer.write(student.folder, fitted.weights, trained_checkpoint.target(ctx, pair.base(ctx)))
-    return Result(metrics=fitted.metrics, details={**pair.details(student), **fitted.details})
+    account = checkpoint_writer.write(student.folder, fitted.weights, trained_checkpoint.target(ctx, pair.base(ctx)))
+    return Result(fitted.metrics, {**pair.details(student), **fitted.details}, account)

@@ -83,5 +83,5 @@ def run(ctx: Context) -> Result:
     fitted = training_objective.train(
         ctx, "runner.training.objectives.gradual_pruning:build", arguments, evaluate_from=own.end
     )
-    checkpoint_writer.write(source, fitted.weights, trained_checkpoint.target(ctx))
-    return Result(metrics={**fitted.metrics, "sparsity": own.sparsity(steps)}, details=fitted.details)
+    account = checkpoint_writer.write(source, fitted.weights, trained_checkpoint.target(ctx))
+    return Result({**fitted.metrics, "sparsity": own.sparsity(steps)}, fitted.details, account)

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.contracts.account import Account
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.sites import Site
 from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, SAME, Context, Cost, Inputs, Params, Result
@@ -168,10 +169,10 @@ def run(ctx: Context) -> Result:
             "there is no error to make up for: the weights of the checkpoint are those of `against`",
             "let `from` name the compressed checkpoint, and `against` the one it was made from",
         )
-    _write(ctx, parts.folder, sorted(names.values()), facts, results)
+    account = _write(ctx, parts.folder, sorted(names.values()), facts, results)
     found = layer_stream.summary(ctx.out_dir, results)
     size = (ctx.out_dir / adapter_config.FOLDER / adapter_config.WEIGHTS).stat().st_size
-    return replace(found, metrics={**found.metrics, "rank": ctx.params["rank"], "adapter_bytes": size})
+    return replace(found, metrics={**found.metrics, "rank": ctx.params["rank"], "adapter_bytes": size}, account=account)
 
 
 def term(
@@ -199,7 +200,7 @@ def term(
     return Transformed(added=(a, b), metrics={"error_before": shares[0], "error": shares[1]})
 
 
-def _write(ctx: Context, parts: Path, names: list[str], facts: CheckpointFacts, results: Results) -> None:
+def _write(ctx: Context, parts: Path, names: list[str], facts: CheckpointFacts, results: Results) -> Account:
     """Write the files of the compressed checkpoint with the adapter; existing files are overwritten."""
     from runner.model.checkpoint import derived
     from runner.model.checkpoint.headers import read_shard
@@ -214,7 +215,7 @@ def _write(ctx: Context, parts: Path, names: list[str], facts: CheckpointFacts, 
     targets = adapter_config.targets(sorted({name.rpartition(".lora_")[0] for name in tensors}), names)
     adapter = adapter_config.config(rank, rank, targets, transposed=_conv1d(facts))
     with CheckpointReader(ctx.inputs["checkpoint"].path) as source:
-        derived.write(
+        return derived.write(
             source,
             derived.Derived(
                 derived.Patches(),

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from runner.contracts import metric_ranges
+from runner.contracts.account import Account
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.sites import Site
 from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, SAME, Context, Cost, Inputs, Params, Result
@@ -151,14 +152,14 @@ def run(ctx: Context) -> Result:
     fitted = training_objective.train(ctx, "runner.training.objectives.recovery:adapters", arguments)
     tensors = lora.read(fitted.weights)
     metrics = {**fitted.metrics, "adapter_parameters": sum(tensor.numel() for tensor in tensors.values())}
-    metrics |= _write(ctx, how, adapter, tensors)
-    return Result(metrics=metrics, details={**fitted.details, "merge": how})
+    measured, account = _write(ctx, how, adapter, tensors)
+    return Result({**metrics, **measured}, {**fitted.details, "merge": how}, account)
 
 
 def _write(
     ctx: Context, how: str, adapter: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
-) -> Mapping[str, float]:
-    """Write the checkpoint; return the metrics of quantizing again, if it was."""
+) -> tuple[Mapping[str, float], Account | None]:
+    """Write the checkpoint; return what quantizing again has measured, and the writer's account."""
     from runner.model.checkpoint import derived
     from runner.model.checkpoint.headers import read_config
     from runner.model.checkpoint.reader import CheckpointReader
@@ -180,9 +181,9 @@ def _write(
         adapted = checkpoint_patcher.Adapted(source, tensors, scales)
         if how == "requantize":
             folder = ctx.scratch_dir / "merged"
-            checkpoint_patcher.dense(adapted, ctx.scratch_dir / "merged-parts", folder)
-            return requantize.run(ctx, folder).metrics
+            merged = checkpoint_patcher.dense(adapted, ctx.scratch_dir / "merged-parts", folder)
+            again = requantize.run(ctx, folder)
+            return again.metrics, again.account.after(merged) if again.account else None
         result = derived.Derived(derived.Patches(adapted.changes()), card=card)
     with CheckpointReader(source) as reader:
-        derived.write(reader, result, ctx.out_dir)
-    return {}
+        return {}, derived.write(reader, result, ctx.out_dir)

@@ -62,7 +62,6 @@ def run(ctx: Context) -> Result:
     fitted = training_objective.train(ctx, "runner.training.objectives.recovery:scales", {"norms": ctx.params["norms"]})
     changes = checkpoint_patcher.scale_changes(source, fitted.weights)
     with CheckpointReader(source) as reader:
-        derived.write(
-            reader, derived.Derived(derived.Patches(changes), card=model_card.render(ctx)), ctx.out_dir
-        )  # fmt: skip
-    return Result(metrics={**fitted.metrics, "changed_tensors": len(changes)}, details=fitted.details)
+        result = derived.Derived(derived.Patches(changes), card=model_card.render(ctx))
+        account = derived.write(reader, result, ctx.out_dir)
+    return Result({**fitted.metrics, "changed_tensors": len(changes)}, fitted.details, account)

@@ -120,6 +120,22 @@ def test_a_copy_of_another_type_is_an_error(tmp_path: Path) -> None:
     )
 
 
+def test_a_copy_with_other_bytes_is_an_error(tmp_path: Path) -> None:
+    """Also where the part that holds it was once a copy."""
+    reader = source(tmp_path / "in")
+    writer = CheckpointWriter(tmp_path / "parts")
+    writer.copy("two", reader, ["b.weight", "c.bias"])
+    writer.copy("one", reader, ["a.weight"])
+    writer.add("one", {"a.weight": torch.zeros(2, 3, dtype=torch.bfloat16)})
+    assert writer.copied() == {"b.weight", "c.bias"}
+    with pytest.raises(StepFailed) as caught:
+        derived.write(reader, Derived(Parts(writer, 10**9, {})), tmp_path / "out")
+    assert caught.value.message == (
+        "the tensors of the written checkpoint are not those that were to be written:\n"
+        "    `a.weight` was to be copied, but was written from other values"
+    )
+
+
 def test_how_weights_are_quantized_goes_with_them(tmp_path: Path) -> None:
     """compression.json and quantize_config.json are copied as long as the result holds the same integers."""
     config = json.dumps({"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}})
