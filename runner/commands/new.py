@@ -126,8 +126,8 @@ def recipe_name(model: str, goal: str) -> str:
 
 def starter(model: str, goal: str, name: str, facts: CheckpointFacts | None) -> str:
     """Return the recipe's text. Sizes fit the model where `facts` are given (it is on this machine)."""
-    limit = facts.config.get("max_position_embeddings") if facts else None
-    length = min(LENGTH, limit) if isinstance(limit, int) and limit > 0 else LENGTH
+    limit = facts.config.context if facts else 0
+    length = min(LENGTH, limit) if limit > 0 else LENGTH
     calibrated = goal != "int8"
     params = '  pattern: "2:4"\n  bits: 4\n' if goal == "2of4" else f"  bits: {goal.removeprefix('int')}\n"
     steps = {"int8": RTN, "2of4": WANDA + GPTQ}.get(goal, GPTQ)

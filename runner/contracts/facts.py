@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runner.contracts.model_config import ModelConfig
 from runner.contracts.model_description import Linears, ModelDescription
 from runner.contracts.sites import Site
 
@@ -46,7 +47,7 @@ class CheckpointFacts:
     """
 
     source: str
-    config: Mapping[str, Any]
+    config: ModelConfig
     tensors: Mapping[str, TensorHeader]
     layers_prefix: str  # "model.layers."; "" where no decoder layers were found
     layer_count: int
@@ -59,8 +60,7 @@ class CheckpointFacts:
 
     @property
     def architecture(self) -> str:
-        names = self.config.get("architectures") or [self.config.get("model_type", "unknown")]
-        return str(names[0])
+        return self.config.architecture
 
     @property
     def linears(self) -> Linears:

@@ -32,6 +32,12 @@ def content(token: Any) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def ids(config: Mapping[str, Any], name: str) -> list[int]:
+    """The ids that config.json or generation_config.json gives the special token `name`: "bos" or "eos"."""
+    found = config.get(f"{name}_token_id")
+    return [id for id in (found if isinstance(found, list) else [found]) if isinstance(id, int)]
+
+
 def chat_template(folder: Path) -> str | None:
     """Return the text of the default chat template; None where the folder has none.
 

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from runner.contracts.model_config import ModelConfig
 from runner.data import long_text, special_tokens
 from runner.data.chat_template import Template
 from runner.errors import Diagnostic, RecipeError
@@ -20,8 +21,7 @@ class Tokenizer:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         config = special_tokens.read_object(folder / "config.json")
-        vocabulary = config.get("vocab_size")
-        self.vocabulary = vocabulary if isinstance(vocabulary, int) else None
+        self.vocabulary = ModelConfig.of(config).vocabulary_size or None
         self._fast: Any = None
         self._slow: Any = None
         if is_fast(folder):
@@ -105,10 +105,8 @@ class Tokenizer:
                 raise RecipeError([Diagnostic("R448", message, help)])
             return int(id)
         for source in (special_tokens.read_object(folder / "generation_config.json"), config):
-            value = source.get(f"{name}_token_id")
-            value = value[0] if isinstance(value, list) and value else value
-            if isinstance(value, int):
-                return value
+            if ids := special_tokens.ids(source, name):
+                return ids[0]
         return None
 
 

@@ -50,7 +50,7 @@ def write(ctx: Context, described: Mapping[str, Any]) -> Result:
     """Write the package of `ctx`'s checkpoint; `described` is the part of engine.json that the plan knows."""
     source, out = ctx.inputs["checkpoint"], ctx.out_dir
     precision = ctx.params["precision"]
-    config = headers.read_config(source.path)
+    config = headers.model_config(source.path)
     ctx.emit("progress", phase="loading", done=0, total=3, unit="stages")
     streamed = load(source.path, ctx.device, PRECISIONS[precision], exact=True)
     ctx.safe_point()
@@ -67,10 +67,10 @@ def write(ctx: Context, described: Mapping[str, Any]) -> Result:
         "head_dim": shape.head_dim, "source": {"digest": source.digest},
     }  # fmt: skip
     write_json(out / "engine.json", engine)
-    write_json(out / "config.json", {k: v for k, v in config.items() if k != "quantization_config"})
+    write_json(out / "config.json", {k: v for k, v in config.raw.items() if k != "quantization_config"})
     copy_companions(source.path, out)
     card = _CARD.format(
-        model=config.get("model_type"), file=FILE, precision=precision, device=engine["device"],
+        model=config.model_type, file=FILE, precision=precision, device=engine["device"],
         capability=engine["capability"], torch=engine["torch"], layers=shape.layers, heads=shape.kv_heads,
         width=shape.head_dim, dtype=str(PRECISIONS[precision]).removeprefix("torch."), tensors=2 * shape.layers,
         recipe=ctx.recipe_text.rstrip(),

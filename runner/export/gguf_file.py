@@ -14,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from runner.contracts.context import Context, Result
+from runner.contracts.model_config import ModelConfig
 from runner.errors import StepFailed
 from runner.export import gguf_vocabulary
+from runner.export.gguf_architecture import llama
 from runner.export.gguf_blocks import BLOCK, PACKERS, Integers, block_type_for, permutation
 from runner.model.architecture import inspect, tied_weights
 from runner.model.checkpoint import headers
@@ -30,7 +32,6 @@ _LAYER = {
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }  # fmt: skip
 _REST = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-_ROTATED = {"self_attn.q_proj": "num_attention_heads", "self_attn.k_proj": "num_key_value_heads"}
 _FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0",
                "q4_0": "MOSTLY_Q4_0", "q4_1": "MOSTLY_Q4_1"}  # fmt: skip
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION: the current one of Q4_0, Q4_1 and Q8_0
@@ -77,8 +78,8 @@ def write(ctx: Context, described: Mapping[str, Any]) -> Result:
     """Write the GGUF file of `ctx`'s checkpoint; `described` is the part of engine.json that the plan knows."""
     file = ctx.out_dir / described["file"]
     source = ctx.inputs["checkpoint"]
-    config = headers.read_config(source.path)
-    vocabulary = gguf_vocabulary.read(source.path, int(config["vocab_size"]))
+    config = headers.model_config(source.path)
+    vocabulary = gguf_vocabulary.read(source.path, config.vocabulary_size)
     linears = {i.name: (i.rows, i.columns) for i in inspect.facts(source.path, "the checkpoint").sites}
     rounding = 0.0
     with CheckpointReader(source.path) as reader:
@@ -113,27 +114,27 @@ def write(ctx: Context, described: Mapping[str, Any]) -> Result:
     return Result(metrics=metrics, details={"types": counts})
 
 
-def _folder(ctx: Context, source: Path, config: Mapping[str, Any], engine: Mapping[str, Any]) -> None:
+def _folder(ctx: Context, source: Path, config: ModelConfig, engine: Mapping[str, Any]) -> None:
     """Write the other files of the folder: engine.json, config.json, tokenizer, README.md."""
     write_json(ctx.out_dir / "engine.json", engine)
-    write_json(ctx.out_dir / "config.json", {k: v for k, v in config.items() if k != "quantization_config"})
+    write_json(ctx.out_dir / "config.json", {k: v for k, v in config.raw.items() if k != "quantization_config"})
     copy_companions(source, ctx.out_dir)
     types = ", ".join(f"{count} {type.upper()}" for type, count in engine["types"].items())
     text = _CARD.format(file=engine["file"], types=types, recipe=ctx.recipe_text.rstrip())
     (ctx.out_dir / "README.md").write_text(text, encoding="utf-8")
 
 
-def _ties(reader: CheckpointReader, config: Mapping[str, Any]) -> Mapping[str, str]:
+def _ties(reader: CheckpointReader, config: ModelConfig) -> Mapping[str, str]:
     """Return the tied weights of embedding and head, if they are tied: name → name of the stored one."""
 
     def equal(one: str, other: str) -> bool:
         return tied_weights.equal_tensors(reader.folder, reader.header(one), reader.header(other))
 
-    declared = {"lm_head.weight": "model.embed_tokens.weight"} if config.get("tie_word_embeddings") else {}
+    declared = {"lm_head.weight": "model.embed_tokens.weight"} if llama(config).tied else {}
     return tied_weights.resolve_ties(declared, reader.headers, equal)
 
 
-def _entries(ctx: Context, config: Mapping[str, Any], ties: Mapping[str, str]) -> Iterator[Entry]:
+def _entries(ctx: Context, config: ModelConfig, ties: Mapping[str, str]) -> Iterator[Entry]:
     """Yield every tensor in the order of the file, dense ones in the requested type; vectors are float32.
 
     Without `output.weight` llama.cpp uses the embedding as the head.
@@ -144,12 +145,12 @@ def _entries(ctx: Context, config: Mapping[str, Any], ties: Mapping[str, str]) -
             continue
         stored = ties.get(f"{module}.weight", module).removesuffix(".weight")
         yield Entry(f"{name}.weight", stored, "f32" if module == "model.norm" else embedding, 0)
-    heads = int(config["num_attention_heads"])
-    for layer in range(int(config["num_hidden_layers"])):
+    found = llama(config)
+    rotated = {"self_attn.q_proj": found.heads, "self_attn.k_proj": found.kv_heads}
+    for layer in range(config.layer_count):
         for part, name in _LAYER.items():
-            rows = int(config.get(_ROTATED[part]) or heads) if part in _ROTATED else 0
             type = "f32" if part.endswith("norm") else dense
-            yield Entry(f"blk.{layer}.{name}.weight", f"model.layers.{layer}.{part}", type, rows)
+            yield Entry(f"blk.{layer}.{name}.weight", f"model.layers.{layer}.{part}", type, rotated.get(part, 0))
 
 
 def _typed(reader: CheckpointReader, entry: Entry) -> Entry:
@@ -210,23 +211,21 @@ def _integers(reader: CheckpointReader, module: str) -> Integers:
     )  # fmt: skip
 
 
-def _metadata(writer: Any, config: Mapping[str, Any], type: str) -> None:
+def _metadata(writer: Any, config: ModelConfig, type: str) -> None:
     """Write the keys of llama.cpp's `llama` architecture; `type` is that of most weights."""
-    heads = int(config["num_attention_heads"])
-    width = int(config.get("head_dim") or config["hidden_size"] // heads)
-    rope = config.get("rope_parameters") or {}
-    writer.add_context_length(int(config["max_position_embeddings"]))
-    writer.add_embedding_length(int(config["hidden_size"]))
-    writer.add_block_count(int(config["num_hidden_layers"]))
-    writer.add_feed_forward_length(int(config["intermediate_size"]))
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(int(config.get("num_key_value_heads") or heads))
-    writer.add_key_length(width)
-    writer.add_value_length(width)
-    writer.add_rope_dimension_count(width)
-    writer.add_rope_freq_base(float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0))
-    writer.add_layer_norm_rms_eps(float(config["rms_norm_eps"]))
-    writer.add_vocab_size(int(config["vocab_size"]))
+    found = llama(config)
+    writer.add_context_length(config.context)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.layer_count)
+    writer.add_feed_forward_length(found.intermediate)
+    writer.add_head_count(found.heads)
+    writer.add_head_count_kv(found.kv_heads)
+    writer.add_key_length(found.width)
+    writer.add_value_length(found.width)
+    writer.add_rope_dimension_count(found.width)
+    writer.add_rope_freq_base(found.rope_base)
+    writer.add_layer_norm_rms_eps(found.norm_epsilon)
+    writer.add_vocab_size(config.vocabulary_size)
     writer.add_quantization_version(_QUANTIZATION_VERSION)
     writer.add_file_type(int(gguf.LlamaFileType[_FILE_TYPES[type]]))
 

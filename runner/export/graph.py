@@ -64,7 +64,7 @@ def export(
         filler.fill(progress)
     streamed.reader.close()
     shape = shape_of(streamed.config)
-    vocabulary = int(streamed.config.vocab_size)
+    vocabulary = streamed.vocabulary_size
     inputs, outputs = _interface(shape, vocabulary, dtype)
     _clean(model)
     _name(graph, inputs, outputs)

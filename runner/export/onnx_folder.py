@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from runner.contracts.context import Context
+from runner.contracts.model_config import ModelConfig
 from runner.export import graph, integer_layouts, supported
 from runner.model.checkpoint import headers
 from runner.model.checkpoint.companions import copy_companions, write_json
@@ -19,7 +20,7 @@ _PACKAGES = ("onnx", "onnxscript", "torch", "transformers")
 def write(ctx: Context) -> dict[str, Any]:
     """Export `ctx.inputs["checkpoint"]` with `ctx.params` to `ctx.out_dir`; return engine.json, and `bytes`."""
     source, out = ctx.inputs["checkpoint"], ctx.out_dir
-    config = headers.read_config(source.path)
+    config = headers.model_config(source.path)
     exported = graph.export(
         source.path,
         out,
@@ -38,7 +39,7 @@ def write(ctx: Context) -> dict[str, Any]:
         "versions": {name: version(name) for name in _PACKAGES},
         "source": {"digest": source.digest},
         "context": supported.context(config),
-        "vocabulary": int(config["vocab_size"]),
+        "vocabulary": config.vocabulary_size,
         "max_batch": None,
         **graph.describe(exported),
     }
@@ -49,7 +50,7 @@ def write(ctx: Context) -> dict[str, Any]:
     return engine | {"bytes": exported.nbytes}
 
 
-def _card(engine: dict[str, Any], config: dict[str, Any], exported: graph.Exported) -> str:
+def _card(engine: dict[str, Any], config: ModelConfig, exported: graph.Exported) -> str:
     """Return README.md: what the folder holds, and how to run it."""
     shape = exported.shape
     names = {integer_layouts.ONNXRUNTIME: "onnxruntime", integer_layouts.TENSORRT: "TensorRT"}
@@ -60,7 +61,7 @@ def _card(engine: dict[str, Any], config: dict[str, Any], exported: graph.Export
         run = _RUN.format(file=graph.FILE, dtype=exported.inputs[-1][1], **cache)
     else:
         run = "Build an engine of it with `build.tensorrt`, or with TensorRT's own tools; onnxruntime runs it too."
-    title = f"# {config.get('model_type')} as an ONNX graph for {names[engine['target']]}"
+    title = f"# {config.model_type} as an ONNX graph for {names[engine['target']]}"
     words = {key: engine[key] for key in ("file", "opset", "precision", "layers")}
     about = _ABOUT.format(data=graph.DATA, **words)
     end = "`engine.json` lists inputs, outputs and the checkpoint that this was made from."

@@ -98,7 +98,7 @@ def nbytes(facts: CheckpointFacts, target: str, precision: str) -> int:
 def largest(facts: CheckpointFacts) -> int:
     """Return the number of elements of the largest weight."""
     sizes = [i.size for i in facts.sites]
-    vocabulary, hidden = int(facts.config.get("vocab_size", 0)), int(facts.config.get("hidden_size", 0))
+    vocabulary, hidden = facts.config.vocabulary_size, facts.config.hidden_size
     return max([*sizes, vocabulary * hidden])
 
 
@@ -112,7 +112,7 @@ def engine(facts: CheckpointFacts, target: str, precision: str) -> Mapping[str, 
         "target": target,
         "precision": precision,
         "context": supported.context(facts.config),
-        "vocabulary": int(facts.config["vocab_size"]),
+        "vocabulary": facts.config.vocabulary_size,
         "max_batch": None,
         "layers": facts.layer_count,
         "stored": dict(sorted({**stored, **({"dense": dense} if dense else {})}.items())),

@@ -1,9 +1,14 @@
-"""The supported model types, with graphs compared with transformers, and the masks of their attention. No torch."""
+"""The supported model types, with graphs compared with transformers, and the masks of their attention. No torch.
+
+The keys of config.json that decide this concern graphs alone, so that they are read here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+from runner.contracts.model_config import ModelConfig
 
 FULL = "full"  # one causal mask
 SLIDING = "sliding"  # one mask, limited to `sliding_window` where the configuration has one
@@ -18,22 +23,22 @@ MASKS: Mapping[str, str] = {
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
-def refuse(config: Mapping[str, Any]) -> tuple[str, str] | None:
+def refuse(config: ModelConfig) -> tuple[str, str] | None:
     """Return why a model with this configuration cannot be exported: (what is wrong, remedy); None if it can."""
-    model_type = str(config.get("model_type"))
+    model_type = config.model_type
     if model_type not in MASKS:
         return (
             f"models of the type `{model_type}` cannot be exported to ONNX; the types {', '.join(sorted(MASKS))} can",
             "deploy the checkpoint with transformers or vLLM, or choose a model of one of those types",
         )
-    rope = _rope_types(config)
+    rope = _rope_types(config.raw)
     found = sorted(rope & set(LENGTH_DEPENDENT_ROPE))
     if found:
         return (
             f"the model's rotary embedding is of the type `{found[0]}`, whose tables depend on the length of the text",
             "choose a model with another `rope_type`",
         )
-    if config.get("use_bidirectional_attention"):
+    if config.raw.get("use_bidirectional_attention"):
         return (
             "the model attends in both directions (`use_bidirectional_attention` in config.json)",
             "choose a causal model",
@@ -52,10 +57,8 @@ def _rope_types(config: Mapping[str, Any]) -> set[str]:
     return found
 
 
-def context(config: Mapping[str, Any]) -> int:
+def context(config: ModelConfig) -> int:
     """Return the number of positions of a model, for prompt and continuation together."""
-    for key in ("max_position_embeddings", "n_positions", "n_ctx"):
-        value = config.get(key)
-        if isinstance(value, int):
-            return value
-    raise ValueError("config.json names no number of positions")
+    if not config.context:
+        raise ValueError("config.json names no number of positions")
+    return config.context

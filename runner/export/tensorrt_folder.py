@@ -15,6 +15,7 @@ from typing import Any
 import onnx
 
 from runner.contracts.context import Context
+from runner.contracts.model_config import ModelConfig
 from runner.errors import StepFailed
 from runner.export import graph
 from runner.export.tensorrt import NAMES, RTX, Built, Order
@@ -70,7 +71,7 @@ def write(ctx: Context, order: Order, built: Built, described: Mapping[str, Any]
     `described` is the graph's engine.json.
     """
     source, out = ctx.inputs["checkpoint"], ctx.out_dir
-    config = headers.read_config(source.path)
+    config = headers.model_config(source.path)
     prefill, decode = order.profiles["prefill"], order.profiles["decode"]
     engine = {
         "format": "tensorrt",
@@ -91,7 +92,7 @@ def write(ctx: Context, order: Order, built: Built, described: Mapping[str, Any]
         "weights_bytes": built.weights_bytes,
         "context": prefill["input_ids"][2][1],
         "max_batch": prefill["input_ids"][2][0],
-        "vocabulary": int(config["vocab_size"]),
+        "vocabulary": config.vocabulary_size,
         **{key: described[key] for key in ("layers", "kv_heads", "head_dim", "stored", "carried")},
     }
     copy_companions(source.path, out)
@@ -115,7 +116,7 @@ def _files(folder: Path) -> dict[str, str]:
     return found
 
 
-def _card(engine: dict[str, Any], config: dict[str, Any]) -> str:
+def _card(engine: dict[str, Any], config: ModelConfig) -> str:
     """Return README.md: what the folder holds, and what it needs to run."""
     name = NAMES[engine["flavour"]]
     package = "tensorrt-rtx" if engine["flavour"] == RTX else "tensorrt"
@@ -125,7 +126,7 @@ def _card(engine: dict[str, Any], config: dict[str, Any]) -> str:
     count = engine["max_batch"]
     sequences = "one sequence" if count == 1 else f"up to {count:,} sequences"
     return _TEXT.format(
-        model=config.get("model_type"), name=name, package=package, engine=engine, file=ENGINE,
+        model=config.model_type, name=name, package=package, engine=engine, file=ENGINE,
         gpus=f"{gpus} or {last}" if gpus else last, length=f"{engine['context']:,}", sequences=sequences,
         weights="\n".join(lines),
     )  # fmt: skip

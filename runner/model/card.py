@@ -15,9 +15,10 @@ from typing import Any
 import yaml
 
 from runner.contracts.lineage import Lineage
+from runner.contracts.model_config import ModelConfig
 from runner.model.checkpoint import formats
 from runner.model.checkpoint.adapter_config import FOLDER, adapter_config
-from runner.model.checkpoint.headers import read_config, read_headers
+from runner.model.checkpoint.headers import model_config, read_headers
 from runner.model.checkpoint.quantization.compressed_tensors_config import unpacks_late
 from runner.model.checkpoint.quantization.format import Reader
 from runner.model.checkpoint.quantization.scheme import Scheme
@@ -212,14 +213,13 @@ def render(origin: Origin, folder: Path, results: Sequence[Mapping[str, Any]] = 
 
     `results` has one entry per layer that the last step changed: `modules` by name, each with its metrics.
     """
-    config = read_config(folder)
+    config = model_config(folder)
     format, schemes = _stored(folder, config)
     modules = [module for layer in results for module in layer["modules"].values()]
-    architectures = config.get("architectures") or [config.get("model_type", "unknown")]
     return text(
         ModelCard(
             source=origin.lineage.source,
-            architecture=str(architectures[0]),
+            architecture=config.architecture,
             steps=[(step.kind, step.params) for step in origin.lineage.steps],
             bytes_before=_weights_nbytes(origin.folder),
             bytes_after=_weights_nbytes(folder),
@@ -227,16 +227,16 @@ def render(origin: Origin, folder: Path, results: Sequence[Mapping[str, Any]] = 
             format=format if schemes else "",
             schemes=schemes,
             metrics=_means(modules),
-            transposed=config.get("model_type") == "gpt2",
+            transposed=config.model_type == "gpt2",
             adapter=adapter_config(folder),
-            late=unpacks_late(config.get("quantization_config") or {}),
+            late=unpacks_late(config.quantization or {}),
         )
     )
 
 
-def _stored(folder: Path, config: Mapping[str, Any]) -> tuple[str, Counter[Scheme]]:
+def _stored(folder: Path, config: ModelConfig) -> tuple[str, Counter[Scheme]]:
     """Return the format of a packed checkpoint, and the number of modules in each scheme."""
-    packing = formats.parse(config.get("quantization_config"))
+    packing = formats.parse(config.quantization)
     if packing is None:
         return "", Counter()
     headers = read_headers(folder)

@@ -12,7 +12,7 @@ from runner.contracts.step_kind import DataFacts
 from runner.data.tokenizer import no_tokenizer
 from runner.data.windows import too_short
 from runner.errors import Diagnostic, MachineError, RecipeError, Span
-from runner.model.architecture import decoder_layers, inspect, model_complaints, probe, sites, supported, token_ids
+from runner.model.architecture import decoder_layers, inspect, model_complaints, probe, sites, token_ids
 from runner.model.checkpoint import adapter_config
 from runner.model.checkpoint.companions import COMPRESSION, broken_json, companion_files
 from runner.model.source import hub, locate
@@ -63,12 +63,12 @@ def find_model(spec: ModelSpec, cache_file: Path | None, span: Span | None = Non
 def described(facts: CheckpointFacts, folder: Path) -> CheckpointFacts:
     """Return the facts with transformers' description of the model. Raises RecipeError with all errors in it."""
     found = probe.description(folder, facts.tensors)
-    wrong = model_complaints.complaints(found, facts.tensors, facts.config, facts.source)
+    wrong = model_complaints.complaints(found, facts.tensors, facts.config.raw, facts.source)
     if not found.problems:
         if found.missing or found.misshaped:
-            wrong = decoder_layers.complaints(facts.config, facts.tensors, facts.source) or wrong
+            wrong = decoder_layers.complaints(facts.config.raw, facts.tensors, facts.source) or wrong
         elif any(name.startswith(facts.layers_prefix) for name in found.unexpected):
-            wrong = decoder_layers.miscounted(facts.config, facts.tensors, facts.source) or wrong
+            wrong = decoder_layers.miscounted(facts.config.raw, facts.tensors, facts.source) or wrong
     if wrong:
         raise RecipeError(wrong)
     prefix = found.layers_prefix()
@@ -160,13 +160,13 @@ def measure_data(
 def _length(recipe: Recipe, found: Found, entry: ResolvedData, count: int | None) -> list[Diagnostic]:
     """Return the complaint about windows that are too long, or else about a text that is too short."""
     name, length = entry.spec.name, entry.spec.sequence_length
-    context_key, context = supported.positions(found.model.facts.config)
-    if 0 < context < length:
+    config = found.model.facts.config
+    if 0 < config.context < length:
         message = (
-            f"data `{name}` has `sequence_length` {length}; the model's context is {context} tokens "
-            f"(`{context_key}` in config.json)"
+            f"data `{name}` has `sequence_length` {length}; the model's context is {config.context} tokens "
+            f"(`{config.context_key}` in config.json)"
         )
-        help = f"lower `sequence_length` to {context} or less"
+        help = f"lower `sequence_length` to {config.context} or less"
         return [Diagnostic("R465", message, help, recipe.span(("data", name, "sequence_length")))]
     if count is not None and count < (entry.spec.samples or 1) * length:
         return [too_short(entry.spec, count).at(recipe.span(("data", name, "samples")))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -51,11 +50,7 @@ class Text:
         """Return the tokens that end a text, from generation_config.json, config.json and the tokenizer."""
         found = set() if self._tokenizer.eos is None else {self._tokenizer.eos}
         for name in ("generation_config.json", "config.json"):
-            try:
-                value = json.loads((self._folder / name).read_text(encoding="utf-8")).get("eos_token_id")
-            except (OSError, ValueError, AttributeError):
-                continue  # each of these files is optional
-            found |= {id for id in (value if isinstance(value, list) else [value]) if isinstance(id, int)}
+            found |= set(special_tokens.ids(special_tokens.read_object(self._folder / name), "eos"))
         return found
 
     def pieces(self, tokens: Iterable[int]) -> Iterator[str]:

@@ -14,7 +14,7 @@ _STATE_SPACE = (".A_log", ".time_decay", ".recurrent_param")
 
 def refuse(kind: str, facts: CheckpointFacts) -> Diagnostic | None:
     """Return a complaint where a kind is known not to work on the architecture of a checkpoint, else None."""
-    description, source = facts.description, f"`{facts.source}` (`{facts.config.get('model_type')}`)"
+    description, source = facts.description, f"`{facts.source}` (`{facts.config.model_type}`)"
     if description is None:
         return None
     if description.experts and kind not in _MEASURES:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import Cost, DataFacts, Inputs, MachineFacts, Params
 from runner.errors import Diagnostic
-from runner.model.architecture import config
 from runner.model.layerwise import memory_budget
 
 
@@ -30,9 +29,9 @@ def estimate_forward(models: Sequence[CheckpointFacts], data: DataFacts, machine
         heads += rest
         peak = max(peak, max(memory_budget.layer_bytes(facts, value), rest) + batch)
         weights = sum(i.size for i in facts.sites)
-        head = config.hidden_size(facts.config) * int(config.text_config(facts.config).get("vocab_size", 0))
+        head = facts.config.hidden_size * facts.config.vocabulary_size
         seconds += 2 * data.tokens * (weights + head) / machine.flops
-        scratch += 2 * data.tokens * config.hidden_size(facts.config) * value
+        scratch += 2 * data.tokens * facts.config.hidden_size * value
     logits = memory_budget.LOGIT_BYTES * 3 + heads
     if machine.device != "cpu":  # batches and logits are on the card
         return Cost(memory_budget.RUNTIME + memory_budget.CUDA_RUNTIME + heads, 0, scratch, seconds)

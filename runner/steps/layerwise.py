@@ -19,7 +19,6 @@ from runner.contracts.context import Context, Result
 from runner.contracts.facts import DTYPE_BYTES, CheckpointFacts, TensorHeader
 from runner.contracts.step_kind import Cost, Inputs, Params
 from runner.errors import Diagnostic
-from runner.model.architecture import config
 from runner.model.checkpoint import adapter_config, formats
 from runner.model.checkpoint.quantization import checkpoint_config
 from runner.model.checkpoint.quantization.format import Matrix
@@ -172,7 +171,7 @@ def estimate(method: LayerMethod, params: Params, inputs: Inputs) -> Cost:
     lanes = 2 if want == "cross" else 1
     tokens = data.tokens
     value = memory_budget.compute_bytes(facts, machine.device)
-    hidden, columns = config.hidden_size(facts.config), memory_budget.widest(facts)
+    hidden, columns = facts.config.hidden_size, memory_budget.widest(facts)
     held = memory_budget.suspended_bytes(tokens, hidden, columns, value, lanes)
     suspends = held <= memory_budget.suspend_limit(machine.device_memory) and params.get("true_sequential", True)
     solving = max(

@@ -7,10 +7,8 @@ from pathlib import Path
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import Context, Inputs, Params
 from runner.errors import Diagnostic
-from runner.model.architecture import supported
 from runner.model.layerwise import memory_budget
 from runner.model.source import locate
-from runner.training import vocabulary
 from runner.training.task import Task
 
 LOGIT_BYTES = 12  # per logit while a student is trained: the value, its gradient, and the scaled gradient
@@ -27,7 +25,7 @@ def forward_tokens(params: Params, inputs: Inputs) -> int:
 
 def chunk_bytes(params: Params, inputs: Inputs, student: CheckpointFacts) -> int:
     """Return the bytes of the float32 logits that a loss against a teacher works on at once."""
-    return min(memory_budget.LOGIT_BYTES, 4 * forward_tokens(params, inputs) * vocabulary.size(student.config))
+    return min(memory_budget.LOGIT_BYTES, 4 * forward_tokens(params, inputs) * student.config.vocabulary_size)
 
 
 def located(facts: CheckpointFacts) -> Path | None:
@@ -44,7 +42,7 @@ def located(facts: CheckpointFacts) -> Path | None:
 def context_complaints(name: str, facts: CheckpointFacts, inputs: Inputs) -> list[Diagnostic]:
     """Return a complaint where windows are longer than the context of the model in the parameter `name`."""
     data = inputs.data["data"]
-    key, limit = supported.positions(facts.config)
+    key, limit = facts.config.context_key, facts.config.context
     if not 0 < limit < data.sequence_length:
         return []
     message = (
@@ -61,7 +59,7 @@ def cache_teacher_outputs(ctx: Context, task: Task, student: Path, cache: Path, 
     """
     import torch
 
-    from runner.model.checkpoint.headers import read_config
+    from runner.model.checkpoint.headers import model_config
     from runner.steps.layer_stream import hooks
     from runner.training import teacher_cache
     from runner.training.sampler import order
@@ -73,7 +71,7 @@ def cache_teacher_outputs(ctx: Context, task: Task, student: Path, cache: Path, 
         device=ctx.device,
         top_k=ctx.params["top_k"],
         temperature=ctx.params["temperature"],
-        vocabulary=min(vocabulary.size(read_config(model)) for model in (theirs, student)),
+        vocabulary=min(model_config(model).vocabulary_size for model in (theirs, student)),
     )
     rows = torch.unique(order(len(ids), seen, task.seed))
     teacher_cache.cache(teacher, ids, rows, cache, hooks(ctx), before).close()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import Context, Cost, Inputs, Params
 from runner.errors import Diagnostic
-from runner.model.architecture import config
+from runner.model.checkpoint.stored_types import stored_type
 from runner.model.layerwise import memory_budget
 from runner.steps import forward_cost
 from runner.steps import teacher as teaching
@@ -53,7 +53,7 @@ def _tokens(teacher: CheckpointFacts, own: CheckpointFacts) -> list[Diagnostic]:
         if why is None:
             return []
         return [Diagnostic("R490", f"teacher and student have different tokenizers: {why}", help, path=("teacher",))]
-    sizes = [vocabulary.size(facts.config) for facts in (teacher, own)]
+    sizes = [facts.config.vocabulary_size for facts in (teacher, own)]
     if sizes[0] == sizes[1]:
         return []
     message = f"the teacher has a vocabulary of {sizes[0]:,} tokens, the checkpoint one of {sizes[1]:,}"
@@ -71,7 +71,7 @@ def estimate(params: Params, inputs: Inputs, trained: int, disk: int, further: i
     facts = inputs.checkpoint
     value = memory_budget.compute_bytes(facts, inputs.machine.device)
     if params["precision"] != "auto":
-        value = 2 if params["precision"] == "bf16" and config.stored_type(facts) == "bfloat16" else 4
+        value = 2 if params["precision"] == "bf16" and stored_type(facts) == "bfloat16" else 4
     frozen = facts.nbytes if facts.quantization else facts.parameters * value
     biggest = max((i.size for i in facts.sites), default=0)
     distils = params["loss"] == "distill"
@@ -90,7 +90,7 @@ def estimate(params: Params, inputs: Inputs, trained: int, disk: int, further: i
     chosen = settings(params, windows, data.sequence_length)
     seen = replace(data, samples=min(windows, chosen.steps * chosen.batch_size))
     passed = forward_cost.estimate_forward([inputs.others["teacher"]], seen, inputs.machine)
-    entry = 4 if vocabulary.size(inputs.checkpoint.config) <= 1 << 16 else 6
+    entry = 4 if inputs.checkpoint.config.vocabulary_size <= 1 << 16 else 6
     cache = seen.tokens * (params["top_k"] * entry + 4)
     return Cost(
         memory=max(cost.memory, passed.memory),

@@ -15,7 +15,7 @@ from runner.contracts.facts import CheckpointFacts
 from runner.errors import StepFailed
 from runner.model.architecture.inspect import facts as read_facts
 from runner.model.checkpoint import derived
-from runner.model.checkpoint.headers import read_config, read_headers
+from runner.model.checkpoint.headers import model_config, read_headers
 from runner.model.checkpoint.quantization.format import Format
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.checkpoint.safetensors_writer import written
@@ -87,7 +87,7 @@ def dense(adapted: Adapted, scratch: Path, out: Path) -> Account:
         parts.add(f"layer-{index:05d}-merged", merged_plain)
         parts.copy(f"layer-{index:05d}-kept", reader, [name for name in dense_names if name not in plain])
     parts.copy("rest", reader, [name for name in reader.headers if name not in inside])
-    config = {key: value for key, value in read_config(reader.folder).items() if key != "quantization_config"}
+    config = {key: value for key, value in model_config(reader.folder).raw.items() if key != "quantization_config"}
     account = derived.write(reader, derived.Derived(derived.Parts(parts, _DENSE_SHARD, changed), config), out)
     with written(done):
         """Write an empty file, which marks the folder as complete."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from runner.contracts.context import Params
 from runner.contracts.facts import CheckpointFacts
-from runner.model.architecture import config
 from runner.model.layerwise import memory_budget as memory
 from runner.system.cpu import fast_bf16
 from runner.training.task import settings
@@ -89,13 +88,13 @@ def memory_of_layer(facts: CheckpointFacts, value: int) -> int:
     Two norms store their input and output in float32; the products store the inputs and outputs of attention, and four
     rows as wide as the MLP.
     """
-    hidden = config.hidden_size(facts.config)
+    hidden = facts.config.hidden_size
     wide = max((linear.rows for linear in facts.sites), default=4 * hidden)
     return 4 * hidden * 4 + (6 * hidden + 4 * max(wide, memory.widest(facts))) * value
 
 
 def vocabulary(facts: CheckpointFacts) -> int:
-    return int(config.text_config(facts.config).get("vocab_size") or 0)
+    return facts.config.vocabulary_size
 
 
 def vocabulary_weights(facts: CheckpointFacts) -> int:
@@ -114,7 +113,7 @@ def _activation_bytes(facts: CheckpointFacts, value: int, checkpointing: bool) -
     """Return the bytes per token of the activations that are in memory at once, over all layers."""
     layer = memory_of_layer(facts, value)
     if checkpointing:
-        return facts.layer_count * config.hidden_size(facts.config) * 4 + layer
+        return facts.layer_count * facts.config.hidden_size * 4 + layer
     return facts.layer_count * layer
 
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from runner.contracts.facts import CheckpointFacts
+from runner.contracts.model_config import ModelConfig
 from runner.contracts.model_description import ModelDescription
-from runner.model.architecture import supported
 from runner.model.architecture.sites import with_fused
 from runner.model.checkpoint.formats import weight_name
 
@@ -43,17 +43,16 @@ def renamed(facts: CheckpointFacts, keep: Sequence[int]) -> dict[str, str]:
     return names
 
 
-def config(source: Mapping[str, Any], keep: Sequence[int], derived: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the config.json of the layers `keep` of a model with the config.json `source`.
+def config(model: ModelConfig, keep: Sequence[int], derived: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the config.json of the layers `keep` of a model with the configuration `model`.
 
     Lists with an entry for each layer are reduced to those layers. `derived` is the configuration as transformers reads
     it: what it derives from a layer's number (mostly `layer_types`) is written out, because the numbers change.
     """
-    found = supported.layer_count(source)
-    if found is None:
+    source, layers = model.raw, model.layer_count
+    if not layers:
         raise ValueError("config.json does not say how many decoder layers the model has")
-    key, layers = found
-    cut = {**source, key: len(keep)}
+    cut = {**source, model.layer_count_key: len(keep)}
     for name, value in {**(derived or {}), **{n: v for n, v in source.items() if v is not None}}.items():
         if _per_layer(name, value, layers):
             cut[name] = [value[layer] for layer in keep]
@@ -79,7 +78,7 @@ def facts(source: CheckpointFacts, keep: Sequence[int]) -> CheckpointFacts:
             sites.append(replace(site, name=name, tensor=f"{name}.weight", layer=place[site.layer]))
     return replace(
         source,
-        config=config(source.config, keep),
+        config=ModelConfig.of(config(source.config, keep)),
         tensors=tensors,
         layer_count=len(keep),
         sites=with_fused(sorted(sites, key=lambda site: (site.layer, site.name))),

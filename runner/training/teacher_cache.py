@@ -151,7 +151,7 @@ def _write(streamed: StreamedModel, flow: HiddenStates, layout: Layout, folder: 
     """Apply the head to the final hidden states of `flow`, in chunks of windows and positions, and write the files."""
     final = flow.file(0, len(streamed))
     streamed.load_rest(embedding=False)
-    columns = streamed.config.get_text_config().vocab_size
+    columns = streamed.vocabulary_size
     with torch.no_grad(), ExitStack() as stack:
         files = [stack.enter_context(written(folder / name)) for name in _FILES]
         for start, stop in flow.spans:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 _SHOWN = 3  # differing tokens that are named
 
@@ -44,9 +43,3 @@ def _described(token: str, teacher: Mapping[str, int], student: Mapping[str, int
     if token not in teacher:
         return f"`{token}` ({student[token]}) is only in the student's"
     return f"`{token}` is {teacher[token]} to the teacher and {student[token]} to the student"
-
-
-def size(config: Mapping[str, Any]) -> int:
-    """Return the number of logits of a model with this configuration; 0 where it has no `vocab_size`."""
-    found = config.get("vocab_size")
-    return found if isinstance(found, int) else 0

@@ -6,6 +6,7 @@ import pytest
 
 from runner.commands import new
 from runner.contracts.facts import CheckpointFacts
+from runner.contracts.model_config import ModelConfig
 from runner.contracts.sites import Site
 from runner.recipe import load
 from tests.commands.conftest import Run
@@ -66,7 +67,8 @@ def test_sizes_fit_the_model(folder: Path) -> None:
     def linear(columns: int) -> Site:
         return Site(f"model.layers.0.a{columns}", f"model.layers.0.a{columns}.weight", None, False, 8, columns, 0)
 
-    facts = CheckpointFacts("m", {"max_position_embeddings": 256}, {}, "model.layers.", 1, (linear(96), linear(192)))
+    config = ModelConfig.of({"max_position_embeddings": 256})
+    facts = CheckpointFacts("m", config, {}, "model.layers.", 1, (linear(96), linear(192)))
     text = new.starter("m", "int4", "m-int4", facts)
     assert "group_size: 32\n" in text
     assert "sequence_length: 256}" in text

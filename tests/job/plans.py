@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.contracts.facts import CheckpointFacts
+from runner.contracts.model_config import ModelConfig
 from runner.plan.types import Plan, PlannedStep, ResolvedModel
 from runner.recipe.types import ModelSpec, Recipe
 
@@ -19,7 +20,7 @@ def sha(value: Any) -> str:
 
 def plan(steps: Sequence[Mapping[str, Any]], name: str = "demo", model: Path | None = Path("/nowhere/model")) -> Plan:
     """A plan of `steps`: {id, kind, params, inputs, gates, produces}; inputs default to the step before."""
-    facts = CheckpointFacts("m", {}, {}, "", 0, ())
+    facts = CheckpointFacts("m", ModelConfig.of({}), {}, "", 0, ())
     planned: list[PlannedStep] = []
     for index, step in enumerate(steps):
         made = [earlier.id for earlier in planned if earlier.produces != "metrics"]

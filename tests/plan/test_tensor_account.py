@@ -8,6 +8,7 @@ import pytest
 
 from runner.contracts.account import Account, TensorFate
 from runner.contracts.facts import CheckpointFacts, TensorHeader
+from runner.contracts.model_config import ModelConfig
 from runner.contracts.model_description import ModelDescription
 from runner.contracts.planned_account import Entry, PlannedAccount, check_written
 from runner.errors import StepFailed
@@ -26,7 +27,7 @@ def tensor(name: str, *shape: int) -> TensorHeader:
 def facts(*tensors: TensorHeader, ignored: tuple[str, ...] = (), layers: int = 1) -> CheckpointFacts:
     described = ModelDescription(ties={"lm_head.weight": "model.embed_tokens.weight"}, ignored=ignored)
     held = {each.name: each for each in tensors}
-    return CheckpointFacts("m", {}, held, "model.layers.", layers, (), description=described)
+    return CheckpointFacts("m", ModelConfig.of({}), held, "model.layers.", layers, (), description=described)
 
 
 EMBEDDING, NORM = tensor("model.embed_tokens.weight", 8, 4), tensor("model.norm.weight", 4)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from runner.contracts.facts import CheckpointFacts, TensorHeader
+from runner.contracts.model_config import ModelConfig
 from runner.contracts.step_kind import Cost, MachineFacts
 from runner.plan.types import Forecast, Plan, PlannedStep, Preview, ResolvedModel
 from runner.recipe.types import ModelSpec, Recipe
@@ -25,7 +26,8 @@ def made(*states: tuple[str, str, Cost, str]) -> Preview:
         for i, (kind, *_) in enumerate(states)
     )  # fmt: skip
     tensor = TensorHeader("w", "BF16", (1000, 70_000), "model.safetensors", 0, 140_000_000)
-    facts = CheckpointFacts("m", {"architectures": ["LlamaForCausalLM"]}, {"w": tensor}, "model.layers.", 32, ())
+    config = ModelConfig.of({"architectures": ["LlamaForCausalLM"]})
+    facts = CheckpointFacts("m", config, {"w": tensor}, "model.layers.", 32, ())
     recipe = Recipe(
         file="r.yaml", name="tiny", description="A tiny thing.", params={}, model=ModelSpec("org/m"), seed=0, data={},
         steps=(), document={},

@@ -7,17 +7,20 @@ from dataclasses import replace
 import pytest
 
 from runner.contracts.facts import CheckpointFacts, TensorHeader
+from runner.contracts.model_config import ModelConfig
 from runner.contracts.model_description import LinearModule, Linears, ModelDescription
 from runner.steps import architectures
 
-DENSE = CheckpointFacts("m", {"model_type": "llama"}, {}, "model.layers.", 1, (), description=ModelDescription())
+DENSE = CheckpointFacts(
+    "m", ModelConfig.of({"model_type": "llama"}), {}, "model.layers.", 1, (), description=ModelDescription()
+)
 EXPERT = "model.layers.0.mlp.experts.gate_up_proj"
-MIXTURE = replace(DENSE, config={"model_type": "mixtral"}, description=ModelDescription(experts=EXPERT))
+MIXTURE = replace(DENSE, config=ModelConfig.of({"model_type": "mixtral"}), description=ModelDescription(experts=EXPERT))
 A_LOG = "model.layers.0.mixer.A_log"
 MODULE = LinearModule("model.layers.0.mixer.in_proj", "model.layers.0.mixer.in_proj", True)
 STATES = replace(
     DENSE,
-    config={"model_type": "mamba2"},
+    config=ModelConfig.of({"model_type": "mamba2"}),
     tensors={A_LOG: TensorHeader(A_LOG, "F32", (8,), "s", 0, 32)},
     description=ModelDescription(linears=Linears((MODULE,))),
 )

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from runner.contracts.model_config import ModelConfig
 from runner.errors import Interrupted
 from runner.model.architecture.inspect import facts
 from runner.model.checkpoint import derived
@@ -126,16 +127,16 @@ def test_lists_with_an_entry_for_each_layer() -> None:
         "no_rope_layers": [1, 1, 1, 0], "eos_token_id": [1, 2, 3, 4], "max_window_layers": 2, "vocab_size": 9,
         "num_kv_shared_layers": 2,
     }  # fmt: skip
-    assert layer_selection.config(source, [1, 3]) == source | {
+    assert layer_selection.config(ModelConfig.of(source), [1, 3]) == source | {
         "n_layers": 2, "layer_types": ["b", "d"], "no_rope_layers": [1, 0], "max_window_layers": 1,
         "num_kv_shared_layers": 1,
     }  # fmt: skip
     derived = {"layer_types": ["w", "x", "y", "z"], "pad": None}
-    assert layer_selection.config({"num_layers": 4, "layer_types": None}, [0, 3], derived) == {
+    assert layer_selection.config(ModelConfig.of({"num_layers": 4, "layer_types": None}), [0, 3], derived) == {
         "num_layers": 2, "layer_types": ["w", "z"],
     }  # fmt: skip
     neo = {"num_layers": 4, "attention_types": [[["global", "local"], 2]]}
-    cut = layer_selection.config(neo, [1, 2], {"attention_layers": ["global", "local"] * 2})
+    cut = layer_selection.config(ModelConfig.of(neo), [1, 2], {"attention_layers": ["global", "local"] * 2})
     assert cut["attention_types"] == [[["local", "global"], 1]]
 
 

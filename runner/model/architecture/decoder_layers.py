@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from runner.contracts.facts import CheckpointFacts, TensorHeader
+from runner.contracts.model_config import ModelConfig
 from runner.contracts.sites import Site
 from runner.errors import Diagnostic, RecipeError
 from runner.model.architecture import sites, supported, supported_weights
@@ -40,7 +41,7 @@ def build(
         raise RecipeError([refusal])
     return CheckpointFacts(
         source=source,
-        config=config,
+        config=ModelConfig.of(config),
         tensors=tensors,
         layers_prefix=prefix,
         layer_count=len(members),
@@ -183,14 +184,14 @@ def _gaps(prefix: str, members: Mapping[int, Sequence[str]], source: str) -> lis
 def _counted(
     config: Mapping[str, Any], prefix: str, members: Mapping[int, Sequence[str]], source: str
 ) -> list[Diagnostic]:
-    declared = supported.layer_count(config)
-    if declared is None or declared[1] == len(members):
+    model = ModelConfig.of(config)
+    if not model.layer_count_key or model.layer_count == len(members):
         return []
     return [
         Diagnostic(
             "R445",
-            f"config.json of `{source}` has `{declared[0]}` = {declared[1]}; its shards hold {len(members)} "
-            f"decoder layers (`{prefix}0.` to `{prefix}{max(members)}.`)",
+            f"config.json of `{source}` has `{model.layer_count_key}` = {model.layer_count}; its shards hold "
+            f"{len(members)} decoder layers (`{prefix}0.` to `{prefix}{max(members)}.`)",
             _REMEDY,
         )
     ]

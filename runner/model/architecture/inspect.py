@@ -46,7 +46,7 @@ def facts(
 
 def with_layers(facts: CheckpointFacts, prefix: str) -> CheckpointFacts:
     """The facts with the decoder layers of another prefix, of a checkpoint whose weights are not packed."""
-    found = decoder_layers.build(facts.config, facts.tensors, facts.source, {}, prefix)
+    found = decoder_layers.build(facts.config.raw, facts.tensors, facts.source, {}, prefix)
     return replace(found, adapter=facts.adapter, engine=facts.engine, tokenizer=facts.tokenizer)
 
 

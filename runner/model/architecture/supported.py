@@ -18,11 +18,8 @@ from runner.model.architecture import remote_code
 # Their decoder layers hold Conv1D modules, whose weight is [in_features, out_features].
 CONV1D_TYPES = frozenset({"gpt2", "gpt-sw3", "openai-gpt"})
 
-LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 EMBEDDING_NAMES = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 EMBEDDING_SIZE_KEYS = ("word_embed_proj_dim", "hidden_size", "n_embd", "d_model")
-
-_POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 
 
 @lru_cache(maxsize=1)
@@ -42,20 +39,6 @@ def causal_models() -> Mapping[str, str]:
             "`runner doctor` shows the version of transformers; install one that this release of runner supports",
         )
     return {str(name): str(value) for name, value in ast.literal_eval(found.group(1).strip().rstrip(","))}
-
-
-def layer_count(config: Mapping[str, Any]) -> tuple[str, int] | None:
-    """The key of config.json that holds the number of decoder layers, and that number."""
-    for key in LAYER_COUNT_KEYS:
-        if isinstance(config.get(key), int):
-            return key, int(config[key])
-    return None
-
-
-def positions(config: Mapping[str, Any]) -> tuple[str, int]:
-    """The key of config.json that says how many tokens a context has, and its value; ("", 0) where none does."""
-    values = ((key, config[key]) for key in _POSITIONS if isinstance(config.get(key), int))
-    return next(values, ("", 0))
 
 
 def refuse_config(config: Mapping[str, Any], source: str) -> Diagnostic | None:

@@ -25,7 +25,7 @@ _KEYS = (
 def complaints(facts: CheckpointFacts, folder: Path) -> list[Diagnostic]:
     """Ids of special tokens that are none, or that lie beyond the embedding's rows."""
     rows = vocabulary(facts)
-    found = list(_wrong("config.json", facts.config, rows, facts.source))
+    found = list(_wrong("config.json", facts.config.raw, rows, facts.source))
     path = folder / "generation_config.json"
     if path.is_file():
         found += _wrong(path.name, json.loads(path.read_text("utf-8")), rows, facts.source)
@@ -35,8 +35,7 @@ def complaints(facts: CheckpointFacts, folder: Path) -> list[Diagnostic]:
 def vocabulary(facts: CheckpointFacts) -> int:
     """Rows of the token embedding; `vocab_size` of config.json where it is not found; 0 where neither is there."""
     tables = (t.shape for name, t in facts.tensors.items() if name.endswith(supported.EMBEDDING_NAMES))
-    declared = facts.config.get("vocab_size")
-    return next((shape[0] for shape in tables if len(shape) == 2), declared if isinstance(declared, int) else 0)
+    return next((shape[0] for shape in tables if len(shape) == 2), facts.config.vocabulary_size)
 
 
 def _wrong(file: str, values: Mapping[str, Any], rows: int, source: str) -> Iterator[Diagnostic]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.contracts.facts import DTYPE_BYTES, TensorHeader
+from runner.contracts.model_config import ModelConfig
 from runner.errors import Diagnostic, RecipeError
 
 SINGLE = "model.safetensors"
@@ -23,6 +24,11 @@ _HEADER_LIMIT = 100_000_000  # the format's own limit
 _LFS_POINTER = b"version "  # the beginning of the text that Git LFS leaves in place of a file
 _ADAPTER = "adapter_config.json"
 _SHOWN = 3  # names shown of a long list
+
+
+def model_config(folder: Path) -> ModelConfig:
+    """What config.json of a checkpoint says of its model."""
+    return ModelConfig.of(read_config(folder))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 
-from runner.contracts.facts import DTYPE_BYTES, TensorHeader
+from runner.contracts.facts import DTYPE_BYTES, CheckpointFacts, TensorHeader
 
 NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # of safetensors → of torch
 
@@ -25,3 +25,12 @@ def main_type(tensors: Iterable[TensorHeader]) -> str:
             counts[tensor.dtype] += math.prod(tensor.shape)
     found = max(counts, key=lambda name: (counts[name], DTYPE_BYTES[name], name), default="F32")
     return NAMES[found]
+
+
+def stored_type(facts: CheckpointFacts) -> str:
+    """The type that most weights of a checkpoint are stored in: "bfloat16"."""
+    return main_type(facts.tensors.values())
+
+
+def is_half(facts: CheckpointFacts) -> bool:
+    return stored_type(facts) in ("bfloat16", "float16")

@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 from runner.contracts.facts import CheckpointFacts
-from runner.model.architecture.config import hidden_size
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.layerwise import adapter, block_attention, forward_modes, progress_file
 from runner.model.layerwise.apply_method import dense, transform_group
@@ -210,7 +209,7 @@ class Calibrated:
         if not self.method.sequential:
             return forward_modes.run_at_once
         tokens, value = self.ids.numel(), self.streamed.dtype.itemsize
-        width = hidden_size(self.inputs.facts.config)
+        width = self.inputs.facts.config.hidden_size
         held = suspended_bytes(tokens, width, widest(self.inputs.facts), value, self.lanes)
         limit = suspend_limit(device_bytes(self.streamed.device))
         return forward_modes.run_suspended if held <= limit else forward_modes.run_again

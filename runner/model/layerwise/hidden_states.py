@@ -65,7 +65,7 @@ class HiddenStates:
     def file(self, lane: int, layer: int) -> Activations:
         key = (lane, layer)
         if key not in self._open:
-            width = self.streamed.config.get_text_config().hidden_size
+            width = self.streamed.hidden_size
             path = self.folder / f"hidden-{lane}-{layer}"
             self._open[key] = Activations(
                 path, (self.windows, self.length, width), self.streamed.dtype, self.streamed.device

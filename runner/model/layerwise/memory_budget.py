@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from runner.contracts.facts import CheckpointFacts
-from runner.model.architecture.config import hidden_size, is_half, stored_type
+from runner.model.checkpoint.stored_types import is_half, stored_type
 from runner.system.cpu import fast_bf16
 
 RUNTIME = 470 << 20  # a process with torch and one model class imported, with its thread pools (measured)
@@ -30,7 +30,7 @@ def batch_tokens(device: str, widest: int) -> int:
 
 def widest(facts: CheckpointFacts) -> int:
     """The most columns any linear of the decoder layers has."""
-    return max((linear.columns for linear in facts.sites), default=hidden_size(facts.config))
+    return max((linear.columns for linear in facts.sites), default=facts.config.hidden_size)
 
 
 def compute_bytes(facts: CheckpointFacts, device: str) -> int:
@@ -53,7 +53,7 @@ def batch_bytes(facts: CheckpointFacts, length: int, value: int, device: str) ->
     """Bytes of the intermediates of one running batch: a few rows as wide as the widest linear, and attention."""
     tokens = max(batch_tokens(device, widest(facts)), length)
     outs = max((linear.rows for linear in facts.sites), default=0)
-    return tokens * (3 * max(outs, widest(facts)) + 6 * hidden_size(facts.config)) * value
+    return tokens * (3 * max(outs, widest(facts)) + 6 * facts.config.hidden_size) * value
 
 
 def layer_bytes(facts: CheckpointFacts, value: int) -> int:

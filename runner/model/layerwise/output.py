@@ -16,7 +16,7 @@ from runner.contracts.model_description import Linears
 from runner.errors import StepFailed
 from runner.model.checkpoint import derived, formats
 from runner.model.checkpoint.companions import COMPRESSION
-from runner.model.checkpoint.headers import read_config
+from runner.model.checkpoint.headers import model_config
 from runner.model.checkpoint.quantization import checkpoint_config
 from runner.model.checkpoint.quantization.format import Matrix
 from runner.model.checkpoint.quantization.scheme import Scheme
@@ -84,7 +84,7 @@ class Output:
         config: Mapping[str, Any] | None = None
         files: dict[str, Mapping[str, Any]] = {}
         if self.format is not None:
-            config = {**read_config(self.reader.folder), "quantization_config": self.quantization}
+            config = {**model_config(self.reader.folder).raw, "quantization_config": self.quantization}
             files = {COMPRESSION: self.storage.compression, **dict.fromkeys(self.format.FILES, self.quantization)}
         changed = {f"{module}.weight": self._stored(module) for layer in results for module in layer["modules"]}
         parts = derived.Parts(self.parts, max_shard_bytes, changed)

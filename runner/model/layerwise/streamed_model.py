@@ -64,6 +64,16 @@ class StreamedModel:
         if self.adapter is not None:
             self.adapter.check({n: m for n, m in self.model.named_modules() if n.startswith(self.layers_name + ".")})
 
+    @property
+    def hidden_size(self) -> int:
+        """The columns of hidden states, as transformers reads config.json."""
+        return int(self.config.get_text_config().hidden_size)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """The number of logits, as transformers reads config.json."""
+        return int(self.config.get_text_config().vocab_size)
+
     def __len__(self) -> int:
         return len(self.layers)
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from runner.contracts.facts import CheckpointFacts
+from runner.contracts.model_config import ModelConfig
 from runner.contracts.step_kind import (  # fmt: skip
     CHECKPOINT,
     ENGINE,
@@ -24,7 +25,7 @@ from runner.contracts.step_kind import (  # fmt: skip
 )
 from runner.errors import Diagnostic
 from runner.export import supported
-from runner.model.checkpoint.headers import read_config
+from runner.model.checkpoint.headers import model_config
 from runner.model.layerwise import memory_budget
 from runner.steps.integer_weights import refuse_others
 from runner.system import cpu
@@ -88,15 +89,15 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
     return replace(inputs.checkpoint, engine=described(inputs.checkpoint.config, params["precision"]))
 
 
-def described(config: Any, precision: str) -> dict[str, Any]:
+def described(config: ModelConfig, precision: str) -> dict[str, Any]:
     """Return the part of engine.json that the plan knows."""
     return {
         "format": "aotinductor", "precision": precision, "context": supported.context(config),
-        "vocabulary": int(config["vocab_size"]), "max_batch": None,
+        "vocabulary": config.vocabulary_size, "max_batch": None,
     }  # fmt: skip
 
 
 def run(ctx: Context) -> Result:
     from runner.export.aotinductor_package import write
 
-    return write(ctx, described(read_config(ctx.inputs["checkpoint"].path), ctx.params["precision"]))
+    return write(ctx, described(model_config(ctx.inputs["checkpoint"].path), ctx.params["precision"]))

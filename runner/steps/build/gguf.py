@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import CHECKPOINT, ENGINE, QUANTIZED, Context, Cost, Inputs, Params, Requirement, Result
 from runner.errors import Diagnostic, RecipeError, StepFailed
+from runner.export import gguf_architecture
 from runner.model.checkpoint import adapter_config
-from runner.model.checkpoint.headers import read_config
+from runner.model.checkpoint.headers import model_config
 from runner.model.layerwise import memory_budget
 
 VERSION = 1
@@ -19,10 +18,6 @@ CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = ENGINE
 REQUIRES = (Requirement("gguf", "gguf"),)
 METRICS = ()
-
-FILE = "model.gguf"
-TYPES = ("llama", "mistral")  # verified against transformers; both are llama.cpp's "llama"
-_ANOTHER = "use build.onnx, or deploy the checkpoint itself"
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
@@ -32,7 +27,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
 
     facts = inputs.checkpoint
     found = adapter_config.adapter_conflicts(facts.adapter, "GGUF has no place for it")
-    refusal = _architecture(facts.config)
+    refusal = gguf_architecture.refuse(facts.config)
     if refusal is not None:
         return [*found, Diagnostic("R479", refusal[0], refusal[1])]
     found += _tokenizer(facts)
@@ -43,7 +38,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
         if linear.columns % BLOCK and (scheme is not None or params["dense"].startswith("q")):
             key = f"has {linear.columns} columns, which blocks of {BLOCK} do not divide", "use `dense: f16`"
             if scheme is not None:
-                key = key[0], f"leave it out of the quantization, or {_ANOTHER}"
+                key = key[0], f"leave it out of the quantization, or {gguf_architecture.ANOTHER}"
             wrong.setdefault(key, []).append(linear.name)
         elif scheme is not None and not isinstance(fit := block_type_for(scheme), str):
             wrong.setdefault(fit, []).append(linear.name)
@@ -60,29 +55,11 @@ def _tokenizer(facts: CheckpointFacts) -> list[Diagnostic]:
     if facts.tokenizer is None:
         return []
     try:
-        gguf_vocabulary.read(facts.tokenizer, int(facts.config["vocab_size"]))
+        gguf_vocabulary.read(facts.tokenizer, facts.config.vocabulary_size)
     except (StepFailed, RecipeError) as error:
         help = error.help if isinstance(error, StepFailed) else error.diagnostics[0].help
         return [Diagnostic("R479", error.message, help)]
     return []
-
-
-def _architecture(config: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Return (what is wrong, remedy) where the model cannot be written, else None."""
-    model_type = config.get("model_type")
-    if model_type not in TYPES:
-        return f"models of the type `{model_type}` cannot be written as GGUF; {' and '.join(TYPES)} can", _ANOTHER
-    for key in ("attention_bias", "mlp_bias", "sliding_window"):
-        if config.get(key):
-            return f"config.json has `{key}` = {config[key]}, which GGUF's llama models do not have", _ANOTHER
-    if (act := config.get("hidden_act", "silu")) != "silu":
-        return f"config.json has `hidden_act` = {act}; GGUF's llama models have silu", _ANOTHER
-    for key in ("rope_parameters", "rope_scaling"):
-        rope = config.get(key) or {}
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default":
-            return f"the rotary embedding is of the type `{kind}`; only `default` is written as GGUF", _ANOTHER
-    return None
 
 
 def estimate(params: Params, inputs: Inputs) -> Cost:
@@ -100,18 +77,12 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
 
 
 def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
-    return replace(inputs.checkpoint, engine={"format": "gguf", **described(inputs.checkpoint.config)})
-
-
-def described(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of engine.json that config.json decides."""
-    return {
-        "file": FILE, "architecture": "llama", "vocabulary": config["vocab_size"],
-        "context": config.get("max_position_embeddings"),
-    }  # fmt: skip
+    return replace(
+        inputs.checkpoint, engine={"format": "gguf", **gguf_architecture.described(inputs.checkpoint.config)}
+    )
 
 
 def run(ctx: Context) -> Result:
     from runner.export.gguf_file import write
 
-    return write(ctx, described(read_config(ctx.inputs["checkpoint"].path)))
+    return write(ctx, gguf_architecture.described(model_config(ctx.inputs["checkpoint"].path)))

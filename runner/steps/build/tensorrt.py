@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.contracts.facts import CheckpointFacts
+from runner.contracts.model_config import ModelConfig
 from runner.contracts.step_kind import (
     CHECKPOINT,
     ENGINE,
@@ -150,7 +151,7 @@ def _wide(facts: CheckpointFacts) -> list[Diagnostic]:
     return [Diagnostic("R478", message, 'quantize with `group_size: "channel"`, or to 4 bits')]
 
 
-def length(params: Params, config: Mapping[str, Any]) -> int:
+def length(params: Params, config: ModelConfig) -> int:
     """Return the tokens of prompt and continuation that the engine takes."""
     asked = params.get("max_sequence_length")
     return int(asked) if asked is not None else min(_USUAL_LENGTH, supported.context(config))
@@ -202,7 +203,7 @@ def run(ctx: Context) -> Result:
     from runner.model.checkpoint import headers
 
     params, source = ctx.params, ctx.inputs["checkpoint"]
-    config = headers.read_config(source.path)
+    config = headers.model_config(source.path)
     work = ctx.scratch_dir / "graph"
     work.mkdir(parents=True, exist_ok=True)
     ctx.safe_point()

@@ -11,11 +11,9 @@ from runner.contracts import metric_ranges
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import CHECKPOINT, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic
-from runner.model.architecture import config
 from runner.model.layerwise import memory_budget
 from runner.steps import teacher as teaching
 from runner.steps.distill import pair
-from runner.training import vocabulary
 
 VERSION = 4
 CONSUMES = (CHECKPOINT,)
@@ -59,10 +57,10 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     value = memory_budget.compute_bytes(teacher, machine.device)
     tokens = teaching.forward_tokens(params, inputs)
     length = inputs.data["data"].sequence_length
-    heads = int(teacher.config.get("num_attention_heads") or teacher.config.get("n_head") or 0)
+    heads = teacher.config.heads
     maps = 4 * heads * length * teacher.layer_count if params["attention_weight"] else 0
-    states = 2 * 4 * teacher.layer_count * config.hidden_size(teacher.config)
-    teacher_bytes = teacher.parameters * value + tokens * (vocabulary.size(teacher.config) * value + states + 3 * maps)
+    states = 2 * 4 * teacher.layer_count * teacher.config.hidden_size
+    teacher_bytes = teacher.parameters * value + tokens * (teacher.config.vocabulary_size * value + states + 3 * maps)
     cost = pair.trained(params, inputs, pair.FULL_COPIES, teacher_bytes)
     forwards = 2 * pair.seen_windows(params, inputs) * length * teacher.parameters / machine.flops
     return replace(cost, seconds=cost.seconds + forwards)

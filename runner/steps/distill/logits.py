@@ -15,7 +15,6 @@ from runner.errors import Diagnostic
 from runner.steps import forward_cost
 from runner.steps import teacher as teaching
 from runner.steps.distill import pair
-from runner.training import vocabulary
 
 VERSION = 4
 CONSUMES = (CHECKPOINT,)
@@ -36,7 +35,7 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     data = inputs.data["data"]
     seen = replace(data, samples=pair.distinct_windows(params, inputs))
     passed = forward_cost.estimate_forward([inputs.others["teacher"]], seen, inputs.machine)
-    index = 2 if vocabulary.size(inputs.others["teacher"].config) <= 1 << 16 else 4
+    index = 2 if inputs.others["teacher"].config.vocabulary_size <= 1 << 16 else 4
     cache = seen.tokens * (params["top_k"] * (2 + index) + 4)
     return Cost(
         memory=max(cost.memory, passed.memory),

@@ -118,7 +118,7 @@ def token_complaints(
     Their tokenizers decide where both are at hand, else the number of logits. Vocabularies padded to different sizes
     are accepted once the tokenizers are known to be the same.
     """
-    sizes = [vocabulary.size(facts.config) for facts in (teacher, student)]
+    sizes = [facts.config.vocabulary_size for facts in (teacher, student)]
     help = "distil between models of one tokenizer"
     theirs, ours = (folder and vocabulary.tokens(folder) for folder in (teacher_folder, student_folder))
     if theirs and ours:

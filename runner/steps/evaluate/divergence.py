@@ -16,7 +16,7 @@ METRICS = {"kl": metric_ranges.AMOUNT, "top1_agreement": metric_ranges.SHARE, "t
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     found = forward_cost.check(params, inputs)
-    ours, theirs = (facts.config.get("vocab_size") for facts in (inputs.checkpoint, inputs.others["against"]))
+    ours, theirs = (facts.config.vocabulary_size for facts in (inputs.checkpoint, inputs.others["against"]))
     if ours != theirs:
         message = f"`against` has a vocabulary of {theirs} tokens, the checkpoint one of {ours}"
         found.append(Diagnostic("R420", message, "compare checkpoints of one tokenizer", path=("against",)))
@@ -48,7 +48,7 @@ def run(ctx: Context) -> Result:
     base_final, my_final = base_flow.file(0, len(base)), my_flow.file(0, len(mine))
     base.load_rest(embedding=False)
     mine.load_rest(embedding=False)
-    vocabulary = mine.config.get_text_config().vocab_size
+    vocabulary = mine.vocabulary_size
     total, agree = torch.zeros((), dtype=torch.float64), 0
     with torch.no_grad():
         for start, stop in my_flow.spans:

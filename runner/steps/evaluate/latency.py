@@ -30,7 +30,6 @@ from runner.contracts.step_kind import (
 )
 from runner.errors import Diagnostic, MachineError, StepFailed
 from runner.export.preflight import unrunnable
-from runner.model.architecture import config
 from runner.model.layerwise import memory_budget
 from runner.system.cpu import WAITING
 
@@ -51,8 +50,7 @@ _POLL = 0.2  # seconds between two checks for a stop request
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     """Check that prompt and continuation fit the model, and the batch the engine."""
     engine = inputs.checkpoint.engine or {}
-    positions = config.text_config(inputs.checkpoint.config).get("max_position_embeddings")
-    context = engine.get("context", positions)
+    context = engine.get("context", inputs.checkpoint.config.context or None)
     found = unrunnable(inputs.checkpoint, inputs.machine.device)
     total = params["prompt_tokens"] + params["new_tokens"]
     what = "engine" if engine else "model"
@@ -71,8 +69,8 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     facts, machine = inputs.checkpoint, inputs.machine
     value = memory_budget.compute_bytes(facts, machine.device)
     weights = sum(i.size for i in facts.sites)
-    vocabulary = int(config.text_config(facts.config).get("vocab_size", 0))
-    head = config.hidden_size(facts.config) * vocabulary
+    vocabulary = facts.config.vocabulary_size
+    head = facts.config.hidden_size * vocabulary
     resident = weights * value + memory_budget.rest_bytes(facts, value)
     tokens = params["batch_size"] * (params["prompt_tokens"] + 4 * params["new_tokens"])
     times = params["warmup"] + params["repetitions"]

@@ -12,7 +12,6 @@ from runner.contracts import metric_ranges
 from runner.contracts.step_kind import ENGINE, METRICS_ONLY, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic
 from runner.export.preflight import unrunnable
-from runner.model.architecture import config
 from runner.model.layerwise import memory_budget
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ _ENGINE = 150 << 20  # runtime of an engine and code of transformers, without to
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     """Check that vocabularies are equal, and that windows and prompts fit the data and the engine's lengths."""
     found = unrunnable(inputs.checkpoint, inputs.machine.device)
-    ours, theirs = (facts.config.get("vocab_size") for facts in (inputs.checkpoint, inputs.others["against"]))
+    ours, theirs = (facts.config.vocabulary_size for facts in (inputs.checkpoint, inputs.others["against"]))
     if ours != theirs:
         message = f"`against` has a vocabulary of {theirs} tokens, the engine one of {ours}"
         found.append(Diagnostic("R420", message, "compare with the checkpoint that the engine was made from",
@@ -62,8 +61,8 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     """Return the cost; the dense checkpoint in float32, the engine and logits of a window of each are in memory."""
     facts, machine = inputs.checkpoint, inputs.machine
     weights = sum(i.size for i in facts.sites)
-    vocabulary = int(config.text_config(facts.config).get("vocab_size", 0))
-    head = config.hidden_size(facts.config) * vocabulary
+    vocabulary = facts.config.vocabulary_size
+    head = facts.config.hidden_size * vocabulary
     length = inputs.data["data"].sequence_length
     tokens = params["windows"] * length + params["prompts"] * (params["prompt_tokens"] + 4 * params["new_tokens"])
     logits = 5 * 8 * length * vocabulary  # both, and their differences and divergences, as float64

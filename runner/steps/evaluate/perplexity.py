@@ -47,7 +47,7 @@ def run(ctx: Context) -> Result:
         for start, stop in flow.spans:
             hidden = final.read(start, stop)
             window = ids[start:stop].to(streamed.device)
-            for keep in position_chunks(flow.length, stop - start, streamed.config.get_text_config().vocab_size):
+            for keep in position_chunks(flow.length, stop - start, streamed.vocabulary_size):
                 logits = streamed.logits(hidden, keep)
                 targets = window[:, keep + 1]
                 total += cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum").double().cpu()

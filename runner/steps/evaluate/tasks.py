@@ -21,7 +21,6 @@ from runner.contracts.step_kind import (
 )
 from runner.data import harness_tasks
 from runner.errors import Diagnostic, StepFailed
-from runner.model.architecture import config
 from runner.model.layerwise import memory_budget
 from runner.wording import did_you_mean
 
@@ -52,12 +51,12 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     facts, machine = inputs.checkpoint, inputs.machine
     value = memory_budget.compute_bytes(facts, machine.device)
     weights = sum(i.size for i in facts.sites)
-    vocabulary = int(config.text_config(facts.config).get("vocab_size", 0))
+    vocabulary = facts.config.vocabulary_size
     logits = 2 * 4 * params["batch_size"] * LENGTH * vocabulary
     limit = params.get("limit") or 1.0
     questions = limit if limit > 1 else limit * QUESTIONS
     tokens = len(params["tasks"]) * questions * CHOICES * LENGTH / 2
-    head = config.hidden_size(facts.config) * vocabulary
+    head = facts.config.hidden_size * vocabulary
     batch = memory_budget.batch_bytes(facts, LENGTH, value, machine.device)
     resident = weights * value + memory_budget.rest_bytes(facts, value) + batch + logits
     return Cost(

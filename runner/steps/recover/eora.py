@@ -137,7 +137,7 @@ def changes(params: Params, inputs: Inputs) -> Collection[str]:
 
 def _conv1d(facts: CheckpointFacts) -> bool:
     """Return whether the linears are GPT-2's, which store a dense weight as [in, out]."""
-    return facts.config.get("model_type") in supported.CONV1D_TYPES
+    return facts.config.model_type in supported.CONV1D_TYPES
 
 
 def run(ctx: Context) -> Result:

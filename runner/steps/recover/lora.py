@@ -116,7 +116,7 @@ def changes(params: Params, inputs: Inputs) -> Collection[str]:
 
 def conv1d(facts: CheckpointFacts) -> bool:
     """Return whether the linears are GPT-2's, which store a dense weight as [in, out]."""
-    return facts.config.get("model_type") in supported.CONV1D_TYPES and not facts.quantization
+    return facts.config.model_type in supported.CONV1D_TYPES and not facts.quantization
 
 
 def config(params: Params, chosen: list[str], linears: list[str], transposed: bool) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def _write(
 ) -> tuple[Mapping[str, float], Account | None]:
     """Write the checkpoint; return what quantizing again has measured, and the writer's account."""
     from runner.model.checkpoint import derived
-    from runner.model.checkpoint.headers import read_config
+    from runner.model.checkpoint.headers import model_config
     from runner.model.checkpoint.reader import CheckpointReader
     from runner.steps import model_card
     from runner.steps.recover import requantize
@@ -171,7 +171,7 @@ def _write(
     if how == "keep":
         result = derived.Derived(
             derived.Patches(),
-            config=adapter_config.loadable(read_config(source)),
+            config=adapter_config.loadable(model_config(source).raw),
             adapter=derived.Adapter(adapter, tensors),
             card=card,
         )

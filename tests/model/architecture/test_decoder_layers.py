@@ -19,7 +19,7 @@ REMEDY = "the checkpoint is incomplete or was edited; download it again"
 
 def facts(folder: Path, shapes: Shapes, config: Mapping[str, Any] = LLAMA) -> CheckpointFacts:
     found = inspect.facts(write(folder, shapes, config), "m")
-    wrong = decoder_layers.complaints(found.config, found.tensors, "m")
+    wrong = decoder_layers.complaints(found.config.raw, found.tensors, "m")
     if wrong:
         raise RecipeError(wrong)
     return found

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from runner.model.architecture import config as model_config
 from runner.model.architecture.inspect import facts
+from runner.model.checkpoint import stored_types
 from runner.model.layerwise import dtypes, memory_budget
 from runner.model.layerwise.streamed_model import StreamedModel
 from runner.steps.kinds import find
@@ -77,7 +77,7 @@ def test_types_and_bytes_stay(
 
 def test_forecasts_and_the_forward_go_by_what_is_stored(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = facts(source, "m")
-    assert model_config.stored_type(found) == "bfloat16"
+    assert stored_types.stored_type(found) == "bfloat16"
     for fast, value, dtype in ((True, 2, torch.bfloat16), (False, 4, torch.float32)):
         for module in (dtypes, memory_budget):
             monkeypatch.setattr(module, "fast_bf16", lambda fast=fast: fast)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from runner.contracts.model_config import ModelConfig
 from runner.contracts.step_kind import Inputs
 from runner.errors import StepFailed
 from runner.model.architecture.inspect import facts
@@ -129,7 +130,7 @@ def test_a_package_that_is_damaged_or_missing(package: tuple[Path, Path], tmp_pa
 
 def complaints(folder: Path, **changes: str) -> list[tuple[str, str, str | None]]:
     checkpoint = facts(folder, "demo")
-    checkpoint = replace(checkpoint, config={**checkpoint.config, **changes})
+    checkpoint = replace(checkpoint, config=ModelConfig.of({**checkpoint.config.raw, **changes}))
     given = Inputs(checkpoint, {}, {}, machine_facts("cpu"))
     params = {"precision": "fp32"}
     assert find(KIND).estimate(params, given).memory > 1 << 30

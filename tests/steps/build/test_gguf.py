@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from runner.contracts.model_config import ModelConfig
 from runner.contracts.step_kind import Inputs, Result
 from runner.errors import StepFailed
 from runner.model.architecture.inspect import facts
@@ -150,7 +151,7 @@ def test_the_tokenizer_in_the_file(tmp_path: Path) -> None:
 
 def complaints(folder: Path, params: dict[str, Any] | None = None, **changes: Any) -> list[tuple[str, str | None]]:
     checkpoint = facts(folder, "demo")
-    checkpoint = replace(checkpoint, config={**checkpoint.config, **changes})
+    checkpoint = replace(checkpoint, config=ModelConfig.of({**checkpoint.config.raw, **changes}))
     host = Host(folder.parent / "host", KIND, folder, **(params or {}))
     given = Inputs(checkpoint, {}, {}, machine_facts("cpu"))
     found = find(KIND).check(host.params, given)

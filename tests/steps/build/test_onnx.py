@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from runner.contracts.model_config import ModelConfig
 from runner.contracts.step_kind import Inputs
 from runner.export.supported import MASKS
 from runner.model.architecture.inspect import facts
@@ -29,7 +30,7 @@ MODEL = Path(__file__).parents[3] / "runner" / "demo" / "models" / "tiny-llama"
 
 def inputs(folder: Path, **changes: Any) -> Inputs:
     found = facts(folder, "model")
-    found = replace(found, config={**found.config, **changes})
+    found = replace(found, config=ModelConfig.of({**found.config.raw, **changes}))
     return Inputs(found, {}, {}, machine_facts())
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from runner.contracts.context import DataFacts
+from runner.contracts.model_config import ModelConfig
 from runner.contracts.step_kind import Inputs, Result
 from runner.model.architecture.inspect import facts
 from runner.plan.machine import machine_facts
@@ -78,7 +79,7 @@ def test_an_engine_that_does_not(tmp_path: Path) -> None:
 
 def inputs(folder: Path, length: int, vocabulary: int = 96, **engine: int) -> Inputs:
     checkpoint = facts(folder, "demo")
-    against = replace(checkpoint, config={**checkpoint.config, "vocab_size": vocabulary})
+    against = replace(checkpoint, config=ModelConfig.of({**checkpoint.config.raw, "vocab_size": vocabulary}))
     data = DataFacts("text", 6, length, 1000, "0" * 64)
     made = replace(checkpoint, engine={"format": "copied", **engine})
     return Inputs(made, {"against": against}, {"data": data}, machine_facts("cpu"))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from runner.contracts.facts import CheckpointFacts
+from runner.contracts.model_config import ModelConfig
 from runner.contracts.step_kind import DataFacts, Inputs
 from runner.model.architecture.inspect import facts
 from runner.model.checkpoint import adapter_config
@@ -93,7 +94,7 @@ def test_a_second_adapter(model: CheckpointFacts) -> None:
 
 
 def test_a_teacher_of_another_vocabulary(model: CheckpointFacts) -> None:
-    other = replace(model, config={**model.config, "vocab_size": 128})
+    other = replace(model, config=ModelConfig.of({**model.config.raw, "vocab_size": 128}))
     assert refused("recover.scales", inputs(model, other)) == (
         "error[R490]: the teacher has a vocabulary of 128 tokens, the checkpoint one of 96\n"
         "help: name a teacher of the same tokenizer, or use `loss: next_token`"
