@@ -16,6 +16,7 @@ from types import TracebackType
 import torch
 
 from runner.contracts.facts import TensorHeader
+from runner.contracts.model_config import ModelConfig
 from runner.errors import StepFailed
 from runner.model.checkpoint import formats
 from runner.model.checkpoint.headers import read_headers
@@ -116,7 +117,7 @@ class CheckpointReader:
             path = self.folder / "config.json"
             try:
                 config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-                self._packing = formats.parse(config.get("quantization_config"))
+                self._packing = formats.parse(ModelConfig.of(config).quantization)
             except ValueError as error:
                 raise StepFailed(f"{path}: {error}") from error
             self._config_read = True
