@@ -35,8 +35,11 @@ PROGRAM = "runner.model.layerwise.describe"
 # The many objects of torch and transformers live as long as the process; looking for garbage among them takes a third
 # of the time of their import.
 _RUN = f"import gc; gc.disable(); from {PROGRAM} import main; main()"
-_SOURCES = ("describe.py", "linear_calls.py", "refusals.py", "tensor_names.py", "empty_model.py")  # of the program
-_PROGRAM_FOLDER = Path(__file__).resolve().parents[1] / "layerwise"
+_SOURCES = (  # of the program
+    "layerwise/describe.py", "layerwise/linear_calls.py", "layerwise/refusals.py", "layerwise/tensor_names.py",
+    "layerwise/empty_model.py", "architecture/tied_weights.py",
+)  # fmt: skip
+_PROGRAM_FOLDER = Path(__file__).resolve().parents[1]
 _SECONDS = 900
 
 Request = Mapping[str, Any]

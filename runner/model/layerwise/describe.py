@@ -56,9 +56,8 @@ def _companions(folder: Path, request: Mapping[str, Any]) -> tuple[Problem, ...]
 
 def of_model(model: Any, tensors: Mapping[str, tuple[int, ...]]) -> ModelDescription:
     """What an empty model makes of tensors of these names and shapes."""
-    names = tensor_names.names_of(model, tensors)
+    names = tensor_names.name_map(model, tensors)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    tied, both = tensor_names.ties(model, names.stored)
     parameters = []
     for name, shape in wanted.items():
         module = model.get_submodule(name.rpartition(".")[0])
@@ -75,11 +74,11 @@ def of_model(model: Any, tensors: Mapping[str, tuple[int, ...]]) -> ModelDescrip
         layers=layers,
         layer_count=count,
         parameters=tuple(parameters),
-        ties=tied,
-        both_stored=both,
+        ties=names.ties,
+        both_stored=names.both_stored,
         missing=() if converted else tuple(
             name for name in wanted
-            if name not in names.stored and name not in tied and not tensor_names.may_be_missing(model, name)
+            if name not in names.stored and name not in names.ties and not tensor_names.may_be_missing(model, name)
         ),
         misshaped={
             each.name: tensors[each.stored]

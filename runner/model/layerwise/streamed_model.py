@@ -8,7 +8,7 @@ pass-through layers records the arguments that each layer is called with.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,15 @@ from torch.utils.hooks import RemovableHandle
 
 from runner.errors import Diagnostic, RecipeError
 from runner.model.architecture import inspect, tied_weights
-from runner.model.checkpoint.formats import is_weight
 from runner.model.checkpoint.quantization.scheme import Scheme
 from runner.model.checkpoint.reader import CheckpointReader
-from runner.model.layerwise import activation_rounding, adapter
+from runner.model.layerwise import activation_rounding, adapter, tensor_names
 from runner.model.layerwise.dtypes import compute_dtype, stored_dtype
 from runner.model.layerwise.empty_model import build_with_buffers
 from runner.model.layerwise.layer_probes import Call
 from runner.model.layerwise.linear import is_conv1d, is_linear
 from runner.model.layerwise.outside_layers import OutsideLayers
+from runner.model.layerwise.tensor_names import NameMap
 
 
 class StreamedModel:
@@ -53,10 +53,8 @@ class StreamedModel:
         self.model.eval().requires_grad_(False)
         self.layers_name, layers = find_layers(self.model, config)
         self.layers: list[nn.Module] = list(layers)
-        self._names = stored_names(self.model, self.reader)
-        self._tied = tied_names(self.model, self._names, self.reader)
-        self._names |= {name: self._names[source] for name, source in self._tied.items() if name not in self._names}
-        untie_distinct(self.model, self._tied)
+        self.names = self._name_map()
+        tensor_names.untie_distinct(self.model, self.names.ties)
         self.outside = OutsideLayers(self.model, self.layers_name, self.layers)
         self._rounding: dict[int, list[RemovableHandle]] = {}
         self._check()
@@ -79,12 +77,11 @@ class StreamedModel:
 
     def stored_name(self, parameter: str) -> str | None:
         """The name of a parameter's tensor in the checkpoint, its own or the one that it shares; None without one."""
-        return self._names.get(parameter)
+        return self.names.stored_name(parameter)
 
     def tied_to(self, parameter: str) -> list[str]:
         """The other parameters that share their tensor with this one."""
-        source = self._tied.get(parameter, parameter)
-        return [name for name in (source, *(n for n, s in self._tied.items() if s == source)) if name != parameter]
+        return self.names.tied_to(parameter)
 
     def layer_name(self, index: int) -> str:
         """The name of a decoder layer in the streamed: "model.layers.3"."""
@@ -92,7 +89,10 @@ class StreamedModel:
 
     def stored_module(self, name: str) -> str:
         """The name that a module with a weight has in the checkpoint."""
-        return self._names[f"{name}.weight"].removesuffix(".weight")
+        stored = self.names.stored_name(f"{name}.weight")
+        if stored is None:
+            raise KeyError(f"{name}.weight")
+        return stored.removesuffix(".weight")
 
     def widest(self) -> int:
         """The most columns that any linear of the decoder layers has."""
@@ -125,7 +125,7 @@ class StreamedModel:
     def is_packed(self, name: str) -> bool:
         """Whether the checkpoint stores the weight of a module, named as in the model, as integers."""
         weight = f"{name}.weight"
-        return self._packed(self._names.get(weight, weight))
+        return self._packed(self.names.stored_name(weight) or weight)
 
     def scheme(self, name: str) -> Scheme | None:
         """The scheme in which the checkpoint stores the weight of a module, named as in the model; None: dense."""
@@ -141,7 +141,7 @@ class StreamedModel:
     def load_rest(self, *, embedding: bool = True) -> None:
         """Make all but the decoder layers real; without `embedding` the input table stays away unless it is tied."""
         skipped = None
-        if not embedding and not self._tied and not self.outside.needs_embedding():
+        if not embedding and not self.names.ties and not self.outside.needs_embedding():
             skipped = self.model.get_input_embeddings()
         for name, module in self.model.named_modules():
             if name == self.layers_name or name.startswith(self.layers_name + ".") or module is skipped:
@@ -161,12 +161,26 @@ class StreamedModel:
         """The logits of final hidden states, as `OutsideLayers.logits` gives them. Needs `load_rest`."""
         return self.outside.logits(hidden, keep)
 
+    def _name_map(self) -> NameMap:
+        reader = self.reader
+
+        def equal(one: str, other: str) -> bool:
+            headers = [reader.headers.get(name) for name in (one, other)]
+            return None not in headers and tied_weights.equal_tensors(reader.folder, *headers)  # type: ignore[arg-type]
+
+        names = tensor_names.name_map(self.model, reader.names(), equal)
+        if names.converted:
+            stored = names.converted[0]
+            message = f"`{stored}` is stored in a form that transformers converts on loading, which cannot be streamed"
+            raise RecipeError([Diagnostic("R408", message, "load it with transformers and save it again")])
+        return names
+
     def _check(self) -> None:
         """Every tensor the model wants is in the shards, with the shape it wants."""
         missing, wrong = [], []
         wanted = [*self.model.named_parameters(), *persistent_buffers(self.model)]
         for name, tensor in wanted:
-            stored = self._names.get(name, name)
+            stored = self.names.stored_name(name) or name
             if self._packed(stored):
                 continue
             header = self.reader.headers.get(stored)
@@ -196,13 +210,13 @@ class StreamedModel:
             saved = dict(persistent_buffers(inner, recurse=False))
             for key, buffer in list(inner._buffers.items()):
                 if buffer is not None and buffer.is_meta:
-                    stored = self._names.get(where + key) if key in saved else None
+                    stored = self.names.stored_name(where + key) if key in saved else None
                     value = self._built[where + key] if stored is None else self.reader.read(stored)
                     inner._buffers[key] = value.to(self.device)
 
     def _parameter(self, module: nn.Module, key: str, where: str) -> nn.Parameter:
         name = where + key
-        stored = self._names.get(name, name)
+        stored = self.names.stored_name(name) or name
         packed = self._packed(stored)
         tensor = self.reader.read_module_weight(stored.removesuffix(".weight")) if packed else self.reader.read(stored)
         if packed and is_conv1d(module):
@@ -212,30 +226,6 @@ class StreamedModel:
     def _packed(self, stored: str) -> bool:
         module, _, key = stored.rpartition(".")
         return key == "weight" and self.reader.is_packed(module)
-
-
-def stored_names(model: Any, reader: CheckpointReader) -> dict[str, str]:
-    """Parameter or buffer name in the model → name in the checkpoint, by transformers' own table of renamings.
-
-    A packed module counts as holding `<module>.weight`.
-    """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming, rename_source_key
-
-    transforms = get_model_conversion_mapping(model)
-    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
-    converters: list[Any] = [t for t in transforms if not isinstance(t, WeightRenaming)]
-    wanted = model.state_dict()
-    names: dict[str, str] = {}
-    for stored in reader.names():
-        module = stored.rpartition(".")[0]
-        weight = f"{module}.weight" if is_weight(stored) else stored
-        name, converter = rename_source_key(weight, renamings, converters, model.base_model_prefix, wanted)
-        if converter is not None:
-            message = f"`{stored}` is stored in a form that transformers converts on loading, which cannot be streamed"
-            raise RecipeError([Diagnostic("R408", message, "load it with transformers and save it again")])
-        names[name] = weight
-    return names
 
 
 def find_layers(model: nn.Module, config: Any) -> tuple[str, nn.ModuleList]:
@@ -254,34 +244,6 @@ def persistent_buffers(module: nn.Module, recurse: bool = True) -> Iterator[tupl
         for key, buffer in inner._buffers.items():
             if buffer is not None and key not in inner._non_persistent_buffers_set:
                 yield (f"{name}.{key}" if name else key), buffer
-
-
-def tied_names(model: Any, names: Mapping[str, str], reader: CheckpointReader) -> dict[str, str]:
-    """Parameter → the stored parameter whose tensor it shares. `names` are those of the stored ones in the files."""
-
-    def equal(one: str, other: str) -> bool:
-        headers = [reader.headers.get(names[name]) for name in (one, other)]
-        return None not in headers and tied_weights.equal_tensors(reader.folder, *headers)  # type: ignore[arg-type]
-
-    return tied_weights.resolve_ties(declared_ties(model), names, equal)
-
-
-def declared_ties(model: Any) -> dict[str, str]:
-    """Parameter → its source, of those that the architecture and the configuration of a model tie."""
-    ties: dict[str, str] = model.get_expanded_tied_weights_keys(all_submodels=True)
-    return ties
-
-
-def untie_distinct(model: Any, ties: Mapping[str, str]) -> None:
-    """Let the configuration of a model no longer tie what its checkpoint stores with different values.
-
-    Else the next call of `tie_weights` would put one in place of the other. `ties` are those that do share a tensor.
-    """
-    shared = {frozenset(pair) for pair in ties.items()}
-    if any(frozenset(pair) not in shared for pair in declared_ties(model).items()):
-        model.config.tie_word_embeddings = False
-        model.config.get_text_config().tie_word_embeddings = False
-        model.all_tied_weights_keys = {}
 
 
 def dense_copy(layer: nn.Module) -> nn.Module:

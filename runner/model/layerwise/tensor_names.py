@@ -8,29 +8,49 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from runner.model.architecture import tied_weights
 from runner.model.checkpoint import formats
 
 _PACKED = tuple(f".{format.WEIGHT}" for format in formats.all_formats() if format.WEIGHT != "weight")
 _SCALES = tuple(f".{format.SCALE}" for format in formats.all_formats())
 
 
-@dataclass(frozen=True)
-class Names:
-    """parameter → its tensors in the checkpoint (more than one is an ambiguity); tensors that are converted on loading;
+Equal = Callable[[str, str], bool]  # of two stored tensors
 
-    tensors that only accompany a packed weight.
+
+@dataclass(frozen=True)
+class NameMap:
+    """The names of a model's parameters and buffers in a checkpoint, and which of them share a tensor.
+
+    stored        parameter → its tensors; more than one is an ambiguity
+    ties          parameter → the stored parameter whose tensor it shares
+    both_stored   parameter → the one that config.json ties it to, where both are stored: their bytes decide
+    converted     tensors that transformers makes others of on loading
+    packed        tensors that only accompany a packed weight
     """
 
     stored: Mapping[str, tuple[str, ...]]
+    ties: Mapping[str, str]
+    both_stored: Mapping[str, str]
     converted: tuple[str, ...]
     packed: tuple[str, ...]
 
+    def stored_name(self, parameter: str) -> str | None:
+        """Return the name of a parameter's tensor, its own or the one that it shares; None without one."""
+        own = self.stored.get(parameter) or self.stored.get(self.ties.get(parameter, ""))
+        return own[0] if own else None
 
-def names_of(model: Any, tensors: Iterable[str]) -> Names:
+    def tied_to(self, parameter: str) -> list[str]:
+        """Return the other parameters that share their tensor with this one."""
+        source = self.ties.get(parameter, parameter)
+        return [name for name in (source, *(n for n, s in self.ties.items() if s == source)) if name != parameter]
+
+
+def name_map(model: Any, tensors: Iterable[str], equal: Equal | None = None) -> NameMap:
     """The names of a model's parameters and buffers, by transformers' own table of renamings.
 
     A packed weight goes by the name `<module>.weight`, which need not be a tensor. A name that the model does not know
@@ -56,7 +76,15 @@ def names_of(model: Any, tensors: Iterable[str]) -> Names:
             packed.append(stored)
         else:
             found[name].append(weight)
-    return Names({name: tuple(stored) for name, stored in found.items()}, tuple(converted), tuple(packed))
+    names = {name: tuple(stored) for name, stored in found.items()}
+
+    def same(one: str, other: str) -> bool:
+        return equal is not None and equal(names[one][0], names[other][0])
+
+    declared = tied_by_configuration(model)
+    both = {target: source for target, source in declared.items() if target in names and source in names}
+    ties = tied_weights.resolve_ties(declared, names, same) | _aliases(model, declared, names)
+    return NameMap(names, ties, both, tuple(converted), tuple(packed))
 
 
 def _is_packed(module: str, tensors: set[str]) -> bool:
@@ -64,35 +92,18 @@ def _is_packed(module: str, tensors: set[str]) -> bool:
     return any(module + each in tensors for each in (*_PACKED, *_SCALES))
 
 
-def ties(model: Any, stored: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Parameter → the one whose tensor it uses; and parameter → the one it is to be tied to where both are stored.
-
-    `stored` are the parameters, by their names in the model, that the checkpoint holds.
-    """
-    there = set(stored)
-    asked = tied_by_configuration(model)
-    found: dict[str, str] = {}
-    both: dict[str, str] = {}
-    for target, source in asked.items():
-        if target in there and source in there:
-            both[target] = source
-        elif source in there:
-            found[target] = source
-        elif target in there:
-            found[source] = target
-        else:
-            held = next((name for name, other in asked.items() if other == source and name in there), None)
-            if held is not None:
-                found[target] = held
-    aliases: defaultdict[int, list[str]] = defaultdict(list)  # modules that are one object in the model's own code
+def _aliases(model: Any, declared: Mapping[str, str], stored: Container[str]) -> dict[str, str]:
+    """Return what `NameMap.ties` says of modules that are one object in the model's own code."""
+    names: defaultdict[int, list[str]] = defaultdict(list)
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if name not in asked and name not in asked.values():
-            aliases[id(parameter)].append(name)
-    for same in aliases.values():
-        held = next((name for name in same if name in there), None)
+        if name not in declared and name not in declared.values():
+            names[id(parameter)].append(name)
+    found: dict[str, str] = {}
+    for same in names.values():
+        held = next((name for name in same if name in stored), None)
         if held is not None:
-            found |= {name: held for name in same if name not in there}
-    return found, both
+            found |= {name: held for name in same if name not in stored}
+    return found
 
 
 def tied_by_configuration(model: Any) -> dict[str, str]:
@@ -105,6 +116,18 @@ def tied_by_configuration(model: Any) -> dict[str, str]:
         source = next(name for name, module in model.named_modules() if module is embedding)
         return dict.fromkeys(sorted(keys), f"{source}.weight")
     return dict(model.get_expanded_tied_weights_keys(all_submodels=True))
+
+
+def untie_distinct(model: Any, ties: Mapping[str, str]) -> None:
+    """Let the configuration of a model no longer tie what its checkpoint stores with different values.
+
+    Else the next call of `tie_weights` would put one in place of the other. `ties` are those that do share a tensor.
+    """
+    shared = {frozenset(pair) for pair in ties.items()}
+    if any(frozenset(pair) not in shared for pair in tied_by_configuration(model).items()):
+        model.config.tie_word_embeddings = False
+        model.config.get_text_config().tie_word_embeddings = False
+        model.all_tied_weights_keys = {}
 
 
 def ignored(model: Any, name: str) -> bool:

@@ -11,7 +11,7 @@ import torch
 
 from runner.errors import StepFailed
 from runner.model.architecture import inspect
-from runner.model.layerwise.streamed_model import declared_ties, untie_distinct
+from runner.model.layerwise.tensor_names import tied_by_configuration, untie_distinct
 
 
 def load_dense(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
@@ -36,5 +36,5 @@ def load_dense(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
 
 def _shared(model: Any) -> dict[str, str]:
     """The pairs of tied parameters that transformers did tie."""
-    ties = declared_ties(model).items()
+    ties = tied_by_configuration(model).items()
     return {one: other for one, other in ties if model.get_parameter(one) is model.get_parameter(other)}
