@@ -14,7 +14,7 @@ interrupted.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -77,7 +77,7 @@ class Request:
     processes: int = 1
     account: Mapping[str, Any] | None = None  # the account of tensors of its input, for the record
     written: Mapping[str, tuple[int, ...]] | None = None  # the shapes of the tensors that it must write
-    unchanged: Sequence[str] = ()  # tensors of its input that it must copy
+    unchanged: tuple[str, ...] = ()  # tensors of its input that it must copy
     tasks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # parameter → entry as written → its path
 
 
@@ -96,6 +96,7 @@ def decode(line: bytes) -> Request | None:
         return None
     run = message["run"]
     run["inputs"] = {name: _input(ref) for name, ref in run["inputs"].items()}
+    run["unchanged"] = tuple(run["unchanged"])
     run["step"] = AppliedStep(**run["step"])
     run["data"] = {name: DataRef(**{**ref, "files": tuple(ref["files"])}) for name, ref in run["data"].items()}
     return Request(**run)

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from runner.contracts.model_config import ModelConfig
 from runner.model.architecture import supported
+from tests.model.checkpoints import LLAMA
 
 ENCODER_REMEDY = "choose a decoder-only model, such as one of type `llama`, `qwen3` or `gemma2`"
 UPGRADE = "upgrade transformers if the model is newer than it: `pip install --upgrade transformers`"
@@ -120,3 +122,27 @@ def test_keys_of_the_wrong_type(changes: dict[str, Any], wrong: str) -> None:
     assert (found.code, found.message, found.help) == (
         "R453", f"config.json of `m` has {wrong}", "correct that value, or download config.json again"
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("allowed", ["0", "1"], ids=["own code barred", "own code allowed"])
+@pytest.mark.parametrize(
+    "key",
+    ["model_type", "architectures", "text_config", "is_encoder_decoder", "quantization_config", "auto_map",
+     "num_experts", "moe_intermediate_size", "hidden_size", "num_hidden_layers", "vocab_size",
+     "max_position_embeddings"],
+)  # fmt: skip
+def test_values_of_a_wrong_type_are_refused_or_left_to_transformers(
+    key: str, allowed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNNER_TRUST_REMOTE_CODE", allowed)
+    values = [None, True, 3, -1, 1.5, "x", [], [3], [None], [["x"]], {}, {"a": 1}, {"model_type": 3}, {"AutoConfig": 3}]
+    for value in values:
+        for model_type in ("llama", "unknown"):
+            config = {**LLAMA, "model_type": model_type, key: value}
+            refusal = supported.refuse_config(config, "`m`")
+            assert refusal is None or refusal.render()
+            assert supported.runs_own_code(config) in (True, False)
+            assert ModelConfig.of(config).raw is config
+    refusal = supported.refuse_config({**LLAMA, "architectures": 3}, "`m`")
+    assert refusal is not None
+    assert refusal.message == "config.json of `m` has `architectures` = 3; it must be a list of names of classes"
