@@ -1,0 +1,123 @@
+"""One model type through perplexity, rounding, GPTQ and pruning, each compared with what transformers makes of it."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from runner.contracts.facts import CheckpointFacts
+from runner.contracts.step_kind import DataFacts, Inputs, MachineFacts
+from runner.errors import RecipeError, RunnerError
+from runner.model.architecture import inspect
+from runner.plan.resolve_inputs import described
+from runner.recipe.schema.load import defaults
+from runner.steps import architectures, kinds
+from tests import model_types
+from tests.host import Host
+
+PERPLEXITY = "evaluate.perplexity"
+STEPS: Mapping[str, Mapping[str, Any]] = {
+    "quantize.rtn": {"bits": 4, "group_size": 8},
+    "quantize.gptq": {"bits": 4, "group_size": 8},
+    "prune.wanda": {"sparsity": 0.5},
+}
+RIGHT = "right"
+MACHINE = MachineFacts(2, 24 << 30, 20 << 30, "cpu", 0, None, 1e11, 5e8)
+IDS = torch.randint(4, 120, (72, 24), generator=torch.Generator().manual_seed(1))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a model type. `results`: kind of step → RIGHT, a refusal, or what is wrong.
+
+    no_model  why there is no tiny model of it
+    wrong     whether anything but RIGHT and refusals is among the results
+    """
+
+    results: Mapping[str, str] = field(default_factory=dict)
+    no_model: str = ""
+    wrong: bool = False
+
+
+def sweep(model_type: str, folder: Path) -> Outcome:
+    """Run every step on a random tiny model of a type."""
+    try:
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(model_types.config(model_type)).eval()
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                torch.nn.init.normal_(parameter, std=0.15)
+        model.save_pretrained(folder / "model")
+        dense = perplexity(folder / "model")
+    except Exception as error:  # noqa: BLE001  these sizes do not fit every type
+        return Outcome(no_model=f"{type(error).__name__}: {_line(error)}")
+    results: dict[str, str] = {}
+    wrong = False
+    for kind, params in {PERPLEXITY: {}, **STEPS}.items():
+        try:
+            results[kind] = _tried(kind, params, folder, dense)
+        except RunnerError as error:
+            results[kind] = _line(error).replace(f"{folder / 'model'}", "model")
+        except Exception as error:  # noqa: BLE001  a crash is a result
+            results[kind] = f"{type(error).__name__}: {_line(error)}\n{traceback.format_exc()}"
+            wrong = True
+        wrong = wrong or results[kind].startswith("wrong:")
+        if results[kind] != RIGHT and kind == PERPLEXITY:
+            break
+    return Outcome(results, wrong=wrong)
+
+
+def _tried(kind: str, params: Mapping[str, Any], folder: Path, dense: float) -> str:
+    """RIGHT, or what differs from transformers: more than 1e-4 before, more than 1e-3 after compression."""
+    if kind == PERPLEXITY:
+        streamed = run(kind, folder / "model", folder / "dense", IDS).metrics["perplexity"]
+        return RIGHT if abs(streamed / dense - 1) < 1e-4 else f"wrong: {streamed:.4f}, transformers has {dense:.4f}"
+    host = folder / kind
+    run(kind, folder / "model", host, None if kind == "quantize.rtn" else IDS[:24], **params)
+    streamed = run(PERPLEXITY, host / "out", folder / f"{kind}-perplexity", IDS).metrics["perplexity"]
+    loaded = perplexity(host / "out")
+    if not abs(streamed / loaded - 1) < 1e-3:
+        return f"wrong: {streamed:.4f}, transformers has {loaded:.4f}"
+    return RIGHT if abs(loaded / dense - 1) > 1e-9 else "wrong: nothing changed"
+
+
+def run(kind: str, model: Path, folder: Path, ids: torch.Tensor | None, **params: Any) -> Any:
+    """Plan and run one step on a checkpoint. RecipeError where the plan refuses it."""
+    facts = described(inspect.facts(model, "model"), model)
+    named = {"data": "calibration"} if ids is not None else {}
+    data = {"data": DataFacts("calibration", len(IDS), IDS.shape[1], IDS.nbytes, "0" * 64)}
+    refuse(kind, facts, Inputs(facts, {}, data, MACHINE), {**named, **params})
+    host = Host(folder, kind, model, ids, **params)
+    known = replace(host.inputs["checkpoint"], sites=tuple(site.name for site in facts.sites), linears=facts.linears)
+    host.inputs = {"checkpoint": known}
+    return kinds.find(kind).run(host)
+
+
+def refuse(kind: str, facts: CheckpointFacts, inputs: Inputs, params: Mapping[str, Any]) -> None:
+    unsupported = architectures.refuse(kind, facts)
+    found = [unsupported] if unsupported else kinds.find(kind).check(defaults(kind, params), inputs)
+    errors = [each for each in found if each.severity == "error"]
+    if errors:
+        raise RecipeError(errors)
+
+
+def perplexity(folder: Path) -> float:
+    """The perplexity of IDS by transformers' own forward in float32."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    total = 0.0
+    with torch.no_grad():
+        for ids in IDS.split(24):
+            logits = model(input_ids=ids).logits.float()[:, :-1].flatten(0, 1)
+            total += torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten(), reduction="sum").item()
+    return math.exp(total / (IDS.numel() - len(IDS)))
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
