@@ -36,7 +36,8 @@ PROGRAM = "runner.model.layerwise.describe"
 # of the time of their import.
 _RUN = f"import gc; gc.disable(); from {PROGRAM} import main; main()"
 _SOURCES = (  # of the program
-    "layerwise/describe.py", "layerwise/linear_calls.py", "layerwise/refusals.py", "layerwise/tensor_names.py",
+    "layerwise/conversions.py", "layerwise/describe.py", "layerwise/linear_calls.py", "layerwise/refusals.py",
+    "layerwise/tensor_names.py",
     "layerwise/empty_model.py", "architecture/tied_weights.py",
 )  # fmt: skip
 _PROGRAM_FOLDER = Path(__file__).resolve().parents[1]

@@ -23,6 +23,7 @@ from runner.contracts import model_description
 from runner.contracts.model_description import LinearModule, Linears, ModelDescription, Parameter, Problem
 from runner.errors import RecipeError
 from runner.model.layerwise import linear_calls, refusals, tensor_names
+from runner.model.layerwise.conversions import Conversions
 from runner.model.layerwise.linear import is_conv1d, is_linear
 from runner.model.layerwise.streamed_model import find_layers
 
@@ -66,7 +67,8 @@ def of_model(model: Any, tensors: Mapping[str, tuple[int, ...]]) -> ModelDescrip
         parameters.append(Parameter(name, stored, shape, kind, type(module).__name__))
     strange = {name: stored for name, stored in names.stored.items() if name not in wanted}
     passed = {name for name, stored in strange.items() if any(tensor_names.ignored(model, n) for n in (name, *stored))}
-    converted = bool(names.converted)  # of which parameters they are is known to transformers alone
+    made = Conversions(model, names.converted, tensors)
+    converted = bool(made.failed)  # of which parameters they are is known to transformers alone
     layers, count = _layers(model)
     experts = next((each.name for each in parameters if _of_experts(each)), "")
     return ModelDescription(
@@ -78,7 +80,8 @@ def of_model(model: Any, tensors: Mapping[str, tuple[int, ...]]) -> ModelDescrip
         both_stored=names.both_stored,
         missing=() if converted else tuple(
             name for name in wanted
-            if name not in names.stored and name not in names.ties and not tensor_names.may_be_missing(model, name)
+            if name not in names.stored and name not in names.ties and name not in made
+            and not tensor_names.may_be_missing(model, name)
         ),
         misshaped={
             each.name: tensors[each.stored]
@@ -88,7 +91,7 @@ def of_model(model: Any, tensors: Mapping[str, tuple[int, ...]]) -> ModelDescrip
         packed=names.packed,
         ignored=tuple(stored for name in sorted(passed) for stored in strange[name]),
         unexpected=tuple(stored for name in sorted(set(strange) - passed) for stored in strange[name]),
-        converted=names.converted,
+        converted=tuple(made.failed),
         duplicates={name: stored for name, stored in names.stored.items() if len(stored) > 1},
         experts=experts,
         linears=Linears(_linears(model, {each.name: each.stored for each in parameters})),

@@ -21,6 +21,7 @@ from runner.model.architecture import inspect, tied_weights
 from runner.model.checkpoint.quantization.scheme import Scheme
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.layerwise import activation_rounding, adapter, tensor_names
+from runner.model.layerwise.conversions import Conversions
 from runner.model.layerwise.dtypes import compute_dtype, stored_dtype
 from runner.model.layerwise.empty_model import build_with_buffers
 from runner.model.layerwise.layer_probes import Call
@@ -54,6 +55,8 @@ class StreamedModel:
         self.layers_name, layers = find_layers(self.model, config)
         self.layers: list[nn.Module] = list(layers)
         self.names = self._name_map()
+        shapes = {name: tuple(header.shape) for name, header in self.reader.headers.items()}
+        self._conversions = Conversions(self.model, self.names.converted, shapes)
         tensor_names.untie_distinct(self.model, self.names.ties)
         self.outside = OutsideLayers(self.model, self.layers_name, self.layers)
         self._rounding: dict[int, list[RemovableHandle]] = {}
@@ -168,20 +171,18 @@ class StreamedModel:
             headers = [reader.headers.get(name) for name in (one, other)]
             return None not in headers and tied_weights.equal_tensors(reader.folder, *headers)  # type: ignore[arg-type]
 
-        names = tensor_names.name_map(self.model, reader.names(), equal)
-        if names.converted:
-            stored = names.converted[0]
-            message = f"`{stored}` is stored in a form that transformers converts on loading, which cannot be streamed"
-            raise RecipeError([Diagnostic("R408", message, "load it with transformers and save it again")])
-        return names
+        return tensor_names.name_map(self.model, reader.names(), equal)
 
     def _check(self) -> None:
         """Every tensor the model wants is in the shards, with the shape it wants."""
+        for name in self._conversions.failed:
+            message = f"`{name}` is stored in a form that transformers converts on loading, which cannot be streamed"
+            raise RecipeError([Diagnostic("R408", message, "load it with transformers and save it again")])
         missing, wrong = [], []
         wanted = [*self.model.named_parameters(), *persistent_buffers(self.model)]
         for name, tensor in wanted:
             stored = self.names.stored_name(name) or name
-            if self._packed(stored):
+            if name in self._conversions or self._packed(stored):
                 continue
             header = self.reader.headers.get(stored)
             if header is None:
@@ -216,6 +217,9 @@ class StreamedModel:
 
     def _parameter(self, module: nn.Module, key: str, where: str) -> nn.Parameter:
         name = where + key
+        if name in self._conversions:
+            built = self._conversions.build(name, self.reader.read)
+            return nn.Parameter(built.to(self.device, self.dtype).contiguous(), requires_grad=False)
         stored = self.names.stored_name(name) or name
         packed = self._packed(stored)
         tensor = self.reader.read_module_weight(stored.removesuffix(".weight")) if packed else self.reader.read(stored)

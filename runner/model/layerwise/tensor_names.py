@@ -14,6 +14,8 @@ from typing import Any
 
 from runner.model.architecture import tied_weights
 from runner.model.checkpoint import formats
+from runner.model.layerwise import conversions
+from runner.model.layerwise.conversions import Group
 
 _PACKED = tuple(f".{format.WEIGHT}" for format in formats.all_formats() if format.WEIGHT != "weight")
 _SCALES = tuple(f".{format.SCALE}" for format in formats.all_formats())
@@ -29,14 +31,14 @@ class NameMap:
     stored        parameter → its tensors; more than one is an ambiguity
     ties          parameter → the stored parameter whose tensor it shares
     both_stored   parameter → the one that config.json ties it to, where both are stored: their bytes decide
-    converted     tensors that transformers makes others of on loading
+    converted     groups of tensors that transformers makes others of on loading
     packed        tensors that only accompany a packed weight
     """
 
     stored: Mapping[str, tuple[str, ...]]
     ties: Mapping[str, str]
     both_stored: Mapping[str, str]
-    converted: tuple[str, ...]
+    converted: tuple[Group, ...]
     packed: tuple[str, ...]
 
     def stored_name(self, parameter: str) -> str | None:
@@ -65,13 +67,16 @@ def name_map(model: Any, tensors: Iterable[str], equal: Equal | None = None) -> 
     wanted = model.state_dict()
     there = set(tensors)
     found: defaultdict[str, list[str]] = defaultdict(list)
-    converted, packed = [], []
+    converted: list[tuple[str, str, str]] = []
+    packed = []
     for stored in sorted(there):
         module, _, key = stored.rpartition(".")
         weight = f"{module}.weight" if stored.endswith(_PACKED) else stored
         name, converter = rename_source_key(weight, renamings, converters, model.base_model_prefix, wanted)
+        if name not in wanted and weight in wanted:  # as transformers does: it is not to be renamed
+            name, converter = rename_source_key(weight, [], [], model.base_model_prefix, wanted)
         if converter is not None:
-            converted.append(stored)
+            converted.append((stored, name, conversions.PACKED if _is_packed(module, there) else converter))
         elif name not in wanted and key != "weight" and _is_packed(module, there):
             packed.append(stored)
         else:
@@ -84,7 +89,8 @@ def name_map(model: Any, tensors: Iterable[str], equal: Equal | None = None) -> 
     declared = tied_by_configuration(model)
     both = {target: source for target, source in declared.items() if target in names and source in names}
     ties = tied_weights.resolve_ties(declared, names, same) | _aliases(model, declared, names)
-    return NameMap(names, ties, both, tuple(converted), tuple(packed))
+    groups = tuple(conversions.groups(converted, converters))
+    return NameMap(names, ties, both, groups, tuple(packed))
 
 
 def _is_packed(module: str, tensors: set[str]) -> bool:
