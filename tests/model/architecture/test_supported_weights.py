@@ -42,10 +42,11 @@ def of_groups(format: str, **group: Any) -> dict[str, Any]:
          "`m`: checkpoints quantized with `fp8` cannot be read; a dense checkpoint is needed"),
         (stored("I8", "SCB"), {"quant_method": "bitsandbytes", "load_in_8bit": True},
          "`m`: checkpoints quantized with `bitsandbytes` cannot be read; a dense checkpoint is needed"),
-        (stored("F8_E4M3", "weight_scale"), of_groups("float-quantized", weights={**INTEGERS, "type": "float"}),
-         "`m`: the compressed-tensors format `float-quantized` cannot be read; a dense checkpoint is needed"),
+        (stored("F8_E4M3", "weight_scale"), of_groups("nvfp4-pack-quantized", weights={**INTEGERS, "type": "float"}),
+         "`m`: the compressed-tensors format `nvfp4-pack-quantized` cannot be read; a dense checkpoint is needed"),
         (stored("I8", "weight_scale"), of_groups("int-quantized", weights=INTEGERS, input_activations=INTEGERS),
-         "`m` quantizes activations too, which is not computed here"),
+         ("`m`: inputs that compressed-tensors rounds with calibrated scales cannot be computed; "
+          "a dense checkpoint is needed")),
         (stored("BF16"), {"quant_method": "gptq", "bits": 4},
          "`m`: its quantization_config of `gptq` lacks `group_size`"),
         (stored("BF16"), of_groups("pack-quantized", weights=INTEGERS) | {"config_groups": ["Linear"]},
@@ -58,7 +59,7 @@ def of_groups(format: str, **group: Any) -> dict[str, Any]:
          "`model.layers.0.mlp.down_proj` of `m` is packed, and nothing in config.json says how"),
     ],
     ids=[
-        "awq", "fp8", "bitsandbytes", "float-quantized", "activations", "no group size", "no groups", "fp8 alone",
+        "awq", "fp8", "bitsandbytes", "nvfp4", "calibrated activations", "no group size", "no groups", "fp8 alone",
         "no scales", "packed alone",
     ],
 )  # fmt: skip
