@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from runner.errors import RecipeError
-from runner.model.architecture import inspect
+from runner.model.architecture import decoder_layers, inspect
 from runner.model.checkpoint import headers
 from tests.model.checkpoints import LLAMA, llama_shapes, raw, shard, write, write_sharded
 
@@ -330,8 +330,9 @@ def test_index_may_not_leave_the_folder(tmp_path: Path) -> None:
 
 
 def test_config_belongs_to_another_model(tmp_path: Path) -> None:
-    write(tmp_path, config=LLAMA | {"num_hidden_layers": 6, "hidden_size": 16})
-    assert complaints(tmp_path) == [
+    found = inspect.facts(write(tmp_path, config=LLAMA | {"num_hidden_layers": 6, "hidden_size": 16}), "m")
+    wrong = decoder_layers.complaints(found.config.raw, found.tensors, found.source)
+    assert [(d.code, d.message, d.help) for d in wrong] == [
         (
             "R445",
             (
