@@ -114,6 +114,22 @@ def test_refusals_say_the_key_and_the_words_of_transformers() -> None:
     ]
 
 
+def test_a_config_of_another_model_is_refused_by_the_tensors(tmp_path: Path) -> None:
+    config = checkpoints.LLAMA | {"num_hidden_layers": 6, "hidden_size": 16}
+    folder = checkpoints.write(tmp_path / "model", config=config)
+    tensors = headers.read_headers(folder)
+    found = model_complaints.complaints(describe(folder), tensors, config, "m")
+    assert found[0].render() == (
+        "error[R406]: tensor `model.layers.4.self_attn.q_proj.weight` is missing from `m`\n"
+        "help: the checkpoint is incomplete or was edited; download it again"
+    )
+    shape, other = [32, 8], [32, 16]
+    assert (
+        f"error[R407]: `model.embed_tokens.weight` is {shape} in model.safetensors, the model wants {other}\n"
+        "help: config.json belongs to another model; download both together"
+    ) in [each.render() for each in found]
+
+
 def test_missing_tensors_are_counted_where_there_are_many() -> None:
     found = rendered(ModelDescription(missing=tuple(f"model.layers.{i}.weight" for i in range(20))))
     assert len(found) == 13
