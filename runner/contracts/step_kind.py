@@ -23,7 +23,8 @@ what it calls import what they need. It holds these names:
     changes(params, inputs) -> Collection[str]      optional: the tensors of the main input whose values the step may
                                                     change; where it is absent, all that belong to the model
     source_facts(inputs) -> CheckpointFacts         optional: the source of the step's result, if not its main input
-    run(ctx) -> Result
+    run(ctx) -> Result                              of a checkpoint, with the account of tensors that the function
+                                                    returned which wrote it (`runner.model.checkpoint.derived.write`)
 
 Parameters have their names, types, ranges, defaults and descriptions in the schema alone. Five annotations there
 define what a parameter refers to:
