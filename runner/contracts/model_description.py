@@ -108,6 +108,7 @@ class ModelDescription:
     converted     stored tensors that transformers converts into others on loading
     duplicates    parameter → all stored tensors that stand for it, if several do
     linears       its linear modules
+    built         a stored tensor that transformers makes others of on loading, which the stream does too; "" for none
     experts       a parameter that holds weights of several experts, or of one of several; "" for a dense model
     warnings      what transformers logged
     """
@@ -128,6 +129,7 @@ class ModelDescription:
     problems: tuple[Problem, ...] = ()
     linears: Linears = field(default_factory=Linears)
     experts: str = ""
+    built: str = ""
     warnings: tuple[str, ...] = ()
 
     def layers_prefix(self) -> str | None:

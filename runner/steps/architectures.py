@@ -9,6 +9,8 @@ from runner.errors import Diagnostic
 _MEASURES = frozenset({"evaluate.perplexity", "evaluate.divergence"})
 # These go through the decoder layers one after another, whatever the layers are.
 _LAYERWISE = _MEASURES | {"quantize.rtn", "quantize.gptq", "prune.magnitude", "prune.wanda"}
+# The sweep (docs/models.md) found other numbers for them than transformers has.
+_DIFFERENT = frozenset({"inkling2", "inkling2_text"})
 _STATE_SPACE = (".A_log", ".time_decay", ".recurrent_param")
 
 
@@ -17,10 +19,17 @@ def refuse(kind: str, facts: CheckpointFacts) -> Diagnostic | None:
     description, source = facts.description, f"`{facts.source}` (`{facts.config.model_type}`)"
     if description is None:
         return None
+    if facts.config.model_type in _DIFFERENT:
+        message = f"{source} is computed differently a layer at a time than by transformers"
+        return Diagnostic("R405", message, "choose a model of another type")
     if description.experts and kind not in _MEASURES:
         holds = f"it holds `{description.experts}`"
         message = f"{source} is a mixture of experts: {holds}; mixtures cannot be compressed yet"
         return Diagnostic("R441", message, "choose a dense model")
+    if description.built and kind not in _MEASURES:
+        holds = f"it holds `{description.built}`, which transformers makes other tensors of on loading"
+        message = f"{source} can be measured, not changed: {holds}"
+        return Diagnostic("R408", message, "choose a model that is stored as transformers runs it")
     state = next((name for name in sorted(facts.tensors) if name.endswith(_STATE_SPACE)), None)
     if state is None or kind in _MEASURES:
         return None

@@ -38,10 +38,23 @@ def test_what_works_is_not_refused(facts: CheckpointFacts, kind: str) -> None:
 
 
 @pytest.mark.parametrize(("facts", "kind", "expected"), [
+    (replace(DENSE, config=ModelConfig.of({"model_type": "inkling2_text"})), "evaluate.perplexity", (
+        "R405",
+        "`m` (`inkling2_text`) is computed differently a layer at a time than by transformers",
+        "choose a model of another type",
+    )),
     (MIXTURE, "quantize.rtn", (
         "R441",
         f"`m` (`mixtral`) is a mixture of experts: it holds `{EXPERT}`; mixtures cannot be compressed yet",
         "choose a dense model",
+    )),
+    (replace(DENSE, description=ModelDescription(built="model.layers.0.k_conv1d.weight")), "quantize.rtn", (
+        "R408",
+        (
+            "`m` (`llama`) can be measured, not changed: it holds `model.layers.0.k_conv1d.weight`, which transformers "
+            "makes other tensors of on loading"
+        ),
+        "choose a model that is stored as transformers runs it",
     )),
     (STATES, "recover.lora", (
         "R447",

@@ -94,6 +94,7 @@ def of_model(model: Any, tensors: Mapping[str, tuple[int, ...]]) -> ModelDescrip
         converted=tuple(made.failed),
         duplicates={name: stored for name, stored in names.stored.items() if len(stored) > 1},
         experts=experts,
+        built=next((name for group in names.converted for name, _ in group.sources), ""),
         linears=Linears(_linears(model, {each.name: each.stored for each in parameters})),
     )  # fmt: skip
 
