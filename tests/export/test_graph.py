@@ -29,11 +29,17 @@ MODELS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+# Each takes ten seconds of two cores; these differ most from one another, the others are compared nightly.
+SHORT = ("llama", "gemma2", "phi3", "opt", "gpt2")
+
+
 def checkpoint(folder: Path, name: str) -> Path:
     return save(folder, "llama_tied" if name == "gemma" else name, **MODELS[name])
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.nightly) for name in MODELS]
+)
 def test_an_architecture(name: str, tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "model", name)
     ours, theirs = pair(build(tmp_path, source), source)

@@ -83,11 +83,18 @@ def test_everything_that_reads_a_model_agrees_with_transformers(tmp_path: Path, 
     assert (trained.lm_head.weight is trained.model.embed_tokens.weight) == (case in ("embedding", "head", "equal"))
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("kind", ["build.onnx", "build.gguf", pytest.param("build.compile", marks=pytest.mark.nightly)])
-def test_engines_agree_with_transformers(tmp_path: Path, case: str, kind: str) -> None:
-    if kind == "build.compile" and case not in ("head", "distinct"):
-        pytest.skip("compiling takes seconds; the two that differ most")
+# Graphs take seconds and compiled packages a minute each: the two cases that differ most, the first kind nightly too.
+FEW = ("head", "distinct")
+ENGINES = [
+    *(("build.gguf", case) for case in CASES),
+    *(("build.onnx", case) for case in FEW),
+    *(pytest.param("build.onnx", case, marks=pytest.mark.nightly) for case in CASES if case not in FEW),
+    *(pytest.param("build.compile", case, marks=pytest.mark.nightly) for case in FEW),
+]
+
+
+@pytest.mark.parametrize(("kind", "case"), ENGINES)
+def test_engines_agree_with_transformers(tmp_path: Path, kind: str, case: str) -> None:
     folder = tiny.byte_level(model(tmp_path / "model", case, torch.float32))
     ids = tiny.tokens(1, 12)
     params: dict[str, dict[str, Any]] = {
