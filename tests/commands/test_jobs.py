@@ -86,6 +86,7 @@ folder jobs/toy-ID
  ✓ shrink toy.shrink done SECS NN MB 11.5 MB error 0.0233
  ✓ after toy.score done SECS NN MB points 5
  shrink: error by layer ▃▅█ 0.01 to 0.04
+ shrink: tensors: 56 changed (down, embedding, gate, k, norm, o, q, up, v; 11.5 MB), 1 tied (head)
  after: gate passed: `points` is 5, within its limit 6 (1.5 × `before` 4)
 
 size 11.5 MB → 11.5 MB

@@ -126,7 +126,7 @@ def test_a_missing_package_is_the_machines_fault(tmp_path: Path, monkeypatch: py
         raise error
 
     monkeypatch.setattr(timing, "measure", refuse)
-    monkeypatch.setattr(timing, "_say", lambda **message: said.append(message))
+    monkeypatch.setattr(timing, "_write_message", lambda **message: said.append(message))
     monkeypatch.setattr(os, "_exit", lambda code: None)
     settings = {"folder": "", "device": "cpu", "threads": 1, "seed": 0, **SMALL}
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(settings) + "\n"))

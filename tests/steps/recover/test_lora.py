@@ -166,7 +166,7 @@ def test_what_was_quantized_elsewhere_is_not_quantized_again(tmp_path: Path) -> 
         run(tmp_path / "lora", packed, dense, merge="requantize")
     assert caught.value.message == (
         "`merge: requantize` needs to know how the checkpoint was quantized, and "
-        f"{packed / COMPRESSION} does not say it"
+        f"{packed / COMPRESSION} does not record it"
     )
     assert caught.value.help == "use `merge: keep`, or quantize the model in this recipe"
 
