@@ -21,26 +21,34 @@ RETURNS: Mapping[str, Callable[[torch.Tensor], Any]] = {
 }
 
 
-class Recorder(nn.Module):
-    """Stands in for a decoder layer and keeps what it was called with; attributes are the layer's own.
+class StandIn(nn.Module):
+    """A module in the place of a decoder layer, whose attributes are the layer's own."""
 
-    It passes hidden states on as they are. `passed` tells whether it was given what the layer before it, `previous`,
-    gave; where that is not so, the model does something between its layers.
-    """
-
-    def __init__(self, layer: nn.Module, returns: str, previous: Recorder | None = None, last: bool = False) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.__dict__["layer"], self.__dict__["previous"] = layer, previous
-        self.returns, self.last = RETURNS[returns], last
-        self.hidden: torch.Tensor | None = None
-        self.passed = False
-        self.call: Call = ((), {})
+        self.__dict__["layer"] = layer  # not as a submodule: its parameters are no part of this one
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
             return getattr(self.__dict__["layer"], name)
+
+
+class Recorder(StandIn):
+    """Stands in for a decoder layer and keeps what it was called with.
+
+    It passes hidden states on as they are. `passed` tells whether it was given what the layer before it, `previous`,
+    gave; where that is not so, the model does something between its layers.
+    """
+
+    def __init__(self, layer: nn.Module, returns: str, previous: Recorder | None = None, last: bool = False) -> None:
+        super().__init__(layer)
+        self.__dict__["previous"] = previous
+        self.returns, self.last = RETURNS[returns], last
+        self.hidden: torch.Tensor | None = None
+        self.passed = False
+        self.call: Call = ((), {})
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         previous = self.__dict__["previous"]
@@ -58,19 +66,12 @@ def _same(one: torch.Tensor | None, other: torch.Tensor) -> bool:
     return one.shape == other.shape and not one.is_meta and torch.equal(one, other)
 
 
-class Injector(nn.Module):
+class Injector(StandIn):
     """Stands in for a decoder layer and returns given hidden states whatever it is called with."""
 
     def __init__(self, layer: nn.Module, hidden: torch.Tensor, returns: str) -> None:
-        super().__init__()
-        self.__dict__["layer"] = layer
+        super().__init__(layer)
         self.given = RETURNS[returns](hidden)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.__dict__["layer"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.given
