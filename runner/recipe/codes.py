@@ -1,6 +1,7 @@
 """The stable code of every complaint about a recipe, with the one line that documents it.
 
-R1xx syntax, R2xx schema and params, R3xx across steps, R4xx model and data, R5xx machine.
+R1xx syntax, R2xx schema and params, R3xx across steps, R4xx model and data, R5xx machine, R6xx models and
+schemes, R7xx executors and environments.
 """
 
 from __future__ import annotations

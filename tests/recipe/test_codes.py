@@ -14,7 +14,7 @@ def mentioned(folder: Path) -> set[str]:
         code
         for file in folder.rglob("*.py")
         if file.name not in ("codes.py", "errors.py")
-        for code in re.findall(r"\bR[1-5]\d\d\b", file.read_text(encoding="utf-8"))
+        for code in re.findall(r"\bR[1-7]\d\d\b", file.read_text(encoding="utf-8"))
     }
 
 
@@ -28,7 +28,7 @@ def test_every_code_has_a_whole_message_in_a_test() -> None:
         for file in Path(__file__).parent.rglob("*.py")
         for code in re.findall(r"(?:error|warning)\[(R\d+)\]|refused\(.*\"(R\d+)\"", file.read_text(encoding="utf-8"))
     }
-    assert shown >= {code for code in CODES if code < "R400"}, "R4xx and R5xx are shown beside what finds them"
+    assert shown >= {code for code in CODES if code < "R400"}, "R4xx and later are shown beside what finds them"
 
 
 def test_meanings_are_one_line() -> None:
