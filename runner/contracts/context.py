@@ -106,6 +106,11 @@ class Context(Protocol):
         ...
 
     @property
+    def limits(self) -> Mapping[str, float]:
+        """Gates with a fixed upper limit: metric → limit. A step may end early at one, with GateFailed."""
+        ...
+
+    @property
     def recipe_text(self) -> str:
         """The resolved recipe, for model cards."""
         ...

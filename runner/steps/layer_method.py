@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from runner.contracts import metric_ranges
 from runner.contracts.context import Params
 from runner.model.layerwise.method import Transform
+
+LAYER_ERROR = "layer_error"  # the largest mean error of a layer's modules: a gate on it ends the step at that layer
+ERRORS = {LAYER_ERROR: metric_ranges.AMOUNT}  # the METRICS of a kind that measures the error of modules
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Imported inside functions only: it loads torch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from runner.contracts.context import Artifact, Context, Params, Result
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.model_description import Linears
+from runner.errors import GateFailed
 from runner.model.architecture.inspect import facts as read_facts
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.checkpoint.writer import parse_size
@@ -20,7 +22,7 @@ from runner.model.layerwise.method import Method, Results
 from runner.model.layerwise.output import Output, Storage
 from runner.model.layerwise.stream_run import StreamHooks, StreamRun
 from runner.steps import model_card
-from runner.steps.layer_method import LayerMethod
+from runner.steps.layer_method import LAYER_ERROR, LayerMethod
 from runner.steps.targets import chosen, planned_schemes
 
 if TYPE_CHECKING:
@@ -28,7 +30,23 @@ if TYPE_CHECKING:
 
 
 def hooks(ctx: Context) -> StreamHooks:
-    return StreamHooks(ctx.emit, ctx.safe_point)
+    """Return the hooks of a step. A gate on `layer_error` ends it with GateFailed at the first layer that misses it."""
+
+    def judge(layer: int, layers: int, error: float | None) -> None:
+        limit = ctx.limits.get(LAYER_ERROR)
+        if limit is None or error is None or error <= limit:  # not of NaN
+            return
+        ctx.emit(
+            "gate", id=ctx.step.id, metric=LAYER_ERROR, value=error, limit=limit, passed=False,
+            rule=f"at most {limit:g}",
+            text=f"`{LAYER_ERROR}` is {error:.4g} in layer {layer}, above its limit {limit:g}",
+        )  # fmt: skip
+        raise GateFailed(
+            f"stopped after layer {layer} of {layers}, which misses the gate on `{LAYER_ERROR}`",
+            "raise the limit, and the step goes on after that layer; or change the step so that it loses less there",
+        )
+
+    return StreamHooks(ctx.emit, ctx.safe_point, judge)
 
 
 def stream_run(ctx: Context) -> StreamRun:
@@ -103,10 +121,16 @@ def compress(checkpoint: Artifact, how: Compression, run: StreamRun, ctx: Contex
 
 
 def summary(out: Path, results: Results) -> Result:
-    """Return the metrics of a step: the mean of every metric over modules, and the bytes in `out`."""
+    """Return the metrics of a step: the mean of every metric over modules, the largest error of a layer, and the bytes
+
+    in `out`.
+    """
     modules = [m for layer in results for m in layer["modules"].values()]
     keys = sorted({k for m in modules for k, v in m.items() if isinstance(v, float)})
     metrics: dict[str, Any] = {k: sum(m[k] for m in modules if k in m) / sum(k in m for m in modules) for k in keys}
+    errors = [error for layer in results if (error := engine.layer_error(layer)) is not None]
+    if errors:
+        metrics[LAYER_ERROR] = math.nan if any(map(math.isnan, errors)) else max(errors)
     metrics["bytes"] = sum(p.stat().st_size for p in out.glob("*.safetensors"))
     metrics["modules"] = len(modules)
     return Result(metrics=metrics, details={"layers": results})

@@ -71,6 +71,7 @@ class Caller:
         self.cache_dir = folder / "cache"
         self.seed, self.device, self.threads, self.processes = 3, "cpu", 1, processes
         self.recipe_text = "version: 1\nname: test\n"
+        self.limits: Mapping[str, float] = {}
         self.stop_at, self.asked = stop_at, 0
         self.events: list[dict[str, Any]] = []
 

@@ -38,6 +38,7 @@ class StepContext:
         self.device = request.device
         self.threads = request.threads
         self.processes = request.processes
+        self.limits = request.limits
         self.recipe_text = request.recipe_text
         self._request = request
         self._send = send

@@ -72,6 +72,8 @@ def walk(layers: WeightsOnly | Calibrated, sink: Sink, run: StreamRun) -> Result
     count = layers.inputs.facts.layer_count
     progress = layers.begin(progress_file.load(run.progress, count), run)
     heap.trim()  # what the making of the model left
+    for done, result in enumerate(progress.results, start=1):  # an interrupted run may have had other limits
+        run.hooks.judge(done, count, layer_error(result))
     with torch.inference_mode():
         for index in range(progress.layer, count):
             run.hooks.safe_point()
@@ -87,6 +89,7 @@ def walk(layers: WeightsOnly | Calibrated, sink: Sink, run: StreamRun) -> Result
                 "layer", layer=index + 1, layers=count, seconds=time.perf_counter() - started,
                 error=mean(result, "error"), **({} if before is None else {"error_before": before}),
             )  # fmt: skip
+            run.hooks.judge(index + 1, count, layer_error(result))
     layers.close()
     return progress.results
 
@@ -244,6 +247,15 @@ def device_bytes(device: torch.device) -> int:
 def weight_of(module: nn.Module) -> torch.Tensor:
     weight: torch.Tensor = module.get_parameter("weight")
     return weight
+
+
+def layer_error(result: Mapping[str, Any]) -> float | None:
+    """The mean relative error of the changed modules of a layer: of their outputs, or of their weights where only
+
+    those were measured; None where nothing was.
+    """
+    error = mean(result, "error")
+    return mean(result, "weight_error") if error is None else error
 
 
 def mean(result: Mapping[str, Any], metric: str) -> float | None:

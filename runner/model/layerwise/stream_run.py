@@ -16,10 +16,15 @@ class Emit(Protocol):
 
 @dataclass(frozen=True)
 class StreamHooks:
-    """Functions that a stream calls: `safe_point` where everything done so far can be resumed; it may raise."""
+    """Functions that a stream calls: `safe_point` where everything done so far can be resumed; it may raise.
+
+    `judge` is called with the number of finished layers, the number of all layers, and the error of the last finished
+    one (None where the method does not measure it), when that layer can be resumed from; it may raise too.
+    """
 
     emit: Emit
     safe_point: Callable[[], None]
+    judge: Callable[[int, int, float | None], None] = lambda layer, layers, error: None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, Cost, Inputs, MachineFacts, Params
 from runner.model.layerwise.method import Linear, Statistics, Transformed
+from runner.steps.layer_method import ERRORS
 from runner.steps.layerwise import LayerMethod, bind, distinct_inputs
 from runner.steps.targets import stored_scheme
 
@@ -17,7 +18,7 @@ VERSION = 6
 CONSUMES = (CHECKPOINT,)
 PRODUCES = QUANTIZED
 REQUIRES = ()
-METRICS = ()
+METRICS = ERRORS
 
 SAMPLED_ROWS = 512
 _SOLVED_WEIGHTS = 8e6  # weights for which one core finds grids and rounds in a second (measured)

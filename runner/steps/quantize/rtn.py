@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, Params
 from runner.model.layerwise.method import Linear, Statistics, Transformed
+from runner.steps.layer_method import ERRORS
 from runner.steps.layerwise import LayerMethod, bind
 from runner.steps.targets import stored_scheme
 
@@ -11,7 +12,7 @@ VERSION = 4
 CONSUMES = (CHECKPOINT,)
 PRODUCES = QUANTIZED
 REQUIRES = ()
-METRICS = ()
+METRICS = ERRORS
 
 
 def transform(linear: Linear, statistics: Statistics, params: Params) -> Transformed:

@@ -24,7 +24,7 @@ from runner.model.layerwise import memory_budget
 from runner.model.layerwise.method import Linear, Statistics, Transformed
 from runner.steps import layerwise
 from runner.steps.integer_weights import refuse_others
-from runner.steps.layer_method import LayerMethod
+from runner.steps.layer_method import ERRORS, LayerMethod
 from runner.steps.targets import chosen
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ VERSION = 5
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = SAME
 REQUIRES = ()
-METRICS = ()
+METRICS = ERRORS
 
 SAMPLED_ROWS = 512
 _BYTES = 4  # per value of an adapter: peft computes adapters in float32

@@ -177,7 +177,8 @@ def test_an_unknown_kind() -> None:
 
 def test_references() -> None:
     assert load.references("evaluate.divergence") == {"data": "data", "against": "checkpoint", "gates": "gates"}
-    assert load.references("quantize.rtn") == {}
+    assert load.references("quantize.rtn") == {"gates": "gates"}
+    assert load.references("prune.magnitude") == {}
 
 
 def test_defaults_are_filled_in_at_every_depth() -> None:
