@@ -65,6 +65,21 @@ class LinearModule:
 
 
 @dataclass(frozen=True)
+class CachedAttention:
+    """An attention module whose cache of keys and values readers of quantized checkpoints find, by its class.
+
+    name                    in the model
+    stored                  in the checkpoint
+    key_heads, value_heads  of what a forward puts into its cache; 0 where no forward puts anything there
+    """
+
+    name: str
+    stored: str
+    key_heads: int
+    value_heads: int
+
+
+@dataclass(frozen=True)
 class Linears:
     """Every linear module of a model, including those of heads and towers and those that are never called.
 
@@ -108,6 +123,7 @@ class ModelDescription:
     converted     stored tensors that transformers converts into others on loading
     duplicates    parameter → all stored tensors that stand for it, if several do
     linears       its linear modules
+    caches        its attention modules with a cache; None where no forward could be tried
     built         a stored tensor that transformers makes others of on loading, which the stream does too; "" for none
     experts       a parameter that holds weights of several experts, or of one of several; "" for a dense model
     warnings      what transformers logged
@@ -128,6 +144,7 @@ class ModelDescription:
     duplicates: Mapping[str, tuple[str, ...]] | None = None
     problems: tuple[Problem, ...] = ()
     linears: Linears = field(default_factory=Linears)
+    caches: tuple[CachedAttention, ...] | None = None
     experts: str = ""
     built: str = ""
     warnings: tuple[str, ...] = ()
@@ -159,6 +176,7 @@ def from_json(document: Mapping[str, Any]) -> ModelDescription:
             "misshaped": {name: tuple(shape) for name, shape in (plain["misshaped"] or {}).items()},
             "duplicates": {name: tuple(stored) for name, stored in (plain["duplicates"] or {}).items()},
             "linears": Linears.from_json(plain["linears"]),
+            "caches": None if plain["caches"] is None else tuple(CachedAttention(**each) for each in plain["caches"]),
             "problems": tuple(Problem(**{**each, "keys": tuple(each["keys"])}) for each in plain["problems"]),
         }
     )

@@ -5,6 +5,7 @@
     passed   not of the model (left unread by its architecture); passed through, the same bytes
     tied     a parameter with no tensor of its own: it uses that of another one
     dropped  not written
+    added    of the result alone: it comes from no tensor of the input
 
 The account of what was written is `runner.contracts.account`. Standard library only.
 """
@@ -18,13 +19,13 @@ from typing import Any
 from runner.contracts.account import Account
 from runner.errors import StepFailed
 
-CHANGED, KEPT, PASSED, TIED, DROPPED = FATES = ("changed", "kept", "passed", "tied", "dropped")
+CHANGED, KEPT, PASSED, TIED, DROPPED, ADDED = FATES = ("changed", "kept", "passed", "tied", "dropped", "added")
 _SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of the input; `nbytes` are its bytes there, 0 where it is `tied`."""
+    """One tensor of the input, or one that is `added`; `nbytes` are its bytes, 0 where it is `tied`."""
 
     name: str
     role: str

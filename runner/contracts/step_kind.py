@@ -22,6 +22,8 @@ what it calls import what they need. It holds these names:
                                                     checkpoint it is made from with `engine` set (not for metrics)
     changes(params, inputs) -> Collection[str]      optional: the tensors of the main input whose values the step may
                                                     change; where it is absent, all that belong to the model
+    adds(params, inputs) -> Mapping[str, str]       optional: the tensors of the result that come from none of the
+                                                    input, each with the reason
     source_facts(inputs) -> CheckpointFacts         optional: the source of the step's result, if not its main input
     run(ctx) -> Result                              of a checkpoint, with the account of tensors that the function
                                                     returned which wrote it (`runner.model.checkpoint.derived.write`)

@@ -19,7 +19,8 @@ from runner.contracts.model_config import ModelConfig
 from runner.model.checkpoint import formats
 from runner.model.checkpoint.adapter_config import FOLDER, adapter_config
 from runner.model.checkpoint.headers import model_config, read_headers
-from runner.model.checkpoint.quantization.compressed_tensors_config import unpacks_late
+from runner.model.checkpoint.quantization import cache_scheme, compressed_tensors_config
+from runner.model.checkpoint.quantization.cache_scheme import CacheScheme
 from runner.model.checkpoint.quantization.format import Reader
 from runner.model.checkpoint.quantization.scheme import Scheme
 
@@ -35,7 +36,9 @@ model = AutoModelForCausalLM.from_pretrained("{_FOLDER}", dtype="auto")
 tokenizer = AutoTokenizer.from_pretrained("{_FOLDER}")
 ```"""
 
-_TRANSFORMERS, _VLLM = Reader("transformers"), Reader("vLLM")
+_VLLM = Reader("vLLM")
+_PLAIN = (Reader("transformers"), _VLLM)
+_WITH_CACHE = Reader("transformers", compressed_tensors_config.METHOD)
 
 _LOAD_ADAPTER = f"""```python
 from peft import PeftModel
@@ -58,6 +61,7 @@ class ModelCard:
     metrics      name → value, shown in this order
     transposed   the modules are Conv1D ones, whose weights are [in, out] (GPT-2)
     adapter      the adapter_config.json of the adapter that is stored with the weights
+    cache        how servers round keys and values; None: they do not
     late         transformers unpacks the weights in the first forward only
     """
 
@@ -72,6 +76,7 @@ class ModelCard:
     metrics: Mapping[str, float] = field(default_factory=dict)
     transposed: bool = False
     adapter: Mapping[str, Any] | None = None
+    cache: CacheScheme | None = None
     late: bool = False
 
 
@@ -99,13 +104,13 @@ def _front_matter(card: ModelCard) -> dict[str, Any]:
     front: dict[str, Any] = {}
     if _HUB_ID.match(card.source):
         front["base_model"] = card.source
-        if card.schemes:
+        if card.schemes or card.cache:
             front["base_model_relation"] = "quantized"
     front |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
     tags = {"runner", *(kind.replace(".", "-") for kind, _ in card.steps)}
     tags |= {f"{scheme.bits}-bit" for scheme in card.schemes}
-    if card.schemes:
-        tags.add(formats.find(card.format).TAG)
+    if card.schemes or card.cache:
+        tags.add(formats.find(card.format).TAG if card.schemes else compressed_tensors_config.METHOD)
     return front | {"tags": sorted(tags)}
 
 
@@ -142,6 +147,8 @@ def _sizes(card: ModelCard) -> str:
         lines.append(f"- {count} linear module{'s' if count != 1 else ''}: {scheme.describe()}.")
     if card.schemes:
         lines.append(f"- Stored as `{card.format}`; everything else is as it was.")
+    if card.cache is not None:
+        lines.append(f"- Keys and values of its cache, rounded while it is served: {card.cache.describe()}.")
     if card.adapter is not None:
         lines.append(f"- An adapter of rank {card.adapter['r']} beside them, in `{FOLDER}/`: load it too.")
     return "\n".join(lines)
@@ -158,9 +165,9 @@ def _bytes(count: int) -> str:
 
 def _usage(card: ModelCard) -> list[str]:
     """Return instructions to load and to serve it, as far as readers can."""
-    readers = (
-        formats.find(card.format).readers(card.schemes, card.transposed) if card.schemes else (_TRANSFORMERS, _VLLM)
-    )
+    readers: Sequence[Reader] = _PLAIN if card.cache is None else (_WITH_CACHE, _VLLM)
+    if card.schemes:
+        readers = formats.find(card.format).readers(card.schemes, card.transposed)
     usual = readers[0]
     other = next((reader for reader in readers if reader.load and not reader.limit), None)
     if usual.limit and other is not None:
@@ -176,7 +183,16 @@ def _usage(card: ModelCard) -> list[str]:
     if card.adapter is not None:
         parts += ["and its adapter (`pip install peft`):", _LOAD_ADAPTER_LATE if card.late else _LOAD_ADAPTER]
     limit = next((r.limit for r in readers if r.name == _VLLM.name), "vLLM does not load this format.")
-    return [*parts, limit] if limit else parts + _vllm(card.adapter)
+    return [*parts, limit] if limit else parts + _vllm(card.adapter) + _vllm_cache(card.cache)
+
+
+def _vllm_cache(cache: CacheScheme | None) -> list[str]:
+    if cache is None:
+        return []
+    if cache.element != "float8_e4m3":
+        return ["vLLM has no cache of 8-bit integers: it would take the scales for those of an fp8 one."]
+    limit = " With scales per head, that needs its FlashAttention backend." if cache.per_head else ""
+    return [f"Its cache is in fp8 with `--kv-cache-dtype fp8`.{limit}"]
 
 
 def _vllm(adapter: Mapping[str, Any] | None) -> list[str]:
@@ -229,7 +245,8 @@ def render(origin: Origin, folder: Path, results: Sequence[Mapping[str, Any]] = 
             metrics=_means(modules),
             transposed=config.model_type == "gpt2",
             adapter=adapter_config(folder),
-            late=unpacks_late(config.quantization or {}),
+            cache=cache_scheme.parse(config.quantization),
+            late=compressed_tensors_config.unpacks_late(config.quantization or {}),
         )
     )
 
@@ -243,7 +260,7 @@ def _stored(folder: Path, config: ModelConfig) -> tuple[str, Counter[Scheme]]:
     modules = (name.rpartition(".")[0] for name in headers if formats.is_weight(name))
     packed = [module for module in modules if formats.of_module(headers, module) is not None]
     found = Counter(scheme for module in packed if (scheme := packing.scheme(module)) is not None)
-    return packing.formats[0], found
+    return packing.formats[0] if packing.formats else "", found
 
 
 def _means(modules: Iterable[Mapping[str, Any]]) -> dict[str, float]:

@@ -66,6 +66,8 @@ class FactsFlow:
             return []
         inputs = self.inputs(step)
         unsupported = architectures.refuse(step.kind, inputs.checkpoint)
+        for facts in (inputs.checkpoint, *inputs.others.values()):
+            unsupported = unsupported or architectures.refuse_cache(step.kind, facts)
         return [unsupported] if unsupported else kinds.find(step.kind).check(step.params, inputs)
 
     def sites(self, step: Wired) -> dict[str, tuple[str, ...]]:
@@ -83,7 +85,9 @@ class FactsFlow:
         kind = kinds.find(step.kind)
         changes = kinds.changes(kind, step.params, inputs)
         before, after = kinds.source_facts(kind, inputs), self._facts[step.id]
-        return tensor_account.account(before, after, changes) if before.tensors or after.tensors else (None, [])
+        if not (before.tensors or after.tensors):
+            return None, []
+        return tensor_account.account(before, after, changes, kinds.adds(kind, step.params, inputs))
 
     def linears(self, step: Wired) -> dict[str, Linears]:
         """Return the linear modules of the model of each input, by parameter, where the model was described."""

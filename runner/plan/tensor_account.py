@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from runner.contracts.facts import CheckpointFacts, TensorHeader
-from runner.contracts.planned_account import CHANGED, DROPPED, KEPT, PASSED, TIED, Entry, PlannedAccount
+from runner.contracts.planned_account import ADDED, CHANGED, DROPPED, KEPT, PASSED, TIED, Entry, PlannedAccount
 from runner.errors import Diagnostic
 from runner.model.architecture.sites import role
 
@@ -13,14 +13,19 @@ _SHOWN = 5
 
 
 def account(
-    before: CheckpointFacts, after: CheckpointFacts, changes: Collection[str] | None
+    before: CheckpointFacts,
+    after: CheckpointFacts,
+    changes: Collection[str] | None,
+    adds: Mapping[str, str] | None = None,
 ) -> tuple[PlannedAccount, list[Diagnostic]]:
     """Return the account of a step, and a complaint about tensors that nothing explains.
 
     `changes` are the tensors of `before` whose values the step may change; None for all that belong to the model.
+    `adds` are tensors of `after` that come from none of `before`, each with the reason.
     """
     passed = frozenset(before.description.ignored if before.description else ())
-    packed = _new_by_module(before.tensors, after.tensors)
+    added = {name: reason for name, reason in sorted((adds or {}).items()) if name in after.tensors}
+    packed = _new_by_module({**before.tensors, **{name: after.tensors[name] for name in added}}, after.tensors)
     entries: list[Entry] = []
     lost: list[str] = []
     used: set[str] = set()
@@ -43,6 +48,8 @@ def account(
         entries.append(Entry(name, role(module), fate, reason, header.nbytes))
     for name, source in ((before.description.ties or {}) if before.description else {}).items():
         entries.append(Entry(name, role(name.rpartition(".")[0]), TIED, f"shares `{source}`", 0))
+    for name, reason in added.items():
+        entries.append(Entry(name, role(name.rpartition(".")[0]), ADDED, reason, after.tensors[name].nbytes))
     strange = [name for module in sorted(set(packed) - used) for name in packed[module]]
     shapes = {name: tuple(header.shape) for name, header in after.tensors.items()}
     return PlannedAccount(tuple(entries), shapes), _unexplained(lost, strange)

@@ -5,13 +5,24 @@ from __future__ import annotations
 from runner import wording
 from runner.contracts.facts import CheckpointFacts
 from runner.errors import Diagnostic
+from runner.model.checkpoint.quantization import cache_scheme
 
 _MEASURES = frozenset({"evaluate.perplexity", "evaluate.divergence"})
+# They round keys and values as the checkpoint says; `quantize.kv` refuses them itself.
+_CACHES = _MEASURES | {"evaluate.tasks", "evaluate.latency", "evaluate.parity", "quantize.kv"}
 # These go through the decoder layers one after another, whatever the layers are.
 _LAYERWISE = _MEASURES | {"quantize.rtn", "quantize.gptq", "prune.magnitude", "prune.wanda"}
 # The sweep (docs/models.md) found other numbers for them than transformers has.
 _DIFFERENT = frozenset({"inkling2", "inkling2_text"})
 _STATE_SPACE = (".A_log", ".time_decay", ".recurrent_param")
+
+
+def refuse_cache(kind: str, facts: CheckpointFacts) -> Diagnostic | None:
+    """Return a complaint where a kind would drop how the cache of a checkpoint is rounded, else None."""
+    if kind in _CACHES or not (facts.quantization or {}).get(cache_scheme.KEY):
+        return None
+    message = f"`{kind}` takes no checkpoint with scales for its cache of keys and values"
+    return Diagnostic("R652", message, "put `quantize.kv` after it")
 
 
 def refuse(kind: str, facts: CheckpointFacts) -> Diagnostic | None:

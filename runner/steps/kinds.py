@@ -53,6 +53,12 @@ def changes(kind: Kind, params: Params, inputs: Inputs) -> Collection[str] | Non
     return targets.changes(params, inputs.checkpoint) if layer_wise else None
 
 
+def adds(kind: Kind, params: Params, inputs: Inputs) -> Mapping[str, str]:
+    """Return the tensors of a step's result that come from none of its input, each with the reason."""
+    own: Any = getattr(kind, "adds", None)
+    return {} if own is None else dict(own(params, inputs))
+
+
 def source_facts(kind: Kind, inputs: Inputs) -> CheckpointFacts:
     """Return the checkpoint that a step derives its result from: its main input, or that which its kind names."""
     own: Any = getattr(kind, "source_facts", None)

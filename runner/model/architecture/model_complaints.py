@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from runner.contracts.facts import TensorHeader
+from runner.contracts.model_config import ModelConfig
 from runner.contracts.model_description import ModelDescription, Problem
 from runner.errors import Diagnostic
+from runner.model.checkpoint.quantization import cache_scheme
 
 _SHOWN = 12  # complaints of one kind; a shard that went wrong would repeat itself thousands of times
 _AGAIN = "the checkpoint is incomplete or was edited; download it again"
@@ -50,7 +52,31 @@ def complaints(
         Diagnostic("R415", f"nothing in the model of `{source}` has a use for its tensor `{name}`", _STRANGE)
         for name in found.unexpected
     ]
-    return [*_few(missing), *_few(misshaped), *converted, *_few(twice), *_few(strange)]
+    scales = _cache_scales(found, tensors, config, source)
+    return [*_few(missing), *_few(misshaped), *converted, *_few(twice), *_few(strange), *_few(scales)]
+
+
+def _cache_scales(
+    found: ModelDescription, tensors: Mapping[str, TensorHeader], config: Mapping[str, Any], source: str
+) -> list[Diagnostic]:
+    """Return complaints about the scales of keys and values in a checkpoint whose cache is rounded."""
+    scheme = cache_scheme.parse(ModelConfig.of(config).quantization)
+    if scheme is None:
+        return []
+    if found.caches is None:
+        message = f"`{source}` rounds its cache of keys and values; which modules have one depends on values"
+        return [Diagnostic("R651", message, "start from the model as it was before its cache was quantized")]
+    wrong = []
+    for each in found.caches:
+        for key, heads in zip(cache_scheme.SCALES, (each.key_heads, each.value_heads), strict=True):
+            name, shape = f"{each.stored}.{key}", scheme.scale_shape(heads)
+            header = tensors.get(name)
+            if heads and header is None:
+                wrong.append(Diagnostic("R406", f"tensor `{name}` is missing from `{source}`", _AGAIN))
+            elif heads and header is not None and header.shape != shape:
+                message = f"`{name}` is {list(header.shape)} in {header.shard}, its scheme wants {list(shape)}"
+                wrong.append(Diagnostic("R407", message, _AGAIN))
+    return wrong
 
 
 _STRANGE = "config.json belongs to another model, or load the model with transformers and save it again"

@@ -36,9 +36,9 @@ PROGRAM = "runner.model.layerwise.describe"
 # of the time of their import.
 _RUN = f"import gc; gc.disable(); from {PROGRAM} import main; main()"
 _SOURCES = (  # of the program
-    "layerwise/conversions.py", "layerwise/describe.py", "layerwise/linear_calls.py", "layerwise/refusals.py",
-    "layerwise/tensor_names.py",
-    "layerwise/empty_model.py", "architecture/tied_weights.py",
+    "layerwise/attention_caches.py", "layerwise/conversions.py", "layerwise/describe.py", "layerwise/linear_calls.py",
+    "layerwise/refusals.py", "layerwise/tensor_names.py", "layerwise/empty_model.py",
+    "checkpoint/quantization/cache_scheme.py", "architecture/tied_weights.py",
 )  # fmt: skip
 _PROGRAM_FOLDER = Path(__file__).resolve().parents[1]
 _SECONDS = 900

@@ -13,6 +13,7 @@ from runner.contracts.facts import TensorHeader
 from runner.contracts.sites import Site
 from runner.errors import Diagnostic
 from runner.model.checkpoint import formats
+from runner.model.checkpoint.quantization import cache_scheme
 
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _REMEDY = "start from the model as it was before it was quantized"
@@ -27,6 +28,11 @@ def refuse(
         packing = formats.parse(quantization)
     except ValueError as error:
         return Diagnostic("R409", f"`{source}`: {error}", _REMEDY)
+    scaled = next((name for name in sorted(tensors) if name.rpartition(".")[2] in cache_scheme.SCALES), None)
+    if (scaled is not None) != (packing is not None and packing.cache is not None):
+        what = f"`{scaled}` of `{source}` scales its cache of keys and values, and nothing in config.json says how"
+        lacks = f"config.json of `{source}` rounds its cache of keys and values, and no tensor has the scales"
+        return Diagnostic("R409", what if scaled is not None else lacks, _REMEDY)
     for linear in sites:
         weight = tensors.get(f"{linear.name}.weight")
         if weight is None:

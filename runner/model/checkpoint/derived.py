@@ -149,6 +149,7 @@ class Derived:
 
     config   config.json; None where it is the source's
     files    further JSON files by name, such as those about the quantization
+    added    tensors of the result that come from none of the source, each with the reason
     card     renders the model card of the folder once everything else is written; None for no card
     """
 
@@ -156,6 +157,7 @@ class Derived:
     config: Mapping[str, Any] | None = None
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     adapter: Adapter | None = None
+    added: Mapping[str, str] = field(default_factory=dict)
     card: Callable[[Path], str] | None = None
 
 
@@ -184,21 +186,26 @@ def write(source: CheckpointReader, derived: Derived, out: Path) -> Account:
         adapter_writer.write(out, derived.adapter.config, derived.adapter.tensors)
     if derived.card is not None:
         (out / "README.md").write_text(derived.card(out), encoding="utf-8")
-    return account(source.headers, read_headers(out), derived.tensors)
+    return account(source.headers, read_headers(out), derived.tensors, derived.added)
 
 
-def account(before: Mapping[str, TensorHeader], after: Mapping[str, TensorHeader], tensors: Tensors) -> Account:
+def account(
+    before: Mapping[str, TensorHeader],
+    after: Mapping[str, TensorHeader],
+    tensors: Tensors,
+    added: Mapping[str, str] | None = None,
+) -> Account:
     """Return the account of every tensor in `before`, checked against the headers of the result."""
     fates = {name: tensors.fate(name) or TensorFate(COPIED, (name,)) for name in sorted(before)}
     wrong = [f"`{name}` {why}" for name, fate in fates.items() if (why := _contradiction(before[name], fate, after))]
     rewritten = (name for name, fate in fates.items() if fate.fate == COPIED and not tensors.copied(name))
     wrong = wrong or [f"`{name}` was to be copied, but was written from other values" for name in rewritten]
-    explained = {new for fate in fates.values() for new in fate.names}
+    explained = {*(new for fate in fates.values() for new in fate.names), *(added or {})}
     wrong += [f"`{name}` comes from no tensor of the checkpoint" for name in sorted(set(after) - explained)]
     if wrong:
         lines = "".join(f"\n    {line}" for line in wrong)
         raise StepFailed(f"the tensors of the written checkpoint are not those that were to be written:{lines}")
-    return Account(fates)
+    return Account(fates, dict(added or {}))
 
 
 def _contradiction(header: TensorHeader, fate: TensorFate, after: Mapping[str, TensorHeader]) -> str | None:

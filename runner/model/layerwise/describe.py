@@ -22,7 +22,7 @@ from torch import nn
 from runner.contracts import model_description
 from runner.contracts.model_description import LinearModule, Linears, ModelDescription, Parameter, Problem
 from runner.errors import RecipeError
-from runner.model.layerwise import linear_calls, refusals, tensor_names
+from runner.model.layerwise import attention_caches, linear_calls, refusals, tensor_names
 from runner.model.layerwise.conversions import Conversions
 from runner.model.layerwise.linear import is_conv1d, is_linear
 from runner.model.layerwise.streamed_model import find_layers
@@ -46,7 +46,12 @@ def describe(request: Mapping[str, Any]) -> dict[str, Any]:
             description = of_model(model, {name: tuple(shape) for name, shape in request["tensors"].items()})
             if not (problems or description.missing or description.misshaped):
                 problems += refusals.running(folder, bool(request["own_code"]), model)
-                description = replace(description, linears=linear_calls.linears(model, description.linears.modules))
+                stored = {each.name: each.stored for each in description.parameters}
+                description = replace(
+                    description,
+                    linears=linear_calls.linears(model, description.linears.modules),
+                    caches=attention_caches.described(model, stored),
+                )
             description = replace(description, problems=problems + _companions(folder, request))
     return model_description.to_json(replace(description, warnings=tuple(dict.fromkeys(warnings))))
 

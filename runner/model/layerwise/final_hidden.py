@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from runner.model.layerwise import progress_file
 from runner.model.layerwise.forward_modes import forward
@@ -16,7 +18,21 @@ from runner.model.layerwise.streamed_model import StreamedModel
 from runner.system import heap
 
 
-def final_hidden(streamed: StreamedModel, ids: torch.Tensor, run: StreamRun) -> HiddenStates:
+class Observer(Protocol):
+    """Watches every layer while all tokens run through it."""
+
+    def attach(self, index: int) -> Sequence[RemovableHandle]:
+        """Return the hooks of a layer that is loaded, to be removed after its forwards."""
+        ...
+
+    def result(self, index: int) -> dict[str, Any]:
+        """Return what was seen of the layer as JSON; it is kept with the progress of the run."""
+        ...
+
+
+def final_hidden(
+    streamed: StreamedModel, ids: torch.Tensor, run: StreamRun, observer: Observer | None = None
+) -> HiddenStates:
     """Run `ids` through every layer; file (0, len(streamed)) of the result holds what enters the last norm."""
     run.scratch.mkdir(parents=True, exist_ok=True)
     flow = HiddenStates(streamed, ids, run.scratch)
@@ -30,9 +46,14 @@ def final_hidden(streamed: StreamedModel, ids: torch.Tensor, run: StreamRun) -> 
             run.hooks.safe_point()
             started = time.perf_counter()
             lane = flow.lane(0, index, streamed.load(index))
+            handles = observer.attach(index) if observer is not None else ()
             for span in flow.spans:
                 lane.write(span[0], forward(lane, span))
+            for handle in handles:
+                handle.remove()
             streamed.free(index)
+            if observer is not None:
+                saved.results.append(observer.result(index))
             saved.layer, saved.hidden = index + 1, flow.finished(index + 1)
             saved.save(run.progress)
             flow.drop(index)

@@ -18,9 +18,10 @@ from torch.utils.hooks import RemovableHandle
 
 from runner.errors import Diagnostic, RecipeError
 from runner.model.architecture import inspect, tied_weights
+from runner.model.checkpoint.quantization import cache_scheme
 from runner.model.checkpoint.quantization.scheme import Scheme
 from runner.model.checkpoint.reader import CheckpointReader
-from runner.model.layerwise import activation_rounding, adapter, tensor_names
+from runner.model.layerwise import activation_rounding, adapter, attention_caches, tensor_names
 from runner.model.layerwise.conversions import Conversions
 from runner.model.layerwise.dtypes import compute_dtype, stored_dtype
 from runner.model.layerwise.empty_model import build_with_buffers
@@ -33,9 +34,9 @@ from runner.model.layerwise.tensor_names import NameMap
 class StreamedModel:
     """A checkpoint opened for streaming. `layers[i]` is on the meta device except between `load` and `free`.
 
-    An adapter that the checkpoint carries acts on its linears from `load` to `free`, and inputs are rounded as the
-    schemes of a quantized checkpoint say. `dtype` is what the forward runs
-    in; by default the type that `compute_dtype` finds fastest.
+    An adapter that the checkpoint carries acts on its linears from `load` to `free`, and inputs, keys and values are
+    rounded as the schemes of a quantized checkpoint say. `dtype` is what the forward runs in; by default the type that
+    `compute_dtype` finds fastest.
     """
 
     def __init__(self, folder: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
@@ -116,7 +117,22 @@ class StreamedModel:
             self.adapter.attach(layer, self.layer_name(index))
         if self.reader.packing is not None and index not in self._rounding:
             self._rounding[index] = activation_rounding.attach(layer, self.layer_name(index), self.scheme)
+            self._rounding[index] += self._round_caches(layer, self.layer_name(index))
         return layer
+
+    def _round_caches(self, layer: nn.Module, name: str) -> list[RemovableHandle]:
+        """Round keys and values of `layer`, which has that name, as the checkpoint says."""
+        scheme = self.reader.packing.cache if self.reader.packing else None
+        if scheme is None:
+            return []
+        handles = []
+        for attention, module in attention_caches.within(layer, name).items():
+            stored = attention_caches.stored_name(attention, self.names.stored_name)
+            names = [f"{stored}.{each}" for each in cache_scheme.SCALES]
+            if self.reader.has(names[0]):  # it has none where it uses the cache of another module
+                keys, values = (self.reader.read(each).to(self.device, self.dtype) for each in names)
+                handles.append(attention_caches.attach(module, attention_caches.rounding(scheme, keys, values)))
+        return handles
 
     def free(self, index: int) -> None:
         for handle in self._rounding.pop(index, []):

@@ -14,6 +14,7 @@ from typing import Any
 
 from runner.model.architecture import tied_weights
 from runner.model.checkpoint import formats
+from runner.model.checkpoint.quantization import cache_scheme
 from runner.model.layerwise import conversions
 from runner.model.layerwise.conversions import Group
 
@@ -32,7 +33,7 @@ class NameMap:
     ties          parameter → the stored parameter whose tensor it shares
     both_stored   parameter → the one that config.json ties it to, where both are stored: their bytes decide
     converted     groups of tensors that transformers makes others of on loading
-    packed        tensors that only accompany a packed weight
+    packed        tensors that only accompany a packed weight, or a rounded cache of keys and values
     """
 
     stored: Mapping[str, tuple[str, ...]]
@@ -77,7 +78,7 @@ def name_map(model: Any, tensors: Iterable[str], equal: Equal | None = None) -> 
             name, converter = rename_source_key(weight, [], [], model.base_model_prefix, wanted)
         if converter is not None:
             converted.append((stored, name, conversions.PACKED if _is_packed(module, there) else converter))
-        elif name not in wanted and key != "weight" and _is_packed(module, there):
+        elif name not in wanted and (key in cache_scheme.SCALES or (key != "weight" and _is_packed(module, there))):
             packed.append(stored)
         else:
             found[name].append(weight)

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, cast
 
 from runner.contracts.facts import TensorHeader
+from runner.model.checkpoint.quantization import cache_scheme
 from runner.model.checkpoint.quantization.format import Format, Matrix, Packing, Refusal, Rules
 from runner.model.checkpoint.quantization.scheme import Scheme
 
@@ -55,6 +56,7 @@ def parse(config: Mapping[str, Any] | None) -> Packing | None:
         return None
     method = config.get("quant_method")
     found: dict[str, Rules] = {}
+    cache = cache_scheme.parse(config)
     try:
         for format in all_formats():
             rules = format.parse(config)
@@ -65,7 +67,7 @@ def parse(config: Mapping[str, Any] | None) -> Packing | None:
         raise ValueError(f"its quantization_config of `{method}` lacks `{error.args[0]}`") from error
     except (TypeError, AttributeError) as error:
         raise ValueError(f"its quantization_config of `{method}` is not understood: {error}") from error
-    if not config.get("config_groups") and not found:
+    if not config.get("config_groups") and not found and cache is None:
         raise ValueError(f"checkpoints quantized with `{method}` cannot be read; a dense checkpoint is needed")
     if unknown:
         names = ", ".join(sorted(unknown))
@@ -75,7 +77,7 @@ def parse(config: Mapping[str, Any] | None) -> Packing | None:
         matched=tuple(rule for each in found.values() for rule in each.matched),
         default=next((each.default for each in found.values() if each.default is not None), None),
     )
-    return Packing(tuple(found), rules, config)
+    return Packing(tuple(found), rules, config, cache)
 
 
 def _formats_of(config: Mapping[str, Any]) -> set[str]:

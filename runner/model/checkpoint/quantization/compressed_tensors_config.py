@@ -149,4 +149,4 @@ def can_dequantize_on_load(config: Config) -> bool:
 
 def unpacks_late(config: Config) -> bool:
     """Whether transformers unpacks the weights in the first forward only."""
-    return config.get("quant_method") == METHOD and not config.get("dequantize")
+    return bool(config.get("quant_method") == METHOD and config.get("config_groups") and not config.get("dequantize"))

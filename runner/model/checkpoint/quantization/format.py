@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from runner.contracts.facts import TensorHeader
+from runner.model.checkpoint.quantization.cache_scheme import CacheScheme
 from runner.model.checkpoint.quantization.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -56,11 +57,16 @@ class Rules:
 
 @dataclass(frozen=True)
 class Packing:
-    """A `quantization_config` read back: `formats` names the formats of its modules, most often one."""
+    """A `quantization_config` read back.
+
+    formats  the formats of its modules, most often one; none where only the cache is rounded
+    cache    how servers round keys and values; None: they do not
+    """
 
     formats: tuple[str, ...]
     rules: Rules
     config: Config = field(default_factory=dict)
+    cache: CacheScheme | None = None
 
     def scheme(self, module: str) -> Scheme | None:
         """The scheme of a module, by its checkpoint name; meaningful for modules whose tensors are packed."""
