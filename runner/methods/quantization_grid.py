@@ -13,11 +13,12 @@ best scale for the integers found is solved for in closed form, so that few step
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.linalg import vecdot, vector_norm
 
+from runner.model.checkpoint.quantization import scale_types
 from runner.model.checkpoint.quantization.elements import Levels
 from runner.model.checkpoint.quantization.quantized import Quantized
 
@@ -27,6 +28,7 @@ SMALLEST = {2: 0.3, 3: 0.4, 4: 0.6}  # smallest share of the full range tried, b
 SMALLEST_OTHERWISE = 0.7
 CHUNK = 1 << 18  # elements worked on at once on a CPU: four float32 buffers of them stay in the caches
 GPU_CHUNK = 1 << 25  # and on a GPU, where launching an operation on fewer would cost more than the operation
+GREATEST_GLOBAL_SCALE = 2.0**100
 
 Pick = tuple[slice, slice, None]  # rows, groups, and a new axis for the columns of a group
 
@@ -64,17 +66,31 @@ class Grid:
         """Return a quantized weight with `codes` [out, in] uint8 on this grid."""
         return Quantized(
             codes=codes,
-            scale=self.scale.to(self.levels.scale_dtype),
+            scale=self._stored_scale(),
             zero_point=None if self.zero is None else self.zero.to(torch.uint8),
             numbers=self.levels.numbers,
+            global_scale=self.levels.global_scale,
         )
 
+    def _stored_scale(self) -> torch.Tensor:
+        dtype = self.levels.scale_dtype
+        if scale_types.in_one_byte(dtype):
+            return self.levels.scale_codes(self.scale).view(dtype)
+        return self.scale.to(dtype)
 
-def make_grid(weight: torch.Tensor, levels: Levels, method: str, importance: torch.Tensor | None = None) -> Grid:
+
+def make_grid(
+    weight: torch.Tensor,
+    levels: Levels,
+    method: str,
+    importance: torch.Tensor | None = None,
+    largest: torch.Tensor | None = None,
+) -> Grid:
     """Return the grid for `weight` [out, in].
 
     method      minmax, mse or weighted_mse
     importance  [in], not negative: what an error in a column costs (for GPTQ D of its factorization); for weighted_mse
+    largest     the largest |w| of the tensors that share one global scale; by default that of this one
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
@@ -82,6 +98,8 @@ def make_grid(weight: torch.Tensor, levels: Levels, method: str, importance: tor
         raise ValueError("weighted_mse needs the importance of the columns")
     if isinstance(levels.numbers.layout, tuple):
         return _block_grid(weight, levels, levels.numbers.layout, method, importance)
+    if levels.numbers.two_level:
+        levels = replace(levels, global_scale=global_scale(weight.abs().amax() if largest is None else largest, levels))
     columns = weight.shape[1]
     costs = torch.ones(columns, device=weight.device)
     if method == "weighted_mse" and importance is not None:
@@ -95,6 +113,15 @@ def make_grid(weight: torch.Tensor, levels: Levels, method: str, importance: tor
         scales.append(torch.cat([scale for scale, _ in chosen]))
         zeros.append(torch.cat([zero for _, zero in chosen]))
     return Grid(levels, torch.cat(scales, dim=1), None if levels.symmetric else torch.cat(zeros, dim=1))
+
+
+def global_scale(largest: torch.Tensor, levels: Levels) -> torch.Tensor:
+    """Return the global scale of numbers of two levels, float32 [1]: `largest` gets the largest scale and level.
+
+    1 for a tensor of zeros; never so large that scales divided by it would be subnormal.
+    """
+    found = 448.0 * levels.full_range / largest.float()
+    return torch.where(largest > 0, found, 1.0).clamp(max=GREATEST_GLOBAL_SCALE).reshape(1)
 
 
 def _block_grid(
@@ -128,24 +155,19 @@ def round_to_grid(weight: torch.Tensor, grid: Grid) -> Quantized:
         for rows in _chunks(weight):
             own: Pick = (slice(None) if levels.per_tensor else rows, groups, None)
             values = _grouped(weight[rows, span], size) / own_grid.scale[own]
-            codes[rows, span] = levels.codes_(levels.nearest_(values, zeros[own]), zeros[own]).flatten(1)
+            codes[rows, span] = levels.round_(values, zeros[own]).flatten(1)
     return grid.pack(codes)
 
 
-def quantize_rtn(weight: torch.Tensor, levels: Levels, method: str = "minmax") -> Quantized:
-    """Round one weight [out, in] to nearest, as `quantize.rtn` does."""
-    return round_to_grid(weight, make_grid(weight, levels, method))
-
-
-def storable(scale: torch.Tensor, levels: Levels) -> torch.Tensor:
-    """Return scales as they will be read: rounded to `scale_dtype`, in float32, never zero, finite times any level.
-
-    The smallest is the smallest normal number of bf16, or the smallest subnormal of fp16 (normal in float32), so that a
-    machine that flushes subnormals still reads it. Weights beyond the largest grid are clipped.
-    """
-    dtype = levels.scale_dtype
-    least = 2.0**-24 if dtype is torch.float16 else torch.finfo(dtype).smallest_normal
-    return scale.clamp(least, torch.finfo(dtype).max / levels.reach).to(dtype).float()
+def quantize_rtn(
+    weight: torch.Tensor,
+    levels: Levels,
+    method: str = "minmax",
+    importance: torch.Tensor | None = None,
+    largest: torch.Tensor | None = None,
+) -> Quantized:
+    """Round one weight [out, in] to nearest, as `quantize.rtn` does. Arguments are those of `make_grid`."""
+    return round_to_grid(weight, make_grid(weight, levels, method, importance, largest))
 
 
 def _choose(
@@ -171,27 +193,56 @@ def _choose(
         zero = (-low / full.clamp(min=torch.finfo(torch.float32).tiny)).round_().clamp_(0, top)
     # A group of zeros has no range: any scale stores it exactly.
     full = torch.where(full > 0, full, 1.0)
-    best = storable(full, levels)
+    best = levels.storable(full)
     if not search:
         return best, zero
     least = torch.full_like(best, torch.inf)
     smallest = SMALLEST.get(levels.numbers.bits, SMALLEST_OTHERWISE)
     roots = costs.sqrt()
     weighted = [part * roots for part in values]
+    if scale_types.in_one_byte(levels.scale_dtype):
+        return _sweep(values[0], weighted[0], roots, best, zero, levels), zero
     fresh = torch.empty_like(values[0]), torch.empty_like(values[0])  # reused: new pages cost time
     for step in range(STEPS):
-        tried = storable(full * (1 - (1 - smallest) * step / (STEPS - 1)), levels)
+        tried = levels.storable(full * (1 - (1 - smallest) * step / (STEPS - 1)))
         sums = [_moments(w, v, roots, tried, zero, levels, fresh) for w, v in zip(values, weighted, strict=True)]
         a, b, c = (torch.cat(kind) for kind in zip(*sums, strict=True))
         if levels.per_tensor:
             a, b, c = (kind.sum().view(1, 1) for kind in (a, b, c))
-        fitted = storable(tried + b / c.clamp(min=torch.finfo(torch.float32).tiny), levels)
+        fitted = levels.storable(tried + b / c.clamp(min=torch.finfo(torch.float32).tiny))
         move = fitted - tried
         for scale, error in ((tried, a), (fitted, a - 2 * move * b + move * move * c)):
             better = error < least
             least = torch.where(better, error, least)
             best = torch.where(better, scale, best)
     return best, zero
+
+
+def _sweep(
+    w: torch.Tensor,
+    weighted: torch.Tensor,
+    roots: torch.Tensor,
+    full: torch.Tensor,
+    zero: torch.Tensor,
+    levels: Levels,
+) -> torch.Tensor:
+    """Return the best scales [rows, G] among all that one byte holds next to `full`, by Σ h (w − ŵ)².
+
+    With E4M3 they reach from half of the full range to a range that leaves the largest level of E2M1 to no weight: the
+    choice between 6 and 4 as the largest level in use ("four over six", Cook et al. 2025) is among them.
+    Arguments are those of `_moments`.
+    """
+    codes = levels.scale_codes(full)
+    best, least = full, torch.full_like(full, torch.inf)
+    q, r = torch.empty_like(w), torch.empty_like(w)
+    for offset in scale_types.NEIGHBOURS[levels.scale_dtype]:
+        scale = levels.scales_of_codes(scale_types.moved(codes, offset, levels.scale_dtype))
+        levels.nearest_(torch.div(w, scale[..., None], out=q), zero[..., None]).mul_(roots)
+        error = vector_norm(torch.addcmul(weighted, q, scale[..., None], value=-1, out=r), dim=2)
+        better = error < least
+        least = torch.where(better, error, least)
+        best = torch.where(better, scale, best)
+    return best
 
 
 def _moments(

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from runner import wording
 from runner.contracts.lineage import Lineage
 from runner.contracts.model_config import ModelConfig
 from runner.model.checkpoint import formats
@@ -21,8 +22,7 @@ from runner.model.checkpoint.adapter_config import FOLDER, adapter_config
 from runner.model.checkpoint.headers import model_config, read_headers
 from runner.model.checkpoint.quantization import cache_scheme, compressed_tensors_config
 from runner.model.checkpoint.quantization.cache_scheme import CacheScheme
-from runner.model.checkpoint.quantization.format import Reader
-from runner.model.checkpoint.quantization.scheme import Scheme
+from runner.model.checkpoint.quantization.format import Reader, Stored
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _FOLDER = "path/to/this/folder"
@@ -57,7 +57,7 @@ class ModelCard:
 
     source       the recipe's model: a Hub id, a folder or `demo:NAME`
     steps        (kind, its parameters) of every step that changed the checkpoint, in order
-    schemes      the number of modules stored in each scheme; empty for a dense checkpoint
+    stored       the number of modules stored in each way; empty for a dense checkpoint
     metrics      name → value, shown in this order
     transposed   the modules are Conv1D ones, whose weights are [in, out] (GPT-2)
     adapter      the adapter_config.json of the adapter that is stored with the weights
@@ -71,8 +71,7 @@ class ModelCard:
     bytes_before: int
     bytes_after: int
     recipe: str
-    format: str = ""
-    schemes: Mapping[Scheme, int] = field(default_factory=dict)
+    stored: Mapping[Stored, int] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     transposed: bool = False
     adapter: Mapping[str, Any] | None = None
@@ -104,20 +103,20 @@ def _front_matter(card: ModelCard) -> dict[str, Any]:
     front: dict[str, Any] = {}
     if _HUB_ID.match(card.source):
         front["base_model"] = card.source
-        if card.schemes or card.cache:
+        if card.stored or card.cache:
             front["base_model_relation"] = "quantized"
     front |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
     tags = {"runner", *(kind.replace(".", "-") for kind, _ in card.steps)}
-    tags |= {f"{scheme.bits}-bit" for scheme in card.schemes}
-    if card.schemes or card.cache:
-        tags.add(formats.find(card.format).TAG if card.schemes else compressed_tensors_config.METHOD)
+    tags |= {f"{own.scheme.bits}-bit" for own in card.stored} | {formats.find(own.format).TAG for own in card.stored}
+    if card.cache and not card.stored:
+        tags.add(compressed_tensors_config.METHOD)
     return front | {"tags": sorted(tags)}
 
 
 def _title(card: ModelCard) -> str:
     name = card.source.rstrip("/").rpartition("/")[2].rpartition(":")[2]
-    if card.schemes:
-        bits = sorted({scheme.bits for scheme in card.schemes})
+    if card.stored:
+        bits = sorted({own.scheme.bits for own in card.stored})
         return f"{name}, quantized to {' and '.join(map(str, bits))} bits"
     return f"{name}, compressed"
 
@@ -143,10 +142,11 @@ def _value(value: Any) -> str:
 
 def _sizes(card: ModelCard) -> str:
     lines = [f"- Weights: {_bytes(card.bytes_before)} before, {_bytes(card.bytes_after)} after."]
-    for scheme, count in sorted(card.schemes.items(), key=lambda item: (-item[1], item[0].describe())):
-        lines.append(f"- {count} linear module{'s' if count != 1 else ''}: {scheme.describe()}.")
-    if card.schemes:
-        lines.append(f"- Stored as `{card.format}`; everything else is as it was.")
+    for own, count in sorted(card.stored.items(), key=lambda item: (-item[1], item[0].scheme.describe())):
+        lines.append(f"- {count} linear module{'s' if count != 1 else ''}: {own.scheme.describe()}.")
+    if card.stored:
+        names = wording.ticked(sorted({own.format for own in card.stored}))
+        lines.append(f"- Stored as {names}; everything else is as it was.")
     if card.cache is not None:
         lines.append(f"- Keys and values of its cache, rounded while it is served: {card.cache.describe()}.")
     if card.adapter is not None:
@@ -166,8 +166,8 @@ def _bytes(count: int) -> str:
 def _usage(card: ModelCard) -> list[str]:
     """Return instructions to load and to serve it, as far as readers can."""
     readers: Sequence[Reader] = _PLAIN if card.cache is None else (_WITH_CACHE, _VLLM)
-    if card.schemes:
-        readers = formats.find(card.format).readers(card.schemes, card.transposed)
+    if card.stored:
+        readers = formats.readers(card.stored, card.transposed)
     usual = readers[0]
     other = next((reader for reader in readers if reader.load and not reader.limit), None)
     if usual.limit and other is not None:
@@ -230,7 +230,6 @@ def render(origin: Origin, folder: Path, results: Sequence[Mapping[str, Any]] = 
     `results` has one entry per layer that the last step changed: `modules` by name, each with its metrics.
     """
     config = model_config(folder)
-    format, schemes = _stored(folder, config)
     modules = [module for layer in results for module in layer["modules"].values()]
     return text(
         ModelCard(
@@ -240,8 +239,7 @@ def render(origin: Origin, folder: Path, results: Sequence[Mapping[str, Any]] = 
             bytes_before=_weights_nbytes(origin.folder),
             bytes_after=_weights_nbytes(folder),
             recipe=origin.recipe,
-            format=format if schemes else "",
-            schemes=schemes,
+            stored=_stored(folder, config),
             metrics=_means(modules),
             transposed=config.model_type == "gpt2",
             adapter=adapter_config(folder),
@@ -251,16 +249,15 @@ def render(origin: Origin, folder: Path, results: Sequence[Mapping[str, Any]] = 
     )
 
 
-def _stored(folder: Path, config: ModelConfig) -> tuple[str, Counter[Scheme]]:
-    """Return the format of a packed checkpoint, and the number of modules in each scheme."""
+def _stored(folder: Path, config: ModelConfig) -> Counter[Stored]:
+    """Return the number of modules of a packed checkpoint that are stored in each way."""
     packing = formats.parse(config.quantization)
     if packing is None:
-        return "", Counter()
+        return Counter()
     headers = read_headers(folder)
     modules = (name.rpartition(".")[0] for name in headers if formats.is_weight(name))
-    packed = [module for module in modules if formats.of_module(headers, module) is not None]
-    found = Counter(scheme for module in packed if (scheme := packing.scheme(module)) is not None)
-    return packing.formats[0] if packing.formats else "", found
+    found = ((formats.of_module(headers, module), packing.scheme(module)) for module in modules)
+    return Counter(Stored(format.NAME, scheme) for format, scheme in found if format is not None and scheme is not None)
 
 
 def _means(modules: Iterable[Mapping[str, Any]]) -> dict[str, float]:

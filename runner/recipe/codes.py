@@ -152,6 +152,7 @@ CODES: dict[str, str] = {
     "R502": "the disk has too little room",
     "R503": "a package that a step needs is not installed",
     "R504": "a step needs a GPU",
+    "R612": "a scheme needs calibration data that the step does not name",
     "R651": "readers would not find every cache of keys and values of a model",
     "R652": "a step would drop how a checkpoint rounds its cache of keys and values",
     "R653": "the configuration of a checkpoint cannot say how its cache is rounded",

@@ -8,21 +8,16 @@ from typing import Any
 from runner.contracts.sites import Site
 from runner.errors import Diagnostic
 from runner.model.checkpoint import formats
+from runner.model.checkpoint.quantization.format import Stored
 from runner.model.checkpoint.quantization.scheme import Scheme
-from runner.steps.targets import scheme
 
 _LAST = ("v", "up", "expert_up")  # the end of a fused matrix: its last block of rows may be short
 
 
-def refuse_split(
-    params: Mapping[str, Any], own: Mapping[Site, Mapping[str, Any]], sites: tuple[Site, ...]
-) -> list[Diagnostic]:
+def refuse_split(params: Mapping[str, Any], stored: Mapping[str, Stored], sites: tuple[Site, ...]) -> list[Diagnostic]:
     """Return complaints about fused modules with different schemes, or of which some are left out."""
-    schemes = {site.name: scheme(each) for site, each in own.items()}
-    stored = [each for each in schemes.values() if each is not None]
-    if not stored:
-        return []
-    server = next((r for r in formats.find(params["format"]).readers(stored) if r.fuses and not r.limit), None)
+    schemes = {name: own.scheme for name, own in stored.items()}
+    server = next((r for r in formats.readers(stored.values()) if r.fuses and not r.limit), None)
     if server is None:
         return []
     split: dict[str, list[str]] = {}  # what is wrong with the modules of a layer, without its number → full names

@@ -23,7 +23,7 @@ from runner.model.layerwise.output import Output, Storage
 from runner.model.layerwise.stream_run import StreamHooks, StreamRun
 from runner.steps import model_card
 from runner.steps.layer_method import LAYER_ERROR, LayerMethod
-from runner.steps.targets import chosen, planned_schemes
+from runner.steps.targets import chosen, planned
 
 if TYPE_CHECKING:
     import torch
@@ -59,13 +59,16 @@ def resolved(method: LayerMethod, params: Params, facts: CheckpointFacts) -> Met
 
     `ignore`, `overrides` and `per_layer` become those options.
     """
-    blocks = any(isinstance(stored.group_size, tuple) for stored in planned_schemes(params, facts).values())
+    stored = planned(params, facts)
+    blocks = any(isinstance(own.scheme.group_size, tuple) for own in stored.values())
+    fused = {site.name: site.fused_with for site in facts.sites}
     return Method(
         transform=method.transform,
         options={linear.name: own for linear, own in chosen(params, facts).items()},
         statistics=method.wants(params),
         stacked=method.stacked and not blocks,  # a block would reach over two modules
         sequential=bool(params.get("true_sequential", True)),
+        shares_scale={name: fused[name] for name, own in stored.items() if own.scheme.weights.two_level},
     )
 
 
@@ -89,8 +92,7 @@ class Compression:
         """
         own = {key: value for key, value in self.params.items() if key != "data"}
         return Storage(
-            format=str(self.params.get("format", "")),
-            schemes=planned_schemes(self.params, facts),
+            stored=planned(self.params, facts),
             act_order=bool(self.params.get("act_order", False)),
             linears=linears,
             compression={"kind": self.kind, "params": own, "calibration": self.calibration},

@@ -26,7 +26,7 @@ from runner.model.layerwise import memory_budget
 from runner.steps.fused_sites import refuse_split
 from runner.steps.layer_method import LayerMethod
 from runner.steps.patterns import matches
-from runner.steps.targets import chosen, planned_schemes, scheme
+from runner.steps.targets import chosen, planned, scheme
 
 __all__ = [
     "LayerMethod", "bind", "check", "distinct_inputs", "estimate", "outcome", "run", "stacks", "unmatched",
@@ -69,7 +69,8 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
         stored = scheme(own)
         if stored is None:
             continue
-        matrix = Matrix(linear.rows, linear.columns, linear.transposed)
+        stored_as = facts.tensors[linear.tensor].dtype if linear.tensor in facts.tensors else ""
+        matrix = Matrix(linear.rows, linear.columns, linear.transposed, stored_as)
         why = formats.refuse(own["format"], stored, matrix)
         if why is not None:
             alike = f"`{linear.name.replace(f'.{linear.layer}.', '.*.', 1)}` {why.problem}"
@@ -80,17 +81,17 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
         lines = "".join(f"\n    {_alike(text, names)}" for text, names in modules.items())
         message = f"{noun} cannot be stored as asked; {remedy}:{lines}"
         found.append(Diagnostic("R411", message, remedy, path=("group_size",)))
-    schemes = [s for own in linears.values() if (s := scheme(own)) is not None]
-    if schemes and not refused:
-        format = formats.find(params["format"])
-        together = format.refuse_together(schemes)
+    packed = planned(params, facts)
+    if packed and not refused:
+        together = checkpoint_config.refuse_together(packed)
         # Where a reader other than transformers loads them together, the model card names it.
-        if together is not None and not any(reader.load for reader in format.readers(schemes)):
+        if together is not None and not any(reader.load for reader in formats.readers(packed.values())):
             found.append(Diagnostic("R413", *together, path=("overrides",)))
-        unloadable = checkpoint_config.refuse(format, planned_schemes(params, facts), facts.linears)
-        if unloadable is not None:
-            found.append(Diagnostic("R413", *unloadable, path=("format",)))
-        found += refuse_split(params, linears, facts.sites)
+        else:
+            unloadable = checkpoint_config.refuse(packed, facts.linears, facts.tensors)
+            if unloadable is not None:
+                found.append(Diagnostic("R413", *unloadable, path=("format",)))
+        found += refuse_split(params, packed, facts.sites)
     return found
 
 
@@ -163,19 +164,19 @@ def estimate(method: LayerMethod, params: Params, inputs: Inputs) -> Cost:
     weights = sum(i.size for i in facts.sites)
     copy_seconds = 2 * disk / machine.disk_bytes_per_second
     want = method.wants(params)
-    if want == "none":
+    if want == "none" or "data" not in inputs.data:
         seconds = 2.5 + copy_seconds + facts.nbytes / machine.disk_bytes_per_second + 60 * weights / machine.flops
         layer = memory_budget.layer_weights(facts)
         return Cost(memory_budget.WEIGHTS_RUNTIME + working_bytes(biggest) + 2 * layer, disk, disk, seconds)
     data = inputs.data["data"]
-    lanes = 2 if want == "cross" else 1
+    lanes, products = 2 if want == "cross" else 1, want in ("hessian", "cross")
     tokens = data.tokens
     value = memory_budget.compute_bytes(facts, machine.device)
     hidden, columns = facts.config.hidden_size, memory_budget.widest(facts)
     held = memory_budget.suspended_bytes(tokens, hidden, columns, value, lanes)
     suspends = held <= memory_budget.suspend_limit(machine.device_memory) and params.get("true_sequential", True)
     solving = max(
-        (0 if want == "input_norms" else 4 * width**2 * (3 + lanes)) + working_bytes(stack)
+        (4 * width**2 * (3 + lanes) if products else 0) + working_bytes(stack)
         for width, stack in stacks(method, facts).items()
     )
     peak = memory_budget.RUNTIME + max(
@@ -187,7 +188,7 @@ def estimate(method: LayerMethod, params: Params, inputs: Inputs) -> Cost:
     else:  # forwards and solving are on the GPU
         peak += memory_budget.CUDA_RUNTIME
     forward = 2 * tokens * weights * lanes * (1 if suspends else 2.6)
-    square = 0.0 if want == "input_norms" else sum(tokens * k**2 for k in distinct_inputs(facts)) * (2 * lanes - 1)
+    square = sum(tokens * k**2 for k in distinct_inputs(facts)) * (2 * lanes - 1) if products else 0
     seconds = 5 + copy_seconds + (forward + square) / machine.flops
     scratch = disk + 2 * lanes * tokens * hidden * value
     return Cost(peak, disk, scratch, seconds)
@@ -229,19 +230,19 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
     """Return the facts of the result: packed tensors replace the weights that get a scheme."""
     facts = inputs.checkpoint
     tensors = dict(facts.tensors)
-    schemes = planned_schemes(params, facts)
-    for linear, own in chosen(params, facts).items():
-        stored = schemes.get(linear.name)
-        if stored is None:
+    stored = planned(params, facts)
+    for linear in facts.sites:
+        own = stored.get(linear.name)
+        if own is None:
             continue
         header = tensors.pop(f"{linear.name}.weight")
         matrix = Matrix(linear.rows, linear.columns, linear.transposed)
-        new = formats.find(own["format"]).tensors(linear.name, stored, matrix, header.dtype)
+        new = formats.find(own.format).tensors(linear.name, own.scheme, matrix, header.dtype)
         for name, (dtype, extents) in new.items():
             size = DTYPE_BYTES[dtype] * math.prod(extents)
             tensors[name] = TensorHeader(name, dtype, extents, "", 0, size)
     mark = facts.quantization
-    if schemes:
-        format, act_order = formats.find(str(params["format"])), bool(params.get("act_order", False))
-        mark = checkpoint_config.write(format, schemes, facts.tensors, facts.linears, act_order=act_order)
+    if stored:
+        act_order = bool(params.get("act_order", False))
+        mark = checkpoint_config.write(stored, facts.tensors, facts.linears, act_order=act_order)
     return replace(facts, tensors=tensors, quantization=mark)

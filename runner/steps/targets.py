@@ -7,6 +7,7 @@ from typing import Any
 
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.sites import Site
+from runner.model.checkpoint.quantization.format import Stored
 from runner.model.checkpoint.quantization.presets import resolve
 from runner.model.checkpoint.quantization.scheme import Scheme
 from runner.steps.patterns import module_params
@@ -32,7 +33,10 @@ def scheme(params: Params) -> Scheme | None:
     """
     if "bits" not in params or "format" not in params:
         return None
-    return resolve(params.get("scheme"), int(params["bits"]), params["group_size"], bool(params["symmetric"]))
+    return resolve(
+        params.get("scheme"), int(params["bits"]), params["group_size"], bool(params["symmetric"]),
+        static=params.get("activations") == "static",
+    )  # fmt: skip
 
 
 def stored_scheme(params: Params) -> Scheme:
@@ -43,7 +47,23 @@ def stored_scheme(params: Params) -> Scheme:
     return found
 
 
-def planned_schemes(params: Params, facts: CheckpointFacts) -> dict[str, Scheme]:
-    """Return module → scheme, for every module that will be packed."""
-    found = {linear.name: scheme(own) for linear, own in chosen(params, facts).items()}
-    return {name: stored for name, stored in found.items() if stored is not None}
+def planned(params: Params, facts: CheckpointFacts) -> dict[str, Stored]:
+    """Return module → how it is stored, for every module that will be packed."""
+    found = {linear.name: (own, scheme(own)) for linear, own in chosen(params, facts).items()}
+    return {name: Stored(str(own["format"]), stored) for name, (own, stored) in found.items() if stored is not None}
+
+
+def ways(params: Params) -> set[Scheme]:
+    """Return every scheme that the params ask for, by themselves and by each of `overrides`.
+
+    Those that contradict themselves, which `check` refuses, are left out.
+    """
+    found = set()
+    for own in (params, *({**params, **changes} for changes in params.get("overrides", {}).values())):
+        try:
+            stored = scheme(own)
+        except ValueError:
+            continue
+        if stored is not None:
+            found.add(stored)
+    return found

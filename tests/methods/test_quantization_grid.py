@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner.methods import quantization_grid as grid_module
-from runner.methods.quantization_grid import make_grid, quantize_rtn, round_to_grid, storable
+from runner.methods.quantization_grid import make_grid, quantize_rtn, round_to_grid
 from runner.model.checkpoint.quantization.elements import Levels
 from runner.model.checkpoint.quantization.scheme import Numbers
 from tests.methods.naive import levels_of
@@ -177,8 +177,8 @@ def test_zero_weights_stay_zero() -> None:
 def test_storable_scales() -> None:
     scale = torch.tensor([0.0, 1e-45, 0.1, 1e6])
     half, wide = levels_of(4, scale_dtype=torch.float16), levels_of(4, scale_dtype=torch.bfloat16)
-    assert storable(scale, half).tolist() == [2.0**-24, 2.0**-24, float(torch.tensor(0.1).half()), 4094.0]
-    assert storable(scale, wide).tolist() == [
+    assert half.storable(scale).tolist() == [2.0**-24, 2.0**-24, float(torch.tensor(0.1).half()), 4094.0]
+    assert wide.storable(scale).tolist() == [
         2.0**-126,
         2.0**-126,
         float(torch.tensor(0.1).bfloat16()),

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from runner.contracts.lineage import AppliedStep, Lineage
 from runner.model import card
 from runner.model.card import ModelCard
+from runner.model.checkpoint.quantization.format import Stored
 from runner.model.checkpoint.quantization.scheme import integers
 from tests.model.packed import GPTQ, PACK_QUANTIZED
 
@@ -29,8 +30,10 @@ QUANTIZED = ModelCard(
     bytes_before=13_476_000_000,
     bytes_after=3_890_000_000,
     recipe=RECIPE,
-    format=PACK_QUANTIZED,
-    schemes={integers(8, "channel", True): 1, integers(4, 128, True): 223},
+    stored={
+        Stored(PACK_QUANTIZED, integers(8, "channel", True)): 1,
+        Stored(PACK_QUANTIZED, integers(4, 128, True)): 223,
+    },
     metrics={"error of a linear module, mean": 0.0123456},
 )
 
@@ -112,7 +115,7 @@ def test_only_a_hub_model_is_a_base_model(source: str) -> None:
 
 
 def test_a_dense_checkpoint() -> None:
-    text = card.text(replace(QUANTIZED, format="", schemes={}, metrics={}))
+    text = card.text(replace(QUANTIZED, stored={}, metrics={}))
     assert "# tiny-7b, compressed\n" in text
     assert "`pip install transformers`, then" in text
     assert "vllm serve" in text
@@ -122,29 +125,29 @@ def test_a_dense_checkpoint() -> None:
 
 
 def test_what_vllm_cannot_serve_is_said() -> None:
-    text = card.text(replace(QUANTIZED, schemes={integers(3, 128, True): 2}))
+    text = card.text(replace(QUANTIZED, stored={Stored(PACK_QUANTIZED, integers(3, 128, True)): 2}))
     assert "vllm serve" not in text
     assert "vLLM has no kernels for this way of storing weights." in text
 
 
 def test_gptq_names_its_packages_and_what_a_cpu_needs() -> None:
-    text = card.text(replace(QUANTIZED, format=GPTQ, schemes={integers(4, 128, True): 2}))
+    text = card.text(replace(QUANTIZED, stored={Stored(GPTQ, integers(4, 128, True)): 2}))
     assert "`pip install transformers gptqmodel optimum`, then" in text
     assert "GPTQConfig" not in text
-    text = card.text(replace(QUANTIZED, format=GPTQ, schemes={integers(4, "channel", True): 2}))
+    text = card.text(replace(QUANTIZED, stored={Stored(GPTQ, integers(4, "channel", True)): 2}))
     assert 'On a CPU, pass `quantization_config=GPTQConfig(bits=4, backend="torch")`' in text
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"schemes": {integers(4, 128, True): 2, integers(8, 128, True): 1}},
-        {"schemes": {integers(4, 128, True): 2}, "transposed": True},
+        {"stored": {Stored(GPTQ, integers(4, 128, True)): 2, Stored(GPTQ, integers(8, 128, True)): 1}},
+        {"stored": {Stored(GPTQ, integers(4, 128, True)): 2}, "transposed": True},
     ],
     ids=["mixed schemes", "Conv1D"],
 )
 def test_gptq_that_only_gptqmodel_loads(changes: dict[str, Any]) -> None:
-    text = card.text(replace(QUANTIZED, format=GPTQ, **changes))
+    text = card.text(replace(QUANTIZED, **changes))
     assert 'model = GPTQModel.load("path/to/this/folder")' in text
     assert "AutoModelForCausalLM" not in text
 

@@ -135,17 +135,18 @@ class CheckpointReader:
         """Return the floating dtype in which `read_weight` gives a weight."""
         format = self.format(name)
         stored = name if format is None else f"{name.removesuffix('.weight')}.{format.SCALE}"
-        return DTYPES[self.header(stored).dtype]
+        dtype = DTYPES[self.header(stored).dtype]
+        return dtype if format is None or dtype.itemsize > 1 else torch.bfloat16  # as `Quantized.dtype`
 
     def read_weight(self, name: str) -> torch.Tensor:
-        """Return a parameter by its full name: as stored, or dequantized to the dtype of its scales where packed.
+        """Return a parameter by its full name: as stored, or dequantized to the dtype that readers use.
 
         A packed weight is always [out, in], also that of a Conv1D module.
         """
         if not self.is_packed(name):
             return self.read(name)
         weight = self.read_quantized(name.removesuffix(".weight"))
-        return weight.dequantize(weight.scale.dtype)
+        return weight.dequantize(weight.dtype)
 
     def read_quantized(self, module: str) -> Quantized:
         """Return a packed weight as the codes that the checkpoint stores.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,12 +13,19 @@ from runner.model.layerwise.method import Linear, Method, Options, Statistics, T
 Weights = Mapping[str, torch.Tensor]  # module's name in the checkpoint → weight [out, in], in the type it is stored in
 
 
-def transform_group(method: Method, weights: Weights, seen: Statistics) -> dict[str, Transformed]:
-    """Transform linears that see one input. Linears that the method has no options for are absent from the result."""
+def transform_group(
+    method: Method, weights: Weights, seen: Statistics, largest: Callable[[str], torch.Tensor]
+) -> dict[str, Transformed]:
+    """Transform linears that see one input. Linears that the method has no options for are absent from the result.
+
+    `largest` gives the largest |weight| of a module, which need not be one of `weights`.
+    """
     done: dict[str, Transformed] = {}
     for names, own in teams(method, weights):
         stacked = torch.cat([weights[name].float() for name in names])
-        linear = Linear(tuple(names), stacked, weights[names[0]].dtype)
+        sharing = sorted({other for name in names for other in (name, *method.shares_scale.get(name, ()))})
+        top = torch.stack([largest(name) for name in sharing]).amax() if names[0] in method.shares_scale else None
+        linear = Linear(tuple(names), stacked, weights[names[0]].dtype, top)
         done |= split(names, weights, method.transform(linear, seen, own))
     return done
 

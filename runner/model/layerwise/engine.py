@@ -29,6 +29,7 @@ from runner.model.layerwise.hidden_states import HiddenStates
 from runner.model.layerwise.linear import is_conv1d, is_linear
 from runner.model.layerwise.memory_budget import suspend_limit, suspended_bytes, widest
 from runner.model.layerwise.method import Method, Results, Statistics, Transformed
+from runner.model.layerwise.statistics import largest
 from runner.model.layerwise.statistics_collector import StatisticsCollector
 from runner.model.layerwise.stream_run import StreamRun
 from runner.model.layerwise.streamed_model import StreamedModel, dense_copy
@@ -100,6 +101,7 @@ class WeightsOnly:
     def __init__(self, inputs: StreamInputs, method: Method) -> None:
         self.inputs, self.method = inputs, method
         self.reader = CheckpointReader(inputs.folder)
+        self.largest: dict[str, torch.Tensor] = {}
 
     def begin(self, progress: progress_file.Progress, run: StreamRun) -> progress_file.Progress:
         return progress
@@ -110,8 +112,16 @@ class WeightsOnly:
             if linear.layer == index:
                 weight = self.reader.read_module_weight(linear.name).to(self.inputs.device)
                 weights = {linear.name: weight.T if linear.transposed else weight}
-                changed |= transform_group(self.method, weights, Statistics())
+                if linear.name in self.method.shares_scale:
+                    self.largest[linear.name] = largest(weight)
+                changed |= transform_group(self.method, weights, Statistics(), self._largest)
+        self.largest.clear()
         return changed
+
+    def _largest(self, name: str) -> torch.Tensor:
+        if name not in self.largest:
+            self.largest[name] = largest(self.reader.read_module_weight(name).to(self.inputs.device))
+        return self.largest[name]
 
     def finished(self, layer: int) -> list[str]:
         return []
@@ -164,16 +174,23 @@ class Calibrated:
         changed: dict[str, Transformed] = {}
         collectors: dict[int, StatisticsCollector] = {}
         branches: list[Any] = []
+        tops: dict[str, torch.Tensor] = {}
 
         def collect(group: int, inputs: tuple[torch.Tensor, ...]) -> None:
             if group not in collectors:
                 collectors[group] = StatisticsCollector(self.method.statistics, inputs[0].shape[-1], inputs[0].device)
             collectors[group].add(*inputs)
 
+        def top(name: str) -> torch.Tensor:
+            if name not in tops:
+                tops[name] = largest(streamed.reader.read_module_weight(name).to(streamed.device))
+            return tops[name]
+
         def solve_group(group: int) -> None:
             members = {self._stored(index, name): linears[name] for name in groups[group]}
             weights = {name: self._weight(name, module) for name, module in members.items()}
-            done = transform_group(self.method, weights, collectors.pop(group).finish())
+            tops.update({name: largest(weight) for name, weight in weights.items() if name in self.method.shares_scale})
+            done = transform_group(self.method, weights, collectors.pop(group).finish(), top)
             for name, result in done.items():
                 branches.extend(install(members[name], result, weights[name].dtype))
             changed.update(done)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from runner.model.checkpoint.quantization.quantized import Quantized
 
-STATISTICS = ("none", "input_norms", "hessian", "cross")
+STATISTICS = ("none", "input_range", "input_norms", "hessian", "cross")
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,13 @@ class Linear:
     weight   float32 [out, in]
     names    the modules' names in the checkpoint
     dtype    the floating type the checkpoint stores weights in
+    largest  the largest |weight| of these and of all modules that share a scale with them; None: they share none
     """
 
     names: tuple[str, ...]
     weight: torch.Tensor
     dtype: torch.dtype
+    largest: torch.Tensor | None = None
 
     @property
     def in_features(self) -> int:
@@ -40,12 +42,14 @@ class Linear:
 class Statistics:
     """What the calibration inputs X [tokens, in] of a linear say, as far as the method asked for it.
 
+    largest_input  float32 scalar: the largest |X|; there with every other statistic, and alone as "input_range"
     input_norms  float32 [in]: the Euclidean norm of each input column
     hessian      float32 [in, in]: (2 / tokens) · XᵀX
     cross        float32 [in, in]: (2 / tokens) · (X_dense − X)ᵀ X, X_dense the inputs of the unchanged model
     """
 
     tokens: int = 0
+    largest_input: torch.Tensor | None = None
     input_norms: torch.Tensor | None = None
     hessian: torch.Tensor | None = None
     cross: torch.Tensor | None = None
@@ -85,6 +89,7 @@ class Method:
     statistics   what to collect: a name of STATISTICS
     stacked      rows are independent of each other: linears with one input and equal options are solved as one
     sequential   inputs of a group come from the layer with the earlier groups already changed
+    shares_scale  module → the other modules whose weights share a global scale with its own
     """
 
     transform: Transform
@@ -92,3 +97,4 @@ class Method:
     statistics: str = "none"
     stacked: bool = False
     sequential: bool = True
+    shares_scale: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

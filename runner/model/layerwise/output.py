@@ -18,8 +18,7 @@ from runner.model.checkpoint import derived, formats
 from runner.model.checkpoint.companions import COMPRESSION
 from runner.model.checkpoint.headers import model_config
 from runner.model.checkpoint.quantization import checkpoint_config
-from runner.model.checkpoint.quantization.format import Matrix
-from runner.model.checkpoint.quantization.scheme import Scheme
+from runner.model.checkpoint.quantization.format import Matrix, Stored
 from runner.model.checkpoint.reader import DTYPES, CheckpointReader
 from runner.model.checkpoint.writer import CheckpointWriter
 from runner.model.layerwise.apply_method import dense
@@ -28,14 +27,13 @@ from runner.model.layerwise.method import Results, Transformed
 
 @dataclass(frozen=True)
 class Storage:
-    """How changed weights are stored: `schemes` by module, in `format`; modules without a scheme stay dense.
+    """How changed weights are stored, by module; modules that are not in `stored` stay dense.
 
     `linears` are the linear modules of the model; `compression` is what compression.json says of how the checkpoint was
     quantized.
     """
 
-    format: str = ""
-    schemes: Mapping[str, Scheme] = field(default_factory=dict)
+    stored: Mapping[str, Stored] = field(default_factory=dict)
     act_order: bool = False
     linears: Linears | None = None
     compression: Mapping[str, Any] = field(default_factory=dict)
@@ -48,11 +46,10 @@ class Output:
         self.reader, self.storage = reader, storage
         self.sites = {site.name: site for site in facts.sites}
         self.layers = [facts.layer_tensors(index) for index in range(facts.layer_count)]
-        self.format = formats.find(storage.format) if storage.schemes else None
         self.quantization: dict[str, Any] = {}
-        if self.format is not None:
+        if storage.stored:
             self.quantization = checkpoint_config.write(
-                self.format, storage.schemes, reader.headers, storage.linears, act_order=storage.act_order
+                storage.stored, reader.headers, storage.linears, act_order=storage.act_order
             )
         self.parts = CheckpointWriter(parts)
 
@@ -60,8 +57,9 @@ class Output:
         """Write one decoder layer; return what the record says of it."""
         tensors: dict[str, torch.Tensor] = {}
         for module, result in changed.items():
-            if result.quantized is not None and self.format is not None:
-                tensors |= self.format.pack(module, result.quantized, self.quantization)
+            own = self.storage.stored.get(module)
+            if result.quantized is not None and own is not None:
+                tensors |= formats.find(own.format).pack(module, result.quantized, self.quantization)
             else:
                 weight = dense(result, DTYPES[self.reader.header(f"{module}.weight").dtype])
                 tensors[f"{module}.weight"] = (weight.T if self.sites[module].transposed else weight).contiguous().cpu()
@@ -76,28 +74,29 @@ class Output:
     ) -> Account:
         """Copy everything outside the layers, then put the folder together; `results` is what `layer` gave of each."""
         done = {module for layer in results for module in layer["modules"]}
-        left = sorted(set(self.storage.schemes) - done)
+        left = sorted(set(self.storage.stored) - done)
         if left:
             raise StepFailed(f"nothing was computed for {wording.ticked(left)}: no forward of the model calls them")
         inside = {name for layer in self.layers for name in layer}
         self.parts.copy("rest", self.reader, [name for name in self.reader.headers if name not in inside])
         config: Mapping[str, Any] | None = None
         files: dict[str, Mapping[str, Any]] = {}
-        if self.format is not None:
+        if self.storage.stored:
             config = {**model_config(self.reader.folder).raw, "quantization_config": self.quantization}
-            files = {COMPRESSION: self.storage.compression, **dict.fromkeys(self.format.FILES, self.quantization)}
+            repeated = checkpoint_config.files(self.storage.stored)
+            files = {COMPRESSION: self.storage.compression, **dict.fromkeys(repeated, self.quantization)}
         changed = {f"{module}.weight": self._stored(module) for layer in results for module in layer["modules"]}
         parts = derived.Parts(self.parts, max_shard_bytes, changed)
         return derived.write(self.reader, derived.Derived(parts, config, files, card=card), out)
 
     def _stored(self, module: str) -> list[str]:
         """The tensors that hold a changed module."""
-        scheme, weight = self.storage.schemes.get(module), self.reader.header(f"{module}.weight")
-        if scheme is None or self.format is None:
+        own, weight = self.storage.stored.get(module), self.reader.header(f"{module}.weight")
+        if own is None:
             return [weight.name]
         site = self.sites[module]
         matrix = Matrix(site.rows, site.columns, site.transposed)
-        return list(self.format.tensors(module, scheme, matrix, weight.dtype))
+        return list(formats.find(own.format).tensors(module, own.scheme, matrix, weight.dtype))
 
 
 def describe(result: Transformed) -> dict[str, Any]:

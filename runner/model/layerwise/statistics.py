@@ -24,6 +24,12 @@ WIDE = 1 << 20  # elements that are float32 at once for the diagonal: fresh page
 CHUNK = 2048  # tokens of one product: the float32 sum over chunks costs a tenth of the product
 
 
+def largest(x: torch.Tensor) -> torch.Tensor:
+    """The largest |x|, float32; NaN where there is one."""
+    low, high = torch.aminmax(x)
+    return torch.maximum(-low.float(), high.float())
+
+
 def new_gram(columns: int, device: torch.device | str = "cpu") -> torch.Tensor:
     return torch.zeros(columns, columns, dtype=torch.float32, device=device)
 

@@ -14,6 +14,7 @@ class StatisticsCollector:
     def __init__(self, want: str, columns: int, device: torch.device) -> None:
         self.want = want
         self.tokens = 0
+        self.largest = torch.zeros((), device=device)
         self.squares = statistics.new_square_sums(columns, device) if want == "input_norms" else None
         self.gram = statistics.new_gram(columns, device) if want in ("hessian", "cross") else None
         self.cross = statistics.new_gram(columns, device) if want == "cross" else None
@@ -22,6 +23,7 @@ class StatisticsCollector:
         """`changed` is the input in the model being changed, `unchanged` in the original one (for "cross")."""
         x = changed.reshape(-1, changed.shape[-1])
         self.tokens += x.shape[0]
+        self.largest = torch.maximum(self.largest, statistics.largest(x))
         if self.squares is not None:
             statistics.add_square_sums(self.squares, x)
         if self.gram is not None:
@@ -32,6 +34,7 @@ class StatisticsCollector:
     def finish(self) -> Statistics:
         return Statistics(
             tokens=self.tokens,
+            largest_input=self.largest,
             input_norms=None if self.squares is None else statistics.input_norms(self.squares),
             hessian=None if self.gram is None else statistics.finish_gram(self.gram, self.tokens),
             cross=None if self.cross is None else statistics.finish_cross(self.cross, self.tokens),

@@ -116,7 +116,9 @@ class StreamedModel:
         if self.adapter is not None:
             self.adapter.attach(layer, self.layer_name(index))
         if self.reader.packing is not None and index not in self._rounding:
-            self._rounding[index] = activation_rounding.attach(layer, self.layer_name(index), self.scheme)
+            self._rounding[index] = activation_rounding.attach(
+                layer, self.layer_name(index), self.scheme, self.input_scale
+            )
             self._rounding[index] += self._round_caches(layer, self.layer_name(index))
         return layer
 
@@ -152,6 +154,15 @@ class StreamedModel:
         if packing is None or not self.is_packed(name):
             return None
         return packing.scheme(self.stored_module(name))
+
+    def input_scale(self, name: str) -> torch.Tensor | None:
+        """The calibrated scale of the inputs of a module, named as in the model; None where it has none."""
+        scheme, module = self.scheme(name), self.stored_module(name)
+        format = self.reader.format(module)
+        if scheme is None or format is None or not scheme.calibrated:
+            return None
+        scale = format.input_scale(module, scheme, self.reader.read)
+        return None if scale is None else scale.to(self.device)
 
     def load_module(self, name: str, keys: tuple[str, ...] | None = None) -> None:
         """Make the parameters and buffers that a module itself holds real; with `keys` only the parameters so named."""

@@ -14,7 +14,7 @@ from runner.steps.layer_method import ERRORS
 from runner.steps.layerwise import LayerMethod, bind, distinct_inputs
 from runner.steps.targets import stored_scheme
 
-VERSION = 6
+VERSION = 7
 CONSUMES = (CHECKPOINT,)
 PRODUCES = QUANTIZED
 REQUIRES = ()
@@ -48,7 +48,7 @@ def transform(linear: Linear, statistics: Statistics, params: Params) -> Transfo
     """
     from runner.methods.gptq import factorize, output_energy, quantize_weight
     from runner.methods.quantization_grid import make_grid
-    from runner.methods.quantization_scheme import stored_levels
+    from runner.methods.quantization_scheme import stored_levels, with_input_scale
 
     hessian = statistics.of("hessian")
     factor = factorize(
@@ -58,13 +58,15 @@ def transform(linear: Linear, statistics: Statistics, params: Params) -> Transfo
         cross=statistics.cross,
         alpha=strength(params),
     )
-    levels = stored_levels(stored_scheme(params), params["format"], linear.dtype)
-    grid = make_grid(linear.weight, levels, params["grid"], factor.importance())
+    scheme = stored_scheme(params)
+    levels = stored_levels(scheme, params["format"], linear.dtype)
+    grid = make_grid(linear.weight, levels, params["grid"], factor.importance(), linear.largest)
     solution = quantize_weight(linear.weight, factor, grid, keep_zeros=True)
     rows = slice(None, None, -(-linear.out_features // SAMPLED_ROWS))
     energy = float(output_energy(linear.weight[rows], hessian).sum())
     error = float(solution.error[rows].sum()) / energy if energy > 0 else 0.0
-    return Transformed(quantized=solution.quantized, metrics={"error": error, "dampening": factor.dampening})
+    quantized = with_input_scale(solution.quantized, scheme, statistics.largest_input, linear.dtype)
+    return Transformed(quantized=quantized, metrics={"error": error, "dampening": factor.dampening})
 
 
 method = LayerMethod(transform, statistics=wanted, stacked=True)

@@ -1,31 +1,67 @@
-"""Round to nearest: every weight to the closest point of its tensor's, channel's or group's grid. No calibration."""
+"""Round to nearest: every weight to the closest point of its tensor's, channel's or group's grid.
+
+Calibration data is needed only for the scales of inputs, where a scheme has them, and for `grid: weighted_mse`, which
+weighs errors by the mean square of the inputs (what llama.cpp calls an importance matrix).
+"""
 
 from __future__ import annotations
 
-from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, Params
+from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, Inputs, Params
+from runner.errors import Diagnostic
 from runner.model.layerwise.method import Linear, Statistics, Transformed
 from runner.steps.layer_method import ERRORS
 from runner.steps.layerwise import LayerMethod, bind
-from runner.steps.targets import stored_scheme
+from runner.steps.targets import stored_scheme, ways
 
-VERSION = 4
+VERSION = 5
 CONSUMES = (CHECKPOINT,)
 PRODUCES = QUANTIZED
 REQUIRES = ()
 METRICS = ERRORS
+WEIGHTED = "weighted_mse"
+
+
+def wanted(params: Params) -> str:
+    """Return the statistic that serves every module, including those with `overrides`."""
+    if params["grid"] == WEIGHTED:
+        return "input_norms"
+    return "input_range" if any(own.calibrated for own in ways(params)) else "none"
 
 
 def transform(linear: Linear, statistics: Statistics, params: Params) -> Transformed:
     """Round to nearest; `error` is relative, ‖Q − W‖² / ‖W‖²."""
     from runner.methods.quantization_grid import quantize_rtn
-    from runner.methods.quantization_scheme import stored_levels
+    from runner.methods.quantization_scheme import stored_levels, with_input_scale
 
-    levels = stored_levels(stored_scheme(params), params["format"], linear.dtype)
-    quantized = quantize_rtn(linear.weight, levels)
+    scheme = stored_scheme(params)
+    levels = stored_levels(scheme, params["format"], linear.dtype)
+    importance = statistics.of("input_norms").square() if params["grid"] == WEIGHTED else None
+    quantized = quantize_rtn(linear.weight, levels, params["grid"], importance, linear.largest)
     error = quantized.dequantize(linear.dtype).float() - linear.weight
     total = linear.weight.square().sum().clamp_min(1e-30)
+    quantized = with_input_scale(quantized, scheme, statistics.largest_input, linear.dtype)
     return Transformed(quantized=quantized, metrics={"weight_error": float(error.square().sum() / total)})
 
 
-method = LayerMethod(transform)
-check, estimate, outcome, run = bind(method)
+method = LayerMethod(transform, statistics=wanted)
+_check_modules, estimate, outcome, run = bind(method)
+
+
+def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
+    return _check_modules(params, inputs) + _check_data(params)
+
+
+def _check_data(params: Params) -> list[Diagnostic]:
+    """Return a complaint where calibration data is missing, or has no effect."""
+    named, calibrated = params.get("data") is not None, sorted(s.describe() for s in ways(params) if s.calibrated)
+    if named and wanted(params) == "none":
+        message = "`data` has no effect: no scheme of this step has calibrated inputs, and `grid` weighs no columns"
+        return [Diagnostic("R418", message, "leave it out", path=("data",))]
+    if named or wanted(params) == "none":
+        return []
+    if calibrated:
+        message = f"the inputs of a scheme have a scale that only data gives, and the step names none: {calibrated[0]}"
+        remedy = "name calibration text with `data`, or choose a scheme whose inputs need no calibration"
+        return [Diagnostic("R612", message, remedy, path=("scheme",))]
+    message = "`grid: weighted_mse` weighs columns by their inputs on calibration text, and the step names none"
+    return [Diagnostic("R612", message, "name calibration text with `data`, or use `grid: mse`", path=("grid",))]

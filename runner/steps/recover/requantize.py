@@ -41,6 +41,7 @@ def run(ctx: Context, dense: Path) -> Result:
     The calibration text is that of the training, with as many of its first windows as the first quantization used.
     """
     from runner.model.layerwise.stream_run import StreamRun
+    from runner.recipe.schema import load as schemas
     from runner.steps import kinds
     from runner.steps import layer_stream as stream
 
@@ -51,7 +52,8 @@ def run(ctx: Context, dense: Path) -> Result:
             f"`{made['kind']}`, which quantized the checkpoint, is no layer-wise kind", "use `merge: keep`"
         )
     ids = calibration_windows(ctx.data("data"), *made["calibration"]) if made["calibration"] else None
-    how = stream.Compression(made["kind"], method, made["params"], ids, made["calibration"])
+    params = schemas.defaults(made["kind"], made["params"])  # of what has become a parameter since then
+    how = stream.Compression(made["kind"], method, params, ids, made["calibration"])
     folder = ctx.scratch_dir / "requantize"
     folder.mkdir(exist_ok=True)
     run = StreamRun(folder, folder / "progress.json", stream.hooks(ctx))

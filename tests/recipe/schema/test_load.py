@@ -177,7 +177,7 @@ def test_an_unknown_kind() -> None:
 
 def test_references() -> None:
     assert load.references("evaluate.divergence") == {"data": "data", "against": "checkpoint", "gates": "gates"}
-    assert load.references("quantize.rtn") == {"gates": "gates"}
+    assert load.references("quantize.rtn") == {"data": "data", "gates": "gates"}
     assert load.references("prune.magnitude") == {}
 
 

@@ -13,6 +13,7 @@ import torch
 from runner.contracts.step_kind import Inputs
 from runner.model.architecture.inspect import facts
 from runner.model.checkpoint.quantization.presets import PRESETS, short_layout
+from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.layerwise.streamed_model import StreamedModel
 from runner.plan.tensor_account import account
 from runner.recipe.schema.load import defaults
@@ -30,15 +31,28 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 
 
+STATIC = {f"{name} static": {"scheme": name, "activations": "static"} for name in ("fp8", "w8a8")}
+CASES: dict[str, dict[str, Any]] = {name: {"scheme": name} for name in PRESETS} | STATIC
+SMALL_FLOATS = ("nvfp4", "mxfp4", "mxfp8")
+
+
 def sizes(scheme: str) -> dict[str, Any]:
     """A model's sizes that a scheme can hold: blocks of 128 rows must not reach from the keys into the values."""
     return SIZES | ({"num_key_value_heads": 4} if scheme == "fp8_block" else {})
 
 
+def dense(folder: Path, scheme: str, name: str = "llama", **changes: Any) -> Path:
+    """A model that a scheme can hold; compressed-tensors unpacks small floats to bf16."""
+    dtype = torch.bfloat16 if scheme.startswith(SMALL_FLOATS) else torch.float32
+    width = {} if name == "llama" else {"head_dim": 32}  # that groups of 128 divide
+    return save(folder, name, dtype, **sizes(scheme) | width | changes)
+
+
 def quantized(folder: Path, kind: Any, source: Path, **params: Any) -> Path:
     """What a step of `kind` makes of a checkpoint."""
-    host = Host(folder, kind.method.kind, source, IDS if kind is gptq else None, **params)
-    assert layerwise.check(host.params, inputs(source)) == []
+    wants = kind.method.wants(defaults(kind.method.kind, params)) != "none"
+    host = Host(folder, kind.method.kind, source, IDS if wants else None, **params)
+    assert kind.check(host.params, inputs(source)) == []
     kind.run(host)
     forecast = layerwise.outcome(host.params, inputs(source))
     written = facts(host.out_dir, "written")
@@ -65,16 +79,31 @@ def reference(folder: Path) -> float:
     return math.exp(float(loss))
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2"])
-@pytest.mark.parametrize("scheme", sorted(PRESETS))
-def test_transformers_computes_the_perplexity_that_is_reported(scheme: str, name: str, tmp_path: Path) -> None:
-    # Widths that groups of 128 divide.
-    changes = sizes(scheme) if name == "llama" else sizes(scheme) | {"head_dim": 32}
-    source = save(tmp_path / "dense", name, **changes)
-    made = quantized(tmp_path / "made", rtn, source, scheme=scheme)
+def assert_served_as_reported(case: str, name: str, kind: Any, tmp_path: Path) -> None:
+    source = dense(tmp_path / "dense", case, name)
+    made = quantized(tmp_path / "made", kind, source, **CASES[case])
     ours = measured(made, tmp_path / "scratch")
     assert ours == pytest.approx(reference(made), rel=2e-3)
     assert abs(ours - measured(source, tmp_path / "dense-scratch")) > 1e-6
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2"])
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_transformers_computes_the_perplexity_that_is_reported(case: str, name: str, tmp_path: Path) -> None:
+    assert_served_as_reported(case, name, rtn, tmp_path)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2"])
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_and_what_gptq_makes(case: str, name: str, tmp_path: Path) -> None:
+    assert_served_as_reported(case, name, gptq, tmp_path)
+
+
+@pytest.mark.parametrize("scheme", ["nvfp4a16", "mxfp4a16", "mxfp8a16"])
+def test_small_floats_of_a_float32_model_load_in_its_type(scheme: str, tmp_path: Path) -> None:
+    made = quantized(tmp_path / "made", rtn, save(tmp_path / "dense", **SIZES), scheme=scheme)
+    assert measured(made, tmp_path / "scratch") == pytest.approx(reference(made), rel=2e-3)
 
 
 def test_a_short_last_block_of_rows_is_read_alike(tmp_path: Path) -> None:
@@ -86,10 +115,12 @@ def test_a_short_last_block_of_rows_is_read_alike(tmp_path: Path) -> None:
         assert torch.equal(logits(host.out_dir, rounds=True), load(host.out_dir)(IDS).logits)
 
 
-@pytest.mark.parametrize("scheme", ["fp8", "fp8_block", "w8a8", "w4a8"])
-def test_inputs_are_rounded_as_compressed_tensors_rounds_them(scheme: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "case", ["fp8", "fp8_block", "w8a8", "w4a8", "nvfp4", "mxfp4", "mxfp8", "fp8 static", "w8a8 static"]
+)
+def test_inputs_are_rounded_as_compressed_tensors_rounds_them(case: str, tmp_path: Path) -> None:
     """Logits are far closer to its forward than they would be without rounding."""
-    made = quantized(tmp_path / "made", rtn, save(tmp_path / "dense", **sizes(scheme)), scheme=scheme)
+    made = quantized(tmp_path / "made", rtn, dense(tmp_path / "dense", case), **CASES[case])
     with torch.no_grad():
         theirs = load(made)(IDS).logits
     ours, unrounded = logits(made, rounds=True), logits(made, rounds=False)
@@ -110,15 +141,15 @@ def logits(folder: Path, rounds: bool) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "fp8", "fp8_block"])
-def test_gptq_loses_less_than_rounding_in_every_scheme(scheme: str, tmp_path: Path) -> None:
-    source = save(tmp_path / "dense", **sizes(scheme))
-    rounded = quantized(tmp_path / "rounded", rtn, source, scheme=scheme)
-    solved = quantized(tmp_path / "solved", gptq, source, scheme=scheme)
+@pytest.mark.parametrize("case", ["w8a8", "w4a8", "fp8", "fp8_block", "nvfp4", "mxfp4", "mxfp8", "fp8 static"])
+def test_gptq_loses_less_than_rounding_in_every_scheme(case: str, tmp_path: Path) -> None:
+    source = dense(tmp_path / "dense", case)
+    rounded = quantized(tmp_path / "rounded", rtn, source, **CASES[case])
+    solved = quantized(tmp_path / "solved", gptq, source, **CASES[case])
     assert measured(solved, tmp_path / "scratch") == pytest.approx(reference(solved), rel=2e-3)
     with torch.no_grad():
-        dense = load(source)(IDS).logits
-    lost = {folder: (logits(folder, rounds=False) - dense).square().mean() for folder in (rounded, solved)}
+        whole = load(source)(IDS).logits.float()
+    lost = {folder: (logits(folder, rounds=False) - whole).square().mean() for folder in (rounded, solved)}
     assert lost[solved] < lost[rounded]
 
 
@@ -129,7 +160,15 @@ def test_the_short_form_follows_the_scheme(scheme: str, kind: str) -> None:
     params = defaults(kind, {"scheme": scheme})
     assert (params["bits"], params["group_size"]) == (preset.bits, short_layout(preset.group_size))
     format = {"w8a8": "int-quantized", "fp8": "float-quantized", "fp8_block": "float-quantized"}
+    format |= {
+        name: f"{name.removesuffix('a16')}-pack-quantized" for name in PRESETS if name.startswith(("nvfp4", "mxfp4"))
+    }
+    format |= {"mxfp8": "mxfp8-quantized", "mxfp8a16": "mxfp8-quantized"}
     assert params["format"] == format.get(scheme, "pack-quantized")
+    (own,) = defaults(kind, {"overrides": {"q_proj": {"scheme": scheme}}})["overrides"].values()
+    assert {key: own[key] for key in ("bits", "group_size", "format")} == {
+        key: params[key] for key in ("bits", "group_size", "format")
+    }
 
 
 @pytest.mark.parametrize("scheme", sorted(PRESETS))
@@ -141,7 +180,7 @@ def test_the_account_explains_every_tensor(scheme: str, tmp_path: Path) -> None:
     found, complaints = account(before.checkpoint, layerwise.outcome(params, before), changed)
     assert complaints == []
     assert {entry.name for entry in found.entries if entry.fate == "changed"} == changed
-    assert all(entry.reason.startswith("stored as weight") for entry in found.entries if entry.fate == "changed")
+    assert all("weight" in entry.reason for entry in found.entries if entry.fate == "changed")
 
 
 @pytest.mark.parametrize(
@@ -155,6 +194,14 @@ def test_the_account_explains_every_tensor(scheme: str, tmp_path: Path) -> None:
         (
             {"scheme": "fp8", "symmetric": False},
             "`symmetric: false` contradicts `scheme: fp8`, whose weights are floats around zero",
+        ),
+        (
+            {"scheme": "fp8_block", "activations": "static"},
+            "`activations: static` contradicts `scheme: fp8_block`; `fp8` and `w8a8` can have it",
+        ),
+        (
+            {"activations": "static"},
+            "`activations: static` needs a scheme that rounds inputs: `fp8` and `w8a8`",
         ),
     ],
 )
@@ -178,3 +225,95 @@ def test_groups_of_an_integer_scheme_may_be_chosen(tmp_path: Path) -> None:
     group = json.loads((made / "config.json").read_text())["quantization_config"]["config_groups"]["group_0"]
     assert group["weights"]["group_size"] == 32
     assert group["input_activations"]["strategy"] == "token"
+
+
+def test_scales_of_inputs_come_from_data_alone(tmp_path: Path) -> None:
+    source = inputs(save(tmp_path, dtype=torch.bfloat16, **SIZES))
+    for params, whose in (
+        ({"scheme": "nvfp4"}, PRESETS["nvfp4"].describe()),
+        (
+            {"scheme": "fp8", "activations": "static"},
+            "float8_e4m3, per channel; inputs with calibrated scales to float8_e4m3, per tensor",
+        ),
+    ):
+        (found,) = rtn.check(defaults("quantize.rtn", params), source)
+        assert (found.code, found.path) == ("R612", ("scheme",))
+        assert found.message == (
+            f"the inputs of a scheme have a scale that only data gives, and the step names none: {whose}"
+        )
+        assert found.help == "name calibration text with `data`, or choose a scheme whose inputs need no calibration"
+        assert rtn.check(defaults("quantize.rtn", {**params, "data": "calibration"}), source) == []
+    (found,) = rtn.check(defaults("quantize.rtn", {"grid": "weighted_mse"}), source)
+    assert (found.code, found.message, found.help) == (
+        "R612", "`grid: weighted_mse` weighs columns by their inputs on calibration text, and the step names none",
+        "name calibration text with `data`, or use `grid: mse`",
+    )  # fmt: skip
+    (found,) = rtn.check(defaults("quantize.rtn", {"scheme": "fp8", "data": "calibration"}), source)
+    assert (found.code, found.message, found.help) == (
+        "R418",
+        "`data` has no effect: no scheme of this step has calibrated inputs, and `grid` weighs no columns",
+        "leave it out",
+    )
+
+
+def test_a_static_scale_is_the_largest_input_of_the_calibration_text(tmp_path: Path) -> None:
+    """The first layer's queries, keys and values get the normed embeddings, which nothing has changed yet."""
+    source = save(tmp_path / "dense", **SIZES | {"num_hidden_layers": 1})
+    made = quantized(tmp_path / "made", rtn, source, scheme="fp8", activations="static")
+    seen: list[torch.Tensor] = []
+    model = load(source)
+    model.get_submodule("model.layers.0.self_attn.q_proj").register_forward_pre_hook(
+        lambda module, given: seen.append(given[0])
+    )
+    with torch.no_grad():
+        model(IDS)
+    with CheckpointReader(made) as reader:
+        scales = [reader.read(f"model.layers.0.self_attn.{name}_proj.input_scale") for name in "qkv"]
+    for scale in scales:
+        assert float(scale) == pytest.approx(float(seen[0].abs().max()) / 448, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [rtn, gptq])
+def test_modules_that_servers_fuse_share_one_global_scale(kind: Any, tmp_path: Path) -> None:
+    made = quantized(tmp_path / "made", kind, dense(tmp_path / "dense", "nvfp4"), scheme="nvfp4")
+    with CheckpointReader(tmp_path / "dense") as source, CheckpointReader(made) as reader:
+        for block, fused in (("self_attn", ("q_proj", "k_proj", "v_proj")), ("mlp", ("gate_proj", "up_proj"))):
+            names = [f"model.layers.1.{block}.{name}" for name in fused]
+            largest = max(float(source.read(f"{name}.weight").abs().max()) for name in names)
+            for name in names:
+                assert float(reader.read(f"{name}.weight_global_scale")) == pytest.approx(2688 / largest)
+            assert len({float(reader.read(f"{name}.input_global_scale")) for name in names}) == 1
+        down = "model.layers.1.mlp.down_proj"
+        own = float(source.read(f"{down}.weight").abs().max())
+        assert float(reader.read(f"{down}.weight_global_scale")) == pytest.approx(2688 / own)
+
+
+@pytest.mark.parametrize("kind", [rtn, gptq])
+def test_schemes_in_different_formats_share_a_checkpoint(kind: Any, tmp_path: Path) -> None:
+    """As mixed-precision of compressed-tensors, which transformers loads, each module in its own format."""
+    overrides = {
+        "self_attn.*": {"scheme": "fp8"},
+        "o_proj": {"scheme": "w4a16"},
+        "layers.1.mlp.down_proj": {"scheme": "mxfp8"},
+    }
+    source = dense(tmp_path / "dense", "nvfp4")
+    made = quantized(tmp_path / "made", kind, source, scheme="nvfp4", overrides=overrides)
+    config = json.loads((made / "config.json").read_text())["quantization_config"]
+    assert config["format"] == "mixed-precision"
+    assert [group["format"] for group in config["config_groups"].values()] == [
+        "float-quantized", "nvfp4-pack-quantized", "pack-quantized", "mxfp8-quantized",
+    ]  # fmt: skip
+    assert measured(made, tmp_path / "scratch") == pytest.approx(reference(made), rel=2e-3)
+    card = (made / "README.md").read_text()
+    assert "- Stored as `float-quantized`, `mxfp8-quantized`, `nvfp4-pack-quantized` and `pack-quantized`;" in card
+
+
+def test_weighing_errors_by_the_inputs_loses_less_than_not_weighing_them(tmp_path: Path) -> None:
+    source = save(tmp_path / "dense", **SIZES)
+    with torch.no_grad():
+        whole = load(source)(IDS).logits
+    lost = {}
+    for grid in ("minmax", "mse", "weighted_mse"):
+        made = quantized(tmp_path / grid, rtn, source, scheme="w3a16", grid=grid)
+        lost[grid] = float((logits(made, rounds=False) - whole).square().mean())
+    assert lost["weighted_mse"] < lost["mse"] < lost["minmax"]

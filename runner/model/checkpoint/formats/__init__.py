@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, cast
 
 from runner.contracts.facts import TensorHeader
 from runner.model.checkpoint.quantization import cache_scheme
-from runner.model.checkpoint.quantization.format import Format, Matrix, Packing, Refusal, Rules
+from runner.model.checkpoint.quantization.format import Format, Matrix, Packing, Reader, Refusal, Rules, Stored
 from runner.model.checkpoint.quantization.scheme import Scheme
 
 PACK_QUANTIZED = "pack-quantized"  # where nothing else is asked for
@@ -84,6 +84,19 @@ def _formats_of(config: Mapping[str, Any]) -> set[str]:
     """The formats that the groups of a compressed-tensors configuration name."""
     groups: Mapping[str, Mapping[str, Any]] = config.get("config_groups") or {}
     return {str(group.get("format") or config.get("format")) for group in groups.values()}
+
+
+def readers(stored: Iterable[Stored], transposed: bool = False) -> tuple[Reader, ...]:
+    """Who loads a checkpoint whose modules are stored so; a reader of several formats has the limits of each."""
+    by_format: dict[str, list[Scheme]] = {}
+    for own in stored:
+        by_format.setdefault(own.format, []).append(own.scheme)
+    found: dict[str, Reader] = {}
+    for name, schemes in sorted(by_format.items()):
+        for reader in find(name).readers(schemes, transposed):
+            other = found.get(reader.name)
+            found[reader.name] = reader if other is None or reader.limit else other
+    return tuple(found.values())
 
 
 def refuse(name: str, scheme: Scheme, matrix: Matrix) -> Refusal | None:

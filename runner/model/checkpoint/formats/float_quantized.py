@@ -1,6 +1,7 @@
 """compressed-tensors "float-quantized": 8-bit floats.
 
 weight        float8_e4m3 [out, in]
+input_scale   [1], where inputs have a calibrated scale
 weight_scale  [out, G]; [1] for a whole tensor; [⌈out / r⌉, ⌈in / c⌉] for blocks of r × c
 """
 
@@ -26,8 +27,8 @@ FILES: tuple[str, ...] = ()
 
 
 def holds(tensors: Headers, module: str) -> bool:
-    weight = tensors.get(f"{module}.{WEIGHT}")
-    return weight is not None and weight.dtype == "F8_E4M3" and f"{module}.{SCALE}" in tensors
+    weight, scale = tensors.get(f"{module}.{WEIGHT}"), tensors.get(f"{module}.{SCALE}")
+    return weight is not None and weight.dtype == "F8_E4M3" and scale is not None and scale.dtype != "U8"
 
 
 def parse(config: Config) -> Rules | None:
@@ -69,10 +70,13 @@ def scale_dtype(scheme: Scheme, weight_dtype: str) -> str:
 def tensors(module: str, scheme: Scheme, matrix: Matrix, weight_dtype: str) -> dict[str, tuple[str, tuple[int, ...]]]:
     shape = scheme.weights.scale_shape(matrix.rows, matrix.columns)
     extent = (1,) if scheme.strategy == "tensor" else shape
-    return {
+    found: dict[str, tuple[str, tuple[int, ...]]] = {
         f"{module}.weight": ("F8_E4M3", (matrix.rows, matrix.columns)),
         f"{module}.weight_scale": (scale_dtype(scheme, weight_dtype), extent),
     }
+    if scheme.calibrated:
+        found[f"{module}.input_scale"] = (scale_dtype(scheme, weight_dtype), (1,))
+    return found
 
 
 def config(schemes: Mapping[str, Scheme], untouched: Iterable[str] = (), *, act_order: bool = False) -> dict[str, Any]:
@@ -90,14 +94,19 @@ def readers(schemes: Iterable[Scheme], transposed: bool = False) -> tuple[Reader
 def pack(module: str, weight: Quantized, config: Config) -> dict[str, torch.Tensor]:
     import torch
 
-    return {
+    stored = {
         f"{module}.weight": weight.codes.view(torch.float8_e4m3fn),
         f"{module}.weight_scale": store_scale(weight),
     }
+    return stored if weight.input_scale is None else {**stored, f"{module}.input_scale": weight.input_scale}
 
 
 def store_scale(weight: Quantized) -> torch.Tensor:
     return weight.scale.reshape(1) if weight.strategy == "tensor" else weight.scale.contiguous()
+
+
+def input_scale(module: str, scheme: Scheme, read: Read) -> torch.Tensor | None:
+    return read(f"{module}.input_scale").reshape(1) if scheme.calibrated else None
 
 
 def unpack(module: str, scheme: Scheme, config: Config, read: Read) -> Quantized:
@@ -108,4 +117,6 @@ def unpack(module: str, scheme: Scheme, config: Config, read: Read) -> Quantized
     stored = read(f"{module}.weight")
     rows, columns = stored.shape
     scale = read(f"{module}.weight_scale").reshape(scheme.weights.scale_shape(rows, columns))
-    return Quantized(stored.view(torch.uint8), scale, None, scheme.weights)
+    return Quantized(
+        stored.view(torch.uint8), scale, None, scheme.weights, input_scale=input_scale(module, scheme, read)
+    )

@@ -203,6 +203,10 @@ def _is_v2(config: Config) -> bool:
     return bool(config.get("checkpoint_format", config.get("format")) == "gptq_v2")
 
 
+def input_scale(module: str, scheme: Scheme, read: Read) -> torch.Tensor | None:
+    return None
+
+
 def unpack(module: str, scheme: Scheme, config: Config, read: Read) -> Quantized:
     """Any order of groups (`g_idx`) is read. Zero points count as they are, whatever the configuration says of them."""
     from dataclasses import replace

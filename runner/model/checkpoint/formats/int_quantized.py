@@ -2,6 +2,7 @@
 
 weight             int8 [out, in], around zero
 weight_scale       [out, G]; [1] for a whole tensor
+input_scale        [1], where inputs have a calibrated scale
 weight_zero_point  asymmetric only: int8 like the scale, less 128
 """
 
@@ -68,6 +69,8 @@ def tensors(module: str, scheme: Scheme, matrix: Matrix, weight_dtype: str) -> d
         f"{module}.weight": ("I8", (matrix.rows, matrix.columns)),
         f"{module}.weight_scale": (scale_dtype(scheme, weight_dtype), extent),
     }
+    if scheme.calibrated:
+        found[f"{module}.input_scale"] = (scale_dtype(scheme, weight_dtype), (1,))
     return found if scheme.symmetric else {**found, f"{module}.weight_zero_point": ("I8", extent)}
 
 
@@ -97,6 +100,8 @@ def pack(module: str, weight: Quantized, config: Config) -> dict[str, torch.Tens
         f"{module}.weight": signed(weight.codes),
         f"{module}.weight_scale": store_scale(weight),
     }
+    if weight.input_scale is not None:
+        stored[f"{module}.input_scale"] = weight.input_scale
     if weight.zero_point is not None:
         zero = signed(weight.zero_point)
         stored[f"{module}.weight_zero_point"] = zero.reshape(1) if whole else zero
@@ -105,6 +110,10 @@ def pack(module: str, weight: Quantized, config: Config) -> dict[str, torch.Tens
 
 def store_scale(weight: Quantized) -> torch.Tensor:
     return weight.scale.reshape(1) if weight.strategy == "tensor" else weight.scale.contiguous()
+
+
+def input_scale(module: str, scheme: Scheme, read: Read) -> torch.Tensor | None:
+    return read(f"{module}.input_scale").reshape(1) if scheme.calibrated else None
 
 
 def unpack(module: str, scheme: Scheme, config: Config, read: Read) -> Quantized:
@@ -120,4 +129,5 @@ def unpack(module: str, scheme: Scheme, config: Config, read: Read) -> Quantized
     if not scheme.symmetric:
         zero = (read(f"{module}.weight_zero_point").to(torch.int16) + middle).to(torch.uint8).reshape(extent)
     codes = (stored.to(torch.int16) + middle).to(torch.uint8)
-    return Quantized(codes, read(f"{module}.weight_scale").reshape(extent), zero, scheme.weights)
+    scale = read(f"{module}.weight_scale").reshape(extent)
+    return Quantized(codes, scale, zero, scheme.weights, input_scale=input_scale(module, scheme, read))

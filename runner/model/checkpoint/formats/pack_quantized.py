@@ -47,6 +47,10 @@ def refuse(scheme: Scheme, matrix: Matrix) -> Refusal | None:
     if not scheme.weights.is_integer:
         problem = f"is to be stored as {scheme.weights.describe()}; `{NAME}` holds integers"
         return Refusal(problem, "use a scheme of integers")
+    if scheme.calibrated:
+        return Refusal(
+            f"is to be stored as {scheme.describe()}; `{NAME}` holds no scales of inputs", "leave out `format`"
+        )
     if uneven := group_sizes.refuse_uneven(scheme, matrix):
         return uneven
     if matrix.transposed:
@@ -133,6 +137,10 @@ def pack(module: str, weight: Quantized, config: Config) -> dict[str, torch.Tens
 
 def store_scale(weight: Quantized) -> torch.Tensor:
     return weight.scale.reshape(1) if weight.strategy == "tensor" else weight.scale.contiguous()
+
+
+def input_scale(module: str, scheme: Scheme, read: Read) -> torch.Tensor | None:
+    return None
 
 
 def unpack(module: str, scheme: Scheme, config: Config, read: Read) -> Quantized:

@@ -47,3 +47,13 @@ def unpack_rows(packed: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
     words = torch.nn.functional.pad(octets.view(rows, -1, bits), (0, 8 - bits)).contiguous().view(torch.int64)
     lanes = [((words >> (lane * bits)) & mask).to(torch.uint8) for lane in range(8)]
     return torch.cat(lanes, dim=-1).view(rows, -1)[:, :columns].contiguous()
+
+
+def pack_nibbles(values: torch.Tensor) -> torch.Tensor:
+    """uint8 [R, C], each below 16 → uint8 [R, C / 2], the even column in the low half."""
+    return values[:, 0::2] | (values[:, 1::2] << 4)
+
+
+def unpack_nibbles(packed: torch.Tensor) -> torch.Tensor:
+    """The inverse of `pack_nibbles`."""
+    return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)

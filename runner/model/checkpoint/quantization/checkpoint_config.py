@@ -5,52 +5,94 @@ Imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from runner.contracts.facts import TensorHeader
 from runner.contracts.model_description import Linears
+from runner.model.checkpoint import formats
 from runner.model.checkpoint.quantization import compressed_tensors_config
-from runner.model.checkpoint.quantization.format import Format, Refusal
+from runner.model.checkpoint.quantization.format import Refusal, Stored
 from runner.model.checkpoint.quantization.module_patterns import unpacked_modules
-from runner.model.checkpoint.quantization.scheme import Scheme
 
 
 def write(
-    format: Format,
-    schemes: Mapping[str, Scheme],
+    stored: Mapping[str, Stored],
     tensors: Mapping[str, TensorHeader],
     linears: Linears | None,
     *,
     act_order: bool = False,
 ) -> dict[str, Any]:
-    """The configuration of a checkpoint of which the modules in `schemes` are packed.
+    """The configuration of a checkpoint of which the modules in `stored` are packed.
 
     `tensors` are those of the dense checkpoint. Readers take every linear module of the model for packed unless the
     configuration names it, also those that no tensor is stored for (tied heads): `linears` has them.
     """
     known = linears or Linears()
-    untouched = sorted({*unpacked_modules(tensors, schemes), *known.unpacked(schemes)})
-    config = format.config(schemes, untouched, act_order=act_order)
-    if known.needed and config["quant_method"] == compressed_tensors_config.METHOD:
+    untouched = sorted({*unpacked_modules(tensors, stored), *known.unpacked(stored)})
+    config = _config(stored, untouched, act_order)
+    if config["quant_method"] == compressed_tensors_config.METHOD and (known.needed or converted(stored, tensors)):
         return {**config, "dequantize": True}
     return config
 
 
-def refuse(format: Format, schemes: Mapping[str, Scheme], linears: Linears) -> Refusal | None:
+def _config(stored: Mapping[str, Stored], untouched: Iterable[str], act_order: bool) -> dict[str, Any]:
+    names = {own.format for own in stored.values()}
+    if len(names) > 1:
+        return compressed_tensors_config.write_mixed(stored, untouched, act_order=act_order)
+    schemes = {module: own.scheme for module, own in stored.items()}
+    return formats.find(*names).config(schemes, untouched, act_order=act_order)
+
+
+def converted(stored: Mapping[str, Stored], tensors: Mapping[str, TensorHeader]) -> bool:
+    """Whether weights are unpacked to another type than the model's: transformers must convert them on loading."""
+    return any(
+        own.format in compressed_tensors_config.UNPACKED_TO_BF16 and tensors[f"{module}.weight"].dtype != "BF16"
+        for module, own in stored.items()
+        if f"{module}.weight" in tensors
+    )
+
+
+def files(stored: Mapping[str, Stored]) -> tuple[str, ...]:
+    """The further JSON files that repeat the configuration."""
+    return tuple(sorted({file for own in stored.values() for file in formats.find(own.format).FILES}))
+
+
+def refuse_together(stored: Mapping[str, Stored]) -> Refusal | None:
+    """Why transformers cannot load these modules in one checkpoint; None: it can."""
+    names = sorted({own.format for own in stored.values()})
+    if len(names) > 1:
+        schemes = {module: own.scheme for module, own in stored.items()}
+        if any(formats.find(n).config(schemes)["quant_method"] != compressed_tensors_config.METHOD for n in names):
+            listed = " and ".join(f"`{name}`" for name in names)
+            return Refusal(f"one checkpoint cannot hold {listed}", "use formats of compressed-tensors alone")
+    for name in names:
+        refusal = formats.find(name).refuse_together([o.scheme for o in stored.values() if o.format == name])
+        if refusal is not None:
+            return refusal
+    return None
+
+
+def refuse(
+    stored: Mapping[str, Stored], linears: Linears, tensors: Mapping[str, TensorHeader] | None = None
+) -> Refusal | None:
     """Why transformers cannot load a model of these linear modules packed; None: it can, or unpacks it first."""
-    if not linears.needed or not schemes:
+    late = converted(stored, tensors or {})
+    if not (linears.needed or late) or not stored:
         return None
     problem = (
         "transformers' code of this model reads the weights of linear modules while it loads them; it can only load "
+        if linears.needed
+        else "the model is not stored in bfloat16, to which compressed-tensors unpacks small floats; transformers can "
+        "only load "
     )
-    config = format.config(schemes)
+    config = _config(stored, (), False)
     if config["quant_method"] != compressed_tensors_config.METHOD:
         return Refusal(problem + "packed ones that it unpacks, and those of this format it does not unpack",
                        "use `format: pack-quantized`")  # fmt: skip
     if not compressed_tensors_config.can_dequantize_on_load(config):
         return Refusal(problem + "packed ones that it unpacks, which it does for one scheme alone", "drop `overrides`")
-    if any(scheme.activations is not None for scheme in schemes.values()):
+    if any(own.scheme.activations is not None for own in stored.values()):
         return Refusal(problem + "packed ones that it unpacks, and then it does not round their inputs",
                        "choose a scheme of weights alone, such as `w4a16`")  # fmt: skip
     return None

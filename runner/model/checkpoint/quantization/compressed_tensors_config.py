@@ -6,14 +6,19 @@ Imports no torch.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from runner.model.checkpoint.quantization.format import Config, Rules
-from runner.model.checkpoint.quantization.module_patterns import by_scheme, patterns
-from runner.model.checkpoint.quantization.scheme import Layout, Numbers, Scheme
+from runner.model.checkpoint.quantization.format import Config, Rules, Stored
+from runner.model.checkpoint.quantization.module_patterns import patterns
+from runner.model.checkpoint.quantization.scheme import AS_WEIGHTS, Layout, Numbers, Scheme
 
 METHOD = "compressed-tensors"
+MIXED = "mixed-precision"  # where groups of modules are stored in different formats
+# Unpacked to bf16 by compressed-tensors 0.20, whatever the type of the model is.
+UNPACKED_TO_BF16 = frozenset({"nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized"})
+_SCALES = {"float8_e4m3": "torch.float8_e4m3fn", "float8_e8m0": "torch.uint8"}
 
 
 def write(
@@ -29,44 +34,68 @@ def write(
     `untouched` names every other linear module of the model ("lm_head" is added unless it is packed). `dequantize`
     makes transformers unpack the weights while it loads them.
     """
-    rest = sorted({*untouched, "lm_head"} - set(schemes))
-    groups = by_scheme(schemes)
+    stored = {module: Stored(format, scheme) for module, scheme in schemes.items()}
+    config = write_mixed(stored, untouched, act_order=act_order)
+    return {**config, "dequantize": True} if dequantize else config
+
+
+def write_mixed(
+    stored: Mapping[str, Stored], untouched: Iterable[str] = (), *, act_order: bool = False
+) -> dict[str, Any]:
+    """The same for modules in one or several of the formats of compressed-tensors."""
+    rest = sorted({*untouched, "lm_head"} - set(stored))
+    groups = _groups(stored)
     written = {}
-    for index, (scheme, modules) in enumerate(groups):
-        weights = _written(scheme.weights)
+    for index, (own, modules) in enumerate(groups):
+        weights = _written(own.scheme.weights)
         if act_order:  # static groups: what readers call "weight"; it does not change the layout
             weights["actorder"] = "weight"
         # The class name would also catch the fused modules of vLLM whose parts belong to another group.
-        targets = ["Linear"] if len(groups) == 1 else [f"re:{p}" for p in patterns(modules, schemes, rest)]
-        inputs = scheme.activations
+        targets = ["Linear"] if len(groups) == 1 else [f"re:{p}" for p in patterns(modules, stored, rest)]
+        inputs = own.scheme.activations
         written[f"group_{index}"] = {
             "targets": targets, "weights": weights,
-            "input_activations": None if inputs is None else _written(inputs, dynamic=scheme.dynamic),
-            "output_activations": None, "format": format,
+            "input_activations": None if inputs is None else _written(inputs, dynamic=own.scheme.dynamic, inputs=True),
+            "output_activations": None, "format": own.format,
         }  # fmt: skip
-    config: dict[str, Any] = {
+    names = {own.format for own in stored.values()}
+    return {
         "quant_method": METHOD,
-        "format": format,
+        "format": names.pop() if len(names) == 1 else MIXED,
         "quantization_status": "compressed",
         "config_groups": written,
         "ignore": rest,
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
     }
-    return {**config, "dequantize": True} if dequantize else config
 
 
-def _written(numbers: Numbers, dynamic: bool = False) -> dict[str, Any]:
+def _groups(stored: Mapping[str, Stored]) -> list[tuple[Stored, list[str]]]:
+    """(how, its modules): the most common way first, ties in a stable order. ValueError where there is none."""
+    if not stored:
+        raise ValueError("no module is quantized")
+    ranked = sorted(
+        Counter(stored.values()).items(), key=lambda pair: (-pair[1], pair[0].scheme.order(), pair[0].format)
+    )
+    return [(own, [module for module in stored if stored[module] == own]) for own, _ in ranked]
+
+
+def _written(numbers: Numbers, dynamic: bool = False, inputs: bool = False) -> dict[str, Any]:
     """The `weights` or `input_activations` of a group."""
-    written = {
+    local = dynamic and numbers.two_level
+    written: dict[str, Any] = {
         "num_bits": numbers.bits,
         "type": "int" if numbers.is_integer else "float",
         "symmetric": numbers.symmetric,
-        "strategy": numbers.strategy,
+        "strategy": "tensor_group" if numbers.two_level else numbers.strategy,
         "group_size": numbers.layout if numbers.strategy == "group" else None,
-        "dynamic": dynamic,
+        "dynamic": "local" if local else dynamic,
     }
-    return {**written, "block_structure": list(numbers.layout)} if isinstance(numbers.layout, tuple) else written
+    if isinstance(numbers.layout, tuple):
+        written["block_structure"] = list(numbers.layout)
+    if numbers.scale in _SCALES:
+        written["scale_dtype"] = _SCALES[numbers.scale]
+    return {**written, "observer": "static_minmax"} if inputs and (local or not dynamic) else written
 
 
 def parse(config: Config, format: str) -> Rules | None:
@@ -99,33 +128,47 @@ def _scheme(group: Mapping[str, Any]) -> Scheme:
     weights = _numbers(group.get("weights") or {}, "weights")
     if inputs is None:
         return Scheme(weights)
-    if inputs.get("dynamic") is not True:
-        raise ValueError(
-            "inputs that compressed-tensors rounds with calibrated scales cannot be computed; a dense checkpoint is "
-            "needed"
-        )
+    dynamic = inputs.get("dynamic", False)
     activations = _numbers(inputs, "inputs")
-    if activations.strategy == "block" or not activations.symmetric:
+    known = dynamic == "local" if activations.two_level else dynamic is True or activations.strategy == "tensor"
+    if activations.strategy in ("block", "channel") or not activations.symmetric or not known:
+        how = "" if dynamic else "with calibrated scales "
         raise ValueError(
-            f"inputs that compressed-tensors rounds to {activations.describe()} cannot be computed; a dense "
+            f"inputs that compressed-tensors rounds {how}to {activations.describe()} cannot be computed; a dense "
             "checkpoint is needed"
         )
-    return Scheme(weights, activations)
+    return Scheme(weights, activations, dynamic=bool(dynamic))
 
 
-_FLOATS = {8: "float8_e4m3"}
+_FLOATS = {8: "float8_e4m3", 4: "float4_e2m1"}
 
 
 def _numbers(written: Mapping[str, Any], what: str) -> Numbers:
     bits = int(written.get("num_bits", 8))
     symmetric = bool(written.get("symmetric", True))
     kind = written.get("type", "int")
-    if kind == "float" and (bits not in _FLOATS or not symmetric or written.get("scale_dtype")):
-        raise ValueError(f"{bits}-bit float {what} of compressed-tensors cannot be read; a dense checkpoint is needed")
     layout = _layout(written)
-    if kind == "int" and isinstance(layout, tuple):
-        raise ValueError("blocks of integers of compressed-tensors cannot be read; a dense checkpoint is needed")
-    return Numbers(_FLOATS[bits] if kind == "float" else f"int{bits}", layout, symmetric=symmetric)
+    if kind == "int":
+        if isinstance(layout, tuple):
+            raise ValueError("blocks of integers of compressed-tensors cannot be read; a dense checkpoint is needed")
+        return Numbers(f"int{bits}", layout, symmetric=symmetric)
+    scale = _scale(written)
+    if bits not in _FLOATS or not symmetric or scale is None or (bits == 4 and scale == AS_WEIGHTS):
+        raise ValueError(f"{bits}-bit float {what} of compressed-tensors cannot be read; a dense checkpoint is needed")
+    return Numbers(_FLOATS[bits], layout, scale)
+
+
+def _scale(written: Mapping[str, Any]) -> str | None:
+    """The type in which floats' scales are stored; None for one that is not known here.
+
+    Configurations of older versions leave that of NVFP4 out.
+    """
+    two_level = written.get("strategy") == "tensor_group"
+    named = written.get("scale_dtype") or (_SCALES["float8_e4m3"] if two_level else None)
+    if named is None:
+        return AS_WEIGHTS
+    found = next((scale for scale, each in _SCALES.items() if each == named), None)
+    return found if two_level == (found == "float8_e4m3") else None
 
 
 def _layout(numbers: Mapping[str, Any]) -> Layout:
@@ -136,7 +179,7 @@ def _layout(numbers: Mapping[str, Any]) -> Layout:
     if strategy == "block":
         rows, columns = numbers["block_structure"]
         return int(rows), int(columns)
-    return int(size or 0) if strategy == "group" else str(strategy)
+    return int(size or 0) if strategy in ("group", "tensor_group") else str(strategy)
 
 
 def can_dequantize_on_load(config: Config) -> bool:

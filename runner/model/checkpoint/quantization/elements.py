@@ -9,22 +9,31 @@ Floats are rounded to nearest, ties to even, and saturate.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
 
-from runner.model.checkpoint.quantization.quantized import E2M1
+from runner.model.checkpoint.quantization import scale_types
 from runner.model.checkpoint.quantization.scheme import Numbers
 
 LARGEST = {"float8_e4m3": 448.0, "float4_e2m1": 6.0}
+SMALLEST_EXPONENT = {"float8_e4m3": -6, "float4_e2m1": 0}  # of normal numbers: below, the spacing stays as it is
+MANTISSA_BITS = {"float8_e4m3": 3, "float4_e2m1": 1}
+_EXPONENT = 0x7F800000  # the bits of a float32 that hold its exponent
+_E2M1_CODES = (0, 1, 2, 3, 4, 4, 5, 5, 6, 6, 6, 6, 7)  # by twice the absolute value
 
 
 @dataclass(frozen=True)
 class Levels:
-    """The levels of `numbers`, and the dtype in which their scales are stored."""
+    """The levels of `numbers`, and the dtype in which their scales are stored.
+
+    global_scale  float32 [1]: what stored scales of two levels are divided by; None for one level
+    """
 
     numbers: Numbers
     scale_dtype: torch.dtype = torch.bfloat16
+    global_scale: torch.Tensor | None = None
 
     @property
     def symmetric(self) -> bool:
@@ -54,15 +63,45 @@ class Levels:
         return replace(self, numbers=replace(self.numbers, layout=size))
 
     def full_scale(self, largest: torch.Tensor) -> torch.Tensor:
-        """The scale at which symmetric numbers just cover −largest … largest."""
+        """The scale at which symmetric numbers just cover −largest … largest, float32.
+
+        Of powers of two it is the one that compressed-tensors, vLLM and the OCP's reference code choose: that of
+        `largest`, rounded up from 1.75 of it on, over that of the largest level.
+        """
+        if self.scale_dtype is scale_types.E8M0:
+            return scale_types.power_of_two(largest, 1.75) * 2.0 ** -math.floor(math.log2(self.full_range))
         return largest.mul(1 / self.full_range) if self.numbers.is_integer else largest.div(self.full_range)
 
+    def scale_codes(self, scale: torch.Tensor) -> torch.Tensor:
+        """uint8: the bits of scales that are stored in one byte."""
+        local = scale if self.global_scale is None else scale * self.global_scale
+        return scale_types.codes(local, self.scale_dtype)
+
+    def scales_of_codes(self, codes: torch.Tensor) -> torch.Tensor:
+        """The scales that a reader computes from such bits, float32."""
+        local = codes.view(self.scale_dtype).float()
+        return local if self.global_scale is None else local / self.global_scale
+
+    def storable(self, scale: torch.Tensor) -> torch.Tensor:
+        """Scales as they will be read: rounded to `scale_dtype`, in float32, never zero, finite times any level.
+
+        The smallest is the smallest normal number of bf16, or the smallest subnormal of fp16 (normal in float32), so
+        that a machine that flushes subnormals still reads it. Weights beyond the largest grid are clipped. Scales in
+        one byte are clipped to those that it holds.
+        """
+        if scale_types.in_one_byte(self.scale_dtype):
+            return self.scales_of_codes(self.scale_codes(scale))
+        dtype = self.scale_dtype
+        least = 2.0**-24 if dtype is torch.float16 else torch.finfo(dtype).smallest_normal
+        return scale.clamp(least, torch.finfo(dtype).max / self.reach).to(dtype).float()
+
     def nearest_(self, values: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
-        """Weights over their scale, float32, to the nearest level less its zero point, in place. `zero` broadcasts."""
-        if self.numbers.element == "float8_e4m3":
-            return values.copy_(values.clamp_(-448, 448).to(torch.float8_e4m3fn))
-        if self.numbers.element == "float4_e2m1":
-            return nearest_e2m1_(values)
+        """Weights over their scale to the nearest level less its zero point, in place. `zero` broadcasts.
+
+        A negative number that becomes zero may lose its sign.
+        """
+        if not self.numbers.is_integer:
+            return nearest_float_(values, self.numbers.element)
         top = 2**self.numbers.bits - 1
         if self.symmetric:  # one zero for all: bounds that are tensors take ten times as long
             return values.round_().clamp_(-self.middle, top - self.middle)
@@ -76,17 +115,34 @@ class Levels:
             return codes_of_e2m1(steps)
         return steps.add_(zero).to(torch.uint8)
 
+    def round_(self, values: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
+        """uint8 codes of the nearest levels, with the sign of zeros where there is one; changes `values`."""
+        if self.numbers.is_integer:
+            return self.codes_(self.nearest_(values, zero), zero)
+        signs = torch.signbit(values)
+        codes = self.codes_(self.nearest_(values, zero), zero)
+        sign = 1 << (self.numbers.bits - 1)
+        return codes.bitwise_or_(signs.to(torch.uint8).mul_(sign))
 
-def nearest_e2m1_(values: torch.Tensor) -> torch.Tensor:
-    """To the nearest level of E2M1, ties to the even mantissa, in place; the sign of a zero stays."""
-    size = values.abs()
-    step = torch.where(size < 2, 0.5, torch.where(size < 4, 1.0, 2.0))
-    size.div_(step).round_().mul_(step).clamp_(max=6)
-    return values.copy_(torch.copysign(size, values))
+
+def nearest_float_(values: torch.Tensor, element: str) -> torch.Tensor:
+    """To the nearest level of a small float, ties to the even mantissa, saturated, in place.
+
+    Levels near x lie 2^(e − m) apart, e the exponent of x and m the bits of a mantissa. Adding 1.5 · 2^(23 − m + e)
+    makes that distance the last place of a float32, so that the addition itself rounds as wanted (and a conversion to
+    8-bit floats and back takes ten times as long on a CPU).
+    """
+    if values.dtype is not torch.float32:
+        return values.copy_(nearest_float_(values.float(), element))
+    largest = LARGEST[element]
+    values.clamp_(-largest, largest)
+    shift = (values.view(torch.int32) & _EXPONENT).view(torch.float32)
+    shift.clamp_(min=2.0 ** SMALLEST_EXPONENT[element]).mul_(1.5 * 2.0 ** (23 - MANTISSA_BITS[element]))
+    return values.add_(shift).sub_(shift)
 
 
 def codes_of_e2m1(values: torch.Tensor) -> torch.Tensor:
     """uint8: the place of |value| among the levels, and 8 for a sign."""
-    levels = torch.tensor(E2M1, device=values.device)
-    places = torch.searchsorted(levels, values.abs().contiguous()).to(torch.uint8)
+    table = torch.tensor(_E2M1_CODES, dtype=torch.uint8, device=values.device)
+    places = table[(values.abs() * 2).long()]
     return places | (torch.signbit(values).to(torch.uint8) << 3)

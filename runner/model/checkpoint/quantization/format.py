@@ -27,11 +27,22 @@ TensorTypes = dict[str, tuple[str, tuple[int, ...]]]  # tensor's name → (safet
 
 
 class Matrix(NamedTuple):
-    """The weight of a linear layer: its outputs, its inputs, and whether the module keeps it as [in, out] (GPT-2)."""
+    """The weight of a linear layer: its outputs, its inputs, and whether the module keeps it as [in, out] (GPT-2).
+
+    dtype  the safetensors dtype in which it is stored before it is quantized; "" where that does not matter
+    """
 
     rows: int
     columns: int
     transposed: bool = False
+    dtype: str = ""
+
+
+class Stored(NamedTuple):
+    """How a module is stored: the name of a format, and a scheme."""
+
+    format: str
+    scheme: Scheme
 
 
 class Refusal(NamedTuple):
@@ -161,6 +172,10 @@ class Format(Protocol):
 
     def store_scale(self, weight: Quantized) -> torch.Tensor:
         """The scales of a weight as `pack` stores them under SCALE."""
+        ...
+
+    def input_scale(self, module: str, scheme: Scheme, read: Read) -> torch.Tensor | None:
+        """The calibrated scale of a module's inputs, as `Quantized.input_scale`; None where there is none."""
         ...
 
     def unpack(self, module: str, scheme: Scheme, config: Config, read: Read) -> Quantized:

@@ -26,8 +26,8 @@ def block(module: str) -> tuple[str, str]:
     return (found.group(1) or "", found.group(3)) if found else ("", module)
 
 
-def patterns(modules: Iterable[str], schemes: Mapping[str, Scheme], rest: Iterable[str]) -> list[str]:
-    """Regular expressions that match exactly `modules` among all modules of `schemes` and `rest`.
+def patterns(modules: Iterable[str], schemes: Iterable[str], rest: Iterable[str]) -> list[str]:
+    """Regular expressions that match exactly `modules` among all of `schemes`, which are quantized, and `rest`.
 
     One for all layers where every module of that name is meant, else one per module.
     """
@@ -43,11 +43,11 @@ def patterns(modules: Iterable[str], schemes: Mapping[str, Scheme], rest: Iterab
     return sorted(found)
 
 
-def unpacked_modules(tensors: Mapping[str, TensorHeader], schemes: Mapping[str, Scheme]) -> list[str]:
+def unpacked_modules(tensors: Mapping[str, TensorHeader], packed: Iterable[str]) -> list[str]:
     """Modules with a weight matrix that are not packed, by the headers of the dense checkpoint: `untouched`, complete.
 
     Embeddings are among them: naming them costs nothing, missing a linear module (OPT's project_in) would make readers
     expect packed tensors there.
     """
     matrices = (name for name, tensor in tensors.items() if name.endswith(".weight") and len(tensor.shape) == 2)
-    return sorted({name.removesuffix(".weight") for name in matrices} - set(schemes))
+    return sorted({name.removesuffix(".weight") for name in matrices} - set(packed))

@@ -8,6 +8,9 @@ from runner.model.checkpoint.quantization.scheme import Layout, Numbers, Scheme,
 
 _FP8_TOKENS = Numbers("float8_e4m3", "token")
 _INT8_TOKENS = Numbers("int8", "token")
+_NVFP4 = Numbers("float4_e2m1", 16, "float8_e4m3")
+_MXFP4 = Numbers("float4_e2m1", 32, "float8_e8m0")
+_MXFP8 = Numbers("float8_e4m3", 32, "float8_e8m0")
 
 PRESETS = {
     "w2a16": integers(2, 128, True),
@@ -19,17 +22,33 @@ PRESETS = {
     "w4afp8": Scheme(Numbers("int4", 128), _FP8_TOKENS),
     "fp8": Scheme(Numbers("float8_e4m3", "channel"), _FP8_TOKENS),
     "fp8_block": Scheme(Numbers("float8_e4m3", (128, 128)), Numbers("float8_e4m3", 128)),
+    "nvfp4": Scheme(_NVFP4, _NVFP4),
+    "nvfp4a16": Scheme(_NVFP4),
+    "mxfp4": Scheme(_MXFP4, _MXFP4),
+    "mxfp4a16": Scheme(_MXFP4),
+    "mxfp8": Scheme(_MXFP8, _MXFP8),
+    "mxfp8a16": Scheme(_MXFP8),
 }
 
+STATIC = ("fp8", "w8a8")  # those whose inputs may have a calibrated scale: what servers have kernels for
 
-def resolve(name: str | None, bits: int, group_size: int | str, symmetric: bool) -> Scheme:
+
+def resolve(name: str | None, bits: int, group_size: int | str, symmetric: bool, *, static: bool = False) -> Scheme:
     """The scheme of a name, whose integer weights may have other groups; without a name that of the short form.
 
-    ValueError, with a phrase that follows the parameter's name, where the short form contradicts the name.
+    `static` gives its inputs one calibrated scale in place of one for each token. ValueError, with a phrase that
+    follows the parameter's name, where the short form contradicts the name.
     """
     if name is None:
+        if static:
+            raise ValueError(f"`activations: static` needs a scheme that rounds inputs: {_ticked(STATIC)}")
         return integers(bits, group_size, symmetric)
     preset = PRESETS[name]
+    if static:
+        if name not in STATIC:
+            raise ValueError(f"`activations: static` contradicts `scheme: {name}`; {_ticked(STATIC)} can have it")
+        inputs = None if preset.activations is None else replace(preset.activations, layout="tensor")
+        preset = replace(preset, activations=inputs, dynamic=False)
     if bits != preset.bits:
         raise ValueError(f"`bits: {bits}` contradicts `scheme: {name}`, which has {preset.bits}")
     if preset.weights.is_integer:
@@ -39,6 +58,10 @@ def resolve(name: str | None, bits: int, group_size: int | str, symmetric: bool)
     if group_size != short_layout(preset.weights.layout):
         raise ValueError(f"`group_size: {group_size}` contradicts `scheme: {name}`, which has its own")
     return preset
+
+
+def _ticked(names: tuple[str, ...]) -> str:
+    return " and ".join(f"`{name}`" for name in names)
 
 
 def short_layout(layout: Layout) -> int | str:

@@ -20,6 +20,9 @@ class Quantized:
                 [⌈out / r⌉, ⌈in / c⌉]
     zero_point  uint8 [out, G] ([1, 1] for "tensor"), or None when symmetric: then it is 2^(bits − 1) of integers
     numbers     the element, and what shares a scale
+    global_scale  float32 [1]: what the scales of two levels are divided by; else None
+    input_scale  [1]: of the inputs that the weight is multiplied with, where calibration gives it; else None. Static
+                inputs are `input_scale` · level; of two levels, the scales of groups are divided by it
     groups      int64 [in]: the group of each column, where groups are no runs of columns (GPTQ's g_idx); else None
     G           ⌈in / group_size⌉; the last group may be shorter where the format can store that
     """
@@ -29,6 +32,8 @@ class Quantized:
     zero_point: torch.Tensor | None
     numbers: Numbers
     groups: torch.Tensor | None = None
+    global_scale: torch.Tensor | None = None
+    input_scale: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.codes.dtype != torch.uint8 or self.codes.ndim != 2:
@@ -41,6 +46,8 @@ class Quantized:
             raise ValueError(f"zero_point must be uint8 [{rows}, {groups}], not {zero.dtype} {self._shape(zero)}")
         if self.numbers.symmetric != (zero is None):
             raise ValueError("symmetric numbers have no zero_point, and asymmetric ones have one")
+        if self.numbers.two_level != (self.global_scale is not None):
+            raise ValueError("numbers of two levels have a global_scale, and others have none")
 
     @staticmethod
     def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
@@ -70,6 +77,11 @@ class Quantized:
     @property
     def symmetric(self) -> bool:
         return self.zero_point is None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type in which readers compute the weight: compressed-tensors unpacks to bf16 where scales are bytes."""
+        return torch.bfloat16 if self.scale.dtype.itemsize == 1 else self.scale.dtype
 
     @property
     def integers(self) -> torch.Tensor:
@@ -109,16 +121,20 @@ class Quantized:
         return weight.to(dtype)
 
     def _dequantize_floats(self, dtype: torch.dtype) -> torch.Tensor:
-        """Every float is exact in the dtype of the scale; their product is rounded once there, and then converted."""
-        work = self.scale.dtype
+        """Every float is exact in the dtype of the scale; their product is rounded once there, and then converted.
+
+        Scales of two levels are divided by the global one in float32, and multiplied there.
+        """
+        scale = self.scale.to(self.dtype)
+        if self.global_scale is not None:
+            scale = scale / self.global_scale
         if self.numbers.element == "float8_e4m3":
-            values = self.codes.view(torch.float8_e4m3fn).to(work)
+            values = self.codes.view(torch.float8_e4m3fn).to(scale.dtype)
         else:
-            table = torch.tensor((*E2M1, *(-value for value in E2M1)), dtype=work, device=self.codes.device)
+            table = torch.tensor((*E2M1, *(-value for value in E2M1)), dtype=scale.dtype, device=self.codes.device)
             values = table[self.codes.long()]
-        scale = self.scale
         if isinstance(self.numbers.layout, tuple):
             scale = scale.repeat_interleave(self.numbers.layout[0], 0)[: self.out_features]
         if scale.shape[1] > 1:
             scale = scale.repeat_interleave(self.group_size, 1)[:, : self.in_features]
-        return values.mul_(scale).to(dtype)
+        return values.mul_(scale).to(self.dtype).to(dtype)

@@ -50,6 +50,11 @@ class Numbers:
         return self.element.startswith("int")
 
     @property
+    def two_level(self) -> bool:
+        """Whether scales of groups are scaled in turn by one float32 number of the whole tensor."""
+        return self.scale == "float8_e4m3" and isinstance(self.layout, int)
+
+    @property
     def strategy(self) -> str:
         """What shares a scale, in a word: "group", "block", "channel", "token" or "tensor"."""
         if isinstance(self.layout, str):
@@ -79,7 +84,8 @@ class Numbers:
         else:
             shared = f"per {self.layout}" if isinstance(self.layout, str) else f"groups of {self.layout}"
         if not self.is_integer:
-            return f"{self.element}, {shared}"
+            scales = "" if self.scale == AS_WEIGHTS else f", scales in {self.scale}"
+            return f"{self.element}, {shared}{scales}"
         return f"{self.bits}-bit, {'symmetric' if self.symmetric else 'asymmetric'}, {shared}"
 
 
@@ -89,12 +95,18 @@ class Scheme:
 
     weights      the numbers of the weight
     activations  the numbers to which its inputs are rounded before the product; None: they stay as they are
-    dynamic      the scales of the activations come from the inputs themselves, not from calibration
+    dynamic      the scales of the activations come from the inputs themselves, not from calibration; of two levels,
+                 the scales of groups do, and that of the tensor is calibrated
     """
 
     weights: Numbers
     activations: Numbers | None = None
     dynamic: bool = True
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether rounding its inputs takes a number that only calibration data gives."""
+        return self.activations is not None and (not self.dynamic or self.activations.two_level)
 
     @property
     def bits(self) -> int:
@@ -129,7 +141,7 @@ class Scheme:
         text = self.weights.describe()
         if self.activations is None:
             return text
-        how = "dynamically" if self.dynamic else "with calibrated scales"
+        how = "with calibrated scales" if not self.dynamic else "dynamically"
         return f"{text}; inputs {how} to {self.activations.describe()}"
 
     def order(self) -> tuple[int, str, bool, str]:

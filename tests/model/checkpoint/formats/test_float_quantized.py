@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from runner.methods.quantization_grid import quantize_rtn
+from runner.methods.quantization_scheme import with_input_scale
 from runner.model.checkpoint import formats
 from runner.model.checkpoint.formats import float_quantized
 from runner.model.checkpoint.quantization.elements import Levels
@@ -19,6 +20,7 @@ TOKENS = Numbers("float8_e4m3", "token")
 SCHEMES = [
     Scheme(Numbers("float8_e4m3", "channel"), TOKENS), Scheme(Numbers("float8_e4m3", "tensor"), TOKENS),
     Scheme(Numbers("float8_e4m3", (16, 32)), Numbers("float8_e4m3", 32)), Scheme(Numbers("float8_e4m3", "channel")),
+    Scheme(Numbers("float8_e4m3", "channel"), Numbers("float8_e4m3", "tensor"), dynamic=False),
 ]  # fmt: skip
 
 
@@ -26,12 +28,14 @@ SCHEMES = [
 @pytest.mark.parametrize("scheme", SCHEMES, ids=Scheme.describe)
 def test_its_bytes_and_weights_are_those_of_compressed_tensors(scheme: Scheme, dtype: torch.dtype) -> None:
     dense = torch.randn(40, 96, generator=torch.Generator().manual_seed(3)).to(dtype)  # 40 rows: a short last block
-    ours = quantize_rtn(dense, Levels(scheme.weights, dtype))
+    ours = with_input_scale(quantize_rtn(dense, Levels(scheme.weights, dtype)), scheme, torch.tensor(3.0), dtype)
     stored = {name[2:]: tensor for name, tensor in float_quantized.pack("m", ours, {}).items()}
     described = float_quantized.config({"m": scheme})
     group = scheme_object(described["config_groups"]["group_0"])
     theirs = compressor("float-quantized").compress({**stored, "weight": dense}, group)
-    assert sorted(theirs) == sorted(stored) == ["weight", "weight_scale"]
+    assert (
+        sorted(theirs) == sorted(stored) == [*(["input_scale"] if scheme.calibrated else []), "weight", "weight_scale"]
+    )
     differ = theirs["weight"].view(torch.uint8) != stored["weight"].view(torch.uint8)
     # It divides in the dtype of the weight: a bf16 quotient is rounded once more before it meets a level.
     assert differ.float().mean() <= (0 if dtype is torch.float32 else 0.08)
@@ -82,8 +86,8 @@ def test_what_it_cannot_hold(scheme: Scheme, matrix: Matrix, problem: str, remed
     [
         ({"weights": {"num_bits": 4, "type": "float", "strategy": "channel"}}, "4-bit float weights"),
         (
-            {"input_activations": {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False}},
-            "inputs that compressed-tensors rounds with calibrated scales",
+            {"input_activations": {"num_bits": 8, "type": "float", "strategy": "group", "group_size": 32}},
+            "inputs that compressed-tensors rounds with calibrated scales to float8_e4m3, groups of 32",
         ),
         (
             {"input_activations": {"num_bits": 8, "strategy": "token", "dynamic": True, "symmetric": False}},

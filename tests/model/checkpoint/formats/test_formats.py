@@ -37,8 +37,8 @@ def test_configs_that_cannot_be_read() -> None:
     for config, message in (
         ({"quant_method": "bitsandbytes"}, "checkpoints quantized with `bitsandbytes` cannot be read"),
         (
-            {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized", "config_groups": {"g": {}}},
-            "the compressed-tensors format `nvfp4-pack-quantized` cannot be read",
+            {"quant_method": "compressed-tensors", "format": "mxfp6-pack-quantized", "config_groups": {"g": {}}},
+            "the compressed-tensors format `mxfp6-pack-quantized` cannot be read",
         ),
     ):
         with pytest.raises(ValueError, match=f"^{message}; a dense checkpoint is needed$"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from runner.model.checkpoint.quantization.elements import Levels, codes_of_e2m1, nearest_e2m1_
+from runner.model.checkpoint.quantization.elements import Levels, codes_of_e2m1, nearest_float_
 from runner.model.checkpoint.quantization.quantized import E2M1, Quantized
 from runner.model.checkpoint.quantization.scheme import Numbers
 
@@ -35,7 +35,7 @@ def test_e2m1_rounds_as_compressed_tensors_rounds_it() -> None:
     from compressed_tensors.quantization.utils.fp4_utils import cast_to_fp4
 
     given = values(E2M1_LEVELS)
-    found = nearest_e2m1_(given.clone())
+    found = nearest_float_(given.clone(), "float4_e2m1")
     assert torch.equal(found, cast_to_fp4(given))
     pairs = found[: len(found) // 2 * 2].view(1, -1)
     codes = codes_of_e2m1(pairs)

@@ -1,0 +1,104 @@
+"""compressed-tensors "mxfp8-quantized": 8-bit floats in groups of 32, whose scales are powers of two (OCP MXFP8).
+
+weight        float8_e4m3 [out, in]
+weight_scale  uint8 [out, in / 32]: the exponents of the scales, plus 127
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from runner.model.checkpoint.quantization import compressed_tensors_config, group_sizes
+from runner.model.checkpoint.quantization.format import Config, Headers, Matrix, Read, Reader, Refusal, Rules
+from runner.model.checkpoint.quantization.presets import PRESETS
+from runner.model.checkpoint.quantization.scheme import Scheme
+
+if TYPE_CHECKING:
+    import torch
+
+    from runner.model.checkpoint.quantization.quantized import Quantized
+
+NAME = "mxfp8-quantized"
+TAG = "compressed-tensors"
+WEIGHT = "weight"
+SCALE = "weight_scale"
+FILES: tuple[str, ...] = ()
+WEIGHTS = PRESETS["mxfp8a16"].weights
+INPUTS = (None, PRESETS["mxfp8"].activations)
+
+
+def holds(tensors: Headers, module: str) -> bool:
+    weight, scale = tensors.get(f"{module}.{WEIGHT}"), tensors.get(f"{module}.{SCALE}")
+    return weight is not None and weight.dtype == "F8_E4M3" and scale is not None and scale.dtype == "U8"
+
+
+def parse(config: Config) -> Rules | None:
+    return compressed_tensors_config.parse(config, NAME)
+
+
+def shape(tensors: Headers, module: str, scheme: Scheme) -> tuple[int, int]:
+    rows, columns = tensors[f"{module}.{WEIGHT}"].shape
+    return rows, columns
+
+
+def refuse(scheme: Scheme, matrix: Matrix) -> Refusal | None:
+    if scheme.weights != WEIGHTS or scheme.activations not in INPUTS:
+        problem = f"is to be stored as {scheme.describe()}; `{NAME}` holds {WEIGHTS.describe()}"
+        return Refusal(problem, "use `scheme: mxfp8` or `scheme: mxfp8a16`")
+    return group_sizes.refuse_small_float(scheme, matrix, NAME, "mxfp8a16")
+
+
+def refuse_together(schemes: Iterable[Scheme]) -> Refusal | None:
+    return None
+
+
+def scale_dtype(scheme: Scheme, weight_dtype: str) -> str:
+    return "U8"
+
+
+def tensors(module: str, scheme: Scheme, matrix: Matrix, weight_dtype: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {
+        f"{module}.weight": ("F8_E4M3", (matrix.rows, matrix.columns)),
+        f"{module}.weight_scale": ("U8", (matrix.rows, scheme.groups(matrix.columns))),
+    }
+
+
+def config(schemes: Mapping[str, Scheme], untouched: Iterable[str] = (), *, act_order: bool = False) -> dict[str, Any]:
+    return compressed_tensors_config.write(NAME, schemes, untouched, act_order=act_order)
+
+
+def readers(schemes: Iterable[Scheme], transposed: bool = False) -> tuple[Reader, ...]:
+    return (
+        Reader("transformers", "compressed-tensors", "transformers 5.23, compressed-tensors 0.20"),
+        Reader("vLLM", fuses=True),
+    )
+
+
+def pack(module: str, weight: Quantized, config: Config) -> dict[str, torch.Tensor]:
+    import torch
+
+    return {
+        f"{module}.weight": weight.codes.view(torch.float8_e4m3fn),
+        f"{module}.weight_scale": store_scale(weight),
+    }
+
+
+def store_scale(weight: Quantized) -> torch.Tensor:
+    import torch
+
+    return weight.scale.contiguous().view(torch.uint8)
+
+
+def input_scale(module: str, scheme: Scheme, read: Read) -> torch.Tensor | None:
+    return None
+
+
+def unpack(module: str, scheme: Scheme, config: Config, read: Read) -> Quantized:
+    import torch
+
+    from runner.model.checkpoint.quantization.quantized import Quantized
+
+    codes = read(f"{module}.weight").view(torch.uint8)
+    scale = read(f"{module}.weight_scale").view(torch.float8_e8m0fnu)
+    return Quantized(codes, scale, None, scheme.weights)
