@@ -72,6 +72,21 @@ def run(plan: JobPlan, settings: ApplySettings, *, sinks: Sequence[Sink], stoppi
     return application.apply(plan.plan, plan.preview, settings, jobs_root=plan.jobs, sinks=sinks, stopping=stopping)
 
 
+def run_all(
+    plans: Sequence[JobPlan], settings: ApplySettings, *, sinks: Sequence[Sequence[Sink]], stopping: Stopping,
+    keep_going: bool, timeout: float | None,
+) -> list[application.End]:  # fmt: skip
+    """Apply plans of one jobs folder with one executor: steps that are ready run at once, shared ones once.
+
+    `sinks` are those of each plan. Returns how each ended, in order.
+    """
+    remote_code.allow(any(plan.trust_remote_code for plan in plans))
+    jobs = [application.Job(plan.plan, plan.preview, own) for plan, own in zip(plans, sinks, strict=True)]
+    return application.apply_all(
+        jobs, settings, jobs_root=plans[0].jobs, stopping=stopping, keep_going=keep_going, timeout=timeout
+    )
+
+
 class _Callback:
     """A function as a sink. It is not called again once it raised, so that the job can still record how it ended."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from runner.commands.folders import Task
     from runner.commands.several import Applied
+    from runner.execute.settings import ApplySettings
     from runner.execute.stopping import Stopping
     from runner.plan.types import Plan
     from runner.progress.board import Board
@@ -36,6 +38,7 @@ class Options:
     wait: bool
     timeout: float | None
     keep_going: bool | None
+    jobs_at_once: int
     progress: str
     junit: Path | None
     command: str
@@ -45,7 +48,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_recipes(parser)
     options.add_jobs(parser)
     options.add_device(parser)
-    parser.add_argument("--threads", metavar="N", type=_threads, help="threads to compute with; default: every core")
+    parser.add_argument("--threads", metavar="N", type=_count, help="threads to compute with; default: every core")
+    parser.add_argument(
+        "--jobs-at-once", metavar="N", type=_count, default=1,
+        help="run up to N steps at the same time, within the memory of this machine; default 1",
+    )  # fmt: skip
     parser.add_argument(
         "--progress", choices=("auto", "live", "plain", "jsonl", "none"), default="auto",
         help="how to show progress; auto: live on a terminal, else plain lines; jsonl: events, one JSON object a line",
@@ -72,7 +79,7 @@ def read_options(args: argparse.Namespace) -> Options:
     return Options(
         recipes=tuple(args.recipes), resolving=options.resolving(args), offline=args.offline, threads=args.threads,
         remote=options.remote_url(args), wait=args.wait, timeout=args.timeout, keep_going=args.keep_going,
-        progress=_progress(args.progress), junit=args.junit, command=args.command_line,
+        jobs_at_once=args.jobs_at_once, progress=_progress(args.progress), junit=args.junit, command=args.command_line,
     )  # fmt: skip
 
 
@@ -103,7 +110,7 @@ def run(opts: Options) -> int:
 
 
 def _several(tasks: Sequence[Task], opts: Options) -> int:
-    from runner.commands import reports, several
+    from runner.commands import reports, several, together
     from runner.progress.events import make
     from runner.progress.jsonl import JsonLines
     from runner.report.console import console, show
@@ -119,13 +126,19 @@ def _several(tasks: Sequence[Task], opts: Options) -> int:
 
     many = len({task.file for task in tasks}) > 1 or any(Path(name).is_dir() for name in opts.recipes)
     keep_going = many if opts.keep_going is None else opts.keep_going
-    outcomes = several.run(tasks, one, keep_going=keep_going, timeout=opts.timeout)
+    started = time.perf_counter()
+    if opts.jobs_at_once > 1:
+        how = together.How(opts.resolving, _settings(opts), opts.progress, keep_going, opts.timeout)
+        outcomes = together.run(tasks, how)
+    else:
+        outcomes = several.run(tasks, one, keep_going=keep_going, timeout=opts.timeout)
+    took = time.perf_counter() - started if opts.jobs_at_once > 1 else None
     code = several.exit_code(outcomes)
     reports.write_junit(opts.junit, opts.resolving.jobs, reports.junit_jobs(outcomes))
     if opts.progress == "jsonl":
         JsonLines(sys.stdout).send(make("summary", jobs=several.as_json(outcomes), exit_code=code))
     else:
-        show(["", *several.summary(outcomes, out.width, opts.command)], out)
+        show(["", *several.summary(outcomes, out.width, opts.command, took)], out)
     return code
 
 
@@ -134,8 +147,6 @@ def _apply(recipe: Recipe, opts: Options, stopping: Stopping) -> Applied:
     from runner.api import execution
     from runner.commands import folders, reports
     from runner.commands.several import Applied
-    from runner.execute.settings import ApplySettings
-    from runner.job.remote import Remote
     from runner.progress.board import Board
     from runner.report import preview as report
     from runner.report.console import console, show
@@ -151,10 +162,8 @@ def _apply(recipe: Recipe, opts: Options, stopping: Stopping) -> Applied:
     sinks: list[Sink] = [board]
     if (shown := reports.sink(_sink(how), how, recipe)) is not None:
         sinks.append(shown)
-    remote = Remote(opts.remote) if opts.remote else None
-    settings = ApplySettings(opts.command, opts.threads, opts.wait, remote)
     try:
-        code = execution.run(planned, settings, sinks=sinks, stopping=stopping)
+        code = execution.run(planned, _settings(opts), sinks=sinks, stopping=stopping)
     finally:
         for sink in sinks:
             sink.close()
@@ -162,6 +171,14 @@ def _apply(recipe: Recipe, opts: Options, stopping: Stopping) -> Applied:
     if how != "jsonl":
         show(_summary(board, planned.plan, how, out.width), out)
     return Applied(code, board)
+
+
+def _settings(opts: Options) -> ApplySettings:
+    from runner.execute.settings import ApplySettings
+    from runner.job.remote import Remote
+
+    remote = Remote(opts.remote) if opts.remote else None
+    return ApplySettings(opts.command, opts.threads, opts.wait, remote, jobs_at_once=opts.jobs_at_once)
 
 
 def _sink(how: str) -> Sink | None:
@@ -197,7 +214,7 @@ def _summary(board: Board, plan: Plan, how: str, width: int) -> list[Text | str]
     return lines
 
 
-def _threads(text: str) -> int:
+def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1; got {text!r}")
     return int(text)

@@ -55,7 +55,7 @@ def run(opts: Options) -> int:
         else:
             show(report.lines(found[0][1], out.width), out)
         return 0
-    found = _after_earlier_jobs(found)
+    found = after_earlier_jobs(found)
     common = folders.shared([(name, preview.plan) for name, preview in found])
     if opts.json:
         jobs = [{"name": name, **report.document(preview)} for name, preview in found]
@@ -64,15 +64,20 @@ def run(opts: Options) -> int:
         return 0
     for number, (name, preview) in enumerate(found, 1):
         show([f"{number}/{len(found)} {name}", *report.short(preview, out.width), ""], out)
-    steps = [forecast.state for _, preview in found for forecast in preview.forecasts]
-    cached = steps.count("cached")
-    show([f"{len(found)} jobs, {len(steps)} steps: {len(steps) - cached} to run, {cached} cached or shared"], out)
+    show([totals(found)], out)
     for step, names in common:
         show([f"`{step}` is shared by {f'all {len(found)}' if len(names) == len(found) else ', '.join(names)}"], out)
     return 0
 
 
-def _after_earlier_jobs(found: Sequence[tuple[str, Preview]]) -> list[tuple[str, Preview]]:
+def totals(found: Sequence[tuple[str, Preview]]) -> str:
+    """Return the number of jobs and of their steps, after `after_earlier_jobs`."""
+    steps = [forecast.state for _, preview in found for forecast in preview.forecasts]
+    cached = steps.count("cached")
+    return f"{len(found)} jobs, {len(steps)} steps: {len(steps) - cached} to run, {cached} cached or shared"
+
+
+def after_earlier_jobs(found: Sequence[tuple[str, Preview]]) -> list[tuple[str, Preview]]:
     """Return each preview as of when the jobs before it are done: steps that those jobs make count as cached."""
     makers: dict[str, str] = {}
     result = []

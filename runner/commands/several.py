@@ -76,12 +76,12 @@ def run(tasks: Sequence[Task], one: One, *, keep_going: bool, timeout: float | N
     with between.installed():
         for task in tasks:
             if stopped or between.asked:
-                outcomes.append(Outcome(task.name, task.file, None, None, NOT_STARTED, None, 0.0, 0, 0, ""))
+                outcomes.append(not_started(task))
                 continue
             stopping = Stopping(timeout)
-            outcome = _outcome(task, one, stopping)
-            outcomes.append(outcome)
-            stopped = stopping.by is not None or (outcome.exit_code != 0 and not keep_going)
+            ended = _outcome(task, one, stopping)
+            outcomes.append(ended)
+            stopped = stopping.by is not None or (ended.exit_code != 0 and not keep_going)
     return outcomes
 
 
@@ -101,7 +101,7 @@ def _outcome(task: Task, one: One, stopping: Stopping) -> Outcome:
         if task.error is not None:
             raise task.error
         applied = one(task, stopping)
-        code, board, text = applied.code, applied.board, _reason(applied.board)
+        code, board, text = applied.code, applied.board, reason(applied.board)
     except RunnerError as error:
         print(error.render(), file=sys.stderr)
         _annotate(error)
@@ -114,9 +114,14 @@ def _outcome(task: Task, one: One, stopping: Stopping) -> Outcome:
         from runner.commands import crash
 
         code, text = crash.report(error, [task.file]), f"{type(error).__name__}: {error}".splitlines()[0]
-    steps = list(board.steps.values()) if board is not None else []
     seconds = round(time.perf_counter() - clock, 3)
-    timed_out = stopping.timed_out and code == Interrupted.exit_code
+    return outcome(task, board, code, text, seconds, timed_out=stopping.timed_out)
+
+
+def outcome(task: Task, board: Board | None, code: int, text: str, seconds: float, *, timed_out: bool) -> Outcome:
+    """Return the outcome of a job that ended with `code`. `board` None: there is no job; `text` says why it ended."""
+    steps = list(board.steps.values()) if board is not None else []
+    timed_out = timed_out and code == Interrupted.exit_code
     return Outcome(
         name=task.name,
         file=task.file,
@@ -131,6 +136,17 @@ def _outcome(task: Task, one: One, stopping: Stopping) -> Outcome:
     )
 
 
+def not_started(task: Task) -> Outcome:
+    return Outcome(task.name, task.file, None, None, NOT_STARTED, None, 0.0, 0, 0, "")
+
+
+def refused(task: Task, error: RunnerError, board: Board | None = None) -> Outcome:
+    """Print the error that ended a job, and return its outcome."""
+    print(error.render(), file=sys.stderr)
+    _annotate(error)
+    return outcome(task, board, error.exit_code, _first(error), 0.0, timed_out=False)
+
+
 def _annotate(error: RunnerError) -> None:
     if os.environ.get("GITHUB_ACTIONS") == "true":
         from runner.report.ci import github
@@ -138,7 +154,7 @@ def _annotate(error: RunnerError) -> None:
         github.complain(error, sys.stderr)
 
 
-def _reason(board: Board) -> str:
+def reason(board: Board) -> str:
     """Describe the first gate that was missed or step that failed; "" where there is none."""
     from runner.progress.board import gate_text
 
@@ -163,21 +179,24 @@ def _first(error: RunnerError) -> str:
     return error.message.splitlines()[0]
 
 
-def summary(outcomes: Sequence[Outcome], width: int, command: str) -> list[Text | str]:
-    """Return the table of outcomes, and the command to continue with where a job is unfinished."""
+def summary(outcomes: Sequence[Outcome], width: int, command: str, took: float | None = None) -> list[Text | str]:
+    """Return the table of outcomes, and the command to continue with where a job is unfinished.
+
+    `took`: the seconds of all together, where they ran at once.
+    """
     from rich.text import Text
 
     from runner.progress import units
     from runner.report.table import Cell, table
 
-    done = sum(outcome.exit_code == 0 for outcome in outcomes)
-    seconds = sum(outcome.seconds for outcome in outcomes)
+    done = sum(o.exit_code == 0 for o in outcomes)
+    seconds = sum(o.seconds for o in outcomes) if took is None else took
     rows: list[list[Cell]] = [["recipe", "verdict", "took", "run", "cached", "what"]]
     for o in outcomes:
         style = "green" if o.exit_code == 0 else "yellow" if o.exit_code in (75, None) else "bold red"
-        took = units.duration(o.seconds) if o.exit_code is not None else ""
+        lasted = units.duration(o.seconds) if o.exit_code is not None else ""
         counts = [str(o.run), str(o.cached)] if o.exit_code is not None else ["", ""]
-        rows.append([o.name, Text(o.verdict, style), took, *counts, o.text])
+        rows.append([o.name, Text(o.verdict, style), lasted, *counts, o.text])
     style = "green" if done == len(outcomes) else "bold red"
     lines: list[Text | str] = [
         Text(f"{done} of {units.plural(len(outcomes), 'job')} done in {units.duration(seconds)}", style),
@@ -189,4 +208,4 @@ def summary(outcomes: Sequence[Outcome], width: int, command: str) -> list[Text 
 
 
 def as_json(outcomes: Sequence[Outcome]) -> list[dict[str, object]]:
-    return [asdict(outcome) for outcome in outcomes]
+    return [asdict(each) for each in outcomes]

@@ -16,6 +16,7 @@ what it calls import what they need. It holds these names:
     BASE: str                        optional: the parameter that names the checkpoint which the result is made from,
                                      where it is given; without it the main input
     DISTRIBUTED: bool                optional: whether it supports `resources: {processes: N}`
+    ALONE: bool                      optional: whether it measures the machine, so that nothing else may run meanwhile
     check(params, inputs) -> list[Diagnostic]      model-aware complaints; Diagnostic.path addresses params
     estimate(params, inputs) -> Cost
     outcome(params, inputs) -> CheckpointFacts      what the produced checkpoint will look like; of an engine, the

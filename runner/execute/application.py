@@ -1,34 +1,47 @@
-"""Apply a plan: lock its job, run its steps, and write its output, provenance and state.
+"""Apply plans: run the steps of one job, or of several at once, and return how each ended.
 
-All state is on the disk: a parent that is killed at any moment resumes when the plan is applied again.
+All state is on the disk: a parent that is killed at any moment resumes when the plans are applied again.
 """
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from queue import SimpleQueue
 
-from runner.contracts.step_kind import METRICS_ONLY
-from runner.errors import GateFailed, Interrupted, MachineError, RunnerError, StoreError
+from runner.errors import RunnerError
+from runner.execute import executors
+from runner.execute.executor import Reports
 from runner.execute.job_run import JobRun
-from runner.execute.local import LocalExecutor
+from runner.execute.job_session import JobSession
+from runner.execute.job_steps import JobSteps
 from runner.execute.scheduler import Scheduler
 from runner.execute.settings import ApplySettings
 from runner.execute.stopping import Stopping
-from runner.job import accepted, files, provenance, records
-from runner.job.directory import JobDirectory, JobState
-from runner.job.entries import StoreEntry
+from runner.job import accepted, files
+from runner.job.directory import JobDirectory
 from runner.job.store import Store
-from runner.plan.types import Forecast, Plan, Preview
-from runner.progress.events import Sink, make
-from runner.progress.jsonl import JsonLines
+from runner.plan.types import Plan, Preview
+from runner.progress.events import Sink
 
-_STATUS = {0: "done", GateFailed.exit_code: "gate-missed", Interrupted.exit_code: "interrupted", 130: "interrupted"}
+
+@dataclass(frozen=True)
+class Job:
+    """A plan to apply. `preview` gives its events forecasts; `sinks`, which the caller closes, get all its events."""
+
+    plan: Plan
+    preview: Preview | None
+    sinks: Sequence[Sink]
+
+
+@dataclass(frozen=True)
+class End:
+    """How a job ended. `code` None: it was not started. `error`: what ended it, where no step failed."""
+
+    code: int | None
+    error: BaseException | None = None
+    timed_out: bool = False
 
 
 def apply(
@@ -40,7 +53,7 @@ def apply(
     sinks: Sequence[Sink],
     stopping: Stopping | None = None,
 ) -> int:
-    """Apply a plan on this machine and return the exit code. Every event goes to `sinks`, which the caller closes.
+    """Apply one plan and return the exit code. Every event goes to `sinks`, which the caller closes.
 
     `preview` gives the events their forecasts. `stopping` may hold a time limit, and records who asked to stop.
 
@@ -48,119 +61,61 @@ def apply(
     UsageError for a gate that refers to a job that is not there; Interrupted where another process applies this plan
     and `settings` say not to wait.
     """
-    jobs_root = jobs_root.absolute()
-    references = accepted.gate_references(settings.gates_root or jobs_root, plan)
-    store = Store(jobs_root / "store")
-    store.prepare()
     stopping = stopping or Stopping()
+    (end,) = apply_all([Job(plan, preview, sinks)], settings, jobs_root=jobs_root, stopping=stopping)
+    if end.error is not None:
+        raise end.error
+    return stopping.exit_code if end.code is None else end.code
+
+
+def apply_all(
+    jobs: Sequence[Job],
+    settings: ApplySettings,
+    *,
+    jobs_root: Path,
+    stopping: Stopping,
+    keep_going: bool = True,
+    timeout: float | None = None,
+) -> list[End]:
+    """Apply several plans with one executor, and return how each ended, in their order.
+
+    Their steps form one graph: those that are ready run at once, as far as the executor has room, and a step that
+    several jobs share runs once. With `keep_going` False the first failure stops the other jobs at safe points.
+    `timeout` is in seconds for each job.
+
+    Raises StoreError or MachineError when the jobs folder cannot be written. What ends single jobs, such as a gate that
+    refers to a job that is not there, is in their ends.
+    """
+    root = jobs_root.absolute()
+    store = Store(root / "store")
+    store.prepare()
+    reports: Reports = SimpleQueue()
+    executor = executors.make(settings, reports)
+    prepared = [_prepare(job, settings, store, stopping) for job in jobs]
     with stopping.installed():
-        try:
-            directory = JobDirectory.create(jobs_root, plan)
-            run = JobRun(plan, directory, store, settings, stopping, sinks, references)
-            lock = directory.lock(settings.command)
-            if not lock.acquire(
-                wait=settings.wait,
-                stop=stopping.is_asked,
-                on_wait=lambda holder: run.send(make("waiting", step=None, holder=str(holder))),
-            ):
-                return _end_without_lock(run)
-            try:
-                directory.refresh(plan)
-                with _appending(directory.events) as log:
-                    return _run(replace(run, sinks=[*sinks, JsonLines(log)]), preview)
-            finally:
-                lock.release()
-        except OSError as error:
-            if files.is_full(error):
-                raise files.full_disk(jobs_root) from error
-            raise
+        started = [steps for steps in prepared if isinstance(steps, JobSteps)]
+        Scheduler(started, executor, reports, stopping, keep_going=keep_going, timeout=timeout).work()
+    return [_end(steps, root) for steps in prepared]
 
 
-def _end_without_lock(run: JobRun) -> int:
-    """End without the lock: a stop was asked for while waiting, or `settings.wait` is False."""
-    if not run.stopping.asked:
-        message = f"another apply of this plan is running: {run.directory.holder()}"
-        raise Interrupted(message, f"when it has ended: {run.settings.command}")
-    run.send(make("interrupted", step=None, resume=run.settings.command))
-    return run.stopping.exit_code
-
-
-def _run(run: JobRun, preview: Preview | None) -> int:
-    """Run the steps between the events job_started and job_finished; return the exit code, and write it to job.json."""
-    plan, directory = run.plan, run.directory
-    clock = time.perf_counter()
-    state = JobState("running", None, records.now(), None, None, None, run.settings.command, os.getpid())
-    directory.write_state(state)
-    steps = _steps(plan, preview)
-    run.send(make("job_started", job=plan.job_id, name=plan.recipe.name, directory=str(directory.path), steps=steps))
-    executor = LocalExecutor(run)
-    code = 1
+def _prepare(job: Job, settings: ApplySettings, store: Store, stopping: Stopping) -> JobSteps | RunnerError:
+    root = store.root.parent
     try:
-        scheduler = Scheduler(run, executor)
-        code = scheduler.work()
-        _finish(run, scheduler.entries, code, state.started)
+        references = accepted.gate_references(settings.gates_root or root, job.plan)
     except RunnerError as error:
-        code = error.exit_code
-        raise
-    except OSError as error:
-        code = MachineError.exit_code if files.is_full(error) else StoreError.exit_code
-        raise
-    finally:
-        executor.close()
-        seconds, memory = round(time.perf_counter() - clock, 3), executor.memory
-        output = directory.output
-        run.send(make(
-            "job_finished", job=plan.job_id, directory=str(directory.path), exit_code=code, seconds=seconds,
-            memory=memory, output=str(output) if output else None,
-        ))  # fmt: skip
-        status = _STATUS.get(code, "failed")
-        ended = replace(state, status=status, exit_code=code, finished=records.now(), seconds=seconds, memory=memory)
-        try:
-            directory.write_state(ended)
-        except OSError as error:
-            if not files.is_full(error):  # a full disk has raised already
-                raise
-    return code
+        return error
+    directory = JobDirectory(root, job.plan.job_id)
+    run = JobRun(job.plan, directory, store, settings, stopping, job.sinks, references)
+    return JobSteps(JobSession(run, job.preview))
 
 
-def _finish(run: JobRun, entries: Mapping[str, StoreEntry], code: int, started: str) -> None:
-    """Write output and provenance of a run that ended, and accept the job where every gate passed."""
-    if code not in (0, GateFailed.exit_code):
-        return
-    plan, directory = run.plan, run.directory
-    if code == 0 and not directory.has_environment():
-        run.write_environment()
-    made = [(step, entries[step.id]) for step in plan.steps if step.id in entries]
-    checkpoints = [entry for step, entry in made if step.produces != METRICS_ONLY]
-    if checkpoints:
-        directory.set_output(checkpoints[-1])
-    provenance.write(plan, directory, made, started, records.now())
-    if code == 0:
-        metrics = {id: entry.record.metrics for id, entry in entries.items()}
-        accepted.accept_plan(directory.root, plan, metrics)
-
-
-def _steps(plan: Plan, preview: Preview | None) -> list[dict[str, Any]]:
-    """Return the steps as job_started lists them."""
-    forecasts = {f.step.index: f for f in preview.forecasts} if preview else {}
-    return [{"index": s.index, "id": s.id, "kind": s.kind, **_forecast(forecasts.get(s.index))} for s in plan.steps]
-
-
-def _forecast(forecast: Forecast | None) -> dict[str, Any]:
-    if forecast is None:
-        return {"state": "run"}
-    if forecast.state == "cached":
-        return {"state": "cached"}
-    cost = {"memory": forecast.cost.memory, "seconds": forecast.cost.seconds}
-    return {"state": forecast.state, "forecast": cost}
-
-
-@contextmanager
-def _appending(path: Path) -> Iterator[TextIO]:
-    """Open a file to append to; its close ignores the error of a full disk, which the write has raised already."""
-    file = open(path, "a", encoding="utf-8")  # noqa: SIM115
-    try:
-        yield file
-    finally:
-        with suppress(OSError):
-            file.close()
+def _end(steps: JobSteps | RunnerError, root: Path) -> End:
+    if isinstance(steps, RunnerError):
+        return End(steps.exit_code, steps)
+    error = steps.error
+    if isinstance(error, OSError) and files.is_full(error):
+        full = files.full_disk(root)
+        full.__cause__ = error
+        error = full
+    started = steps.session.was_opened or error is not None
+    return End(steps.code if started else None, error, steps.timed_out)

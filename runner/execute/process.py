@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, cast
 
@@ -35,10 +35,11 @@ class WorkerDied(Exception):
 class WorkerProcess:
     """A worker in a session of its own, so that a ^C on the terminal reaches only the parent.
 
-    `log` gets its stderr outside of steps. `stop` and `kill` may be called from a signal handler.
+    `log` gets its stderr outside of steps; `variables` are added to its environment. Create it in a thread that lives
+    as long as it: the kernel kills it when that ends. `stop` and `kill` may be called from a signal handler.
     """
 
-    def __init__(self, log: Path, threads: int) -> None:
+    def __init__(self, log: Path, threads: int, variables: Mapping[str, str] | None = None) -> None:
         environment = {
             "MALLOC_MMAP_THRESHOLD_": _MMAP_THRESHOLD,
             "MALLOC_TRIM_THRESHOLD_": _TRIM_THRESHOLD,
@@ -49,6 +50,7 @@ class WorkerProcess:
             "PYTHONHASHSEED": "0",
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
+            **(variables or {}),
         }
         with open(log, "wb") as stderr:
             self._process = subprocess.Popen(
@@ -65,8 +67,8 @@ class WorkerProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    def run(self, request: Request) -> Iterator[Event]:
-        """Yield the events of one step, its last one included. WorkerDied if that never comes."""
+    def send(self, request: Request) -> None:
+        """Send a request; `events` then yields its events. Call it in the thread that handles signals."""
         self._sending = True
         try:
             self._write(messages.encode_run(request))
@@ -74,6 +76,9 @@ class WorkerProcess:
             self._sending = False
         if self._stopping:
             self._write(messages.encode_stop())
+
+    def events(self) -> Iterator[Event]:
+        """Yield the events of the request that was sent, its last one included. WorkerDied if that never comes."""
         for line in self._from:
             try:
                 event: Event = json.loads(line)
@@ -84,8 +89,15 @@ class WorkerProcess:
                 return
         raise WorkerDied(self._process.wait())
 
+    @property
+    def is_usable(self) -> bool:
+        """Whether it lives and was not asked to stop: it takes another request."""
+        return not self._stopping and self._process.poll() is None
+
     def stop(self) -> None:
-        """Ask the worker to stop at the next safe point."""
+        """Ask the worker to stop at the next safe point. A second call does nothing."""
+        if self._stopping:
+            return
         self._stopping = True
         if not self._sending:  # else the handler would write into the middle of the request; `run` sends it afterwards
             self._write(messages.encode_stop())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from runner.contracts.lineage import Lineage
 from runner.contracts.step_kind import CHECKPOINT, QUANTIZED
@@ -12,7 +13,7 @@ from runner.errors import MachineError
 from runner.execute.messages import DataRef, InputRef, Request
 from runner.execute.settings import ApplySettings
 from runner.job.entries import StoreEntry
-from runner.plan import lineages
+from runner.plan import lineages, resources
 from runner.plan.types import MODEL, Plan, PlannedStep, ResolvedModel
 from runner.recipe import secrets
 from runner.recipe.syntax import yaml_text
@@ -36,10 +37,10 @@ def request(
         step=lineages.applied_step(plan, step),
         seed=step.seed,
         device=plan.device,
-        threads=settings.thread_count,
+        threads=resources.threads_of(step, settings.thread_count),
         store=str(store),
         recipe=plan.recipe.name,
-        recipe_text=yaml_text.dump(secrets.hide(document, secrets.values(document))),  # model cards are published
+        recipe_text=_published(document),
         inputs={
             name: replace(
                 given[id] if id in given else _made(entries[id], lineages.lineage_of(plan, id)),
@@ -59,6 +60,21 @@ def request(
         written=step.account.written if step.account else None,
         unchanged=step.account.unchanged() if step.account else (),
     )
+
+
+def _published(document: Mapping[str, Any]) -> str:
+    """Return the recipe as model cards show it: without secrets, and without resources, which change no result."""
+    hidden = secrets.hide(document, secrets.values(document))
+    if "steps" in hidden:
+        hidden = {**hidden, "steps": [_without_resources(step) for step in hidden["steps"]]}
+    return yaml_text.dump(hidden)
+
+
+def _without_resources(step: Mapping[str, Any]) -> dict[str, Any]:
+    asked = step.get("resources", {})
+    deciding = {name: value for name, value in asked.items() if name == "processes"}
+    rest = {name: value for name, value in step.items() if name != "resources"}
+    return {**rest, "resources": deciding} if deciding else rest
 
 
 def _given(model: ResolvedModel, lineage: Lineage) -> InputRef:

@@ -16,7 +16,7 @@ class ApplySettings:
     `command` resumes the job. `threads` is every core by default. With `wait` False, a plan that another process
     applies raises Interrupted, which names that process. Results that are not in the store are pulled from `remote`,
     new ones are pushed there; its failures are warnings. Gates look for other jobs in `gates_root`, by default the jobs
-    folder.
+    folder. Up to `jobs_at_once` steps run at the same time on this machine.
     """
 
     command: str
@@ -24,6 +24,7 @@ class ApplySettings:
     wait: bool = True
     remote: Remote | None = None
     gates_root: Path | None = None
+    jobs_at_once: int = 1
 
     @property
     def thread_count(self) -> int:

@@ -111,6 +111,26 @@ def find_gpu() -> tuple[str, int] | None:
     return None
 
 
+@functools.cache
+def gpu_names() -> tuple[str, ...]:
+    """Return the NVIDIA GPUs that CUDA would show, each as CUDA_VISIBLE_DEVICES names it."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        names = [name.strip() for name in visible.split(",")]
+        return tuple(names[: next((i for i, name in enumerate(names) if name in ("", "-1", "NoDevFiles")), len(names))])
+    if find_gpu() is None:
+        return ()
+    program = shutil.which("nvidia-smi")
+    if program is not None:
+        try:
+            listed = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=10, check=True).stdout
+            count = sum(line.startswith("GPU ") for line in listed.splitlines())
+            return tuple(str(index) for index in range(max(1, count)))
+        except (OSError, subprocess.SubprocessError):
+            pass  # as in find_gpu: the driver does not answer
+    return tuple(str(index) for index, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*/information"))) or ("0",)
+
+
 def gpu_flops(name: str) -> float:
     return next((rate for part, rate in _GPU_FLOPS if part in name), _GPU_FLOPS_ELSE)
 

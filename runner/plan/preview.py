@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from runner.contracts.step_kind import Cost
 from runner.errors import Diagnostic
-from runner.plan import machine, resolve_inputs
+from runner.plan import machine, resolve_inputs, resources
 from runner.plan.facts_flow import FactsFlow
 from runner.plan.reasons import Previous, reason
 from runner.plan.types import Forecast, Plan, PlannedStep, Preview
@@ -38,11 +38,14 @@ class StoreView(Protocol):
         ...
 
 
-def preview(plan: Plan, store: StoreView, previous: Previous | None = None) -> Preview:
+def preview(
+    plan: Plan, store: StoreView, previous: Previous | None = None, offer: resources.Offer | None = None
+) -> Preview:
     """Return the forecast of every step.
 
-    `previous` are the key inputs of the last job of this recipe's name, by step id. Raises MachineRefusal (exit 4)
-    where this machine lacks the memory or the disk for the steps that would run.
+    `previous` are the key inputs of the last job of this recipe's name, by step id; `offer` is what the executor has,
+    by default this machine. Raises MachineRefusal (exit 4) where it lacks memory, disk or other resources for the steps
+    that would run.
     """
     facts = machine.machine_facts(plan.device)
     found = resolve_inputs.Found(plan.model, plan.model.path)
@@ -63,7 +66,7 @@ def preview(plan: Plan, store: StoreView, previous: Previous | None = None) -> P
         states[step.id] = state
         forecasts.append(forecast)
     result = Preview(plan, tuple(forecasts), facts, notes(plan, forecasts, facts.memory_available))
-    complaints = refusals(result, machine.free_disk(store.root), store.root)
+    complaints = refusals(result, machine.free_disk(store.root), store.root, offer or resources.of_this_machine(facts))
     if complaints:
         raise machine.MachineRefusal(complaints)
     return result
@@ -95,19 +98,21 @@ def _located(warning: Diagnostic) -> str:
     return f"{warning.message} (line {warning.span.line})" if warning.span is not None else warning.message
 
 
-def refusals(preview: Preview, free: int, folder: Path) -> list[Diagnostic]:
-    """Return complaints about what this machine cannot do, with what to lower.
+def refusals(preview: Preview, free: int, folder: Path, offer: resources.Offer) -> list[Diagnostic]:
+    """Return complaints about what the executor does not have, with what to lower.
 
     `free` bytes are free on the disk of `folder`.
     """
-    recipe, has = preview.plan.recipe, preview.machine.memory
+    recipe, has = preview.plan.recipe, max((node.memory for node in offer.nodes), default=0)
     found = []
     for forecast in preview.forecasts:
         need, step = forecast.cost.memory, forecast.step
         if need > has:
-            message = f"step `{step.id}` needs {gigabytes(need)} of memory; this machine has {gigabytes(has)}"
+            message = f"step `{step.id}` needs {gigabytes(need)} of memory; {offer.name} has {gigabytes(has)}"
             source = recipe.steps[step.index]
             found.append(Diagnostic("R501", message, _lower(recipe, step), recipe.step_span(source)))
+        elif forecast.state != "cached":
+            found += _unavailable(preview.plan, step, need, offer)
     written = sum(forecast.cost.disk for forecast in preview.forecasts)
     scratch = max((forecast.cost.scratch for forecast in preview.forecasts), default=0)
     if written + scratch > free:
@@ -118,6 +123,21 @@ def refusals(preview: Preview, free: int, folder: Path) -> list[Diagnostic]:
         help = "free some space, remove old jobs with `runner jobs rm`, or choose another disk with `--jobs FOLDER`"
         found.append(Diagnostic("R502", message, help))
     return found
+
+
+def _unavailable(plan: Plan, step: PlannedStep, memory: int, offer: resources.Offer) -> list[Diagnostic]:
+    """Return the complaint about `resources` of a step that no machine of the offer has; `memory` is the forecast."""
+    if not step.resources.keys() - {"processes"}:
+        return []
+    lack = resources.lacking(resources.demand_of(step, plan.device, memory), offer)
+    if lack is None:
+        return []
+    path, clause = lack
+    source = plan.recipe.steps[step.index]
+    code = "R702" if path[:1] == ("custom",) else "R701"
+    span = plan.recipe.span((*source.path, "resources", *path))
+    help = "ask for less, or use an executor that has it (`--executor`)"
+    return [Diagnostic(code, f"step `{step.id}` {clause}", help, span)]
 
 
 def _lower(recipe: Recipe, step: PlannedStep) -> str:

@@ -196,6 +196,7 @@ class _Planner:
             key_inputs=key_inputs,
             folder=f"{len(earlier) + 1:02d}-{step.id}",
             processes=wired.processes,
+            resources=step.resources,
             tasks=tasks,
         )
 

@@ -79,6 +79,7 @@ class PlannedStep:
     key_inputs: Mapping[str, Any]
     folder: str  # "04-gptq": the step's folder in the job directory
     processes: int = 1
+    resources: Mapping[str, Any] = field(default_factory=dict)  # as the recipe asks; they decide no byte
     tasks: Mapping[str, ResolvedTasks] = field(default_factory=dict)  # by parameter; their paths are not in plan.json
     account: PlannedAccount | None = None  # of a step that makes a checkpoint
     sites: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # names of the sites of its inputs, by parameter

@@ -24,6 +24,8 @@ below. Steps emit `layer`, `train`, `progress`, `metric` and `message`; the work
     job_finished    job, directory, exit_code, seconds, memory, output (path or null)
     summary         jobs: [{name, file, job, directory, verdict, exit_code, seconds, run, cached, text}], exit_code:
                     sent at the end of an apply of several jobs; in no events.jsonl
+
+Where several jobs run at once, `--progress jsonl` adds `job` to every event; a step is then known by job and index.
 """
 
 from __future__ import annotations

@@ -8,16 +8,20 @@ from runner.progress.events import Event, encode
 
 
 class JsonLines:
-    """Writes to `stream` and flushes each line. A closed stream stops the output, never the job."""
+    """Writes to `stream` and flushes each line. A closed stream stops the output, never the job.
 
-    def __init__(self, stream: TextIO) -> None:
+    `job` is added to every event that does not name its job, where several jobs run at once.
+    """
+
+    def __init__(self, stream: TextIO, job: str = "") -> None:
         self._stream: TextIO | None = stream
+        self._job = {"job": job} if job else {}
 
     def send(self, event: Event) -> None:
         if self._stream is None:
             return
         try:
-            self._stream.write(encode(event) + "\n")
+            self._stream.write(encode({**event, **self._job}) + "\n")
             self._stream.flush()
         except (OSError, ValueError):
             self._stream = None

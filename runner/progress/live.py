@@ -33,7 +33,7 @@ class Live:
         with self._lock:
             self._board.send(event)
             if event["event"] == "message":
-                self._above.append(_message(event, self._board))
+                self._above.append(message_text(event, self._board))
 
     def close(self) -> None:
         """Draw the final lines and stop. A second call does nothing."""
@@ -53,7 +53,8 @@ class Live:
             self._painter.draw(lines, above)
 
 
-def _message(event: Event, job: board.Board) -> Text:
+def message_text(event: Event, job: board.Board) -> Text:
+    """Return a `message` event as styled text, after the step that it is about."""
     step = job.step_of(event)
     text = Text(f"{step.id}: " if step else "", style="dim")
     text.append(str(event["text"]), style="not dim yellow" if event.get("level") == "warning" else "not dim")

@@ -17,10 +17,14 @@ SHORTEST_PAUSE = 1.0
 
 
 class Plain:
-    """Writes lines to `stream`. A closed stream stops the output, never the job."""
+    """Writes lines to `stream`. A closed stream stops the output, never the job.
 
-    def __init__(self, stream: TextIO) -> None:
+    `job` begins every line, where several jobs run at once.
+    """
+
+    def __init__(self, stream: TextIO, job: str = "") -> None:
         self._stream: TextIO | None = stream
+        self._job = f"{job} " if job else ""
         self._board = board.Board()
         self._last_line = 0.0
         self._last_layer = 0
@@ -39,7 +43,7 @@ class Plain:
             return
         elapsed = max(0.0, time - (self._board.started or time))
         try:
-            self._stream.write(f"[{units.clock(elapsed):>5}] {visible(line)}\n")
+            self._stream.write(f"[{units.clock(elapsed):>5}] {visible(self._job + line)}\n")
             self._stream.flush()
         except (OSError, ValueError):
             self._stream = None

@@ -68,3 +68,8 @@ def source_facts(kind: Kind, inputs: Inputs) -> CheckpointFacts:
 def names() -> tuple[str, ...]:
     """Return every kind, sorted by name."""
     return kinds.kinds()
+
+
+def is_alone(kind: str) -> bool:
+    """Return whether steps of a kind measure the machine, so that nothing else may run there meanwhile."""
+    return bool(getattr(kinds.module(kind), "ALONE", False))

@@ -11,6 +11,7 @@ from runner.contracts.step_kind import Cost, MachineFacts
 from runner.errors import MachineError
 from runner.plan import machine, preview, resolve
 from runner.plan.facts_flow import FactsFlow
+from runner.plan.resources import Node, Offer, demand_of
 from runner.plan.types import Plan
 from tests.plan.recipes import FakeStore, recipe
 
@@ -151,3 +152,60 @@ def test_a_model_that_is_not_here_yet(plan: Plan, tmp_path: Path) -> None:
     away = replace(plan, model=replace(plan.model, path=None, source="org/name"))
     found = preview.preview(away, FakeStore(tmp_path))
     assert found.notes == ("`org/name` is downloaded first: 0.01 GB",)
+
+
+def asking(plan: Plan, resources: dict[str, object]) -> Plan:
+    steps = tuple(replace(step, resources=resources) if step.id == "gptq" else step for step in plan.steps)
+    return replace(plan, steps=steps)
+
+
+SMALL = Offer("this machine", (Node(2, 24 * 10**9),))
+CLUSTER = Offer("the Ray cluster", (Node(4, 8 * 10**9, 1.0, {"ssd": 1.0}), Node(32, 10**9)))
+
+
+@pytest.mark.parametrize(
+    ("resources", "offer", "expected"),
+    [
+        ({"cpus": 4}, SMALL, ("R701", "step `gptq` asks for 4 processors; this machine has 2 processors")),
+        ({"gpus": 0.5}, SMALL, ("R701", "step `gptq` asks for 0.5 GPU; this machine has no GPU")),
+        ({"memory": "40 GB"}, SMALL, ("R701", "step `gptq` asks for 40.0 GB of memory; this machine has 24.0 GB")),
+        (
+            {"custom": {"ssd": 1}}, SMALL,
+            ("R702", "step `gptq` asks for 1 `ssd`; this machine has no such resource (it names none)"),
+        ),
+        (
+            {"custom": {"tape": 1}}, CLUSTER,
+            ("R702", "step `gptq` asks for 1 `tape`; the Ray cluster has no such resource (it has `ssd`)"),
+        ),
+        ({"custom": {"ssd": 2}}, CLUSTER, ("R702", "step `gptq` asks for 2 `ssd`; the Ray cluster has 1")),
+        (
+            {"cpus": 16, "memory": "4 GB"}, CLUSTER,
+            (
+                "R701",
+                (
+                    "step `gptq` asks for 16 processors, 4.0 GB of memory, no GPU on one machine; the Ray cluster has "
+                    "4 processors, 8.0 GB of memory, 1 GPU, 1 `ssd`; 32 processors, 1.0 GB of memory, no GPU"
+                ),
+            ),
+        ),
+    ],
+)  # fmt: skip
+def test_resources_that_are_not_there_are_refused(
+    plan: Plan, tmp_path: Path, resources: dict[str, object], offer: Offer, expected: tuple[str, str]
+) -> None:
+    asked = asking(plan, resources)
+    with pytest.raises(machine.MachineRefusal) as caught:
+        preview.preview(asked, FakeStore(tmp_path), offer=offer)
+    (complaint,) = caught.value.diagnostics
+    assert (complaint.code, complaint.message) == expected
+    assert complaint.help == "ask for less, or use an executor that has it (`--executor`)"
+    done = FakeStore(tmp_path, done={step.key for step in plan.steps})
+    assert preview.preview(asked, done, offer=offer).forecasts[2].state == "cached"
+
+
+def test_resources_that_are_there_change_no_key(plan: Plan, tmp_path: Path) -> None:
+    found = preview.preview(asking(plan, {"cpus": 2, "memory": "1.5 GiB"}), FakeStore(tmp_path), offer=SMALL)
+    assert [f.step.key for f in found.forecasts] == [step.key for step in plan.steps]
+    demand = demand_of(found.forecasts[2].step, "cpu", 10**9)
+    assert (demand.cpus, demand.memory, demand.gpus) == (2, 3 * 2**29, 0.0)
+    assert demand_of(replace(plan.steps[2], processes=2), "cuda").gpus == 2.0

@@ -402,32 +402,38 @@ r.yaml:7:28: error[R204]: `resources.processes` must be an integer from 1 to 64;
 r.yaml:7:32: error[R205]: unknown key `disk` of `resources`
     7 |     resources: {processes: -1, disk: 5}
       |                                ^^^^
-help: it may have `processes`
+help: it may have `processes`, `cpus`, `memory`, `gpus` and `custom`
 """,
     ),
     Case(
         "keys that do nothing yet",
-        recipe("- quantize.rtn: {}", "  env: vllm", "  resources: {gpus: 2, cpus: 4, memory: 4GB}"),
+        recipe("- quantize.rtn: {}", "  env: vllm"),
         """
 r.yaml:7:5: error[R209]: `env` of a step does nothing yet: every step runs in this environment
     7 |     env: vllm
       |     ^^^
 help: leave it out
+""",
+    ),
+    Case(
+        "resources that are no amounts",
+        recipe("- quantize.rtn: {}", "  resources: {gpus: 0, cpus: many, memory: 4, custom: {ssd: -1}}"),
+        """
+r.yaml:7:23: error[R204]: `resources.gpus` must be a number above 0 and at most 64; got 0
+    7 |     resources: {gpus: 0, cpus: many, memory: 4, custom: {ssd: -1}}
+      |                       ^
 
-r.yaml:8:17: error[R209]: `gpus` of `resources` does nothing yet: a step takes the first GPU, and a training one for each of its `processes`
-    8 |     resources: {gpus: 2, cpus: 4, memory: 4GB}
-      |                 ^^^^
-help: leave it out
+r.yaml:7:32: error[R201]: `resources.cpus` must be an integer from 1 to 1024; got "many"
+    7 |     resources: {gpus: 0, cpus: many, memory: 4, custom: {ssd: -1}}
+      |                                ^^^^
 
-r.yaml:8:26: error[R209]: `cpus` of `resources` does nothing yet: a step takes every processor that this process may use
-    8 |     resources: {gpus: 2, cpus: 4, memory: 4GB}
-      |                          ^^^^
-help: leave it out
+r.yaml:7:46: error[R201]: `resources.memory` must be a size such as `24 GB` or `512 MiB`; got 4
+    7 |     resources: {gpus: 0, cpus: many, memory: 4, custom: {ssd: -1}}
+      |                                              ^
 
-r.yaml:8:35: error[R209]: `memory` of `resources` does nothing yet: `runner plan` says how much each step takes, and refuses what this machine has not
-    8 |     resources: {gpus: 2, cpus: 4, memory: 4GB}
-      |                                   ^^^^^^
-help: leave it out
+r.yaml:7:63: error[R204]: `resources.custom.ssd` must be a number above 0; got -1
+    7 |     resources: {gpus: 0, cpus: many, memory: 4, custom: {ssd: -1}}
+      |                                                               ^^
 """,
     ),
     Case(

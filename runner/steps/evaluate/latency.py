@@ -37,6 +37,7 @@ VERSION = 1
 CONSUMES = (CHECKPOINT, QUANTIZED, ENGINE)
 PRODUCES = METRICS_ONLY
 REQUIRES = ()
+ALONE = True  # what runs at the same time would slow it down
 METRICS = dict.fromkeys(
     (
         "bytes", "load_seconds", "prefill_tokens_per_second", "prefill_spread", "decode_tokens_per_second",

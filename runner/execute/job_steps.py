@@ -1,0 +1,165 @@
+"""The steps of one job: which are ready, which are done, and the verdicts of their gates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from functools import cached_property
+
+from runner.errors import GateFailed, StoreError
+from runner.execute.executor import Task
+from runner.execute.job_session import JobSession, exit_code_of
+from runner.execute.remote_results import RemoteResults
+from runner.job import gates
+from runner.job.entries import StoreEntry
+from runner.plan import resources
+from runner.plan.types import PlannedStep
+from runner.progress.events import Event, make
+from runner.recipe import references
+
+
+class JobSteps:
+    """A job on its way through its plan. `entries` are its results so far, by step id, in the order of the plan.
+
+    `code` is the exit code once the job has failed or was stopped, else 0; `error` the exception where one ended it.
+    """
+
+    def __init__(self, session: JobSession) -> None:
+        self.session = session
+        self.entries: dict[str, StoreEntry] = {}
+        self.code = 0
+        self.error: BaseException | None = None
+        self.stopped_at: PlannedStep | None = None
+        self.memory = 0
+        self.computed = False
+        self.timed_out = False
+        self.is_closed = False
+        self._running: set[str] = set()
+        self._waiting: dict[str, str] = {}
+        plan, preview = session.run.plan, session.preview
+        forecasts = {f.step.index: f for f in preview.forecasts} if preview else {}
+        self.demands = resources.demands(plan, forecasts)
+        self._needs = {step.id: _needs(step, {s.id for s in plan.steps}) for step in plan.steps}
+
+    @cached_property
+    def _remote(self) -> RemoteResults:
+        return RemoteResults(self.session.run)  # made when the job is open, so that its warnings are in its log
+
+    @property
+    def is_done(self) -> bool:
+        return len(self.entries) == len(self.session.run.plan.steps)
+
+    @property
+    def is_running(self) -> bool:
+        return bool(self._running)
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether nothing of this job will start any more."""
+        stopped = self.timed_out or self.stopped_at is not None
+        return self.is_done or stopped or self.code != 0 or self.is_closed
+
+    def ready(self) -> Iterator[PlannedStep]:
+        """Yield the steps that can start: those whose inputs are there, in the order of the plan."""
+        for step in self.session.run.plan.steps:
+            if step.id in self.entries or step.id in self._running:
+                continue
+            if all(id in self.entries for id in self._needs[step.id]):
+                yield step
+
+    def task(self, step: PlannedStep) -> Task:
+        return Task(self.session.run, step, dict(self.entries), self.demands[step.id])
+
+    def find(self, step: PlannedStep) -> StoreEntry | None:
+        """Return the result of a step from the store, or pulled from the remote one."""
+        run = self.session.run
+        return run.store.entry(step.key, lambda text: run.warn(step, text)) or self._remote.pull(step)
+
+    def take_cached(self, step: PlannedStep, entry: StoreEntry) -> None:
+        """Take the result of a step that need not be computed."""
+        self._check_inputs(step, entry)
+        metrics = dict(entry.record.metrics)
+        self.session.run.send(
+            make("step_cached", step=step.index, id=step.id, kind=step.kind, key=step.key, metrics=metrics)
+        )
+        self._take(step, entry)
+
+    def wait_for(self, step: PlannedStep, holder: str) -> None:
+        """Report once that another job of this apply computes the same step."""
+        if self._waiting.get(step.id) != holder:
+            self._waiting[step.id] = holder
+            self.session.run.send(make("waiting", step=step.index, holder=holder))
+
+    def started(self, step: PlannedStep) -> None:
+        self._running.add(step.id)
+        if not self.computed:
+            self.computed = True
+            self.session.run.write_environment()
+
+    def receive(self, event: Event) -> None:
+        """Send an event of a running step on."""
+        self.memory = max(self.memory, event.get("memory") or 0)
+        self.session.run.send(event)
+
+    def finished(self, step: PlannedStep) -> None:
+        """Take the result that an executor committed. StoreError where it left the store meanwhile."""
+        self._running.discard(step.id)
+        entry = self.find(step)
+        if entry is None:
+            raise StoreError(f"the result of `{step.id}` left the store", "apply again")
+        self._take(step, entry)
+
+    def failed(self, step: PlannedStep, code: int) -> None:
+        self._running.discard(step.id)
+        self.code = self.code or code
+
+    def interrupted(self, step: PlannedStep) -> None:
+        self._running.discard(step.id)
+        self.stopped_at = self.stopped_at or step
+
+    def broken(self, error: BaseException, step: PlannedStep | None = None) -> None:
+        """End the job for an exception."""
+        if step is not None:
+            self._running.discard(step.id)
+        self.error = self.error or error
+        self.code = self.code or exit_code_of(error)
+
+    def _take(self, step: PlannedStep, entry: StoreEntry) -> None:
+        order = {planned.id: planned.index for planned in self.session.run.plan.steps}
+        entries = {**self.entries, step.id: entry}
+        self.entries = {id: entries[id] for id in sorted(entries, key=order.__getitem__)}
+        self._remote.push(step, entry)
+        self.session.run.directory.link_step(step, entry)
+        if not self._pass_gates(step, entry):
+            self.code = self.code or GateFailed.exit_code
+
+    def _check_inputs(self, step: PlannedStep, entry: StoreEntry) -> None:
+        """Warn where a cached result was made from other bytes than its input has now."""
+        for name, id in step.inputs.items():
+            made_from = entry.record.inputs.get(name)
+            if id in self.entries and made_from != self.entries[id].record.digest:
+                text = f"it was made from a result of `{id}` with other bytes, digest {made_from}"
+                self.session.run.warn(step, text)
+
+    def _pass_gates(self, step: PlannedStep, entry: StoreEntry) -> bool:
+        """Judge every gate of a step, send all verdicts, and return whether all passed."""
+        run = self.session.run
+        earlier: dict[str, Mapping[str, float] | None] = {
+            id: other.record.metrics for id, other in self.entries.items()
+        }
+        for text, metrics in run.references.items():
+            earlier[text] = metrics.get(references.parse(text).step or step.id, {}) if metrics is not None else None
+        verdicts = [gates.judge(m, rule, entry.record.metrics, earlier) for m, rule in sorted(step.gates.items())]
+        for verdict in verdicts:
+            run.send(make("gate", step=step.index, id=step.id, **asdict(verdict)))
+        return all(verdict.passed for verdict in verdicts)
+
+
+def _needs(step: PlannedStep, ids: set[str]) -> set[str]:
+    """Return the steps that must be done before a step starts: its inputs, and those that its gates compare with."""
+    found = set(step.inputs.values())
+    for rule in step.gates.values():
+        reference = references.from_rule(rule)
+        if reference is not None and reference.job is None and reference.step is not None:
+            found.add(reference.step)
+    return (found & ids) - {step.id}
