@@ -11,6 +11,8 @@ from runner.api.jobs import Job
 from runner.api.plans import JobPlan
 from runner.errors import GateFailed, Interrupted, MachineError, RunnerError, StepFailed, UsageError
 from runner.execute import application
+from runner.execute.application import End, Manner
+from runner.execute.executor import Maker
 from runner.execute.settings import ApplySettings
 from runner.execute.stopping import Stopping
 from runner.job.remote import Remote
@@ -63,28 +65,40 @@ def apply(
     return Job(plan.job_id, plan.jobs)
 
 
-def run(plan: JobPlan, settings: ApplySettings, *, sinks: Sequence[Sink], stopping: Stopping) -> int:
+def run(
+    plan: JobPlan,
+    settings: ApplySettings,
+    *,
+    sinks: Sequence[Sink],
+    stopping: Stopping,
+    executor: Maker | None = None,
+) -> int:
     """Apply a plan whose models are on this machine, and return the exit code where `apply` raises for a failed step.
 
-    Events go to `sinks`, which the caller closes; `stopping` may ask for a stop, and records who asked.
+    Events go to `sinks`, which the caller closes; `stopping` may ask for a stop, and records who asked. `executor`
+    makes the executor, by default that of this machine.
     """
     remote_code.allow(plan.trust_remote_code)
-    return application.apply(plan.plan, plan.preview, settings, jobs_root=plan.jobs, sinks=sinks, stopping=stopping)
+    return application.apply(
+        plan.plan, plan.preview, settings, jobs_root=plan.jobs, sinks=sinks, stopping=stopping, executor=executor
+    )
 
 
 def run_all(
-    plans: Sequence[JobPlan], settings: ApplySettings, *, sinks: Sequence[Sequence[Sink]], stopping: Stopping,
-    keep_going: bool, timeout: float | None,
-) -> list[application.End]:  # fmt: skip
+    plans: Sequence[JobPlan],
+    settings: ApplySettings,
+    *,
+    sinks: Sequence[Sequence[Sink]],
+    stopping: Stopping,
+    manner: Manner,
+) -> list[End]:
     """Apply plans of one jobs folder with one executor: steps that are ready run at once, shared ones once.
 
     `sinks` are those of each plan. Returns how each ended, in order.
     """
     remote_code.allow(any(plan.trust_remote_code for plan in plans))
     jobs = [application.Job(plan.plan, plan.preview, own) for plan, own in zip(plans, sinks, strict=True)]
-    return application.apply_all(
-        jobs, settings, jobs_root=plans[0].jobs, stopping=stopping, keep_going=keep_going, timeout=timeout
-    )
+    return application.apply_all(jobs, settings, jobs_root=plans[0].jobs, stopping=stopping, manner=manner)
 
 
 class _Callback:

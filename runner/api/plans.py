@@ -14,6 +14,7 @@ from runner.job.directory import read_json
 from runner.job.store import Store
 from runner.model.architecture import remote_code
 from runner.plan import lock_file, preview, resolve
+from runner.plan.resources import Offer
 from runner.plan.types import Forecast, Plan, Preview
 from runner.recipe.types import Recipe
 from runner.report import preview as preview_report
@@ -93,12 +94,14 @@ def plan(
     device: str = "auto",
     locked: bool = False,
     trust_remote_code: bool = False,
+    offer: Offer | None = None,
 ) -> JobPlan:
     """Resolve a recipe, check it against its model, data and this machine, and forecast every step. Computes nothing.
 
     `jobs` is the folder of jobs and their store (default: `$RUNNER_JOBS`, or `jobs`), `device` is "auto", "cpu" or
     "cuda". Models and data are those that the recipe's lock pins, if it has one; `locked` requires the lock and that
-    nothing drifted from it. `trust_remote_code` allows the code that a model brings to run; read it first.
+    nothing drifted from it. `trust_remote_code` allows the code that a model brings to run; read it first. `offer` has
+    the machines of a cluster that will compute, where it is not this one.
 
     Raises RecipeError with all complaints of the first stage that has any (model and data, then steps against the
     model); MachineError for a device or a package that is not there, too little memory, or too small a disk;
@@ -113,7 +116,7 @@ def plan(
     cache, locking = digest_cache(root), lock_file.use(recipe.file, strict=locked)
     resolved = resolve.resolve(recipe, cache_file=cache, device=device, commits=locking.commits)
     drifted = locking.check([resolved], cache)
-    found = preview.preview(resolved, Store(root / "store"), _previous(root, recipe.name, recipe.matrix))
+    found = preview.preview(resolved, Store(root / "store"), _previous(root, recipe.name, recipe.matrix), offer)
     return JobPlan(replace(found, notes=(*drifted, *found.notes)), root, trust_remote_code)
 
 

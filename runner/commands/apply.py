@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from runner.commands.folders import Task
     from runner.commands.several import Applied
+    from runner.execute.executor import Maker
     from runner.execute.settings import ApplySettings
     from runner.execute.stopping import Stopping
     from runner.plan.types import Plan
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """`progress` is "live", "plain", "jsonl" or "none". `command` is the command line, printed to resume with."""
+    """`progress` is "live", "plain", "jsonl" or "none". `command` is the command line, printed to resume with.
+
+    `maker` makes the executor of a cluster, once it is connected.
+    """
 
     recipes: tuple[str, ...]
     resolving: options.Resolving
@@ -38,10 +42,13 @@ class Options:
     wait: bool
     timeout: float | None
     keep_going: bool | None
-    jobs_at_once: int
+    jobs_at_once: int | None
+    executor: str
+    address: str | None
     progress: str
     junit: Path | None
     command: str
+    maker: Maker | None = None
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -50,9 +57,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_device(parser)
     parser.add_argument("--threads", metavar="N", type=_count, help="threads to compute with; default: every core")
     parser.add_argument(
-        "--jobs-at-once", metavar="N", type=_count, default=1,
-        help="run up to N steps at the same time, within the memory of this machine; default 1",
+        "--jobs-at-once", metavar="N", type=_count,
+        help="run up to N steps at the same time, within the memory of this machine; default 1, on a cluster no limit",
     )  # fmt: skip
+    options.add_executor(parser)
     parser.add_argument(
         "--progress", choices=("auto", "live", "plain", "jsonl", "none"), default="auto",
         help="how to show progress; auto: live on a terminal, else plain lines; jsonl: events, one JSON object a line",
@@ -79,7 +87,8 @@ def read_options(args: argparse.Namespace) -> Options:
     return Options(
         recipes=tuple(args.recipes), resolving=options.resolving(args), offline=args.offline, threads=args.threads,
         remote=options.remote_url(args), wait=args.wait, timeout=args.timeout, keep_going=args.keep_going,
-        jobs_at_once=args.jobs_at_once, progress=_progress(args.progress), junit=args.junit, command=args.command_line,
+        jobs_at_once=args.jobs_at_once, executor=args.executor, address=args.address,
+        progress=_progress(args.progress), junit=args.junit, command=args.command_line,
     )  # fmt: skip
 
 
@@ -92,16 +101,18 @@ def _progress(asked: str) -> str:
 
 
 def run(opts: Options) -> int:
-    from runner.commands import folders, reports
+    from runner.commands import cluster, folders, reports
     from runner.execute.stopping import Stopping
 
     options.go_offline(opts.offline)
     root = opts.resolving.jobs
     try:
         tasks = folders.tasks(opts.recipes, opts.resolving)
-        if len(tasks) != 1 or tasks[0].recipe is None:
-            return _several(tasks, opts)
-        applied = _apply(tasks[0].recipe, opts, Stopping(opts.timeout))
+        with cluster.connected(opts.executor, opts.address, opts.jobs_at_once, opts.remote, root) as found:
+            opts = replace(opts, resolving=replace(opts.resolving, offer=found.offer), maker=found.maker)
+            if len(tasks) != 1 or tasks[0].recipe is None:
+                return _several(tasks, opts)
+            applied = _apply(tasks[0].recipe, opts, Stopping(opts.timeout))
     except RunnerError as error:
         reports.write_junit(opts.junit, root, [reports.refused(opts.recipes[0], error)])
         raise
@@ -111,6 +122,7 @@ def run(opts: Options) -> int:
 
 def _several(tasks: Sequence[Task], opts: Options) -> int:
     from runner.commands import reports, several, together
+    from runner.execute.application import Manner
     from runner.progress.events import make
     from runner.progress.jsonl import JsonLines
     from runner.report.console import console, show
@@ -127,12 +139,14 @@ def _several(tasks: Sequence[Task], opts: Options) -> int:
     many = len({task.file for task in tasks}) > 1 or any(Path(name).is_dir() for name in opts.recipes)
     keep_going = many if opts.keep_going is None else opts.keep_going
     started = time.perf_counter()
-    if opts.jobs_at_once > 1:
-        how = together.How(opts.resolving, _settings(opts), opts.progress, keep_going, opts.timeout)
+    at_once = opts.maker is not None or (opts.jobs_at_once or 1) > 1
+    if at_once:
+        manner = Manner(keep_going, opts.timeout, opts.maker)
+        how = together.How(opts.resolving, _settings(opts), opts.progress, manner)
         outcomes = together.run(tasks, how)
     else:
         outcomes = several.run(tasks, one, keep_going=keep_going, timeout=opts.timeout)
-    took = time.perf_counter() - started if opts.jobs_at_once > 1 else None
+    took = time.perf_counter() - started if at_once else None
     code = several.exit_code(outcomes)
     reports.write_junit(opts.junit, opts.resolving.jobs, reports.junit_jobs(outcomes))
     if opts.progress == "jsonl":
@@ -163,7 +177,7 @@ def _apply(recipe: Recipe, opts: Options, stopping: Stopping) -> Applied:
     if (shown := reports.sink(_sink(how), how, recipe)) is not None:
         sinks.append(shown)
     try:
-        code = execution.run(planned, _settings(opts), sinks=sinks, stopping=stopping)
+        code = execution.run(planned, _settings(opts), sinks=sinks, stopping=stopping, executor=opts.maker)
     finally:
         for sink in sinks:
             sink.close()
@@ -178,7 +192,7 @@ def _settings(opts: Options) -> ApplySettings:
     from runner.job.remote import Remote
 
     remote = Remote(opts.remote) if opts.remote else None
-    return ApplySettings(opts.command, opts.threads, opts.wait, remote, jobs_at_once=opts.jobs_at_once)
+    return ApplySettings(opts.command, opts.threads, opts.wait, remote, jobs_at_once=opts.jobs_at_once or 1)
 
 
 def _sink(how: str) -> Sink | None:

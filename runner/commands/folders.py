@@ -81,8 +81,9 @@ def planned(recipe: Recipe, how: Resolving) -> JobPlan:
     from runner.api import plans
 
     return plans.plan(
-        recipe, jobs=how.jobs, device=how.device, locked=how.locked, trust_remote_code=how.trust_remote_code
-    )
+        recipe, jobs=how.jobs, device=how.device, locked=how.locked, trust_remote_code=how.trust_remote_code,
+        offer=how.offer,
+    )  # fmt: skip
 
 
 def shared(plans: Sequence[tuple[str, Plan]]) -> list[tuple[str, list[str]]]:

@@ -10,6 +10,10 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from runner.plan.resources import Offer
 
 # The variables of huggingface_hub, datasets and transformers; the last one is read by runner's own remote recipes and
 # stores.
@@ -92,19 +96,34 @@ def add_junit(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_executor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--executor", choices=("local", "ray"), default="local",
+        help="where steps run: workers on this machine, or a Ray cluster (needs the extra `ray`); default local",
+    )  # fmt: skip
+    parser.add_argument(
+        "--address", metavar="ADDRESS",
+        help="the Ray cluster: auto, host:6379 or ray://host:10001; without it Ray is started on this machine",
+    )  # fmt: skip
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where steps compute")
 
 
 @dataclass(frozen=True)
 class Resolving:
-    """Options for reading, locking and resolving recipes; `sets` are "name=value" of params."""
+    """Options for reading, locking and resolving recipes; `sets` are "name=value" of params.
+
+    `offer` has the machines of the executor, where that is not this one.
+    """
 
     sets: tuple[str, ...]
     jobs: Path
     device: str = "auto"
     locked: bool = False
     trust_remote_code: bool = False
+    offer: Offer | None = None
 
 
 def resolving(args: argparse.Namespace) -> Resolving:

@@ -15,7 +15,7 @@ from runner.errors import RunnerError
 
 if TYPE_CHECKING:
     from runner.api.plans import JobPlan
-    from runner.execute.application import End
+    from runner.execute.application import End, Manner
     from runner.execute.settings import ApplySettings
     from runner.progress.board import Board
     from runner.progress.events import Sink
@@ -23,13 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class How:
-    """How to apply: `progress` is "live", "plain", "jsonl" or "none"; `timeout` is in seconds for each job."""
+    """How to apply: `progress` is "live", "plain", "jsonl" or "none"."""
 
     resolving: Resolving
     settings: ApplySettings
     progress: str
-    keep_going: bool
-    timeout: float | None
+    manner: Manner
 
 
 def run(tasks: Sequence[Task], how: How) -> list[Outcome]:
@@ -38,7 +37,7 @@ def run(tasks: Sequence[Task], how: How) -> list[Outcome]:
     Without `keep_going` nothing runs where one cannot be planned.
     """
     planned, refused = _plans(tasks, how)
-    if not planned or (refused and not how.keep_going):
+    if not planned or (refused and not how.manner.keep_going):
         return [refused.get(index) or several.not_started(task) for index, task in enumerate(tasks)]
     done = _apply(tasks, planned, how)
     return [refused.get(index) or done[index] for index in range(len(tasks))]
@@ -73,8 +72,7 @@ def _apply(tasks: Sequence[Task], planned: dict[int, JobPlan], how: How) -> dict
     ]
     try:
         ends = execution.run_all(
-            list(planned.values()), how.settings, sinks=sinks, stopping=Stopping(), keep_going=how.keep_going,
-            timeout=how.timeout,
+            list(planned.values()), how.settings, sinks=sinks, stopping=Stopping(), manner=how.manner
         )  # fmt: skip
     finally:
         for own in sinks:

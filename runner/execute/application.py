@@ -11,11 +11,11 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from runner.errors import RunnerError
-from runner.execute import executors
-from runner.execute.executor import Reports
+from runner.execute.executor import Maker, Reports
 from runner.execute.job_run import JobRun
 from runner.execute.job_session import JobSession
 from runner.execute.job_steps import JobSteps
+from runner.execute.local import LocalExecutor
 from runner.execute.scheduler import Scheduler
 from runner.execute.settings import ApplySettings
 from runner.execute.stopping import Stopping
@@ -36,6 +36,18 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Manner:
+    """How several jobs run. With `keep_going` False the first failure stops the other jobs at safe points.
+
+    `timeout` is in seconds for each job. `executor` makes the executor; by default it is that of this machine.
+    """
+
+    keep_going: bool = True
+    timeout: float | None = None
+    executor: Maker | None = None
+
+
+@dataclass(frozen=True)
 class End:
     """How a job ended. `code` None: it was not started. `error`: what ended it, where no step failed."""
 
@@ -52,17 +64,20 @@ def apply(
     jobs_root: Path,
     sinks: Sequence[Sink],
     stopping: Stopping | None = None,
+    executor: Maker | None = None,
 ) -> int:
     """Apply one plan and return the exit code. Every event goes to `sinks`, which the caller closes.
 
     `preview` gives the events their forecasts. `stopping` may hold a time limit, and records who asked to stop.
+    `executor` makes the executor; by default it is that of this machine.
 
     Raises, before anything is computed, StoreError or MachineError when the jobs folder cannot be written, and
     UsageError for a gate that refers to a job that is not there; Interrupted where another process applies this plan
     and `settings` say not to wait.
     """
     stopping = stopping or Stopping()
-    (end,) = apply_all([Job(plan, preview, sinks)], settings, jobs_root=jobs_root, stopping=stopping)
+    job, manner = Job(plan, preview, sinks), Manner(executor=executor)
+    (end,) = apply_all([job], settings, jobs_root=jobs_root, stopping=stopping, manner=manner)
     if end.error is not None:
         raise end.error
     return stopping.exit_code if end.code is None else end.code
@@ -74,14 +89,12 @@ def apply_all(
     *,
     jobs_root: Path,
     stopping: Stopping,
-    keep_going: bool = True,
-    timeout: float | None = None,
+    manner: Manner,
 ) -> list[End]:
     """Apply several plans with one executor, and return how each ended, in their order.
 
     Their steps form one graph: those that are ready run at once, as far as the executor has room, and a step that
-    several jobs share runs once. With `keep_going` False the first failure stops the other jobs at safe points.
-    `timeout` is in seconds for each job.
+    several jobs share runs once.
 
     Raises StoreError or MachineError when the jobs folder cannot be written. What ends single jobs, such as a gate that
     refers to a job that is not there, is in their ends.
@@ -90,11 +103,11 @@ def apply_all(
     store = Store(root / "store")
     store.prepare()
     reports: Reports = SimpleQueue()
-    executor = executors.make(settings, reports)
+    executor = manner.executor(reports) if manner.executor else LocalExecutor(reports, settings.jobs_at_once)
     prepared = [_prepare(job, settings, store, stopping) for job in jobs]
     with stopping.installed():
         started = [steps for steps in prepared if isinstance(steps, JobSteps)]
-        Scheduler(started, executor, reports, stopping, keep_going=keep_going, timeout=timeout).work()
+        Scheduler(started, executor, reports, stopping, manner.keep_going, manner.timeout).work()
     return [_end(steps, root) for steps in prepared]
 
 

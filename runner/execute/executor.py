@@ -77,6 +77,9 @@ class Executor(Protocol):
         ...
 
 
+Maker = Callable[[Reports], Executor]
+
+
 class Followers:
     """Threads that follow running tasks and report their end, whatever it is."""
 

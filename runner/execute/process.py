@@ -35,11 +35,14 @@ class WorkerDied(Exception):
 class WorkerProcess:
     """A worker in a session of its own, so that a ^C on the terminal reaches only the parent.
 
-    `log` gets its stderr outside of steps; `variables` are added to its environment. Create it in a thread that lives
-    as long as it: the kernel kills it when that ends. `stop` and `kill` may be called from a signal handler.
+    `log` gets its stderr outside of steps; `variables` are added to its environment, `folder` is its working folder.
+    Create it in a thread that lives as long as it: the kernel kills it when that ends. `stop` and `kill` may be called
+    from a signal handler.
     """
 
-    def __init__(self, log: Path, threads: int, variables: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, log: Path, threads: int, variables: Mapping[str, str] | None = None, folder: str | None = None
+    ) -> None:
         environment = {
             "MALLOC_MMAP_THRESHOLD_": _MMAP_THRESHOLD,
             "MALLOC_TRIM_THRESHOLD_": _TRIM_THRESHOLD,
@@ -56,7 +59,7 @@ class WorkerProcess:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "runner.execute.worker"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, env=environment,
-                start_new_session=True,
+                start_new_session=True, cwd=folder,
             )  # fmt: skip
         self._to = cast(IO[bytes], self._process.stdin)
         self._from = cast(IO[bytes], self._process.stdout)

@@ -28,7 +28,7 @@ class Scheduler:
 
     def __init__(
         self, jobs: Sequence[JobSteps], executor: Executor, reports: Reports, stopping: Stopping,
-        *, keep_going: bool = True, timeout: float | None = None,
+        keep_going: bool = True, timeout: float | None = None,
     ) -> None:  # fmt: skip
         self._jobs = jobs
         self._executor = executor

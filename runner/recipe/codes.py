@@ -159,4 +159,7 @@ CODES: dict[str, str] = {
     "R654": "scales of 1 do not suit the numbers of a cache",
     "R701": "a step asks for more than a machine of the executor has",
     "R702": "a step asks for a resource that no machine of the executor has",
+    "R703": "no Ray cluster answers at an address",
+    "R704": "a machine of a cluster has other versions, or cannot run steps",
+    "R705": "a machine of a cluster does not see the jobs folder",
 }

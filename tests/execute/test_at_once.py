@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from runner.api import execution, plans, recipes
+from runner.execute.application import Manner
 from runner.execute.settings import ApplySettings
 from runner.execute.stopping import Stopping
 from runner.job.store import Store
@@ -38,7 +39,7 @@ def applied(file: Path, jobs: Path, at_once: int, monkeypatch: pytest.MonkeyPatc
     planned = [plans.plan(recipe, jobs=jobs, device="cpu") for recipe in recipes.load_all(file)]
     settings = ApplySettings("again", threads=1, jobs_at_once=at_once)
     sinks: list[list[Sink]] = [[] for _ in planned]
-    ends = execution.run_all(planned, settings, sinks=sinks, stopping=Stopping(), keep_going=True, timeout=None)
+    ends = execution.run_all(planned, settings, sinks=sinks, stopping=Stopping(), manner=Manner())
     assert [end.code for end in ends] == [0] * 4
     store = Store(jobs / "store")
     return {key: entry.record.digest for key in store.keys() if (entry := store.entry(key)) is not None}  # noqa: SIM118

@@ -1,0 +1,177 @@
+"""A Ray cluster: started on this machine, or an existing one at an address; what it has, and whether it can compute.
+
+ray is imported only here and in ray_executor, inside functions: it is an extra.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from runner.errors import Diagnostic, MachineError, UsageError
+from runner.execute import installation
+from runner.plan import machine
+from runner.plan.machine import MachineRefusal
+from runner.plan.resources import Node, Offer
+
+_PORTS = {"ray": 10001, "": 6379}
+_CONNECT_SECONDS = 5
+_PROBE_SECONDS = 60
+_KNOWN = ("CPU", "GPU", "memory", "object_store_memory")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a probe found on one machine: `facts` of its installation, or why there is none in `error`."""
+
+    host: str
+    facts: Mapping[str, str]
+    error: str | None
+    has_store: bool
+
+
+class RayCluster:
+    """A connection to a Ray cluster. `address` None starts one on this machine, which `close` ends."""
+
+    def __init__(self, address: str | None) -> None:
+        self.address = address
+        self.name = f"the Ray cluster at {address}" if address else "Ray on this machine"
+        if machine.package_version("ray") is None:
+            raise MachineError("`--executor ray` needs the package ray, which is not installed",
+                               "`pip install 'runner[ray]'`")  # fmt: skip
+        if address is not None:
+            _reach(address)
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        import ray
+
+        quiet: dict[str, Any] = {"configure_logging": False, "log_to_driver": False, "ignore_reinit_error": False}
+        try:
+            if address is None:
+                ray.init(address="local", num_cpus=machine.cpu_count(), include_dashboard=False, **quiet)
+            else:
+                ray.init(address=address, **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise _refused("R703", f"{self.name} does not answer: {_first_line(error)}", _ADDRESS_HELP) from error
+
+    def offer(self) -> Offer:
+        """Return the machines of the cluster."""
+        import ray
+
+        return Offer(self.name, tuple(_node(found["Resources"]) for found in ray.nodes() if found["Alive"]))
+
+    def examine(self, store: Path | None) -> list[Finding]:
+        """Probe every machine: what is installed, and whether it sees `store`, a folder. Waits up to a minute."""
+        import ray
+
+        token = None
+        if store is not None:
+            store.mkdir(parents=True, exist_ok=True)
+            token = store / f".probe-{secrets.token_hex(8)}"
+            token.write_bytes(b"runner\n")
+        try:
+            asked = [(found, _ask(found["NodeID"], token)) for found in ray.nodes() if found["Alive"]]
+            return [_answer(found["NodeManagerHostname"], reference) for found, reference in asked]
+        finally:
+            if token is not None:
+                token.unlink(missing_ok=True)
+
+    def check(self, store: Path | None) -> None:
+        """Refuse a cluster whose machines have other versions, or do not see `store`."""
+        findings = self.examine(store)
+        complaints = [Diagnostic("R704", f"{self.name}: {text}", _VERSIONS_HELP) for text in wrong(findings)]
+        if unseen := sorted({f.host for f in findings if f.error is None and not f.has_store}):
+            text = f"the jobs folder {store and store.parent} is not the same folder on {', '.join(unseen)}"
+            complaints.append(Diagnostic("R705", text, _STORE_HELP))
+        if complaints:
+            raise MachineRefusal(complaints)
+
+    def close(self) -> None:
+        """End the connection, and the cluster if it was started here."""
+        import ray
+
+        ray.shutdown()
+
+
+_ADDRESS_HELP = "check it with `ray status`, start the cluster with `ray start --head`, or leave out `--address`"
+_VERSIONS_HELP = "install there what is installed here, or submit from an environment like that of the cluster"
+_STORE_HELP = "use a jobs folder that all machines share (`--jobs`), or a remote store (`--remote`)"
+
+
+def wrong(findings: list[Finding]) -> list[str]:
+    """Return what is wrong with installations, one clause for each machine that differs from this one."""
+    found = []
+    for finding in findings:
+        if finding.error is not None:
+            found.append(f"{finding.host} cannot run steps: {finding.error}")
+        elif different := installation.differences(finding.facts):
+            found.append(f"{finding.host} has {'; '.join(different)}")
+    return found
+
+
+def _reach(address: str) -> None:
+    """Raise where nobody listens at an address. `auto` is Ray's own search on this machine."""
+    if address in ("auto", "local"):
+        return
+    url = urlsplit(address if "://" in address else f"//{address}")
+    if url.scheme not in _PORTS or not url.hostname:
+        raise UsageError(f"`{address}` is no address of a Ray cluster",
+                         "write `auto`, `host:6379` or `ray://host:10001`")  # fmt: skip
+    try:
+        port = url.port or _PORTS[url.scheme]
+        socket.create_connection((url.hostname, port), _CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        text = f"no Ray cluster answers at {address}: {reason[0].lower()}{reason[1:]}"
+        raise _refused("R703", text, _ADDRESS_HELP) from None
+
+
+def _refused(code: str, message: str, help: str) -> MachineRefusal:
+    return MachineRefusal([Diagnostic(code, message, help)])
+
+
+def _node(resources: Mapping[str, float]) -> Node:
+    custom = {n: v for n, v in resources.items() if n not in _KNOWN and not n.startswith(("node:", "bundle_group"))}
+    cpus, memory = int(resources.get("CPU", 0)), int(resources.get("memory", 0))
+    return Node(cpus, memory, resources.get("GPU", 0.0), custom)
+
+
+def _ask(node: str, token: Path | None) -> Any:
+    """Start the probe on one machine. It is a local function, so that Ray sends its code: nothing need be installed."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    def probe(path: str | None) -> tuple[dict[str, str], str | None, bool]:
+        import os
+
+        seen = path is None or os.path.exists(path)
+        try:
+            from runner.execute import installation
+        except ImportError as error:
+            return {}, f"runner is not installed there ({error})", seen
+        return installation.facts(), None, seen
+
+    where = NodeAffinitySchedulingStrategy(node, soft=False)
+    task = ray.remote(probe).options(num_cpus=0, scheduling_strategy=where, max_retries=0)
+    return task.remote(str(token) if token is not None else None)
+
+
+def _answer(host: str, reference: Any) -> Finding:
+    import ray
+
+    try:
+        facts, error, seen = ray.get(reference, timeout=_PROBE_SECONDS)
+    except (ray.exceptions.RayError, TimeoutError) as failed:
+        return Finding(host, {}, f"it does not answer ({_first_line(failed)})", False)
+    return Finding(host, facts, error, seen)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
