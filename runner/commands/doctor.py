@@ -15,15 +15,18 @@ from runner.errors import MachineError
 class Options:
     jobs: Path
     json: bool
+    executor: str
+    address: str | None
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     options.add_jobs(parser)
+    options.add_executor(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def read_options(args: argparse.Namespace) -> Options:
-    return Options(options.jobs_folder(args), args.json)
+    return Options(options.jobs_folder(args), args.json, args.executor, args.address)
 
 
 def run(opts: Options) -> int:
@@ -34,6 +37,10 @@ def run(opts: Options) -> int:
     from runner.report.table import Cell, table
 
     findings = doctor.examine(opts.jobs)
+    if opts.executor == "ray":
+        from runner.report import cluster
+
+        findings += cluster.examine(opts.address, opts.jobs.absolute() / "store")
     code = MachineError.exit_code if any(f.level == "fail" for f in findings) else 0
     if opts.json:
         print(json.dumps([asdict(f) for f in findings], indent=2, ensure_ascii=False))

@@ -85,10 +85,10 @@ class RayCluster:
     def check(self, store: Path | None) -> None:
         """Refuse a cluster whose machines have other versions, or do not see `store`."""
         findings = self.examine(store)
-        complaints = [Diagnostic("R704", f"{self.name}: {text}", _VERSIONS_HELP) for text in wrong(findings)]
+        complaints = [Diagnostic("R704", f"{self.name}: {text}", VERSIONS_HELP) for text in wrong(findings)]
         if unseen := sorted({f.host for f in findings if f.error is None and not f.has_store}):
             text = f"the jobs folder {store and store.parent} is not the same folder on {', '.join(unseen)}"
-            complaints.append(Diagnostic("R705", text, _STORE_HELP))
+            complaints.append(Diagnostic("R705", text, STORE_HELP))
         if complaints:
             raise MachineRefusal(complaints)
 
@@ -100,8 +100,8 @@ class RayCluster:
 
 
 _ADDRESS_HELP = "check it with `ray status`, start the cluster with `ray start --head`, or leave out `--address`"
-_VERSIONS_HELP = "install there what is installed here, or submit from an environment like that of the cluster"
-_STORE_HELP = "use a jobs folder that all machines share (`--jobs`), or a remote store (`--remote`)"
+VERSIONS_HELP = "install there what is installed here, or submit from an environment like that of the cluster"
+STORE_HELP = "use a jobs folder that all machines share (`--jobs`), or a remote store (`--remote`)"
 
 
 def wrong(findings: list[Finding]) -> list[str]:

@@ -135,7 +135,8 @@ class Scheduler:
             self._end(job, task.step, report)
             self._close_if_ended(job)
         else:
-            if report["event"] == "step_failed":
+            # A missed gate is no failure of the step: other jobs may have other gates.
+            if report["event"] == "step_failed" and report["exit_code"] != GateFailed.exit_code:
                 self._failures[task.step.key] = report
             job.receive(report)
 
