@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,9 @@ class CheckpointFacts:
     adapter_config.json of an adapter stored with the weights, in the folder `adapter/`. For an engine these are the
     facts of the checkpoint it was made from, and `engine` is the content of its engine.json. `description` is
     transformers' description of the model; None where it was not asked for.
+
+    `unpacked` has the tensors that are stored in low precision, where these are the facts of the numbers that they
+    stand for: name → what the form is called in which they are stored.
     """
 
     source: str
@@ -56,6 +59,7 @@ class CheckpointFacts:
     adapter: Mapping[str, Any] | None = None
     engine: Mapping[str, Any] | None = None
     description: ModelDescription | None = None
+    unpacked: Mapping[str, str] = field(default_factory=dict)
     tokenizer: Path | None = None  # the folder of its tokenizer on this machine, while planning
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 from runner.contracts.facts import CheckpointFacts
@@ -100,4 +101,5 @@ class FactsFlow:
     def advance(self, step: Wired) -> None:
         """Record the outcome of the step, for those after it; not called for a step that was refused."""
         if step.produces != METRICS_ONLY and self.is_known(step):
-            self._facts[step.id] = kinds.find(step.kind).outcome(step.params, self.inputs(step))
+            made = kinds.find(step.kind).outcome(step.params, self.inputs(step))
+            self._facts[step.id] = replace(made, unpacked={})

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runner import wording
-from runner.plan.types import Plan, ResolvedData, ResolvedModel
+from runner.plan.types import UNPACKED, Plan, ResolvedData, ResolvedModel
 from runner.recipe.origins.locate import Pins
 from runner.recipe.types import DataSpec, ModelSpec, Parent
 
@@ -69,7 +69,10 @@ def document(
     """
     plans = list(plans)
     models = {
-        model_key(ModelSpec(model.source, model.revision)): model for plan in plans for model in plan.given().values()
+        model_key(ModelSpec(model.source, model.revision)): model
+        for plan in plans
+        for id, model in plan.given().items()
+        if id != UNPACKED  # the same source as the model's own
     }
     data = {data_key(plan.recipe.data[name]): entry for plan in plans for name, entry in plan.data.items()}
     parents = {parent.name: parent for plan in plans for parent in plan.recipe.parents}

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 from runner.contracts.step_kind import Cost
 from runner.errors import Diagnostic
+from runner.model.checkpoint.stored_types import stored_type
+from runner.model.source import unpacked
 from runner.plan import machine, resolve_inputs, resources
 from runner.plan.facts_flow import FactsFlow
 from runner.plan.reasons import Previous, reason
@@ -85,6 +87,12 @@ def notes(plan: Plan, forecasts: list[Forecast], available: int) -> tuple[str, .
         f"`{model.source}` is downloaded first: {gigabytes(model.facts.nbytes)}"
         for model in plan.given().values()
         if model.path is None
+    ]
+    found += [
+        f"`{model.source}` is stored as {model.stored}; it is unpacked once, to {gigabytes(model.facts.nbytes)} of "
+        f"{stored_type(model.facts)} in {unpacked.place(model.digest).parent}"
+        for model in plan.given().values()
+        if model.stored and not unpacked.place(model.digest).is_dir()
     ]
     found += [
         f"step `{f.step.id}` needs {gigabytes(f.cost.memory)} of memory; {gigabytes(available)} are free now"

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from runner.contracts.step_kind import DataFacts, MachineFacts
 from runner.errors import Diagnostic, MachineError, RecipeError, Span
-from runner.model.source import hub
+from runner.model.source import hub, unpacked
 from runner.plan import keys, lock, overlap, resolve_inputs, wiring
 from runner.plan.facts_flow import FactsFlow
 from runner.plan.machine import MachineRefusal, machine_facts, package_version, resolve_device
 from runner.plan.tasks import find_tasks
-from runner.plan.types import MODEL, Plan, PlannedStep, ResolvedData, ResolvedModel, ResolvedTasks
+from runner.plan.types import MODEL, UNPACKED, Plan, PlannedStep, ResolvedData, ResolvedModel, ResolvedTasks
 from runner.plan.wiring import WiredStep
 from runner.recipe import step_graph
 from runner.recipe.compose.matrix import Combination, merge_complaints
@@ -88,16 +88,20 @@ def _refuse(complaints: list[Diagnostic]) -> None:
 
 
 def with_model(plan: Plan) -> Plan:
-    """Return the plan with its models on this machine; Hub models that are not cached are downloaded."""
-    return replace(
-        plan, model=_downloaded(plan.model), models={id: _downloaded(model) for id, model in plan.models.items()}
-    )
+    """Return the plan with its models on this machine: Hub models that are not cached are downloaded, and of weights in
+
+    low precision the dense checkpoint is made that they stand for.
+    """
+    return replace(plan, model=_here(plan.model), models={id: _here(model) for id, model in plan.models.items()})
 
 
-def _downloaded(model: ResolvedModel) -> ResolvedModel:
-    if model.path is not None or model.commit is None:
-        return model
-    return replace(model, path=hub.download_model(model.source, model.commit))
+def _here(model: ResolvedModel) -> ResolvedModel:
+    path = model.path
+    if path is None and model.commit is not None:
+        path = hub.download_model(model.source, model.commit)
+    if path is not None and model.stored:
+        path = unpacked.checkpoint(path, model.digest, model.source, model.facts.nbytes)
+    return replace(model, path=path)
 
 
 def environment(device: str) -> dict[str, str]:
@@ -134,6 +138,12 @@ def _sources(
 
     own = find(recipe.model, recipe.span(("model", "source")))
     models = {} if own is None else {MODEL: own.model}
+    if own is not None and wiring.takes_dense(recipe):
+        try:
+            dense = resolve_inputs.find_unpacked(own.model)
+            models |= {UNPACKED: dense} if dense is not None else {}
+        except RecipeError as error:
+            complaints.extend(d.at(d.span or recipe.span(("model", "source"))) for d in error.diagnostics)
     for step in recipe.steps:
         for parameter, spec in step_graph.models_of(step).items():
             other = find(spec, recipe.step_span(step, (parameter, "source")))

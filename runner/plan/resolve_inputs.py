@@ -13,9 +13,10 @@ from runner.data.tokenizer import no_tokenizer
 from runner.data.windows import too_short
 from runner.errors import Diagnostic, MachineError, RecipeError, Span
 from runner.model.architecture import decoder_layers, inspect, model_complaints, probe, sites, token_ids
-from runner.model.checkpoint import adapter_config
+from runner.model.checkpoint import adapter_config, unpacking
 from runner.model.checkpoint.companions import COMPRESSION, broken_json, companion_files
-from runner.model.source import hub, locate
+from runner.model.checkpoint.headers import read_headers
+from runner.model.source import gguf, hub, locate, unpacked
 from runner.plan.counts import count_tokens
 from runner.plan.digests import digest_files, digest_named, load_cache, update_cache
 from runner.plan.types import ResolvedData, ResolvedModel
@@ -41,8 +42,13 @@ def find_model(spec: ModelSpec, cache_file: Path | None, span: Span | None = Non
     files: dict[str, str] = {}
     try:
         path, commit = locate.locate_model(replace(spec, revision=pinned) if pinned else spec)
+        if path is not None and gguf.is_gguf(path):
+            path = gguf.checkpoint(path, digest_files([path], cache_file)[path], spec.source)
         if path is None and commit is not None:
             tokenizer = hub.download_small(spec.source, commit)
+            if unpacked.needs_weights(tokenizer):
+                path = hub.download_model(spec.source, commit)
+        if path is None and commit is not None:
             facts = hub.remote_facts(spec.source, commit, tokenizer)
         else:
             tokenizer = path = path or Path()
@@ -57,7 +63,28 @@ def find_model(spec: ModelSpec, cache_file: Path | None, span: Span | None = Non
         facts = described(facts, tokenizer)
     except RecipeError as error:
         raise RecipeError(d.at(d.span or span) for d in error.diagnostics) from None
-    return Found(ResolvedModel(spec.source, spec.revision, commit, path, digest, facts, files), tokenizer)
+    stored = next(iter(facts.unpacked.values()), "")
+    digest = unpacked.digest(digest) if stored else digest
+    return Found(ResolvedModel(spec.source, spec.revision, commit, path, digest, facts, files, stored), tokenizer)
+
+
+def find_unpacked(model: ResolvedModel) -> ResolvedModel | None:
+    """Return the dense checkpoint that a model of packed weights stands for; None where there is none.
+
+    One that a recipe quantized has none: the recipe starts from the model as it was before. Raises RecipeError.
+    """
+    if model.facts.quantization is None or model.stored:
+        return None
+    path = model.path
+    if path is None and model.commit is not None:
+        path = hub.download_model(model.source, model.commit)
+    if path is None or (path / COMPRESSION).is_file() or unpacking.find(model.facts.config.raw) is None:
+        return None
+    tensors = model.facts.tensors
+    facts = inspect.unpacked(model.facts.config.raw, tensors, model.source, unpacking.peek_in(path, tensors))
+    facts = described(facts, path)
+    stored = str(model.facts.quantization.get("quant_method"))
+    return replace(model, path=path, digest=unpacked.digest(model.digest), facts=facts, stored=stored)
 
 
 def described(facts: CheckpointFacts, folder: Path) -> CheckpointFacts:
@@ -79,7 +106,8 @@ def described(facts: CheckpointFacts, folder: Path) -> CheckpointFacts:
 
 def digest_files_of(folder: Path, facts: CheckpointFacts, cache_file: Path | None) -> dict[str, str]:
     """Return the sha256 of each file of a checkpoint that is read or copied, by its path relative to the folder."""
-    names = {tensor.shard for tensor in facts.tensors.values()} | set(companion_files(folder))
+    tensors = read_headers(folder) if facts.unpacked else facts.tensors
+    names = {tensor.shard for tensor in tensors.values()} | set(companion_files(folder))
     found = (path for pattern in _DIGESTED for path in folder.glob(pattern) if path.is_file())
     names |= {path.relative_to(folder).as_posix() for path in found}
     digests = digest_files((folder / name for name in sorted(names)), cache_file)

@@ -38,6 +38,8 @@ def account(
             fate, reason = CHANGED, f"stored as {', '.join(sorted(written))}"
         elif name in after.tensors:
             fate, reason = (CHANGED, "its values change") if changed else (KEPT, "the step does not concern it")
+            if not changed and name in before.unpacked:
+                fate, reason = CHANGED, f"stored as {before.unpacked[name]} in the model, dense in the result"
             if name in passed:
                 fate, reason = PASSED, "the architecture leaves it unread"
         elif _layer(before, name) >= after.layer_count:

@@ -15,13 +15,16 @@ from runner.errors import Diagnostic
 from runner.recipe.types import DataSpec, Recipe
 
 MODEL = "model"  # what the recipe's own model is called among the inputs of steps
+UNPACKED = "model/unpacked"  # and the dense checkpoint that it stands for, where it is stored packed
 
 
 @dataclass(frozen=True)
 class ResolvedModel:
     """A model that was found; `digest` is the sha256 of its file names and contents (or of its Hub commit).
 
-    `files` has the sha256 of each file of a local model.
+    `files` has the sha256 of each file of a local model. Where its weights are stored in low precision, `facts` and
+    `digest` are those of the dense checkpoint that they stand for, and `stored` says how they are stored; `path` is the
+    folder of the model as it is stored until `resolve.with_model` has made the dense one.
     """
 
     source: str
@@ -31,6 +34,7 @@ class ResolvedModel:
     digest: str
     facts: CheckpointFacts
     files: Mapping[str, str] = field(default_factory=dict)
+    stored: str = ""
 
 
 @dataclass(frozen=True)
@@ -147,4 +151,6 @@ class Preview:
     notes: tuple[str, ...] = field(default=())
 
 
-__all__ = ["MODEL", "DataFacts", "Forecast", "Plan", "PlannedStep", "Preview", "ResolvedData", "ResolvedModel"]
+__all__ = [
+    "MODEL", "UNPACKED", "DataFacts", "Forecast", "Plan", "PlannedStep", "Preview", "ResolvedData", "ResolvedModel",
+]  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 
 from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, SAME
 from runner.errors import Diagnostic
-from runner.plan.types import MODEL, ResolvedModel
+from runner.plan.types import MODEL, UNPACKED, ResolvedModel
 from runner.recipe import step_graph
 from runner.recipe.schema import load
 from runner.recipe.types import Recipe, Step
@@ -55,10 +55,20 @@ def data_names(recipe: Recipe) -> list[str]:
     })  # fmt: skip
 
 
+def takes_dense(recipe: Recipe) -> bool:
+    """Return whether a step takes the recipe's model, and only where it is dense."""
+    return any(
+        QUANTIZED not in kinds.find(step.kind).CONSUMES
+        and (step.source or step_graph.nearest(step.kind, recipe.steps[:index])) == MODEL
+        for index, step in enumerate(recipe.steps)
+    )
+
+
 def wire(recipe: Recipe, models: Mapping[str, ResolvedModel]) -> tuple[list[WiredStep], dict[str, Diagnostic]]:
     """Return the wired steps, and by step id a complaint (R449) about a checkpoint of a type that the step cannot take.
 
-    `models` are those that were found; there is no complaint about a step that takes another one.
+    `models` are those that were found; there is no complaint about a step that takes another one. A step that takes
+    no packed weights gets the model as UNPACKED, where that is among them.
     """
     wired: list[WiredStep] = []
     refused: dict[str, Diagnostic] = {}
@@ -66,6 +76,8 @@ def wire(recipe: Recipe, models: Mapping[str, ResolvedModel]) -> tuple[list[Wire
     for step in recipe.steps:
         kind = kinds.find(step.kind)
         inputs, data = _references(recipe, step, wired)
+        if inputs["checkpoint"] == MODEL and QUANTIZED not in kind.CONSUMES and UNPACKED in models:
+            inputs = {parameter: UNPACKED if id == MODEL else id for parameter, id in inputs.items()}
         taken = types.get(inputs["checkpoint"], UNKNOWN)
         if taken not in (UNKNOWN, *kind.CONSUMES):
             refused[step.id] = _wrong_type(recipe, step, tuple(kind.CONSUMES), models[MODEL])

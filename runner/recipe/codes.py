@@ -153,6 +153,8 @@ CODES: dict[str, str] = {
     "R503": "a package that a step needs is not installed",
     "R504": "a step needs a GPU",
     "R612": "a scheme needs calibration data that the step does not name",
+    "R641": "a GGUF file cannot be read as the model that it holds",
+    "R642": "weights in low precision cannot be read as the numbers they stand for",
     "R651": "readers would not find every cache of keys and values of a model",
     "R652": "a step would drop how a checkpoint rounds its cache of keys and values",
     "R653": "the configuration of a checkpoint cannot say how its cache is rounded",

@@ -12,7 +12,7 @@ from runner.errors import RunnerError
 from runner.job import files, listing, provenance, records
 from runner.job.directory import read_json
 from runner.model.architecture import inspect
-from runner.model.source import hub
+from runner.model.source import gguf, hub
 from runner.model.source.locate import locate_model
 from runner.plan.types import MODEL
 from runner.progress import board
@@ -203,6 +203,8 @@ def weights(folder: Path) -> int:
 def _model_weights(model: Mapping[str, Any]) -> int | None:
     """Return the bytes of the weights of a plan's model; None where it is not on this machine."""
     source, commit = str(model.get("source", "")), model.get("commit")
+    if not commit and gguf.is_gguf(Path(source)) and Path(source).is_file():
+        return Path(source).stat().st_size
     if not commit and not source.startswith("demo:") and not Path(source).is_dir():
         return None  # the Hub is not queried
     try:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from runner.contracts.facts import CheckpointFacts, TensorHeader
-from runner.errors import RecipeError
+from runner.errors import Diagnostic, RecipeError
 from runner.model.architecture import decoder_layers, supported
 from runner.model.architecture.sites import with_fused
 from runner.model.architecture.supported import runs_own_code
+from runner.model.checkpoint import unpacking
 from runner.model.checkpoint.adapter_config import adapter_config
 from runner.model.checkpoint.headers import read_config, read_headers, refuse_adapter_of_another
 
@@ -30,6 +32,8 @@ def facts(
         raise RecipeError([refusal])
     tensors = read_headers(folder)
     refuse_adapter_of_another(folder)
+    if unpacking.find(config, unpacking.ONLY_READ) is not None:
+        return unpacked(config, tensors, source, unpacking.peek_in(folder, tensors))
     shapes = {
         name.removesuffix(".weight_shape"): _read_shape(folder, header)
         for name, header in tensors.items()
@@ -44,10 +48,32 @@ def facts(
     return replace(found, adapter=adapter_config(folder))
 
 
+def unpacked(
+    config: Mapping[str, Any], tensors: Mapping[str, TensorHeader], source: str, peek: unpacking.Peek
+) -> CheckpointFacts:
+    """Return the facts of the dense checkpoint that low-precision weights stand for. RecipeError (R642)."""
+    unpacker = unpacking.find(config)
+    if unpacker is None:
+        raise ValueError(f"{source} is not stored in low precision")
+    try:
+        if config.get("model_type") in supported.CONV1D_TYPES:
+            raise unpacking.Unreadable(f"stores Conv1D modules as {unpacker.NAME}, whose order of axes is not known")
+        dense = unpacking.dense(unpacker, config, tensors, peek)
+    except unpacking.Unreadable as error:
+        raise RecipeError([Diagnostic("R642", f"`{source}` {error}", _DAMAGED)]) from None
+    found = decoder_layers.build(dense.config, dense.tensors, source, {})
+    return replace(found, unpacked={weight.name: unpacker.NAME for weight in dense.weights})
+
+
+_DAMAGED = "download the checkpoint again, or start from the model as it was before it was quantized"
+
+
 def with_layers(facts: CheckpointFacts, prefix: str) -> CheckpointFacts:
     """The facts with the decoder layers of another prefix, of a checkpoint whose weights are not packed."""
     found = decoder_layers.build(facts.config.raw, facts.tensors, facts.source, {}, prefix)
-    return replace(found, adapter=facts.adapter, engine=facts.engine, tokenizer=facts.tokenizer)
+    return replace(
+        found, adapter=facts.adapter, engine=facts.engine, tokenizer=facts.tokenizer, unpacked=facts.unpacked
+    )
 
 
 def _read_shape(folder: Path, header: TensorHeader) -> tuple[int, ...]:

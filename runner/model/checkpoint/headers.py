@@ -258,14 +258,12 @@ def _conversion(folder: Path, file: str) -> str:
     """Return how to convert a file of weights to safetensors."""
     if file.endswith(".h5"):  # transformers 5 does not read TensorFlow files
         return "name a checkpoint of the model in safetensors files"
-    gguf = file.endswith(".gguf")
-    where = f"'{folder}', gguf_file='{file}'" if gguf else f"'{folder}'"
+    if file.endswith(".gguf"):
+        return f"name the file: `{folder / file}`; a model that was quantized there stays as lossy as it is"
     return (
-        ("`pip install gguf`, then " if gguf else "")
-        + 'convert it: `python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
-        f"M.from_pretrained({where}).save_pretrained('converted'); "
-        f"T.from_pretrained({where}).save_pretrained('converted')\"` and name the folder `converted`"
-        + ("; a model that was quantized in the GGUF file stays as lossy as it is there" if gguf else "")
+        'convert it: `python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
+        f"M.from_pretrained('{folder}').save_pretrained('converted'); "
+        f"T.from_pretrained('{folder}').save_pretrained('converted')\"` and name the folder `converted`"
     )
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from runner.contracts.facts import DTYPE_BYTES, CheckpointFacts, TensorHeader
 from runner.errors import Diagnostic, RecipeError
-from runner.model.architecture import decoder_layers, remote_code
+from runner.model.architecture import decoder_layers, inspect, remote_code
 from runner.model.architecture.supported import refuse_config
-from runner.model.checkpoint import headers
+from runner.model.checkpoint import headers, unpacking
 from runner.model.checkpoint.companions import CHAT_TEMPLATES
 
 _COMPANIONS = [
@@ -113,7 +113,13 @@ def remote_facts(id: str, commit: str, folder: Path) -> CheckpointFacts:
                 )
             begin, end = info.data_offsets
             tensors[name] = TensorHeader(name, str(info.dtype), tuple(info.shape), shard, begin, end)
+    if unpacking.find(config, unpacking.ONLY_READ) is not None:
+        return inspect.unpacked(config, tensors, id, _no_bytes)
     return decoder_layers.build(config, tensors, id, {})
+
+
+def _no_bytes(name: str) -> bytes:
+    raise ValueError(f"{name} is not downloaded yet")
 
 
 def dataset_commit(id: str, revision: str | None) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runner.errors import Diagnostic, RecipeError
-from runner.model.source import hub
+from runner.model.source import gguf, hub
 from runner.recipe.types import DataSpec, ModelSpec
 from runner.wording import did_you_mean, ticked
 
@@ -41,7 +41,7 @@ def demo_path(kind: str, name: str) -> Path:
 
 
 def locate_model(spec: ModelSpec) -> tuple[Path | None, str | None]:
-    """Return (folder, commit) of a model.
+    """Return (folder, commit) of a model; in place of a folder, a GGUF file.
 
     A Hub model that is not downloaded yet has a commit and no folder; a local one has no commit.
     """
@@ -51,13 +51,17 @@ def locate_model(spec: ModelSpec) -> tuple[Path | None, str | None]:
     path = Path(source).expanduser()
     if path.is_dir():
         return path.resolve(), None
+    if gguf.is_gguf(path) and path.is_file():
+        return path.resolve(), None
     if path.exists():
         raise _error("R430", f"the model `{source}` is a file; a checkpoint is a folder", f"name `{path.parent}`")
-    if not is_hub_id(source):
+    if not is_hub_id(source) or gguf.is_gguf(path):
         raise _error(
             "R430",
-            f"there is no folder `{source}`" + ("" if path.is_absolute() else f" in {Path.cwd()}"),
-            "name a folder with config.json and safetensors files, a Hub id such as `org/name`, or `demo:tiny-llama`",
+            f"there is no {'file' if gguf.is_gguf(path) else 'folder'} `{source}`"
+            + ("" if path.is_absolute() else f" in {Path.cwd()}"),
+            "name a folder with config.json and safetensors files, a GGUF file, a Hub id such as `org/name`, or "
+            "`demo:tiny-llama`",
         )
     folder = hub.cached_model(source, spec.revision)
     if folder is not None:

@@ -168,8 +168,7 @@ def test_only_a_gguf_file(tmp_path: Path, config: bool) -> None:
     assert complaint(tmp_path) == (
         "R433" if config else "R432",
         message,
-        "`pip install gguf`, then " + conversion(f"'{tmp_path}', gguf_file='m.gguf'")
-        + "; a model that was quantized in the GGUF file stays as lossy as it is there",
+        f"name the file: `{tmp_path / 'm.gguf'}`; a model that was quantized there stays as lossy as it is",
     )  # fmt: skip
 
 

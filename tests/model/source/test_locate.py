@@ -55,7 +55,10 @@ def test_no_such_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written
     assert refused(lambda: locate.locate_model(ModelSpec(written))) == (
         "R430",
         f"there is no folder `{written}` in {tmp_path}",
-        "name a folder with config.json and safetensors files, a Hub id such as `org/name`, or `demo:tiny-llama`",
+        (
+            "name a folder with config.json and safetensors files, a GGUF file, a Hub id such as `org/name`, or "
+            "`demo:tiny-llama`"
+        ),
     )
 
 

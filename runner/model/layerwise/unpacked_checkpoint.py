@@ -1,0 +1,75 @@
+"""Make a dense checkpoint of one with low-precision weights: `python -m runner.model.layerwise.unpacked_checkpoint`.
+
+The request on standard input is JSON: `folder`, and `out`, an empty folder. One tensor is in memory at a time; what is
+not packed keeps its bytes. The answer is JSON: `problem`, why the weights cannot be unpacked ("" for none), and `help`.
+`runner.model.source.unpacked` asks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from runner.contracts.account import Account
+from runner.errors import RecipeError, StepFailed
+from runner.model.checkpoint import derived, unpacking
+from runner.model.checkpoint.headers import read_config
+from runner.model.checkpoint.reader import DTYPES, CheckpointReader, require_finite
+from runner.model.checkpoint.writer import CheckpointWriter, parse_size
+
+_SHARD = "5GB"  # as transformers writes
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever a library prints is no part of the answer
+    answer = convert(json.load(sys.stdin))
+    with answers:
+        json.dump(answer, answers)
+
+
+def convert(request: Mapping[str, str]) -> dict[str, str]:
+    """Answer a request (see above)."""
+    try:
+        write(Path(request["folder"]), Path(request["out"]))
+    except unpacking.Unreadable as error:
+        return {"problem": str(error), "help": "download the checkpoint again"}
+    except StepFailed as error:
+        return {"problem": error.message, "help": error.help or ""}
+    except RecipeError as error:
+        return {"problem": error.diagnostics[0].message, "help": error.diagnostics[0].help or ""}
+    return {"problem": "", "help": ""}
+
+
+def write(folder: Path, out: Path) -> Account:
+    """Write the dense checkpoint that the one in `folder` stands for, and return the account of its stored tensors."""
+    config = read_config(folder)
+    unpacker = unpacking.find(config)
+    if unpacker is None:
+        raise unpacking.Unreadable("is not stored in a way that is known")
+    with CheckpointReader(folder) as reader:
+        dense = unpacking.dense(unpacker, config, reader.headers, unpacking.peek_in(folder, reader.headers))
+        parts = CheckpointWriter(out / "parts")
+        changed: dict[str, tuple[str, ...]] = {}
+        for number, weight in enumerate(dense.weights):
+            made = unpacker.unpack(weight, config["quantization_config"], reader.headers, reader.read)
+            if tuple(made.shape) != weight.shape:
+                raise unpacking.Unreadable(f"unpacks `{weight.name}` to {list(made.shape)}, not {list(weight.shape)}")
+            tensor = made.to(DTYPES[dense.dtype])
+            require_finite(tensor, weight.name, f"the unpacked weights of {folder}")
+            parts.add(f"unpacked-{number:06d}", {weight.name: tensor})
+            changed |= dict.fromkeys((*weight.sources, *weight.extra), (weight.name,))
+        parts.copy("rest", reader, [name for name in reader.headers if name not in changed])
+        tensors = derived.Parts(parts, parse_size(_SHARD), changed)
+        account = derived.write(reader, derived.Derived(tensors, dense.config), out)
+    for path in sorted(parts.folder.iterdir()):
+        path.unlink()
+    parts.folder.rmdir()
+    return account
+
+
+if __name__ == "__main__":
+    main()
