@@ -266,6 +266,7 @@ def test_complaints_of_kinds_have_their_place() -> None:
 def test_a_quantized_model_cannot_be_quantized(tmp_path: Path) -> None:
     mark = {"quant_method": "gptq", "bits": 4, "group_size": 8}
     folder = write(tmp_path, config=LLAMA | {"quantization_config": mark})
+    (folder / "compression.json").write_text("{}")  # a recipe made it
     head = HEAD.replace("demo:tiny-llama", str(folder))
     assert refused("steps:\n  - quantize.rtn: {}\n", head) == (
         "small.yaml:9:5: error[R449]: `quantize.rtn` takes an unquantized checkpoint; the model is already "
@@ -285,6 +286,7 @@ def test_a_refused_step_hides_no_other_complaint(tmp_path: Path, monkeypatch: py
     """What would run on its result is not judged; other branches, data, packages and models of steps are."""
     mark = {"quant_method": "gptq", "bits": 4, "group_size": 8}
     folder = write(tmp_path, config=LLAMA | {"quantization_config": mark})
+    (folder / "compression.json").write_text("{}")  # a recipe made it
     head = HEAD.replace('source: "demo:stdlib", split: evaluation', f'source: "{tmp_path}/none.jsonl"')
     steps = f"""\
     steps:

@@ -21,8 +21,10 @@ from tests.model.checkpoint.unpacking import low_precision
 from tests.plan.recipes import HEAD, FakeStore, recipe
 
 DEMO = Path(__file__).parents[2] / "runner" / "demo" / "models" / "tiny-llama"
-SIZES = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 4096, "head_dim": 32, "bos_token_id": 0,
-         "eos_token_id": 0}  # fmt: skip
+SIZES: dict[str, Any] = {
+    "hidden_size": 64, "intermediate_size": 96, "vocab_size": 4096, "head_dim": 32, "bos_token_id": 0,
+    "eos_token_id": 0,
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

@@ -36,12 +36,8 @@ def of_groups(format: str, **group: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("shapes", "quantization", "message"),
     [
-        (stored("BF16"), {"quant_method": "awq"},
-         "`m`: checkpoints quantized with `awq` cannot be read; a dense checkpoint is needed"),
-        (stored("F8_E4M3", "weight_scale_inv"), {"quant_method": "fp8", "weight_block_size": [128, 128]},
-         "`m`: checkpoints quantized with `fp8` cannot be read; a dense checkpoint is needed"),
-        (stored("I8", "SCB"), {"quant_method": "bitsandbytes", "load_in_8bit": True},
-         "`m`: checkpoints quantized with `bitsandbytes` cannot be read; a dense checkpoint is needed"),
+        (stored("BF16"), {"quant_method": "hqq"},
+         "`m`: checkpoints quantized with `hqq` cannot be read; a dense checkpoint is needed"),
         (stored("F8_E4M3", "weight_scale"), of_groups("nvfp4-pack-quantized", weights={**INTEGERS, "type": "float"}),
          "`m`: the compressed-tensors format `nvfp4-pack-quantized` cannot be read; a dense checkpoint is needed"),
         (stored("I8", "weight_scale"), of_groups("int-quantized", weights=INTEGERS, input_activations=INTEGERS),
@@ -59,7 +55,7 @@ def of_groups(format: str, **group: Any) -> dict[str, Any]:
          "`model.layers.0.mlp.down_proj` of `m` is packed, and nothing in config.json says how"),
     ],
     ids=[
-        "awq", "fp8", "bitsandbytes", "nvfp4", "calibrated activations", "no group size", "no groups", "fp8 alone",
+        "hqq", "nvfp4", "calibrated activations", "no group size", "no groups", "fp8 alone",
         "no scales", "packed alone",
     ],
 )  # fmt: skip
@@ -69,6 +65,16 @@ def test_refused(tmp_path: Path, shapes: Shapes, quantization: dict[str, Any] | 
         inspect.facts(folder, "m")
     assert [(d.code, d.message, d.help) for d in caught.value.diagnostics] == [
         ("R409", message, "start from the model as it was before it was quantized")
+    ]
+
+
+@pytest.mark.parametrize("method", ["awq", "fp8", "bitsandbytes", "mxfp4"])
+def test_dense_weights_that_config_calls_something_else(tmp_path: Path, method: str) -> None:
+    folder = write(tmp_path, stored("BF16"), LLAMA | {"quantization_config": {"quant_method": method}})
+    with pytest.raises(RecipeError) as caught:
+        inspect.facts(folder, "m")
+    assert [(d.code, d.message) for d in caught.value.diagnostics] == [
+        ("R642", f"`m` stores no weight as its config.json says (quant_method `{method}`)")
     ]
 
 

@@ -66,7 +66,7 @@ def unpack(weight: Weight, config: Config, tensors: Headers, read: Read) -> torc
 
     if len(weight.sources) == 2:
         codes, largest = (read(name) for name in weight.sources)
-        return codes.float() * (largest.float() * (1 / 127))[:, None]
+        return codes.float() * largest.float().reshape(-1, 1) * (1 / 127)  # in the owner's order
     packed, stored, largest, values, *nested = (read(name) for name in weight.sources)
     state = _state(stored.numpy().tobytes())
     if nested:
