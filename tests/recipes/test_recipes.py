@@ -19,7 +19,11 @@ SMALL = {
     "steps": 2, "distill_steps": 2, "recover_steps": 2,
 }  # fmt: skip
 
-pytestmark = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+# `.ci/run` applies the first by a command of README.md; the engines of the others take a minute each. Here they are
+# applied nightly, and the steps that they are made of have tests of their own.
+LONG = ("llama_int4", "llama_int4_onnx", "llama_int8_edge")
+
+every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 
 
 def sets(recipe: Path, **values: object) -> list[str]:
@@ -28,6 +32,7 @@ def sets(recipe: Path, **values: object) -> list[str]:
     return [word for name, value in values.items() if name in known for word in ("--set", f"{name}={value}")]
 
 
+@every_recipe
 def test_editors_find_its_schema(recipe: Path) -> None:
     first = recipe.read_text(encoding="utf-8").splitlines()[0]
     match = re.fullmatch(r"# yaml-language-server: \$schema=(.+)", first)
@@ -35,6 +40,7 @@ def test_editors_find_its_schema(recipe: Path) -> None:
     assert (recipe.parent / match.group(1)).is_file()
 
 
+@every_recipe
 def test_meets_the_schema_of_editors(recipe: Path) -> None:
     import yaml
     from jsonschema import Draft202012Validator
@@ -43,6 +49,7 @@ def test_meets_the_schema_of_editors(recipe: Path) -> None:
     assert [error.message for error in Draft202012Validator(editor.bundled()).iter_errors(document)] == []
 
 
+@every_recipe
 def test_is_listed(recipe: Path) -> None:
     assert f"]({recipe.name})" in (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
 
@@ -53,6 +60,11 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("recipes") / "jobs"
 
 
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(path, marks=pytest.mark.nightly) if path.stem in LONG else path for path in RECIPES],
+    ids=lambda path: path.stem,
+)
 def test_applies_and_is_cached_afterwards(
     recipe: Path, jobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,6 +82,7 @@ def test_applies_and_is_cached_afterwards(
     assert main(command) == 0
 
 
+@every_recipe
 def test_takes_a_folder(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model of another architecture and texts of one's own need no change of the recipe."""
     monkeypatch.chdir(tmp_path)

@@ -17,7 +17,7 @@ from tests.tiny import save
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("onnx")
-    return build(folder, save(folder / "model"))
+    return build(folder, save(folder / "model", num_hidden_layers=1))
 
 
 @pytest.fixture

@@ -151,6 +151,7 @@ def test_the_error_of_a_process_is_told(tmp_path: Path, model: Path) -> None:
     )
 
 
+@pytest.mark.nightly  # tests/system/test_parent_death.py has two processes without a training
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have no signal at a parent's death")
 def test_processes_die_with_the_one_that_started_them(tmp_path: Path, model: Path) -> None:
     command = [sys.executable, "-m", "tests.training.plain", str(tmp_path), str(model), "3", "processes"]

@@ -124,7 +124,8 @@ def test_nothing_to_train(tmp_path: Path, model: Path) -> None:
     assert caught.value.render() == "error: nothing is left to train: no parameter of the model takes a gradient"
 
 
-@pytest.mark.parametrize("stop_at", [1, 4, 7])
+# 4 is the step of a checkpoint and of an evaluation.
+@pytest.mark.parametrize("stop_at", [4, *(pytest.param(step, marks=pytest.mark.nightly) for step in (1, 7))])
 def test_an_interrupted_training_ends_with_the_same_bytes(
     tmp_path: Path, model: Path, whole: Fitted, stop_at: int
 ) -> None:
@@ -149,10 +150,11 @@ def test_dropout_goes_on_where_it_was(tmp_path: Path) -> None:
     assert trained(tmp_path / "cut", gpt2)[1].weights.read_bytes() == expected.weights.read_bytes()
 
 
+@pytest.mark.nightly  # a kill of a training is in test_kills.py
 @pytest.mark.parametrize(
     ("kill_at", "sealing", "first"),
     [
-        pytest.param("8", "telling", 6, id="between checkpoints", marks=pytest.mark.nightly),
+        pytest.param("8", "telling", 6, id="between checkpoints"),
         pytest.param("10", "sealing", 6, id="before a checkpoint counts"),
     ],
 )

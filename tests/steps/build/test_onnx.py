@@ -165,7 +165,7 @@ def test_the_folder_and_the_forecast(tmp_path: Path) -> None:
 
 def test_the_page_runs(tmp_path: Path) -> None:
     """The Python of README.md, in the folder it is of."""
-    source = save(tmp_path / "model")
+    source = save(tmp_path / "model", num_hidden_layers=1)
     host = Host(tmp_path, KIND, source)
     find(KIND).run(host)
     text = (host.out_dir / "README.md").read_text()

@@ -118,7 +118,13 @@ def test_alpha_one_is_plain_fine_tuning(tmp_path: Path) -> None:
         assert (found[0] == found[1]) is same
 
 
-@pytest.mark.parametrize("stop", [{"layer": 1}, {"layer": 5}, {"layer": 6}, {"train": 1}, {"train": 4}])
+@pytest.mark.parametrize(  # in the teacher, in the training; nightly also in the choice of layers and at the borders
+    "stop",
+    [
+        {"layer": 5}, {"train": 4},
+        *(pytest.param(stop, marks=pytest.mark.nightly) for stop in ({"layer": 1}, {"layer": 6}, {"train": 1})),
+    ],
+)  # fmt: skip
 def test_an_interrupted_step_ends_with_the_same_bytes(stop: dict[str, int], tmp_path: Path) -> None:
     """While influence is measured, while the teacher runs, before its logits, and in training."""
     teacher = save(tmp_path / "teacher", "llama")

@@ -197,7 +197,7 @@ class Stopping(Host):
             raise Interrupted("stopped")
 
 
-@pytest.mark.parametrize("merge", ["auto", "requantize"])
+@pytest.mark.parametrize("merge", [pytest.param("auto", marks=pytest.mark.nightly), "requantize"])
 def test_an_interrupted_step_ends_with_the_same_bytes(merge: str, tmp_path: Path) -> None:
     dense, packed = quantized(tmp_path, "quantize.rtn")
     whole, _ = run(tmp_path / "whole", packed, dense, dropout=0.1, merge=merge, steps=6)
