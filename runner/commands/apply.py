@@ -42,9 +42,7 @@ class Options:
     wait: bool
     timeout: float | None
     keep_going: bool | None
-    jobs_at_once: int | None
-    executor: str
-    address: str | None
+    executor: options.ExecutorOptions
     progress: str
     junit: Path | None
     command: str
@@ -87,7 +85,7 @@ def read_options(args: argparse.Namespace) -> Options:
     return Options(
         recipes=tuple(args.recipes), resolving=options.resolving(args), offline=args.offline, threads=args.threads,
         remote=options.remote_url(args), wait=args.wait, timeout=args.timeout, keep_going=args.keep_going,
-        jobs_at_once=args.jobs_at_once, executor=args.executor, address=args.address,
+        executor=options.executor(args),
         progress=_progress(args.progress), junit=args.junit, command=args.command_line,
     )  # fmt: skip
 
@@ -108,7 +106,7 @@ def run(opts: Options) -> int:
     root = opts.resolving.jobs
     try:
         tasks = folders.tasks(opts.recipes, opts.resolving)
-        with cluster.connected(opts.executor, opts.address, opts.jobs_at_once, opts.remote, root) as found:
+        with cluster.connected(opts.executor, opts.remote, root) as found:
             opts = replace(opts, resolving=replace(opts.resolving, offer=found.offer), maker=found.maker)
             if len(tasks) != 1 or tasks[0].recipe is None:
                 return _several(tasks, opts)
@@ -139,7 +137,7 @@ def _several(tasks: Sequence[Task], opts: Options) -> int:
     many = len({task.file for task in tasks}) > 1 or any(Path(name).is_dir() for name in opts.recipes)
     keep_going = many if opts.keep_going is None else opts.keep_going
     started = time.perf_counter()
-    at_once = opts.maker is not None or (opts.jobs_at_once or 1) > 1
+    at_once = opts.maker is not None or (opts.executor.at_once or 1) > 1
     if at_once:
         manner = Manner(keep_going, opts.timeout, opts.maker)
         how = together.How(opts.resolving, _settings(opts), opts.progress, manner)
@@ -192,7 +190,7 @@ def _settings(opts: Options) -> ApplySettings:
     from runner.job.remote import Remote
 
     remote = Remote(opts.remote) if opts.remote else None
-    return ApplySettings(opts.command, opts.threads, opts.wait, remote, jobs_at_once=opts.jobs_at_once or 1)
+    return ApplySettings(opts.command, opts.threads, opts.wait, remote, jobs_at_once=opts.executor.at_once or 1)
 
 
 def _sink(how: str) -> Sink | None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from runner.errors import UsageError
 
 if TYPE_CHECKING:
-    from runner.execute.executor import Executor, Maker, Reports
+    from runner.commands.options import ExecutorOptions
+    from runner.execute.executor import Maker
     from runner.plan.resources import Offer
 
 
@@ -24,29 +25,49 @@ class Connected:
 
 
 @contextmanager
-def connected(
-    executor: str, address: str | None, at_once: int | None, remote: str | None, jobs: Path
-) -> Iterator[Connected]:
+def connected(how: ExecutorOptions, remote: str | None, jobs: Path) -> Iterator[Connected]:
     """Connect to an executor, and check that its machines can compute.
 
     `remote` is the URL of a store that machines share; without it they must share the folder `jobs`. Raises UsageError
     for an address that the executor does not take, MachineError where the cluster does not answer or cannot compute.
     """
-    if executor == "local":
-        if address is not None:
-            raise UsageError("`--address` names a Ray cluster", "add `--executor ray`, or leave it out")
+    if how.name != "ray" and how.address is not None:
+        raise UsageError("`--address` names a Ray cluster", "add `--executor ray`, or leave it out")
+    if how.name != "slurm" and how.sbatch:
+        raise UsageError("`--slurm` gives options of Slurm", "add `--executor slurm`, or leave it out")
+    if how.name == "local":
         yield Connected()
-        return
+    elif how.name == "slurm":
+        yield _slurm(how, remote, jobs.absolute() / "store")
+    else:
+        with _ray(how, remote, jobs.absolute() / "store") as found:
+            yield found
+
+
+def _slurm(how: ExecutorOptions, remote: str | None, store: Path) -> Connected:
+    from runner.execute import slurm_executor
+
+    if remote is not None:
+        help = "leave out `--remote`, and use a jobs folder that all machines share"
+        raise UsageError("`--executor slurm` works in a shared folder, not with a remote store", help)
+    given = {}
+    for option in how.sbatch:
+        name, equals, value = option.partition("=")
+        if not (name and equals and value):
+            raise UsageError(f"`--slurm {option}` is not of the form name=value", "write `--slurm partition=gpu`")
+        given[name.replace("-", "_")] = value
+    offer = slurm_executor.offer(given.get("cluster", "slurm"))
+    return Connected(offer, lambda reports: slurm_executor.make(reports, store, given, how.at_once))
+
+
+@contextmanager
+def _ray(how: ExecutorOptions, remote: str | None, store: Path) -> Iterator[Connected]:
+    from runner.execute import ray_executor
     from runner.execute.ray_cluster import RayCluster
-    from runner.execute.ray_executor import RayExecutor
 
-    cluster = RayCluster(address)
+    cluster = RayCluster(how.address)
     try:
-        cluster.check(None if remote else jobs.absolute() / "store")
-
-        def make(reports: Reports) -> Executor:
-            return RayExecutor(reports, cluster, remote, at_once)
-
-        yield Connected(cluster.offer(), make)
+        cluster.check(None if remote else store)
+        yield Connected(cluster.offer(), lambda reports: ray_executor.make(reports, cluster, remote, how.at_once))
     finally:
         cluster.close()

@@ -15,8 +15,7 @@ from runner.errors import MachineError
 class Options:
     jobs: Path
     json: bool
-    executor: str
-    address: str | None
+    executor: options.ExecutorOptions
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def read_options(args: argparse.Namespace) -> Options:
-    return Options(options.jobs_folder(args), args.json, args.executor, args.address)
+    return Options(options.jobs_folder(args), args.json, options.executor(args))
 
 
 def run(opts: Options) -> int:
@@ -37,10 +36,10 @@ def run(opts: Options) -> int:
     from runner.report.table import Cell, table
 
     findings = doctor.examine(opts.jobs)
-    if opts.executor == "ray":
+    if opts.executor.name == "ray":
         from runner.report import cluster
 
-        findings += cluster.examine(opts.address, opts.jobs.absolute() / "store")
+        findings += cluster.examine(opts.executor.address, opts.jobs.absolute() / "store")
     code = MachineError.exit_code if any(f.level == "fail" for f in findings) else 0
     if opts.json:
         print(json.dumps([asdict(f) for f in findings], indent=2, ensure_ascii=False))

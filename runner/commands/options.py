@@ -98,13 +98,32 @@ def add_junit(parser: argparse.ArgumentParser) -> None:
 
 def add_executor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--executor", choices=("local", "ray"), default="local",
-        help="where steps run: workers on this machine, or a Ray cluster (needs the extra `ray`); default local",
+        "--executor", choices=("local", "ray", "slurm"), default="local",
+        help="where steps run: workers on this machine, a Ray cluster, Slurm (extras `ray`, `slurm`); default local",
     )  # fmt: skip
     parser.add_argument(
         "--address", metavar="ADDRESS",
         help="the Ray cluster: auto, host:6379 or ray://host:10001; without it Ray is started on this machine",
     )  # fmt: skip
+    parser.add_argument(
+        "--slurm", metavar="NAME=VALUE", action="append", default=[], dest="sbatch",
+        help="an option of sbatch for each step: partition=gpu, timeout_min=240; cluster=local tries jobs here",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ExecutorOptions:
+    """The executor and how to reach it; `sbatch` are "name=value". `at_once`: the most steps that run together."""
+
+    name: str = "local"
+    address: str | None = None
+    sbatch: tuple[str, ...] = ()
+    at_once: int | None = None
+
+
+def executor(args: argparse.Namespace) -> ExecutorOptions:
+    given = vars(args)
+    return ExecutorOptions(given["executor"], given["address"], tuple(given["sbatch"]), given.get("jobs_at_once"))
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

@@ -164,4 +164,5 @@ CODES: dict[str, str] = {
     "R703": "no Ray cluster answers at an address",
     "R704": "a machine of a cluster has other versions, or cannot run steps",
     "R705": "a machine of a cluster does not see the jobs folder",
+    "R706": "Slurm is not here, or does not answer",
 }

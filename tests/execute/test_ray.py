@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +17,9 @@ from typing import Any
 import pytest
 
 from runner.errors import MachineError, UsageError
+from runner.execute import ray_executor
 from runner.execute.executor import Executor, Reports
 from runner.execute.ray_cluster import Finding, RayCluster, wrong
-from runner.execute.ray_executor import RayExecutor
 from runner.execute.stopping import Stopping
 from runner.job import locks
 from runner.job.store import Store
@@ -62,7 +64,7 @@ def test_jobs_with_a_shared_prefix_run_it_once_with_the_bytes_of_this_machine(
     plans = [fork(tmp_path, bits, trace=str(tmp_path / "trace")) for bits in (2, 3, 4)]
     jobs = tmp_path / "jobs"
     cluster.check(jobs / "store")
-    codes, kept = applied(plans, jobs, lambda reports: RayExecutor(reports, cluster, None))
+    codes, kept = applied(plans, jobs, lambda reports: ray_executor.make(reports, cluster, None))
     assert codes == [0, 0, 0]
     assert [len(sink.named("step_finished")) for sink in kept] == [3, 2, 2]
     assert (tmp_path / "trace").read_text().splitlines() == ["0 0", "0 1", "0 2"]
@@ -91,7 +93,7 @@ def test_a_lost_worker_costs_the_unfinished_layer(tmp_path: Path, cluster: RayCl
 
     thread = threading.Thread(target=strike)
     thread.start()
-    codes, (kept,) = applied([made], tmp_path / "jobs", lambda reports: RayExecutor(reports, cluster, None))
+    codes, (kept,) = applied([made], tmp_path / "jobs", lambda reports: ray_executor.make(reports, cluster, None))
     thread.join()
     assert codes == [0]
     assert [e["resumed_at"] for e in kept.named("step_started")] == [None, 2, None, None]
@@ -115,7 +117,7 @@ def test_a_stop_ends_at_a_safe_point_and_the_next_apply_goes_on(tmp_path: Path, 
     stopping = Stopping()
 
     def maker(reports: Reports) -> Executor:
-        made.append(RayExecutor(reports, cluster, None))
+        made.append(ray_executor.make(reports, cluster, None))
         return made[0]
 
     def ask() -> None:
@@ -129,7 +131,7 @@ def test_a_stop_ends_at_a_safe_point_and_the_next_apply_goes_on(tmp_path: Path, 
     assert codes == [75, 75]
     assert first.one("interrupted")["resume"] == "again"
     control.unlink()
-    codes, kept = applied(plans, tmp_path / "jobs", lambda reports: RayExecutor(reports, cluster, None))
+    codes, kept = applied(plans, tmp_path / "jobs", lambda reports: ray_executor.make(reports, cluster, None))
     assert codes == [0, 0]
     assert kept[0].named("step_started")[0]["resumed_at"] == 2
 
@@ -143,7 +145,7 @@ def test_a_remote_store_instead_of_a_shared_folder(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     url = f"file://{tmp_path}/remote"
     plans = [fork(tmp_path, bits) for bits in (2, 3)]
-    codes, _ = applied(plans, tmp_path / "jobs", lambda reports: RayExecutor(reports, cluster, url), remote=url)
+    codes, _ = applied(plans, tmp_path / "jobs", lambda reports: ray_executor.make(reports, cluster, url), remote=url)
     assert codes == [0, 0]
     applied(plans, tmp_path / "local", None)
     assert digests(tmp_path / "jobs") == digests(tmp_path / "local")
@@ -168,11 +170,12 @@ def test_an_address_where_nobody_listens() -> None:
 @pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore")
 def test_doctor_examines_a_cluster(tmp_path: Path) -> None:
-    found = report.examine(None, tmp_path / "jobs" / "store")
-    here = socket.gethostname()
-    assert [finding.level for finding in found] == ["ok", "ok"]
-    assert found[0].text.startswith("Ray on this machine: ")
-    assert found[1].text == f"{here} has the same versions as this machine, and sees {tmp_path}/jobs/store"
+    command = [sys.executable, "-m", "runner", "doctor", "--executor", "ray", "--jobs", str(tmp_path), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    *_, cluster, machine = json.loads(done.stdout)
+    assert (cluster["level"], cluster["text"].startswith("Ray on this machine: ")) == ("ok", True)
+    text = f"{socket.gethostname()} has the same versions as this machine, and sees {tmp_path}/store"
+    assert (machine["level"], machine["text"]) == ("ok", text)
 
 
 @needs_ray
