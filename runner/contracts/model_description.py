@@ -10,6 +10,8 @@ from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from runner.contracts.mixtures import Mixture
+
 # What the module that holds a parameter does with it.
 LINEAR, CONV1D, EMBEDDING, NORM, CONV = "linear", "conv1d", "embedding", "norm", "conv"
 OTHER, BUFFER = "other", "buffer"
@@ -83,16 +85,22 @@ class CachedAttention:
 class Linears:
     """Every linear module of a model, including those of heads and towers and those that are never called.
 
-    needed  whether transformers' own code reads their weights while it loads the model, so that it cannot load them
-            packed
+    needed    whether transformers' own code reads their weights while it loads the model, so that it cannot load them
+              packed
+    mixtures  modules that hold experts, which are no linear modules
     """
 
     modules: tuple[LinearModule, ...] = ()
     needed: bool = False
+    mixtures: tuple[Mixture, ...] = ()
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Linears:
-        return cls(tuple(LinearModule(**each) for each in document["modules"]), bool(document["needed"]))
+        return cls(
+            tuple(LinearModule(**each) for each in document["modules"]),
+            bool(document["needed"]),
+            tuple(Mixture.from_json(each) for each in document["mixtures"]),
+        )
 
     def unpacked(self, packed: Container[str]) -> list[str]:
         """Return the modules that are not `packed`, by their names in the model and in the checkpoint, sorted."""
@@ -124,7 +132,8 @@ class ModelDescription:
     duplicates    parameter → all stored tensors that stand for it, if several do
     linears       its linear modules
     caches        its attention modules with a cache; None where no forward could be tried
-    built         a stored tensor that transformers makes others of on loading, which the stream does too; "" for none
+    built         stored tensors that transformers makes others of on loading, which the stream does too; those of
+                  experts that can be followed are not among them
     experts       a parameter that holds weights of several experts, or of one of several; "" for a dense model
     warnings      what transformers logged
     """
@@ -146,7 +155,7 @@ class ModelDescription:
     linears: Linears = field(default_factory=Linears)
     caches: tuple[CachedAttention, ...] | None = None
     experts: str = ""
-    built: str = ""
+    built: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     def layers_prefix(self) -> str | None:
@@ -167,7 +176,7 @@ def to_json(description: ModelDescription) -> dict[str, Any]:
 def from_json(document: Mapping[str, Any]) -> ModelDescription:
     """Return the description that `to_json` wrote. Raises KeyError or TypeError for anything else."""
     plain = {each.name: document[each.name] for each in fields(ModelDescription)}
-    lists = ("missing", "packed", "ignored", "unexpected", "converted", "warnings")
+    lists = ("missing", "packed", "ignored", "unexpected", "converted", "built", "warnings")
     return ModelDescription(
         **{
             **plain,

@@ -89,10 +89,11 @@ def find_unpacked(model: ResolvedModel) -> ResolvedModel | None:
 
 def described(facts: CheckpointFacts, folder: Path) -> CheckpointFacts:
     """Return the facts with transformers' description of the model. Raises RecipeError with all errors in it."""
-    found = probe.description(folder, facts.tensors)
+    packed = {site.tensor: (site.rows, site.columns) for site in facts.sites if site.tensor not in facts.tensors}
+    found = probe.description(folder, facts.tensors, packed)
     wrong = model_complaints.complaints(found, facts.tensors, facts.config.raw, facts.source)
     if not found.problems:
-        if found.missing or found.misshaped:
+        if found.missing or found.misshaped or found.converted:
             wrong = decoder_layers.complaints(facts.config.raw, facts.tensors, facts.source) or wrong
         elif any(name.startswith(facts.layers_prefix) for name in found.unexpected):
             wrong = decoder_layers.miscounted(facts.config.raw, facts.tensors, facts.source) or wrong
@@ -101,7 +102,8 @@ def described(facts: CheckpointFacts, folder: Path) -> CheckpointFacts:
     prefix = found.layers_prefix()
     if prefix is not None and prefix != facts.layers_prefix:
         facts = inspect.with_layers(facts, prefix)
-    return replace(facts, description=found, sites=sites.multiplying(facts.sites, found), tokenizer=folder)
+    multiplying = sites.multiplying(facts.sites, facts.tensors, found)
+    return replace(facts, description=found, sites=multiplying, tokenizer=folder)
 
 
 def digest_files_of(folder: Path, facts: CheckpointFacts, cache_file: Path | None) -> dict[str, str]:

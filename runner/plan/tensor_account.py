@@ -26,15 +26,22 @@ def account(
     passed = frozenset(before.description.ignored if before.description else ())
     added = {name: reason for name, reason in sorted((adds or {}).items()) if name in after.tensors}
     packed = _new_by_module({**before.tensors, **{name: after.tensors[name] for name in added}}, after.tensors)
+    held: dict[str, list[str]] = {}  # a tensor that holds several experts → their sites
+    roles = {site.tensor: site.role for site in before.sites}
+    for site in before.sites:
+        if site.index is not None:
+            held.setdefault(site.tensor, []).append(site.name)
     entries: list[Entry] = []
     lost: list[str] = []
     used: set[str] = set()
     for name, header in before.tensors.items():
         module = name.rpartition(".")[0]
+        own = [each for each in held.get(name, (module,)) if each in packed]
         changed = name in changes if changes is not None else name not in passed
-        if changed and module in packed and after.tensors.get(name) != header:  # some formats keep the weight's name
-            used.add(module)
-            written = {n.rpartition(".")[2] for n in (*packed[module], name) if n in after.tensors}
+        if changed and own and after.tensors.get(name) != header:  # some formats keep the weight's name
+            used.update(own)
+            new = (new for each in own for new in packed[each])
+            written = {n.rpartition(".")[2] for n in (*new, name) if n in after.tensors}
             fate, reason = CHANGED, f"stored as {', '.join(sorted(written))}"
         elif name in after.tensors:
             fate, reason = (CHANGED, "its values change") if changed else (KEPT, "the step does not concern it")
@@ -47,7 +54,7 @@ def account(
         else:
             fate, reason = DROPPED, ""
             lost.append(name)
-        entries.append(Entry(name, role(module), fate, reason, header.nbytes))
+        entries.append(Entry(name, roles.get(name) or role(module), fate, reason, header.nbytes))
     for name, source in ((before.description.ties or {}) if before.description else {}).items():
         entries.append(Entry(name, role(name.rpartition(".")[0]), TIED, f"shares `{source}`", 0))
     for name, reason in added.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from runner import wording
 from runner.contracts.facts import CheckpointFacts
+from runner.contracts.model_description import ModelDescription
 from runner.errors import Diagnostic
 from runner.model.checkpoint.quantization import cache_scheme
 
@@ -34,11 +35,13 @@ def refuse(kind: str, facts: CheckpointFacts) -> Diagnostic | None:
         message = f"{source} is computed differently a layer at a time than by transformers"
         return Diagnostic("R405", message, "choose a model of another type")
     if description.experts and kind not in _MEASURES:
-        holds = f"it holds `{description.experts}`"
-        message = f"{source} is a mixture of experts: {holds}; mixtures cannot be compressed yet"
-        return Diagnostic("R441", message, "choose a dense model")
-    if description.built and kind not in _MEASURES:
-        holds = f"it holds `{description.built}`, which transformers makes other tensors of on loading"
+        refusal = _mixture(kind, description, source)
+        if refusal is not None:
+            return refusal
+    sites = {site.tensor for site in facts.sites}
+    built = next((name for name in description.built if kind not in _LAYERWISE or name in sites), None)
+    if built is not None and kind not in _MEASURES:
+        holds = f"it holds `{built}`, which transformers makes other tensors of on loading"
         message = f"{source} can be measured, not changed: {holds}"
         return Diagnostic("R408", message, "choose a model that is stored as transformers runs it")
     state = next((name for name in sorted(facts.tensors) if name.endswith(_STATE_SPACE)), None)
@@ -52,3 +55,19 @@ def refuse(kind: str, facts: CheckpointFacts) -> Diagnostic | None:
         message = f"{layers}; which linear modules its forward calls depends on values, so no plan can tell"
         return Diagnostic("R447", message, "choose a model whose decoder layers are attention and feed-forward blocks")
     return None
+
+
+def _mixture(kind: str, description: ModelDescription, source: str) -> Diagnostic | None:
+    """Return a complaint where a kind cannot change a mixture of experts."""
+    what = f"{source} is a mixture of experts: it holds `{description.experts}`"
+    if kind not in _LAYERWISE:
+        message = f"{what}; `{kind}` cannot change mixtures yet"
+        return Diagnostic("R441", message, f"kinds that can are {wording.ticked(sorted(_LAYERWISE))}")
+    mixtures = description.linears.mixtures
+    unfollowed = next((each.unfollowed for each in mixtures if each.unfollowed), "" if mixtures else _HIDDEN)
+    if unfollowed:
+        return Diagnostic("R601", f"{what}, which can be measured, not changed: {unfollowed}", "choose another model")
+    return None
+
+
+_HIDDEN = "they are in no module of a decoder layer that is known to hold experts"

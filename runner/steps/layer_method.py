@@ -20,11 +20,13 @@ class LayerMethod:
     statistics   what to collect: "none", "input_norms", "hessian" or "cross" (runner.model.layerwise.method), or a
                  function of the params that gives one
     stacked      rows are independent of each other: linears with one input and equal params are solved as one
+    fallback     what is done without statistics to an expert that saw too few tokens
     """
 
     transform: Transform
     statistics: str | Callable[[Params], str] = "none"
     stacked: bool = False
+    fallback: Transform | None = None
 
     @property
     def kind(self) -> str:

@@ -14,7 +14,7 @@ from runner.contracts.context import Artifact, Context, Params, Result
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.model_description import Linears
 from runner.errors import GateFailed
-from runner.model.architecture.inspect import facts as read_facts
+from runner.model.architecture.inspect import of_artifact
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.checkpoint.writer import parse_size
 from runner.model.layerwise import engine
@@ -22,6 +22,7 @@ from runner.model.layerwise.method import Method, Results
 from runner.model.layerwise.output import Output, Storage
 from runner.model.layerwise.stream_run import StreamHooks, StreamRun
 from runner.steps import model_card
+from runner.steps.experts import EXPERT_METRICS, expert_metrics
 from runner.steps.layer_method import LAYER_ERROR, LayerMethod
 from runner.steps.targets import chosen, planned
 
@@ -69,6 +70,9 @@ def resolved(method: LayerMethod, params: Params, facts: CheckpointFacts) -> Met
         stacked=method.stacked and not blocks,  # a block would reach over two modules
         sequential=bool(params.get("true_sequential", True)),
         shares_scale={name: fused[name] for name, own in stored.items() if own.scheme.weights.two_level},
+        experts=str(params.get("experts", "routed")),
+        least_tokens=int(params.get("expert_min_tokens", 0)),
+        fallback=method.fallback,
     )
 
 
@@ -93,6 +97,7 @@ class Compression:
         own = {key: value for key, value in self.params.items() if key != "data"}
         return Storage(
             stored=planned(self.params, facts),
+            changes=frozenset(linear.name for linear in chosen(self.params, facts)),
             act_order=bool(self.params.get("act_order", False)),
             linears=linears,
             compression={"kind": self.kind, "params": own, "calibration": self.calibration},
@@ -112,11 +117,11 @@ def compression(ctx: Context, method: LayerMethod) -> Compression:
 def compress(checkpoint: Artifact, how: Compression, run: StreamRun, ctx: Context) -> Result:
     """Apply `how` to a checkpoint, write the result to the step's folder, and return its metrics. Repeatable."""
     folder = checkpoint.path
-    facts = read_facts(folder, str(folder), checkpoint.sites)
+    facts = of_artifact(checkpoint)
     with CheckpointReader(folder) as reader:
         output = Output(reader, facts, how.storage(facts, checkpoint.linears), run.scratch / "parts")
         inputs = engine.StreamInputs(folder, facts, ctx.device, how.ids)
-        results = engine.transform(inputs, resolved(how.method, how.params, facts), output.layer, run)
+        results = engine.transform(inputs, resolved(how.method, how.params, facts), output.layer, run, output.expert)
         size = parse_size(how.params["max_shard_size"])
         account = output.finish(results, ctx.out_dir, size, model_card.render(ctx, results))
     return replace(summary(ctx.out_dir, results), account=account)
@@ -128,11 +133,11 @@ def summary(out: Path, results: Results) -> Result:
     in `out`.
     """
     modules = [m for layer in results for m in layer["modules"].values()]
-    keys = sorted({k for m in modules for k, v in m.items() if isinstance(v, float)})
+    keys = sorted({k for m in modules for k, v in m.items() if isinstance(v, float)} - set(EXPERT_METRICS))
     metrics: dict[str, Any] = {k: sum(m[k] for m in modules if k in m) / sum(k in m for m in modules) for k in keys}
     errors = [error for layer in results if (error := engine.layer_error(layer)) is not None]
     if errors:
         metrics[LAYER_ERROR] = math.nan if any(map(math.isnan, errors)) else max(errors)
     metrics["bytes"] = sum(p.stat().st_size for p in out.glob("*.safetensors"))
     metrics["modules"] = len(modules)
-    return Result(metrics=metrics, details={"layers": results})
+    return Result(metrics=metrics | expert_metrics(results), details={"layers": results})

@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
 from runner.contracts.context import Context, Result
 from runner.contracts.facts import DTYPE_BYTES, CheckpointFacts, TensorHeader
+from runner.contracts.sites import Site
 from runner.contracts.step_kind import Cost, Inputs, Params
 from runner.errors import Diagnostic
 from runner.model.checkpoint import adapter_config, formats
 from runner.model.checkpoint.quantization import checkpoint_config
 from runner.model.checkpoint.quantization.format import Matrix
 from runner.model.layerwise import memory_budget
+from runner.steps import experts
 from runner.steps.fused_sites import refuse_split
 from runner.steps.layer_method import LayerMethod
 from runner.steps.patterns import matches
@@ -70,7 +72,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
         if stored is None:
             continue
         stored_as = facts.tensors[linear.tensor].dtype if linear.tensor in facts.tensors else ""
-        matrix = Matrix(linear.rows, linear.columns, linear.transposed, stored_as)
+        matrix = Matrix(linear.rows, linear.columns, linear.transposed and linear.index is None, stored_as)
         why = formats.refuse(own["format"], stored, matrix)
         if why is not None:
             alike = f"`{linear.name.replace(f'.{linear.layer}.', '.*.', 1)}` {why.problem}"
@@ -92,7 +94,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
             if unloadable is not None:
                 found.append(Diagnostic("R413", *unloadable, path=("format",)))
         found += refuse_split(params, packed, facts.sites)
-    return found
+    return found + experts.refuse(params, linears, facts)
 
 
 def _alike(text: str, names: Sequence[str]) -> str:
@@ -166,7 +168,7 @@ def estimate(method: LayerMethod, params: Params, inputs: Inputs) -> Cost:
     want = method.wants(params)
     if want == "none" or "data" not in inputs.data:
         seconds = 2.5 + copy_seconds + facts.nbytes / machine.disk_bytes_per_second + 60 * weights / machine.flops
-        layer = memory_budget.layer_weights(facts)
+        layer = memory_budget.changed_layer_bytes(facts, 1)  # about a byte for each weight, in code and scales
         return Cost(memory_budget.WEIGHTS_RUNTIME + working_bytes(biggest) + 2 * layer, disk, disk, seconds)
     data = inputs.data["data"]
     lanes, products = 2 if want == "cross" else 1, want in ("hessian", "cross")
@@ -180,17 +182,19 @@ def estimate(method: LayerMethod, params: Params, inputs: Inputs) -> Cost:
         for width, stack in stacks(method, facts).items()
     )
     peak = memory_budget.RUNTIME + max(
-        memory_budget.layer_bytes(facts, value) * lanes, memory_budget.rest_bytes(facts, value)
+        memory_budget.changed_layer_bytes(facts, value) * lanes, memory_budget.rest_bytes(facts, value)
     )
     if machine.device == "cpu":
         peak += int(held * memory_budget.SUSPENDED_HEAP) if suspends else 0
         peak += max(memory_budget.batch_bytes(facts, data.sequence_length, value, machine.device), solving)
     else:  # forwards and solving are on the GPU
         peak += memory_budget.CUDA_RUNTIME
-    forward = 2 * tokens * weights * lanes * (1 if suspends else 2.6)
-    square = sum(tokens * k**2 for k in distinct_inputs(facts)) * (2 * lanes - 1) if products else 0
+    forward = 2 * tokens * active_weights(facts) * lanes * (1 if suspends else 2.6)
+    square = tokens * squares(params, facts) * (2 * lanes - 1) if products else 0
     seconds = 5 + copy_seconds + (forward + square) / machine.flops
     scratch = disk + 2 * lanes * tokens * hidden * value
+    if facts.linears.mixtures:  # what enters the experts of a layer, and what they give
+        scratch += lanes * tokens * hidden * (value + 4)
     return Cost(peak, disk, scratch, seconds)
 
 
@@ -205,10 +209,10 @@ def stacks(method: LayerMethod, facts: CheckpointFacts) -> dict[int, int]:
     Linears of one width in a layer may have the same input.
     """
     found: dict[int, int] = {0: 0}
-    by_layer: dict[tuple[int, int], int] = {}
+    by_layer: dict[tuple[int, str, int], int] = {}
     for linear in facts.sites:
         size = linear.size
-        key = (linear.layer, linear.columns)
+        key = (linear.layer, linear.expert, linear.columns)
         by_layer[key] = size + (by_layer.get(key, 0) if method.stacked else 0)
         found[linear.columns] = max(found.get(linear.columns, 0), by_layer[key])
     return found
@@ -220,10 +224,32 @@ def distinct_inputs(facts: CheckpointFacts) -> list[int]:
     Of the linears of one width in a layer, two or three have the same input: in the usual block q, k and v, and gate
     and up, while the other two have inputs of their own.
     """
-    linears = Counter(linear.layer for linear in facts.sites)
-    alike = Counter((linear.layer, linear.columns) for linear in facts.sites)
+    plain = [linear for linear in facts.sites if not linear.is_expert]
+    linears = Counter(linear.layer for linear in plain)
+    alike = Counter((linear.layer, linear.columns) for linear in plain)
     groups = {key: count if linears[key[0]] <= 4 else (count + 1) // 2 for key, count in sorted(alike.items())}
-    return [width for (_, width), count in groups.items() for _ in range(count)]
+    return [width for (_, width), count in groups.items() for _ in range(count)] + expert_inputs(facts)
+
+
+def expert_inputs(facts: CheckpointFacts) -> list[int]:
+    """Return the widths of the distinct inputs of experts, over all layers: each has one, and its last matrix one."""
+    experts = (site for site in facts.sites if site.is_expert)
+    return list({(site.expert, site.role == "expert_down"): site.columns for site in experts}.values())
+
+
+def squares(params: Params, facts: CheckpointFacts) -> float:
+    """Return the squared widths that the second moments of a token take; an expert sees a part of the tokens."""
+    experts = sum(width**2 for width in expert_inputs(facts))
+    all_inputs = sum(width**2 for width in distinct_inputs(facts))
+    parts = [m.active / m.experts for m in facts.linears.mixtures if m.active and m.experts]
+    share = sum(parts) / len(parts) if parts and params.get("experts") == "routed" else 1.0
+    return all_inputs - experts + share * experts
+
+
+def active_weights(facts: CheckpointFacts) -> int:
+    """Return the weights that a token is multiplied by: of the experts of a layer, those that it is routed to."""
+    parts = {m.layer: m.active / m.experts for m in facts.linears.mixtures if m.active and m.experts}
+    return int(sum(site.size * (parts.get(site.layer, 1.0) if site.is_expert else 1.0) for site in facts.sites))
 
 
 def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
@@ -235,8 +261,9 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
         own = stored.get(linear.name)
         if own is None:
             continue
-        header = tensors.pop(f"{linear.name}.weight")
-        matrix = Matrix(linear.rows, linear.columns, linear.transposed)
+        header = facts.tensors[linear.tensor]
+        tensors.pop(linear.tensor, None)
+        matrix = Matrix(linear.rows, linear.columns, linear.transposed and linear.index is None)
         new = formats.find(own.format).tensors(linear.name, own.scheme, matrix, header.dtype)
         for name, (dtype, extents) in new.items():
             size = DTYPE_BYTES[dtype] * math.prod(extents)
@@ -245,4 +272,11 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
     if stored:
         act_order = bool(params.get("act_order", False))
         mark = checkpoint_config.write(stored, facts.tensors, facts.linears, act_order=act_order)
-    return replace(facts, tensors=tensors, quantization=mark)
+    return replace(facts, tensors=tensors, quantization=mark, sites=tuple(_apart(s, stored) for s in facts.sites))
+
+
+def _apart(site: Site, packed: Collection[str]) -> Site:
+    """The site of an expert in tensors of its own, where it is stored so now."""
+    if site.index is None or site.name not in packed:
+        return site
+    return replace(site, tensor=f"{site.name}.weight", index=None, transposed=False, part=(0, 1))

@@ -9,13 +9,18 @@ import pytest
 from runner.contracts.facts import CheckpointFacts, TensorHeader
 from runner.contracts.model_config import ModelConfig
 from runner.contracts.model_description import LinearModule, Linears, ModelDescription
+from runner.contracts.sites import Site
 from runner.steps import architectures
 
 DENSE = CheckpointFacts(
     "m", ModelConfig.of({"model_type": "llama"}), {}, "model.layers.", 1, (), description=ModelDescription()
 )
+KEYS = "model.layers.0.k.weight"
 EXPERT = "model.layers.0.mlp.experts.gate_up_proj"
 MIXTURE = replace(DENSE, config=ModelConfig.of({"model_type": "mixtral"}), description=ModelDescription(experts=EXPERT))
+BUILT = replace(
+    DENSE, description=ModelDescription(built=(KEYS,)), sites=(Site(KEYS[:-7], KEYS, None, False, 4, 4, 0),)
+)
 A_LOG = "model.layers.0.mixer.A_log"
 MODULE = LinearModule("model.layers.0.mixer.in_proj", "model.layers.0.mixer.in_proj", True)
 STATES = replace(
@@ -43,15 +48,26 @@ def test_what_works_is_not_refused(facts: CheckpointFacts, kind: str) -> None:
         "`m` (`inkling2_text`) is computed differently a layer at a time than by transformers",
         "choose a model of another type",
     )),
-    (MIXTURE, "quantize.rtn", (
+    (MIXTURE, "recover.lora", (
         "R441",
-        f"`m` (`mixtral`) is a mixture of experts: it holds `{EXPERT}`; mixtures cannot be compressed yet",
-        "choose a dense model",
+        f"`m` (`mixtral`) is a mixture of experts: it holds `{EXPERT}`; `recover.lora` cannot change mixtures yet",
+        (
+            "kinds that can are `evaluate.divergence`, `evaluate.perplexity`, `prune.magnitude`, `prune.wanda`, "
+            "`quantize.gptq` and `quantize.rtn`"
+        ),
     )),
-    (replace(DENSE, description=ModelDescription(built="model.layers.0.k_conv1d.weight")), "quantize.rtn", (
+    (MIXTURE, "quantize.rtn", (
+        "R601",
+        (
+            f"`m` (`mixtral`) is a mixture of experts: it holds `{EXPERT}`, which can be measured, not changed: they "
+            "are in no module of a decoder layer that is known to hold experts"
+        ),
+        "choose another model",
+    )),
+    (BUILT, "quantize.rtn", (
         "R408",
         (
-            "`m` (`llama`) can be measured, not changed: it holds `model.layers.0.k_conv1d.weight`, which transformers "
+            "`m` (`llama`) can be measured, not changed: it holds `model.layers.0.k.weight`, which transformers "
             "makes other tensors of on loading"
         ),
         "choose a model that is stored as transformers runs it",

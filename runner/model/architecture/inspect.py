@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from runner.contracts.context import Artifact
 from runner.contracts.facts import CheckpointFacts, TensorHeader
+from runner.contracts.mixtures import Mixture
 from runner.errors import Diagnostic, RecipeError
 from runner.model.architecture import decoder_layers, supported
-from runner.model.architecture.sites import with_fused
+from runner.model.architecture.sites import of_mixtures, with_fused
 from runner.model.architecture.supported import runs_own_code
 from runner.model.checkpoint import unpacking
 from runner.model.checkpoint.adapter_config import adapter_config
 from runner.model.checkpoint.headers import read_config, read_headers, refuse_adapter_of_another
 
 
+def of_artifact(artifact: Artifact) -> CheckpointFacts:
+    """The facts of an input of a step, with the sites that the planner has found out."""
+    mixtures = artifact.linears.mixtures if artifact.linears is not None else ()
+    return facts(artifact.path, str(artifact.path), artifact.sites, mixtures=mixtures)
+
+
 def facts(
-    folder: Path, source: str, sites: Collection[str] | None = None, prefix: str | None = None
+    folder: Path,
+    source: str,
+    sites: Collection[str] | None = None,
+    prefix: str | None = None,
+    mixtures: Iterable[Mixture] = (),
 ) -> CheckpointFacts:
     """A local checkpoint by its headers; RecipeError where it cannot be read.
 
-    `sites` are the names of its sites where the planner has found them out (`Artifact.sites`). Without it every matrix
-    of the decoder layers counts as one. `prefix` is that of the decoder layers where it is known.
+    `sites` are the names of its sites where the planner has found them out (`Artifact.sites`), `mixtures` its mixtures
+    of experts. Without the former every matrix of the decoder layers counts as one. `prefix` is that of the decoder
+    layers where it is known.
     """
     config = read_config(folder)
     refusal = supported.refuse_config(config, f"`{source}`")
@@ -44,7 +57,10 @@ def facts(
     found = decoder_layers.build(config, tensors, source, shapes, prefix)
     if sites is not None:
         names = frozenset(sites)
-        found = replace(found, sites=with_fused(site for site in found.sites if site.name in names))
+        experts = {site.name: site for site in of_mixtures(mixtures, tensors)}
+        each = {site.name: site for site in found.sites} | experts
+        named = sorted((site for name, site in each.items() if name in names), key=lambda site: (site.layer, site.name))
+        found = replace(found, sites=with_fused(named))
     return replace(found, adapter=adapter_config(folder))
 
 

@@ -37,7 +37,7 @@ PROGRAM = "runner.model.layerwise.describe"
 _RUN = f"import gc; gc.disable(); from {PROGRAM} import main; main()"
 _SOURCES = (  # of the program
     "layerwise/attention_caches.py", "layerwise/conversions.py", "layerwise/describe.py", "layerwise/linear_calls.py",
-    "layerwise/refusals.py", "layerwise/tensor_names.py", "layerwise/empty_model.py",
+    "layerwise/mixtures.py", "layerwise/refusals.py", "layerwise/tensor_names.py", "layerwise/empty_model.py",
     "checkpoint/quantization/cache_scheme.py", "architecture/tied_weights.py",
 )  # fmt: skip
 _PROGRAM_FOLDER = Path(__file__).resolve().parents[1]
@@ -47,12 +47,18 @@ Request = Mapping[str, Any]
 Answer = Mapping[str, Any]
 
 
-def description(folder: Path, tensors: Mapping[str, TensorHeader]) -> ModelDescription:
-    """What transformers makes of the config.json of a folder and of tensors of these names and shapes."""
+def description(
+    folder: Path, tensors: Mapping[str, TensorHeader], packed: Mapping[str, tuple[int, ...]] | None = None
+) -> ModelDescription:
+    """What transformers makes of the config.json of a folder and of tensors of these names and shapes.
+
+    `packed` has the shapes of weights that are stored packed, by the names of plain ones.
+    """
     own_code = supported.runs_own_code(headers.read_config(folder))
     request = {
         "folder": str(folder),
         "tensors": {name: list(header.shape) for name, header in tensors.items()},
+        "packed": {name: list(shape) for name, shape in (packed or {}).items()},
         "own_code": own_code,
     }
     path = cache.folder("models") / f"{_digest(folder, request)}.json"
@@ -102,6 +108,7 @@ def _digest(folder: Path, request: Request) -> str:
         "program": [hashlib.sha256((_PROGRAM_FOLDER / name).read_bytes()).hexdigest() for name in _SOURCES],
         "files": {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
         "tensors": request["tensors"],
+        "packed": request["packed"],
         "own_code": request["own_code"],
         "packages": {package: metadata.version(package) for package in ("torch", "transformers", "accelerate")},
     }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from runner.contracts.facts import TensorHeader
+from runner.contracts.mixtures import Mixture
 from runner.contracts.model_description import CONV1D, LINEAR, ModelDescription
 from runner.contracts.sites import Site
 
@@ -56,23 +58,51 @@ def role(name: str) -> str:
     return found
 
 
-def multiplying(candidates: Sequence[Site], description: ModelDescription | None) -> tuple[Site, ...]:
+def multiplying(
+    candidates: Sequence[Site], tensors: Mapping[str, TensorHeader], description: ModelDescription | None
+) -> tuple[Site, ...]:
     """Those of the matrices in decoder layers that transformers' model multiplies by, with what they are fused with.
 
     A matrix of another module is none (a norm over [heads, head size], the weights of a predictor), nor is a linear
     module that is never called (a decoder's cross-attention without an encoder): only what its model says tells them
-    apart. Without a description all candidates count.
+    apart. Routers of mixtures stay as they are, and experts are as the model holds them. Without a description all
+    candidates count.
     """
     found = list(candidates)
     if description is not None:
         known = {each.stored: each for each in description.parameters if each.stored is not None}
         uncalled = description.linears.uncalled()
+        mixtures = description.linears.mixtures
+        experts = {name for each in mixtures for e in range(each.experts) for name in each.sites(e)}
         found = [
             site for site in candidates
-            if site.name not in uncalled
+            if site.name not in uncalled and site.name not in experts
             and (site.tensor not in known or known[site.tensor].kind in (LINEAR, CONV1D))
-        ]  # fmt: skip
+            and not (mixtures and _routes(site, mixtures))
+        ] + of_mixtures(mixtures, tensors)  # fmt: skip
+        found.sort(key=lambda site: (site.layer, site.name))
     return with_fused(found)
+
+
+def of_mixtures(mixtures: Iterable[Mixture], tensors: Mapping[str, TensorHeader]) -> list[Site]:
+    """The sites of experts, as the tensors of a checkpoint hold them: each in its own, or all in one."""
+    found = []
+    for mixture in mixtures:
+        for expert in range(mixture.experts) if not mixture.unfollowed else ():
+            for each in mixture.matrices:
+                name = each.name.format(expert)
+                site = Site(name, f"{name}.weight", None, False, each.rows, each.columns, mixture.layer, each.role)
+                if each.tensor in tensors:
+                    site = replace(site, tensor=each.tensor, index=expert, transposed=each.transposed, part=each.part)
+                found.append(site)
+    return found
+
+
+def _routes(site: Site, mixtures: Iterable[Mixture]) -> bool:
+    """Whether a linear module of a mixture chooses experts, or weighs a shared one."""
+    parts = set(site.name.split("."))
+    named = site.role == "router" or not parts.isdisjoint({"router", "gate"})
+    return site.rows == 1 or (named and any(m.layer == site.layer and m.experts == site.rows for m in mixtures))
 
 
 def with_fused(sites: Iterable[Site]) -> tuple[Site, ...]:

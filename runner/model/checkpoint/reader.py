@@ -10,6 +10,7 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -75,16 +76,28 @@ class CheckpointReader:
 
         Raises StepFailed where it is not there, cut short, or (with `finite`) holds NaN or infinite values.
         """
-        header = self.header(name)
+        return self._tensor(self.header(name), finite)
+
+    def _tensor(self, header: TensorHeader, finite: bool) -> torch.Tensor:
         dtype = DTYPES.get(header.dtype)
         if dtype is None:
-            raise StepFailed(f"`{name}` in {header.shard} has the dtype {header.dtype}, which cannot be read")
+            raise StepFailed(f"`{header.name}` in {header.shard} has the dtype {header.dtype}, which cannot be read")
         buffer = torch.empty(header.nbytes, dtype=torch.uint8)
         self._fill(header, buffer.numpy().data)
         tensor = buffer.view(dtype).view(header.shape)
         if finite:
-            require_finite(tensor, name, header.shard)
+            require_finite(tensor, header.name, header.shard)
         return tensor
+
+    def read_slice(self, name: str, index: int) -> torch.Tensor:
+        """Return `tensor[index]` as `read` does, reading no more than that."""
+        header = self.header(name)
+        count, nbytes = header.shape[0], header.nbytes // max(1, header.shape[0])
+        if not 0 <= index < count:
+            message = f"`{name}` in {header.shard} has {count} slices; there is no number {index}"
+            raise StepFailed(message, _DOWNLOAD_AGAIN)
+        begin = header.begin + index * nbytes
+        return self._tensor(replace(header, shape=header.shape[1:], begin=begin, end=begin + nbytes), True)
 
     def file(self, shard: str) -> int:
         """Return an open descriptor of a shard; it stays open until other shards replace it."""
@@ -168,6 +181,16 @@ class CheckpointReader:
     def _misfit(self, module: str, scheme: Scheme, error: Exception) -> StepFailed:
         message = f"the packed tensors of `{module}` do not fit its scheme ({scheme.describe()}): {error}"
         return StepFailed(message, _DOWNLOAD_AGAIN)
+
+    def weight_shape(self, module: str) -> tuple[int, ...]:
+        """Return the shape [out, in] of a packed weight, or that of a plain one as it is stored."""
+        format = self.format(module)
+        scheme = self.packing.scheme(module) if self.packing and format else None
+        if format is None or scheme is None:
+            return self.header(f"{module}.weight").shape
+        if self.has(f"{module}.weight_shape"):
+            return tuple(int(size) for size in self.read(f"{module}.weight_shape"))
+        return format.shape(self.headers, module, scheme)
 
     def read_module_weight(self, module: str) -> torch.Tensor:
         """Return `read_weight` of a module, by its name."""

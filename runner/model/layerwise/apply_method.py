@@ -14,19 +14,25 @@ Weights = Mapping[str, torch.Tensor]  # module's name in the checkpoint → weig
 
 
 def transform_group(
-    method: Method, weights: Weights, seen: Statistics, largest: Callable[[str], torch.Tensor]
+    method: Method,
+    weights: Weights,
+    seen: Statistics,
+    largest: Callable[[str], torch.Tensor],
+    fallback: bool = False,
 ) -> dict[str, Transformed]:
     """Transform linears that see one input. Linears that the method has no options for are absent from the result.
 
-    `largest` gives the largest |weight| of a module, which need not be one of `weights`.
+    `largest` gives the largest |weight| of a module, which need not be one of `weights`. With `fallback` the method
+    does without statistics, where it can.
     """
+    transform = (fallback and method.fallback) or method.transform
     done: dict[str, Transformed] = {}
     for names, own in teams(method, weights):
         stacked = torch.cat([weights[name].float() for name in names])
         sharing = sorted({other for name in names for other in (name, *method.shares_scale.get(name, ()))})
         top = torch.stack([largest(name) for name in sharing]).amax() if names[0] in method.shares_scale else None
         linear = Linear(tuple(names), stacked, weights[names[0]].dtype, top)
-        done |= split(names, weights, method.transform(linear, seen, own))
+        done |= split(names, weights, transform(linear, seen, own))
     return done
 
 

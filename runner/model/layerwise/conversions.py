@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-PACKED = ""  # the pattern of packed weights, which no converter takes as they are
 Sources = tuple[tuple[str, str], ...]  # stored tensor and the pattern of the converter that it matches, in order
 
 
@@ -59,6 +58,14 @@ class Conversions:
         """The stored tensors that a parameter is made of."""
         return tuple(name for name, _ in self._groups[parameter].sources)
 
+    def group(self, parameter: str) -> Group:
+        """The group of tensors that a parameter is made of."""
+        return self._groups[parameter]
+
+    def made(self, group: Group, read: Callable[[str], torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The parameters that a converter makes of tensors that `read` gives, in place of those of the checkpoint."""
+        return self._convert(group, read)
+
     def build(self, parameter: str, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
         """Make a parameter; others that are made with it wait until they are asked for."""
         if parameter not in self._ready:
@@ -77,7 +84,7 @@ def groups(matched: Iterable[tuple[str, str, str]], converters: Iterable[Any]) -
     """Group stored tensors by what is made of them. `matched` has (stored tensor, target, pattern of the converter)."""
     from transformers.core_model_loading import dot_natural_key
 
-    by_pattern = {pattern: each for each in converters for pattern in each.source_patterns} | {PACKED: None}
+    by_pattern = {pattern: each for each in converters for pattern in each.source_patterns}
     found: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
     for stored, target, pattern in sorted(matched, key=lambda each: dot_natural_key(each[0])):
         found[target].append((stored, pattern))

@@ -1,8 +1,9 @@
 """Describe a checkpoint as transformers reads it: `python -m runner.model.layerwise.describe < request > description`.
 
-The request is JSON: `folder` (with config.json), `tensors` (name in the checkpoint → shape), `own_code` (whether the
-code that the model brings may run). The answer is a `runner.contracts.model_description.ModelDescription` as JSON. The
-planner asks through `runner.model.architecture.probe`.
+The request is JSON: `folder` (with config.json), `tensors` (name in the checkpoint → shape), `packed` (the shapes of
+weights that are stored packed, by the names of plain ones), `own_code` (whether the code that the model brings may
+run). The answer is a `runner.contracts.model_description.ModelDescription` as JSON. The planner asks through
+`runner.model.architecture.probe`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import nn
 from runner.contracts import model_description
 from runner.contracts.model_description import LinearModule, Linears, ModelDescription, Parameter, Problem
 from runner.errors import RecipeError
-from runner.model.layerwise import attention_caches, linear_calls, refusals, tensor_names
+from runner.model.layerwise import attention_caches, linear_calls, mixtures, refusals, tensor_names
 from runner.model.layerwise.conversions import Conversions
 from runner.model.layerwise.linear import is_conv1d, is_linear
 from runner.model.layerwise.streamed_model import find_layers
@@ -43,13 +44,14 @@ def describe(request: Mapping[str, Any]) -> dict[str, Any]:
         model, problems = refusals.build(folder, bool(request["own_code"]))
         description = ModelDescription(problems=problems)
         if model is not None:
-            description = of_model(model, {name: tuple(shape) for name, shape in request["tensors"].items()})
+            description = of_model(model, *(_shapes(request[key]) for key in ("tensors", "packed")))
             if not (problems or description.missing or description.misshaped):
                 problems += refusals.running(folder, bool(request["own_code"]), model)
                 stored = {each.name: each.stored for each in description.parameters}
+                called = linear_calls.linears(model, description.linears.modules)
                 description = replace(
                     description,
-                    linears=linear_calls.linears(model, description.linears.modules),
+                    linears=replace(called, mixtures=description.linears.mixtures),
                     caches=attention_caches.described(model, stored),
                 )
             description = replace(description, problems=problems + _companions(folder, request))
@@ -60,8 +62,14 @@ def _companions(folder: Path, request: Mapping[str, Any]) -> tuple[Problem, ...]
     return refusals.generation(folder) + refusals.tokenizer(folder, bool(request["own_code"]))
 
 
-def of_model(model: Any, tensors: Mapping[str, tuple[int, ...]]) -> ModelDescription:
-    """What an empty model makes of tensors of these names and shapes."""
+def _shapes(given: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(shape) for name, shape in given.items()}
+
+
+def of_model(
+    model: Any, tensors: Mapping[str, tuple[int, ...]], packed: Mapping[str, tuple[int, ...]] | None = None
+) -> ModelDescription:
+    """What an empty model makes of tensors of these names and shapes; `packed` has those of weights that are packed."""
     names = tensor_names.name_map(model, tensors)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     parameters = []
@@ -72,10 +80,14 @@ def of_model(model: Any, tensors: Mapping[str, tuple[int, ...]]) -> ModelDescrip
         parameters.append(Parameter(name, stored, shape, kind, type(module).__name__))
     strange = {name: stored for name, stored in names.stored.items() if name not in wanted}
     passed = {name for name, stored in strange.items() if any(tensor_names.ignored(model, n) for n in (name, *stored))}
-    made = Conversions(model, names.converted, tensors)
+    lacking, extra = mixtures.misplaced(names.converted, wanted)
+    made = Conversions(model, names.converted, {**tensors, **(packed or {})})
+    failed = () if lacking or extra else tuple(made.failed)
     converted = bool(made.failed)  # of which parameters they are is known to transformers alone
     layers, count = _layers(model)
     experts = next((each.name for each in parameters if _of_experts(each)), "")
+    found = mixtures.find(model, layers, names, made) if layers and experts and not converted else ()
+    followed = {f"{each.name}." for each in found if not each.unfollowed}
     return ModelDescription(
         architecture=type(model).__name__,
         layers=layers,
@@ -83,7 +95,7 @@ def of_model(model: Any, tensors: Mapping[str, tuple[int, ...]]) -> ModelDescrip
         parameters=tuple(parameters),
         ties=names.ties,
         both_stored=names.both_stored,
-        missing=() if converted else tuple(
+        missing=tuple(lacking) if converted else tuple(
             name for name in wanted
             if name not in names.stored and name not in names.ties and name not in made
             and not tensor_names.may_be_missing(model, name)
@@ -95,12 +107,15 @@ def of_model(model: Any, tensors: Mapping[str, tuple[int, ...]]) -> ModelDescrip
         },
         packed=names.packed,
         ignored=tuple(stored for name in sorted(passed) for stored in strange[name]),
-        unexpected=tuple(stored for name in sorted(set(strange) - passed) for stored in strange[name]),
-        converted=tuple(made.failed),
+        unexpected=(*extra, *(stored for name in sorted(set(strange) - passed) for stored in strange[name])),
+        converted=failed,
         duplicates={name: stored for name, stored in names.stored.items() if len(stored) > 1},
         experts=experts,
-        built=next((name for group in names.converted for name, _ in group.sources), ""),
-        linears=Linears(_linears(model, {each.name: each.stored for each in parameters})),
+        built=tuple(
+            name for group in names.converted for name, _ in group.sources
+            if f"{group.target.rpartition('.')[0]}." not in followed
+        ),
+        linears=Linears(_linears(model, {each.name: each.stored for each in parameters}), mixtures=found),
     )  # fmt: skip
 
 

@@ -11,20 +11,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from runner.contracts.facts import CheckpointFacts
+from runner.model.checkpoint.placed_part import site_weight
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.layerwise import adapter, block_attention, forward_modes, progress_file
 from runner.model.layerwise.apply_method import dense, transform_group
 from runner.model.layerwise.dtypes import holds
-from runner.model.layerwise.forward_modes import LayerRun
+from runner.model.layerwise.expert_stream import ExpertsStandIn, MixtureRun
+from runner.model.layerwise.forward_modes import Lane, LayerRun
 from runner.model.layerwise.hidden_states import HiddenStates
 from runner.model.layerwise.linear import is_conv1d, is_linear
 from runner.model.layerwise.memory_budget import suspend_limit, suspended_bytes, widest
@@ -36,6 +38,7 @@ from runner.model.layerwise.streamed_model import StreamedModel, dense_copy
 from runner.system import heap
 
 Sink = Callable[[int, Mapping[str, Transformed]], dict[str, Any]]
+ExpertSink = Callable[[int, Mapping[str, Transformed]], None]  # as Sink, of one expert of a layer
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,16 @@ class StreamInputs:
     original: Path | None = None
 
 
-def transform(inputs: StreamInputs, method: Method, sink: Sink, run: StreamRun) -> Results:
+def transform(
+    inputs: StreamInputs, method: Method, sink: Sink, run: StreamRun, experts: ExpertSink | None = None
+) -> Results:
     """Run a layer-wise method over a checkpoint. `sink` gets the changed modules of each layer, by their names in the
 
-    checkpoint, puts the layer on disk, and returns what the record says of it; all of that is the result. Finished
-    layers of an interrupted run are not run again.
+    checkpoint, puts the layer on disk, and returns what the record says of it; all of that is the result. `experts`
+    gets those of each expert before that, as soon as they are there. Finished layers of an interrupted run are not run
+    again.
     """
-    return walk(open_layers(inputs, method), sink, run)
+    return walk(open_layers(inputs, method), sink, run, experts)
 
 
 def open_layers(inputs: StreamInputs, method: Method) -> WeightsOnly | Calibrated:
@@ -68,7 +74,7 @@ def open_layers(inputs: StreamInputs, method: Method) -> WeightsOnly | Calibrate
     return WeightsOnly(inputs, method) if method.statistics == "none" else Calibrated(inputs, method)
 
 
-def walk(layers: WeightsOnly | Calibrated, sink: Sink, run: StreamRun) -> Results:
+def walk(layers: WeightsOnly | Calibrated, sink: Sink, run: StreamRun, experts: ExpertSink | None = None) -> Results:
     """Run `layers` one after another from the first unfinished one, as `transform` does."""
     count = layers.inputs.facts.layer_count
     progress = layers.begin(progress_file.load(run.progress, count), run)
@@ -79,7 +85,7 @@ def walk(layers: WeightsOnly | Calibrated, sink: Sink, run: StreamRun) -> Result
         for index in range(progress.layer, count):
             run.hooks.safe_point()
             started = time.perf_counter()
-            result = sink(index, layers.run(index))
+            result = sink(index, layers.run(index, experts or _no_experts))
             progress.results.append(result)
             progress.layer, progress.hidden = index + 1, layers.finished(index + 1)
             progress.save(run.progress)
@@ -106,15 +112,19 @@ class WeightsOnly:
     def begin(self, progress: progress_file.Progress, run: StreamRun) -> progress_file.Progress:
         return progress
 
-    def run(self, index: int) -> dict[str, Transformed]:
+    def run(self, index: int, experts: ExpertSink) -> dict[str, Transformed]:
         changed: dict[str, Transformed] = {}
         for linear in self.inputs.facts.sites:
-            if linear.layer == index:
-                weight = self.reader.read_module_weight(linear.name).to(self.inputs.device)
-                weights = {linear.name: weight.T if linear.transposed else weight}
-                if linear.name in self.method.shares_scale:
-                    self.largest[linear.name] = largest(weight)
-                changed |= transform_group(self.method, weights, Statistics(), self._largest)
+            if linear.layer != index or linear.name not in self.method.options:
+                continue
+            weight = site_weight(self.reader, linear).to(self.inputs.device)
+            if linear.name in self.method.shares_scale:
+                self.largest[linear.name] = largest(weight)
+            done = transform_group(self.method, {linear.name: weight}, Statistics(), self._largest)
+            if linear.is_expert:
+                experts(index, done)
+            else:
+                changed |= done
         self.largest.clear()
         return changed
 
@@ -142,11 +152,13 @@ class Calibrated:
         self.inputs, self.method, self.ids = inputs, method, inputs.ids
         self.streamed = StreamedModel(inputs.folder, inputs.device)
         block_attention.use_blocks(self.streamed.model, self.streamed.device)
+        self.experts = [self.streamed.separate_experts()]
         self.other: StreamedModel | None = None
         self.lanes = 2 if method.statistics == "cross" else 1
         if self.lanes == 2 and inputs.original is not None:
             self.other = StreamedModel(inputs.original, inputs.device, self.streamed.dtype)
             block_attention.use_blocks(self.other.model, self.other.device)
+            self.experts.append(self.other.separate_experts())
         self.run_layer = self._choose_mode()
         self.flow: HiddenStates  # set by `begin`
 
@@ -162,21 +174,27 @@ class Calibrated:
             self.flow.begin(0, [])
             return progress_file.Progress(len(self.streamed))
 
-    def run(self, index: int) -> dict[str, Transformed]:
+    def run(self, index: int, experts: ExpertSink) -> dict[str, Transformed]:
         flow, streamed = self.flow, self.streamed
         layer = streamed.layers[index]
         linears = {name: module for name, module in layer.named_modules() if is_linear(module)}
         streamed.load(index)
-        groups = forward_modes.find_groups(layer, list(linears), *flow.scout(index))
         lanes = [flow.lane(0, index, layer)]
         if flow.lanes == 2:
             lanes.append(flow.lane(1, index, dense_copy(layer) if self.other is None else self.other.load(index)))
+        mixtures = self._mixtures(index, lanes)
+        groups = forward_modes.find_groups(layer, list(linears), *flow.scout(index), alone=mixtures)
+        if unreached := set(mixtures) - {names[0] for names in groups}:
+            raise RuntimeError(f"two tokens did not reach the experts `{min(unreached)}`")
         changed: dict[str, Transformed] = {}
         collectors: dict[int, StatisticsCollector] = {}
         branches: list[Any] = []
         tops: dict[str, torch.Tensor] = {}
 
-        def collect(group: int, inputs: tuple[torch.Tensor, ...]) -> None:
+        def collect(group: int, inputs: tuple[Any, ...]) -> None:
+            if groups[group][0] in mixtures:
+                mixtures[groups[group][0]].collect(inputs)
+                return
             if group not in collectors:
                 collectors[group] = StatisticsCollector(self.method.statistics, inputs[0].shape[-1], inputs[0].device)
             collectors[group].add(*inputs)
@@ -187,6 +205,11 @@ class Calibrated:
             return tops[name]
 
         def solve_group(group: int) -> None:
+            if mixture := mixtures.get(groups[group][0]):
+                ends = last and group == len(groups) - 1
+                mixture.solve(self.method, lambda _, done: experts(index, done), outputs=not ends)
+                heap.trim()
+                return
             members = {self._stored(index, name): linears[name] for name in groups[group]}
             weights = {name: self._weight(name, module) for name, module in members.items()}
             tops.update({name: largest(weight) for name, weight in weights.items() if name in self.method.shares_scale})
@@ -201,12 +224,25 @@ class Calibrated:
         heads = [names[0] for names in groups]
         run = LayerRun(lanes, flow.spans, heads, collect, solve_group, not last)
         self.run_layer(run)
-        for branch in branches:
-            branch.remove()
+        for each in (*branches, *mixtures.values()):
+            each.remove()
         streamed.free(index)
         if self.other is not None:
             self.other.free(index)
         return changed
+
+    def _mixtures(self, index: int, lanes: list[Lane]) -> dict[str, MixtureRun]:
+        """The experts of a layer in all lanes, by the name of their module in the layer."""
+        found: dict[str, MixtureRun] = {}
+        for number, own in enumerate(self.experts[0].get(index, ())):
+            name = own.mixture.name.removeprefix(f"{self.streamed.layer_name(index)}.")
+            versions = [own]
+            for lane in lanes[1:]:
+                other = own if self.other is None else self.experts[1][index][number]
+                stand_in = lane.layer.get_submodule(name)
+                versions.append(replace(other, stand_in=cast(ExpertsStandIn, stand_in)))
+            found[name] = MixtureRun(versions, self.flow.spans, self.flow.length, self.flow.folder)
+        return found
 
     def model_names(self) -> dict[str, str]:
         """Name in the checkpoint → name in the model, of every linear of the decoder layers."""
@@ -244,6 +280,10 @@ class Calibrated:
         self.flow.drop(len(self.streamed))
         if self.other is not None:
             self.other.reader.close()
+
+
+def _no_experts(index: int, changed: Mapping[str, Transformed]) -> None:
+    raise ValueError(f"the experts {', '.join(changed)} of layer {index} were changed, and nothing takes them")
 
 
 def install(module: nn.Module, result: Transformed, stored: torch.dtype) -> list[Any]:

@@ -9,7 +9,8 @@ instead: the same operations on the same values, hence the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import nn
 from runner.model.layerwise.layer_probes import Call
 
 Span = tuple[int, int]
+RUNNING: ContextVar[Span] = ContextVar("RUNNING")  # the windows that a forward of a layer is running
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Lane:
     call: Callable[[Span], Call]  # the arguments besides hidden states
 
 
-Collect = Callable[[int, tuple[torch.Tensor, ...]], None]  # group, its input in each lane
+Collect = Callable[[int, tuple[Any, ...]], None]  # group, its input in each lane: of experts, all arguments
 Solve = Callable[[int], None]
 
 
@@ -56,26 +58,32 @@ class LayerRun:
 
 
 def find_groups(
-    layer: nn.Module, linears: Sequence[str], hidden: torch.Tensor, args: Any, kwargs: Any
+    layer: nn.Module,
+    linears: Sequence[str],
+    hidden: torch.Tensor,
+    args: Any,
+    kwargs: Any,
+    alone: Collection[str] = (),
 ) -> list[list[str]]:
     """Names of the layer's linears in the order of their first call, those that see one tensor together.
 
-    Runs the layer on `hidden`, which may be few tokens: what comes out is of no interest, only who is called with what.
+    Modules that are `alone` (experts) make a group each. Runs the layer on `hidden`, which may be few tokens: what
+    comes out is of no interest, only who is called with what.
     """
     seen: dict[Any, list[str]] = {}
     kept = []  # keeps inputs alive, so that no storage address is reused while it is compared
 
     def watch(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            x = inputs[0]
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = (*args, *kwargs.values())[0]
             kept.append(x)
-            place = (x.untyped_storage()._cdata, x.storage_offset(), tuple(x.shape), x.stride())
+            place = (x.untyped_storage()._cdata, x.storage_offset(), tuple(x.shape), x.stride(), name in alone and name)
             if not any(name in names for names in seen.values()):
                 seen.setdefault(place, []).append(name)
 
         return hook
 
-    handles = [layer.get_submodule(n).register_forward_pre_hook(watch(n)) for n in linears]
+    handles = [layer.get_submodule(n).register_forward_pre_hook(watch(n), with_kwargs=True) for n in (*linears, *alone)]
     try:
         layer(hidden, *args, **kwargs)
     finally:
@@ -110,7 +118,7 @@ def run_suspended(run: LayerRun) -> None:
 def run_again(run: LayerRun) -> None:
     """As `run_suspended`, but each group's inputs come from running the layer afresh up to it."""
 
-    def stop(group: int, x: torch.Tensor) -> None:
+    def stop(group: int, x: Any) -> None:
         if group == wanted:
             raise Reached(x)
 
@@ -156,13 +164,14 @@ def finish(lanes: Sequence[Lane], spans: Sequence[Span]) -> None:
 
 def forward(lane: Lane, span: Span) -> torch.Tensor:
     """Run a layer on the hidden states of a batch; layers return theirs alone, or first in a tuple or list."""
+    RUNNING.set(span)
     args, kwargs = lane.call(span)
     out = lane.layer(lane.read(*span), *args, **kwargs)
     hidden: torch.Tensor = out[0] if isinstance(out, tuple | list) else out
     return hidden
 
 
-def reach(lane: Lane, span: Span) -> torch.Tensor:
+def reach(lane: Lane, span: Span) -> Any:
     try:
         forward(lane, span)
     except Reached as reached:
@@ -170,22 +179,21 @@ def reach(lane: Lane, span: Span) -> torch.Tensor:
     raise RuntimeError("the layer ended before it reached a linear that two tokens reached")
 
 
-def arrived(reached: Any, group: int, heads: Sequence[str]) -> torch.Tensor:
+def arrived(reached: Any, group: int, heads: Sequence[str]) -> Any:
     if not (isinstance(reached, tuple) and reached[0] == group):
         raise RuntimeError(f"the layer did not reach `{heads[group]}` in the order in which two tokens did")
-    x: torch.Tensor = reached[1]
-    return x
+    return reached[1]
 
 
 class Reached(Exception):
-    def __init__(self, x: torch.Tensor) -> None:
+    def __init__(self, x: Any) -> None:
         self.x = x
 
 
 class Stops:
     """Context: `stop(group, input)` is called before the first linear of each group runs."""
 
-    def __init__(self, lanes: Sequence[Lane], heads: Sequence[str], stop: Callable[[int, torch.Tensor], Any]) -> None:
+    def __init__(self, lanes: Sequence[Lane], heads: Sequence[str], stop: Callable[[int, Any], Any]) -> None:
         self.lanes, self.heads, self.stop = lanes, heads, stop
         self.handles: list[Any] = []
 
@@ -193,11 +201,12 @@ class Stops:
         for lane in self.lanes:
             for group, name in enumerate(self.heads):
                 module = lane.layer.get_submodule(name)
-                self.handles.append(module.register_forward_pre_hook(self._hook(group)))
+                self.handles.append(module.register_forward_pre_hook(self._hook(group), with_kwargs=True))
 
     def _hook(self, group: int) -> Any:
-        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            self.stop(group, inputs[0])
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            inputs = (*args, *kwargs.values())
+            self.stop(group, inputs[0] if len(inputs) == 1 else inputs)
 
         return hook
 

@@ -61,6 +61,20 @@ def layer_bytes(facts: CheckpointFacts, value: int) -> int:
     return max(layer_weights(facts) * value, 0 if facts.quantization else facts.layer_nbytes())
 
 
+def changed_layer_bytes(facts: CheckpointFacts, value: int) -> int:
+    """Bytes of one decoder layer while it is changed: of its experts no more than one is there."""
+    if not any(site.is_expert for site in facts.sites):
+        return layer_bytes(facts, value)
+    rest = [0] * facts.layer_count
+    one: dict[str, int] = {}
+    for site in facts.sites:
+        if site.is_expert:
+            one[site.expert] = one.get(site.expert, 0) + site.size
+        else:
+            rest[site.layer] += site.size * value
+    return max(rest) + 2 * max(one.values()) * value
+
+
 def layer_weights(facts: CheckpointFacts) -> int:
     """The most weights that the linears of one layer have."""
     sizes = [0] * max(1, facts.layer_count)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -75,6 +75,10 @@ class Transformed:
     added: tuple[torch.Tensor, torch.Tensor] | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
 
+    def noting(self, metrics: Mapping[str, float]) -> Transformed:
+        """The same with further metrics."""
+        return replace(self, metrics={**self.metrics, **metrics})
+
 
 Results = list[dict[str, Any]]  # what the record says of each finished layer, in order
 Options = Mapping[str, Any]  # of one module, for `transform` alone: the stream only compares them
@@ -90,6 +94,9 @@ class Method:
     stacked      rows are independent of each other: linears with one input and equal options are solved as one
     sequential   inputs of a group come from the layer with the earlier groups already changed
     shares_scale  module → the other modules whose weights share a global scale with its own
+    experts      "routed": an expert's statistics are those of the tokens routed to it; "all": those of all tokens
+    least_tokens experts that see fewer are changed by `fallback`, as are those that see none
+    fallback     what needs no statistics
     """
 
     transform: Transform
@@ -98,3 +105,6 @@ class Method:
     stacked: bool = False
     sequential: bool = True
     shares_scale: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    experts: str = "routed"
+    least_tokens: int = 0
+    fallback: Transform | None = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,17 @@ import torch
 
 from runner import wording
 from runner.contracts.account import Account
-from runner.contracts.facts import CheckpointFacts
+from runner.contracts.facts import DTYPE_BYTES, CheckpointFacts
 from runner.contracts.model_description import Linears
 from runner.errors import StepFailed
 from runner.model.checkpoint import derived, formats
 from runner.model.checkpoint.companions import COMPRESSION
 from runner.model.checkpoint.headers import model_config
+from runner.model.checkpoint.placed_part import PlacedPart
 from runner.model.checkpoint.quantization import checkpoint_config
 from runner.model.checkpoint.quantization.format import Matrix, Stored
 from runner.model.checkpoint.reader import DTYPES, CheckpointReader
+from runner.model.checkpoint.safetensors_writer import Entry
 from runner.model.checkpoint.writer import CheckpointWriter
 from runner.model.layerwise.apply_method import dense
 from runner.model.layerwise.method import Results, Transformed
@@ -29,11 +32,12 @@ from runner.model.layerwise.method import Results, Transformed
 class Storage:
     """How changed weights are stored, by module; modules that are not in `stored` stay dense.
 
-    `linears` are the linear modules of the model; `compression` is what compression.json says of how the checkpoint was
-    quantized.
+    `changes` are the modules that change, `linears` the linear modules of the model; `compression` is what
+    compression.json says of how the checkpoint was quantized.
     """
 
     stored: Mapping[str, Stored] = field(default_factory=dict)
+    changes: Collection[str] = ()
     act_order: bool = False
     linears: Linears | None = None
     compression: Mapping[str, Any] = field(default_factory=dict)
@@ -52,6 +56,45 @@ class Output:
                 storage.stored, reader.headers, storage.linears, act_order=storage.act_order
             )
         self.parts = CheckpointWriter(parts)
+        self._experts: PlacedPart | None = None  # of the layer that is being written
+        self._described: dict[str, dict[str, Any]] = {}  # what the record says of its experts
+
+    def expert(self, index: int, changed: Mapping[str, Transformed]) -> None:
+        """Write the changed matrices of an expert of a decoder layer, before the layer itself."""
+        if self._experts is None:
+            self._experts = self._expert_part(index)
+        for name, result in changed.items():
+            site, own = self.sites[name], self.storage.stored.get(name)
+            if result.quantized is not None and own is not None:
+                packed = formats.find(own.format).pack(name, result.quantized, self.quantization)
+                for stored, tensor in packed.items():
+                    self._experts.put(stored, tensor)
+            elif site.index is not None:
+                self._experts.put_site(site, dense(result, DTYPES[self.reader.header(site.tensor).dtype]))
+            else:
+                weight = dense(result, DTYPES[self.reader.header(site.tensor).dtype])
+                self._experts.put(site.tensor, weight.T if site.transposed else weight)
+            self._described[name] = _described(result)
+
+    def _expert_part(self, index: int) -> PlacedPart:
+        """The part of all experts of a layer that change; of a tensor that several share, with its bytes."""
+        entries: dict[str, Entry] = {}
+        shared = set()
+        for site in self.sites.values():
+            if site.layer != index or not site.is_expert or site.name not in self.storage.changes:
+                continue
+            if site.name in self.storage.stored:
+                for name, (dtype, shape) in self._packed(site.name).items():
+                    entries[name] = Entry(name, dtype, shape, DTYPE_BYTES[dtype] * math.prod(shape))
+            else:
+                header = self.reader.header(site.tensor)
+                entries[site.tensor] = Entry(site.tensor, header.dtype, header.shape, header.nbytes)
+                if site.index is not None:
+                    shared.add(site.tensor)
+        part = PlacedPart(self.parts.path(f"layer-{index:05d}-experts"), entries.values())
+        for name in sorted(shared):
+            part.copy(name, self.reader)
+        return part
 
     def layer(self, index: int, changed: Mapping[str, Transformed]) -> dict[str, Any]:
         """Write one decoder layer; return what the record says of it."""
@@ -63,11 +106,14 @@ class Output:
             else:
                 weight = dense(result, DTYPES[self.reader.header(f"{module}.weight").dtype])
                 tensors[f"{module}.weight"] = (weight.T if self.sites[module].transposed else weight).contiguous().cpu()
-        replaced = {f"{module}.weight" for module in changed}
+        experts, self._described = self._described, {}
+        if self._experts is not None:
+            self._experts.close()
+            self._experts = None
+        replaced = {self.sites[module].tensor for module in (*changed, *experts)}
         self.parts.add(f"layer-{index:05d}", tensors)
         self.parts.copy(f"layer-{index:05d}-kept", self.reader, [n for n in self.layers[index] if n not in replaced])
-        modules = {m: {**describe(r), **{k: float(v) for k, v in r.metrics.items()}} for m, r in changed.items()}
-        return {"layer": index, "modules": modules}
+        return {"layer": index, "modules": {m: _described(r) for m, r in changed.items()} | experts}
 
     def finish(
         self, results: Results, out: Path, max_shard_bytes: int, card: Callable[[Path], str] | None = None
@@ -85,18 +131,26 @@ class Output:
             config = {**model_config(self.reader.folder).raw, "quantization_config": self.quantization}
             repeated = checkpoint_config.files(self.storage.stored)
             files = {COMPRESSION: self.storage.compression, **dict.fromkeys(repeated, self.quantization)}
-        changed = {f"{module}.weight": self._stored(module) for layer in results for module in layer["modules"]}
+        changed: dict[str, list[str]] = {}
+        for module in done:
+            changed.setdefault(self.sites[module].tensor, []).extend(self._stored(module))
         parts = derived.Parts(self.parts, max_shard_bytes, changed)
         return derived.write(self.reader, derived.Derived(parts, config, files, card=card), out)
 
     def _stored(self, module: str) -> list[str]:
         """The tensors that hold a changed module."""
-        own, weight = self.storage.stored.get(module), self.reader.header(f"{module}.weight")
-        if own is None:
-            return [weight.name]
-        site = self.sites[module]
-        matrix = Matrix(site.rows, site.columns, site.transposed)
-        return list(formats.find(own.format).tensors(module, own.scheme, matrix, weight.dtype))
+        return list(self._packed(module)) if module in self.storage.stored else [self.sites[module].tensor]
+
+    def _packed(self, module: str) -> Mapping[str, tuple[str, tuple[int, ...]]]:
+        """The tensors that hold a packed module: name → type and shape."""
+        site, own = self.sites[module], self.storage.stored[module]
+        matrix = Matrix(site.rows, site.columns, site.transposed and site.index is None)
+        return formats.find(own.format).tensors(module, own.scheme, matrix, self.reader.header(site.tensor).dtype)
+
+
+def _described(result: Transformed) -> dict[str, Any]:
+    """What the record says of a changed module."""
+    return {**describe(result), **{key: float(value) for key, value in result.metrics.items()}}
 
 
 def describe(result: Transformed) -> dict[str, Any]:

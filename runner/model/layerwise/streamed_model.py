@@ -16,15 +16,18 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from runner.contracts.mixtures import Mixture
 from runner.errors import Diagnostic, RecipeError
 from runner.model.architecture import inspect, tied_weights
+from runner.model.architecture.sites import of_mixtures
 from runner.model.checkpoint.quantization import cache_scheme
 from runner.model.checkpoint.quantization.scheme import Scheme
 from runner.model.checkpoint.reader import CheckpointReader
-from runner.model.layerwise import activation_rounding, adapter, attention_caches, tensor_names
+from runner.model.layerwise import activation_rounding, adapter, attention_caches, mixtures, tensor_names
 from runner.model.layerwise.conversions import Conversions
 from runner.model.layerwise.dtypes import compute_dtype, stored_dtype
 from runner.model.layerwise.empty_model import build_with_buffers
+from runner.model.layerwise.expert_stream import ExpertLane, ExpertsStandIn
 from runner.model.layerwise.layer_probes import Call
 from runner.model.layerwise.linear import is_conv1d, is_linear
 from runner.model.layerwise.outside_layers import OutsideLayers
@@ -57,10 +60,14 @@ class StreamedModel:
         self.layers: list[nn.Module] = list(layers)
         self.names = self._name_map()
         shapes = {name: tuple(header.shape) for name, header in self.reader.headers.items()}
+        packed = (name for group in self.names.converted for name, _ in group.sources if name not in shapes)
+        shapes |= {name: self.reader.weight_shape(name.removesuffix(".weight")) for name in packed}
         self._conversions = Conversions(self.model, self.names.converted, shapes)
+        self.mixtures = mixtures.find(self.model, self.layers_name, self.names, self._conversions)
         tensor_names.untie_distinct(self.model, self.names.ties)
         self.outside = OutsideLayers(self.model, self.layers_name, self.layers)
         self._rounding: dict[int, list[RemovableHandle]] = {}
+        self._separated: dict[int, list[tuple[Mixture, nn.Module]]] = {}
         self._check()
         self.adapter = adapter.opened(folder)
         if self.adapter is not None:
@@ -110,9 +117,16 @@ class StreamedModel:
         return {self.stored_module(n): n for n, m in inside if is_linear(m)}
 
     def load(self, index: int) -> nn.Module:
-        """Read one decoder layer from the shards into memory; weights are checked to be finite."""
+        """Read one decoder layer from the shards into memory; weights are checked to be finite.
+
+        Experts that were taken away by `separate_experts` are not read.
+        """
         layer = self.layers[index]
         self._materialize(layer, self.layer_name(index) + ".")
+        for mixture, experts in self._separated.get(index, ()):
+            matrices = ("gate_up_proj", "up_proj", "down_proj")
+            besides = {name.rpartition(".")[2] for name, _ in experts.named_parameters()}.difference(matrices)
+            self._materialize(experts, f"{mixture.name}.", keys=tuple(besides))
         if self.adapter is not None:
             self.adapter.attach(layer, self.layer_name(index))
         if self.reader.packing is not None and index not in self._rounding:
@@ -142,6 +156,20 @@ class StreamedModel:
         if self.adapter is not None:
             self.adapter.detach(self.layer_name(index))
         self.layers[index].to("meta")
+        for _, experts in self._separated.get(index, ()):
+            experts.to("meta")
+
+    def separate_experts(self) -> dict[int, list[ExpertLane]]:
+        """Put stand-ins in the place of all experts, so that a layer is loaded without them; those of each layer."""
+        sites = {site.name: site for site in of_mixtures(self.mixtures, self.reader.headers)}
+        lanes: dict[int, list[ExpertLane]] = {}
+        for mixture in self.mixtures:
+            experts = self.model.get_submodule(mixture.name)
+            self._separated.setdefault(mixture.layer, []).append((mixture, experts))
+            stand_in = ExpertsStandIn(experts)
+            self.model.set_submodule(mixture.name, stand_in)
+            lanes.setdefault(mixture.layer, []).append(ExpertLane(stand_in, mixture, self.reader, sites))
+        return lanes
 
     def is_packed(self, name: str) -> bool:
         """Whether the checkpoint stores the weight of a module, named as in the model, as integers."""
@@ -245,7 +273,7 @@ class StreamedModel:
     def _parameter(self, module: nn.Module, key: str, where: str) -> nn.Parameter:
         name = where + key
         if name in self._conversions:
-            built = self._conversions.build(name, self.reader.read)
+            built = self._conversions.build(name, self.reader.read_weight)
             return nn.Parameter(built.to(self.device, self.dtype).contiguous(), requires_grad=False)
         stored = self.names.stored_name(name) or name
         packed = self._packed(stored)

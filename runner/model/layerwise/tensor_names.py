@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from runner.model.architecture import tied_weights
@@ -32,8 +32,11 @@ class NameMap:
     stored        parameter → its tensors; more than one is an ambiguity
     ties          parameter → the stored parameter whose tensor it shares
     both_stored   parameter → the one that config.json ties it to, where both are stored: their bytes decide
-    converted     groups of tensors that transformers makes others of on loading
+    converted     groups of tensors that transformers makes others of on loading; packed weights are there under the
+                  names of plain ones
     packed        tensors that only accompany a packed weight, or a rounded cache of keys and values
+    rename        tensor → its parameter, and the pattern of the converter that makes it, if one does
+    converters    transformers' converters of this model
     """
 
     stored: Mapping[str, tuple[str, ...]]
@@ -41,6 +44,8 @@ class NameMap:
     both_stored: Mapping[str, str]
     converted: tuple[Group, ...]
     packed: tuple[str, ...]
+    rename: Callable[[str], tuple[str, str | None]] = field(default=lambda name: (name, None))
+    converters: tuple[Any, ...] = ()
 
     def stored_name(self, parameter: str) -> str | None:
         """Return the name of a parameter's tensor, its own or the one that it shares; None without one."""
@@ -70,16 +75,23 @@ def name_map(model: Any, tensors: Iterable[str], equal: Equal | None = None) -> 
     found: defaultdict[str, list[str]] = defaultdict(list)
     converted: list[tuple[str, str, str]] = []
     packed = []
-    for stored in sorted(there):
-        module, _, key = stored.rpartition(".")
-        weight = f"{module}.weight" if stored.endswith(_PACKED) else stored
+
+    def rename(weight: str) -> tuple[str, str | None]:
         name, converter = rename_source_key(weight, renamings, converters, model.base_model_prefix, wanted)
         if name not in wanted and weight in wanted:  # as transformers does: it is not to be renamed
             name, converter = rename_source_key(weight, [], [], model.base_model_prefix, wanted)
-        if converter is not None:
-            converted.append((stored, name, conversions.PACKED if _is_packed(module, there) else converter))
-        elif name not in wanted and (key in cache_scheme.SCALES or (key != "weight" and _is_packed(module, there))):
+        return name, converter
+
+    for stored in sorted(there):
+        module, _, key = stored.rpartition(".")
+        weight = f"{module}.weight" if stored.endswith(_PACKED) else stored
+        name, converter = rename(weight)
+        companion = key != "weight" and weight == stored and _is_packed(module, there)
+        extra = (companion or key in cache_scheme.SCALES) and name not in wanted
+        if extra if converter is None else companion and key.startswith("weight_"):
             packed.append(stored)
+        elif converter is not None:
+            converted.append((weight, name, converter))
         else:
             found[name].append(weight)
     names = {name: tuple(stored) for name, stored in found.items()}
@@ -91,7 +103,7 @@ def name_map(model: Any, tensors: Iterable[str], equal: Equal | None = None) -> 
     both = {target: source for target, source in declared.items() if target in names and source in names}
     ties = tied_weights.resolve_ties(declared, names, same) | _aliases(model, declared, names)
     groups = tuple(conversions.groups(converted, converters))
-    return NameMap(names, ties, both, groups, tuple(packed))
+    return NameMap(names, ties, both, groups, tuple(packed), rename, tuple(converters))
 
 
 def _is_packed(module: str, tensors: set[str]) -> bool:

@@ -66,14 +66,14 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
 
 
 def run(ctx: Context) -> Result:
-    from runner.model.architecture.inspect import facts as read_facts
+    from runner.model.architecture.inspect import of_artifact
     from runner.steps import trained_checkpoint
     from runner.training import checkpoint_writer
 
     source = ctx.inputs["checkpoint"].path
     targets = [
         linear.name
-        for linear in read_facts(source, str(source), ctx.inputs["checkpoint"].sites).sites
+        for linear in of_artifact(ctx.inputs["checkpoint"]).sites
         if not any(matches(pattern, linear.name) for pattern in ctx.params["ignore"])
     ]
     data = ctx.data_facts("data")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from runner.contracts.step_kind import CHECKPOINT, Params
 from runner.model.layerwise.method import Linear, Statistics, Transformed
+from runner.steps.experts import EXPERTS
 from runner.steps.layerwise import LayerMethod, bind
+from runner.steps.prune.magnitude import transform as by_magnitude
 
 VERSION = 5
 CONSUMES = (CHECKPOINT,)
 PRODUCES = CHECKPOINT
 REQUIRES = ()
-METRICS = ()
+METRICS = EXPERTS
 
 
 def transform(linear: Linear, statistics: Statistics, params: Params) -> Transformed:
@@ -21,5 +23,5 @@ def transform(linear: Linear, statistics: Statistics, params: Params) -> Transfo
     return pruning_masks.apply_mask(linear.weight, keep)
 
 
-method = LayerMethod(transform, statistics="input_norms", stacked=True)
+method = LayerMethod(transform, statistics="input_norms", stacked=True, fallback=by_magnitude)
 check, estimate, outcome, run = bind(method)

@@ -10,15 +10,17 @@ from dataclasses import replace
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, Cost, Inputs, MachineFacts, Params
 from runner.model.layerwise.method import Linear, Statistics, Transformed
+from runner.steps.experts import EXPERTS
 from runner.steps.layer_method import ERRORS
 from runner.steps.layerwise import LayerMethod, bind, distinct_inputs
+from runner.steps.quantize.rtn import without_statistics
 from runner.steps.targets import stored_scheme
 
-VERSION = 7
+VERSION = 8
 CONSUMES = (CHECKPOINT,)
 PRODUCES = QUANTIZED
 REQUIRES = ()
-METRICS = ERRORS
+METRICS = {**ERRORS, **EXPERTS}
 
 SAMPLED_ROWS = 512
 _SOLVED_WEIGHTS = 8e6  # weights for which one core finds grids and rounds in a second (measured)
@@ -69,7 +71,7 @@ def transform(linear: Linear, statistics: Statistics, params: Params) -> Transfo
     return Transformed(quantized=quantized, metrics={"error": error, "dampening": factor.dampening})
 
 
-method = LayerMethod(transform, statistics=wanted, stacked=True)
+method = LayerMethod(transform, statistics=wanted, stacked=True, fallback=without_statistics)
 check, _stream_estimate, outcome, run = bind(method)
 
 

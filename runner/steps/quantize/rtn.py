@@ -43,7 +43,12 @@ def transform(linear: Linear, statistics: Statistics, params: Params) -> Transfo
     return Transformed(quantized=quantized, metrics={"weight_error": float(error.square().sum() / total)})
 
 
-method = LayerMethod(transform, statistics=wanted)
+def without_statistics(linear: Linear, statistics: Statistics, params: Params) -> Transformed:
+    """Round to nearest an expert that saw too few tokens for `grid: weighted_mse`: every column weighs the same."""
+    return transform(linear, statistics, {**params, "grid": "mse"} if params["grid"] == WEIGHTED else params)
+
+
+method = LayerMethod(transform, statistics=wanted, fallback=without_statistics)
 _check_modules, estimate, outcome, run = bind(method)
 
 

@@ -141,14 +141,14 @@ def _conv1d(facts: CheckpointFacts) -> bool:
 
 
 def run(ctx: Context) -> Result:
-    from runner.model.architecture.inspect import facts as read_facts
+    from runner.model.architecture.inspect import of_artifact
     from runner.model.checkpoint.reader import CheckpointReader
     from runner.model.checkpoint.writer import CheckpointWriter
     from runner.model.layerwise import engine
     from runner.steps import layer_stream
 
     source, against = ctx.inputs["checkpoint"].path, ctx.inputs["against"].path
-    facts = read_facts(source, str(source), ctx.inputs["checkpoint"].sites)
+    facts = of_artifact(ctx.inputs["checkpoint"])
     parts = CheckpointWriter(ctx.scratch_dir / "parts")
     with CheckpointReader(against) as reference:
         method = LayerMethod(partial(term, reference, _conv1d(facts)), statistics=wanted)

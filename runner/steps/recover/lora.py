@@ -133,13 +133,13 @@ def config(params: Params, chosen: list[str], linears: list[str], transposed: bo
 
 
 def run(ctx: Context) -> Result:
-    from runner.model.architecture.inspect import facts as read_facts
+    from runner.model.architecture.inspect import of_artifact
     from runner.model.layerwise.streamed_model import StreamedModel
     from runner.steps.recover import requantize
     from runner.training.modules import lora
 
     source = ctx.inputs["checkpoint"].path
-    facts = read_facts(source, str(source), ctx.inputs["checkpoint"].sites)
+    facts = of_artifact(ctx.inputs["checkpoint"])
     how = merges(ctx.params, facts)
     if how == "requantize":
         requantize.recorded(source)

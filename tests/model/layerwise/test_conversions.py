@@ -39,7 +39,7 @@ def test_fused_experts_are_those_that_transformers_makes(stored: Path) -> None:
             assert torch.equal(parameter, wanted[name]), name
 
 
-def test_a_missing_expert_and_packed_experts_cannot_be_converted(stored: Path) -> None:
+def test_a_missing_expert_cannot_be_converted_and_packed_experts_can(stored: Path) -> None:
     streamed = StreamedModel(stored)
     shapes = {name: tuple(header.shape) for name, header in streamed.reader.headers.items()}
     first = "model.layers.0.block_sparse_moe.experts.0.w2"
@@ -48,6 +48,7 @@ def test_a_missing_expert_and_packed_experts_cannot_be_converted(stored: Path) -
     lacking = {name: shape for name, shape in shapes.items() if name != f"{first}.weight"}
     made = Conversions(streamed.model, tensor_names.name_map(streamed.model, lacking).converted, lacking)
     assert "model.layers.0.block_sparse_moe.experts.1.w2.weight" in made.failed
-    packed = {**shapes, f"{first}.weight_scale": (32, 1)}
-    made = Conversions(streamed.model, tensor_names.name_map(streamed.model, packed).converted, packed)
-    assert f"{first}.weight" in made.failed
+    packed = {**lacking, f"{first}.weight_packed": (32, 6), f"{first}.weight_scale": (32, 1)}
+    names = tensor_names.name_map(streamed.model, packed)
+    assert names.packed == (f"{first}.weight_scale",)
+    assert Conversions(streamed.model, names.converted, {**packed, f"{first}.weight": (32, 48)}).failed == []

@@ -21,7 +21,7 @@ from tests import tiny
 
 def described(folder: Path) -> ModelDescription:
     tensors = {name: list(header.shape) for name, header in headers.read_headers(folder).items()}
-    answer = describe({"folder": str(folder), "tensors": tensors, "own_code": False})
+    answer = describe({"folder": str(folder), "tensors": tensors, "packed": {}, "own_code": False})
     return model_description.from_json(json.loads(json.dumps(answer)))
 
 

@@ -5,7 +5,7 @@ Imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from runner.contracts.facts import TensorHeader
@@ -31,7 +31,8 @@ def write(
     known = linears or Linears()
     untouched = sorted({*unpacked_modules(tensors, stored), *known.unpacked(stored)})
     config = _config(stored, untouched, act_order)
-    if config["quant_method"] == compressed_tensors_config.METHOD and (known.needed or converted(stored, tensors)):
+    unpacks = known.needed or packs_experts(stored, known) or converted(stored, tensors)
+    if config["quant_method"] == compressed_tensors_config.METHOD and unpacks:
         return {**config, "dequantize": True}
     return config
 
@@ -77,22 +78,33 @@ def refuse(
     stored: Mapping[str, Stored], linears: Linears, tensors: Mapping[str, TensorHeader] | None = None
 ) -> Refusal | None:
     """Why transformers cannot load a model of these linear modules packed; None: it can, or unpacks it first."""
-    late = converted(stored, tensors or {})
-    if not (linears.needed or late) or not stored:
+    late, experts = converted(stored, tensors or {}), packs_experts(stored, linears)
+    if not stored or not (linears.needed or late or experts):
         return None
-    problem = (
+    problem = "transformers can only load packed experts of a mixture that it unpacks" if experts else (
         "transformers' code of this model reads the weights of linear modules while it loads them; it can only load "
+        "packed ones that it unpacks"
         if linears.needed
         else "the model is not stored in bfloat16, to which compressed-tensors unpacks small floats; transformers can "
-        "only load "
-    )
+        "only load packed ones that it unpacks"
+    )  # fmt: skip
     config = _config(stored, (), False)
     if config["quant_method"] != compressed_tensors_config.METHOD:
-        return Refusal(problem + "packed ones that it unpacks, and those of this format it does not unpack",
-                       "use `format: pack-quantized`")  # fmt: skip
+        return Refusal(problem + ", and those of this format it does not unpack", "use `format: pack-quantized`")
     if not compressed_tensors_config.can_dequantize_on_load(config):
-        return Refusal(problem + "packed ones that it unpacks, which it does for one scheme alone", "drop `overrides`")
+        return Refusal(problem + ", which it does for one scheme alone", "drop `overrides`")
     if any(own.scheme.activations is not None for own in stored.values()):
-        return Refusal(problem + "packed ones that it unpacks, and then it does not round their inputs",
+        return Refusal(problem + ", and then it does not round their inputs",
                        "choose a scheme of weights alone, such as `w4a16`")  # fmt: skip
+    if experts and any(not own.scheme.symmetric for own in stored.values()):
+        return Refusal(problem + ", and of experts it does not read the zero points", "use `symmetric: true`")
+    others = sorted({own.format for own in stored.values()} - {formats.PACK_QUANTIZED})
+    if experts and others:
+        remedy = f"use `format: {formats.PACK_QUANTIZED}`"
+        return Refusal(problem + f", and experts of `{others[0]}` it does not unpack", remedy)
     return None
+
+
+def packs_experts(stored: Collection[str], linears: Linears) -> bool:
+    """Whether experts of a mixture are among the packed modules."""
+    return any(name in stored for each in linears.mixtures for e in range(each.experts) for name in each.sites(e))

@@ -1,0 +1,63 @@
+"""Mixtures of experts: which matrices the experts of a model have, and the names of those. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ExpertMatrix:
+    """One projection of every expert of a mixture.
+
+    name       of its site, with {} in place of the number of the expert
+    role       a role of runner.contracts.sites: "expert_gate", "expert_up", "expert_gate_up" or "expert_down"
+    rows, columns
+    tensor     the tensor [experts, …] that holds it for all experts; "" where each expert has tensors of its own
+    part       (k, n): in that tensor it is the k-th of n equal blocks of the rows of an expert
+    transposed in that tensor the matrix of an expert is [columns, rows]
+    """
+
+    name: str
+    role: str
+    rows: int
+    columns: int
+    tensor: str = ""
+    part: tuple[int, int] = (0, 1)
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The experts of one module of a model.
+
+    name         of the module in the model: "model.layers.0.mlp.experts"
+    layer        the number of its decoder layer
+    experts      how many there are
+    matrices     what each expert multiplies by, in the order in which their rows follow one another, the last one down
+    active       how many of them a token is routed to; 0 where the model does not say
+    unfollowed   why single experts cannot be changed; "" where they can
+    unpackable   why transformers cannot load experts that are stored packed; "" where it can
+    """
+
+    name: str
+    layer: int
+    experts: int
+    matrices: tuple[ExpertMatrix, ...] = ()
+    active: int = 0
+    unfollowed: str = ""
+    unpackable: str = ""
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Mixture:
+        matrices = tuple(ExpertMatrix(**{**each, "part": tuple(each["part"])}) for each in document["matrices"])
+        return cls(**{**document, "matrices": matrices})
+
+    def sites(self, expert: int) -> tuple[str, ...]:
+        """Return the names of the sites of one expert, in the order of `matrices`."""
+        return tuple(each.name.format(expert) for each in self.matrices)
+
+    def tensors(self) -> tuple[str, ...]:
+        """Return the tensors that hold several experts, each once."""
+        return tuple(dict.fromkeys(each.tensor for each in self.matrices if each.tensor))
