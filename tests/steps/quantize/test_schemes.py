@@ -317,3 +317,25 @@ def test_weighing_errors_by_the_inputs_loses_less_than_not_weighing_them(tmp_pat
         made = quantized(tmp_path / grid, rtn, source, scheme="w3a16", grid=grid)
         lost[grid] = float((logits(made, rounds=False) - whole).square().mean())
     assert lost["weighted_mse"] < lost["mse"] < lost["minmax"]
+
+
+@pytest.mark.parametrize(
+    ("format", "dtype", "params"),  # a type in which both layouts store scales alike
+    [
+        ("awq", torch.float16, {"bits": 4, "group_size": 32, "symmetric": False}),
+        ("modelopt", torch.bfloat16, {"scheme": "nvfp4"}),
+        ("modelopt", torch.float32, {"scheme": "fp8"}),
+    ],
+)
+@pytest.mark.parametrize("kind", [rtn, gptq])
+def test_layouts_of_others_give_what_compressed_tensors_gives(
+    format: str, dtype: torch.dtype, params: dict[str, Any], kind: Any, tmp_path: Path
+) -> None:
+    """The same numbers; transformers cannot load these layouts without their owners' packages."""
+    source = save(tmp_path / "dense", dtype=dtype, **SIZES)
+    found = []
+    for name in ({}, {"format": format}):
+        made = quantized(tmp_path / f"made{len(found)}", kind, source, **params, **name)
+        found.append(measured(made, tmp_path / f"scratch{len(found)}"))
+    assert found[0] == pytest.approx(found[1], rel=2e-3)
+    assert found[0] == pytest.approx(reference(tmp_path / "made0" / "out"), rel=2e-3)

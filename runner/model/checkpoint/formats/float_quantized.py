@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from runner.contracts.facts import TensorHeader
 from runner.model.checkpoint.quantization import compressed_tensors_config
 from runner.model.checkpoint.quantization.format import Config, Headers, Matrix, Read, Reader, Refusal, Rules
 from runner.model.checkpoint.quantization.scheme import Scheme
@@ -28,7 +29,14 @@ FILES: tuple[str, ...] = ()
 
 def holds(tensors: Headers, module: str) -> bool:
     weight, scale = tensors.get(f"{module}.{WEIGHT}"), tensors.get(f"{module}.{SCALE}")
-    return weight is not None and weight.dtype == "F8_E4M3" and scale is not None and scale.dtype != "U8"
+    return weight is not None and weight.dtype == "F8_E4M3" and _is_scale(weight, scale)
+
+
+def _is_scale(weight: TensorHeader, scale: TensorHeader | None) -> bool:
+    """Exponents are those of mxfp8-quantized; scales of rows in one dimension those of modelopt."""
+    if scale is None or scale.dtype == "U8":
+        return False
+    return len(scale.shape) == 2 or scale.shape == (1,)
 
 
 def parse(config: Config) -> Rules | None:

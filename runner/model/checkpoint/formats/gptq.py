@@ -35,7 +35,8 @@ _LOAD = 'from gptqmodel import GPTQModel\n\nmodel = GPTQModel.load("{folder}")'
 
 
 def holds(tensors: Headers, module: str) -> bool:
-    return f"{module}.{WEIGHT}" in tensors
+    """Unlike AWQ's, with the same names, its tensors say which group each input belongs to."""
+    return f"{module}.{WEIGHT}" in tensors and f"{module}.g_idx" in tensors
 
 
 def parse(config: Config) -> Rules | None:

@@ -138,5 +138,5 @@ def test_the_schema_offers_every_format() -> None:
 
 def test_an_unknown_format_is_named() -> None:
     names = ", ".join(f"`{format.NAME}`" for format in formats.all_formats())
-    with pytest.raises(ValueError, match=f"^`awq` is not one of the formats {names}$"):
-        formats.find("awq")
+    with pytest.raises(ValueError, match=f"^`exl3` is not one of the formats {names}$"):
+        formats.find("exl3")
