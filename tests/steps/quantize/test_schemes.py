@@ -333,7 +333,7 @@ def test_layouts_of_others_give_what_compressed_tensors_gives(
 ) -> None:
     """The same numbers; transformers cannot load these layouts without their owners' packages."""
     source = save(tmp_path / "dense", dtype=dtype, **SIZES)
-    found = []
+    found: list[float] = []
     for name in ({}, {"format": format}):
         made = quantized(tmp_path / f"made{len(found)}", kind, source, **params, **name)
         found.append(measured(made, tmp_path / f"scratch{len(found)}"))

@@ -174,7 +174,7 @@ def test_scales_of_two_levels_neither_overflow_nor_vanish() -> None:
                 "is stored as F16; transformers unpacks `nvfp4-pack-quantized` to bfloat16, and cannot multiply that "
                 "with inputs of another type"
             ),
-            "use `scheme: nvfp4a16`, or store the model in bfloat16 before",
+            "use `scheme: nvfp4a16`, or store the model in bfloat16 before, or `format: modelopt`",
         ),
     ],
 )  # fmt: skip
