@@ -27,8 +27,7 @@ HEAD = """# Models
 What works on each model type of the causal-LM mapping of transformers {version}, tried on a random model of four
 layers (`python -m benchmarks.model_sweep`; `pytest -m nightly tests/test_model_types.py` tries it again). *Measured*:
 the streamed perplexity is that of transformers. *Quantized* by rounding (`quantize.rtn`) and by GPTQ, *pruned* with
-Wanda: transformers loads the result and has the perplexity that is measured here. Otherwise the refusal: by the plan,
-or as the first step begins where the model "cannot be run a layer at a time" or "has no list of decoder layers".
+Wanda: transformers loads the result and has the perplexity that is measured here. Otherwise the refusal by the plan.
 
 Of {all} types {measured} are measured, {quantized} quantized and {pruned} pruned right.{failed} Of {none} no such tiny
 model can be made (they want images, other sizes or further packages); of those nothing is known.

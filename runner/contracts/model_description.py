@@ -22,8 +22,8 @@ class Problem:
     """An error of transformers.
 
     stage  "config", "model" or "forward": reading config.json, building the model, running it; "generation" for
-           generation_config.json, "tokenizer" for the files of the tokenizer
-    error  the name of the exception's class
+           generation_config.json, "tokenizer" for the files of the tokenizer; "stream": running it a layer at a time
+    error  the name of the exception's class; of the stage "stream" the code of the complaint
     words  its message
     keys   the keys of the file that it concerns: those that transformers names, or those whose default value works
     """

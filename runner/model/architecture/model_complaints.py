@@ -109,6 +109,8 @@ def _refused(problem: Problem, config: Mapping[str, Any], source: str) -> Diagno
             f"transformers cannot load the tokenizer of `{source}`: {problem.words}",
             "download its files again: tokenizer.json, tokenizer_config.json and those beside them",
         )
+    if problem.stage == "stream":
+        return Diagnostic(problem.error, problem.words, "choose a model whose decoder layers follow one another")
     given = [f"`{key}` = {_value(config[key])}" for key in problem.keys if key in config]
     does = {"config": "refuses", "model": "cannot build", "forward": "cannot run"}[problem.stage]
     model = "config.json of" if problem.stage == "config" else "the model of"

@@ -23,7 +23,7 @@ from torch import nn
 from runner.contracts import model_description
 from runner.contracts.model_description import LinearModule, Linears, ModelDescription, Parameter, Problem
 from runner.errors import RecipeError
-from runner.model.layerwise import attention_caches, linear_calls, mixtures, refusals, tensor_names
+from runner.model.layerwise import attention_caches, linear_calls, mixtures, refusals, stream_check, tensor_names
 from runner.model.layerwise.conversions import Conversions
 from runner.model.layerwise.linear import is_conv1d, is_linear
 from runner.model.layerwise.streamed_model import find_layers
@@ -47,6 +47,7 @@ def describe(request: Mapping[str, Any]) -> dict[str, Any]:
             description = of_model(model, *(_shapes(request[key]) for key in ("tensors", "packed")))
             if not (problems or description.missing or description.misshaped):
                 problems += refusals.running(folder, bool(request["own_code"]), model)
+                problems = problems or stream_check.problems(model.config, bool(request["own_code"]))
                 stored = {each.name: each.stored for each in description.parameters}
                 called = linear_calls.linears(model, description.linears.modules)
                 description = replace(

@@ -1,0 +1,54 @@
+"""Whether a model can be run a layer at a time, found without its weights.
+
+The model's own forward runs on a few tokens around recorders in the place of its decoder layers, as the stream runs it.
+What is outside the layers gets numbers that take no memory: a value for each row, repeated along the row.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from runner.contracts.model_description import Problem
+from runner.errors import RecipeError
+from runner.model.layerwise.empty_model import build_with_buffers
+from runner.model.layerwise.outside_layers import OutsideLayers
+from runner.model.layerwise.streamed_model import find_layers
+
+STAGE = "stream"
+_TOKENS = 8
+
+
+def problems(config: Any, own_code: bool) -> tuple[Problem, ...]:
+    """Why a model cannot be run a layer at a time, with the code of the complaint as `error`; empty if it can."""
+    model, built = build_with_buffers(config, dtype=torch.float32, trust_remote_code=own_code)
+    model.eval().requires_grad_(False)
+    try:
+        name, layers = find_layers(model, config)
+        _fill(model, name, built)
+        ids = torch.arange(4, 4 + _TOKENS)[None] % int(config.get_text_config().vocab_size)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            OutsideLayers(model, name, list(layers)).calls(ids)
+    except RecipeError as error:
+        return tuple(Problem(STAGE, found.code, found.message) for found in error.diagnostics)
+    return ()
+
+
+def _fill(model: nn.Module, layers: str, built: dict[str, torch.Tensor]) -> None:
+    """Give every parameter and buffer outside the decoder layers values; buffers those that the model's code made."""
+    generator = torch.Generator().manual_seed(0)
+    for name, module in model.named_modules():
+        if name == layers or name.startswith(layers + "."):
+            continue
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                rows = torch.randn(parameter.shape[:1], generator=generator) * 0.1
+                values = rows.reshape(-1, *[1] * (parameter.ndim - 1)).expand(parameter.shape)
+                module._parameters[key] = nn.Parameter(values, requires_grad=False)
+        for key, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[key] = built[f"{name}.{key}" if name else key]

@@ -1,0 +1,63 @@
+"""Models that cannot be run a layer at a time are found without weights, before anything is computed."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig
+
+from runner.errors import RecipeError
+from runner.model.architecture import inspect
+from runner.model.layerwise import stream_check
+from runner.plan.resolve_inputs import described
+from tests import model_types, tiny
+
+PREFIX = "cannot be run a layer at a time: it"
+REFUSED = {
+    "xlm": ("R405", f"XLMWithLMHeadModel {PREFIX} changes the hidden states between its decoder layers 0 and 1"),
+    "xlnet": (
+        "R405",
+        f"XLNetLMHeadModel {PREFIX} hands its layers hidden states of the shape [8, 1, 32] for tokens of [1, 8]",
+    ),
+    "git": ("R405", f"GitForCausalLM {PREFIX} does not call its decoder layer 0"),
+    "gemma3n_text": (
+        "R405",
+        f"Gemma3nForCausalLM {PREFIX} hands its layers hidden states of the shape [2, 1, 8, 32] for tokens of [1, 8]",
+    ),
+    "hrm_text": ("R404", "HrmTextForCausalLM has no list of 32 decoder layers"),
+    "longcat_flash": ("R404", "LongcatFlashForCausalLM has no list of 8 decoder layers"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_keeps_a_model_from_being_streamed(name: str) -> None:
+    [found] = stream_check.problems(model_types.config(name), own_code=False)
+    assert (found.error, found.words) == REFUSED[name]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "openai-gpt", "falcon_h1", "bert", "whisper", "gemma2"])
+def test_models_that_can(name: str) -> None:
+    assert stream_check.problems(model_types.config(name), own_code=False) == ()
+
+
+def test_large_tables_take_no_memory() -> None:
+    config: Any = AutoConfig.for_model("llama", **tiny.GROUPED | {"vocab_size": 2**18, "hidden_size": 2**12})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert stream_check.problems(config, own_code=False) == ()
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 2**20  # KiB; the table has 4 GiB in float32
+
+
+def test_the_plan_refuses(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_config(model_types.config("xlm")).save_pretrained(tmp_path)
+    facts = inspect.facts(tmp_path, "m")
+    with pytest.raises(RecipeError) as caught:
+        described(facts, tmp_path)
+    assert [(d.code, d.message, d.help) for d in caught.value.diagnostics] == [
+        (*REFUSED["xlm"], "choose a model whose decoder layers follow one another")
+    ]
