@@ -56,7 +56,8 @@ def account(
             lost.append(name)
         entries.append(Entry(name, roles.get(name) or role(module), fate, reason, header.nbytes))
     for name, source in ((before.description.ties or {}) if before.description else {}).items():
-        entries.append(Entry(name, role(name.rpartition(".")[0]), TIED, f"shares `{source}`", 0))
+        if name not in added:
+            entries.append(Entry(name, role(name.rpartition(".")[0]), TIED, f"shares `{source}`", 0))
     for name, reason in added.items():
         entries.append(Entry(name, role(name.rpartition(".")[0]), ADDED, reason, after.tensors[name].nbytes))
     strange = [name for module in sorted(set(packed) - used) for name in packed[module]]

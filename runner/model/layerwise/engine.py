@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import nn
@@ -74,7 +74,38 @@ def open_layers(inputs: StreamInputs, method: Method) -> WeightsOnly | Calibrate
     return WeightsOnly(inputs, method) if method.statistics == "none" else Calibrated(inputs, method)
 
 
-def walk(layers: WeightsOnly | Calibrated, sink: Sink, run: StreamRun, experts: ExpertSink | None = None) -> Results:
+T_co = TypeVar("T_co", covariant=True)
+T = TypeVar("T")
+
+
+class Layers(Protocol[T_co]):
+    """The decoder layers of a checkpoint on their way through a method: `run` changes one and returns what changed."""
+
+    inputs: StreamInputs
+
+    def begin(self, progress: progress_file.Progress, run: StreamRun) -> progress_file.Progress:
+        """Get ready for the first unfinished layer; return the progress that can be trusted."""
+        ...
+
+    def run(self, index: int, experts: ExpertSink) -> T_co: ...
+
+    def finished(self, layer: int) -> list[str]:
+        """Return the digests of what enters a layer, once the one before it is finished."""
+        ...
+
+    def drop(self, layer: int) -> None:
+        """Forget what entered a layer."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def walk(
+    layers: Layers[T],
+    sink: Callable[[int, T], dict[str, Any]],
+    run: StreamRun,
+    experts: ExpertSink | None = None,
+) -> Results:
     """Run `layers` one after another from the first unfinished one, as `transform` does."""
     count = layers.inputs.facts.layer_count
     progress = layers.begin(progress_file.load(run.progress, count), run)
@@ -164,15 +195,7 @@ class Calibrated:
 
     def begin(self, progress: progress_file.Progress, run: StreamRun) -> progress_file.Progress:
         self.flow = HiddenStates(self.streamed, self.ids, run.scratch, self.lanes)
-        if progress.layer == len(self.streamed):
-            return progress  # stopped while the folder was put together: no layer is left to feed
-        with torch.inference_mode():
-            if self.flow.begin(progress.layer, progress.hidden):
-                return progress
-            run.hooks.emit("message", level="warning", text="the hidden states of the interrupted run are not intact: "
-                           "starting again at the first layer")  # fmt: skip
-            self.flow.begin(0, [])
-            return progress_file.Progress(len(self.streamed))
+        return begin_flow(self.flow, progress, run)
 
     def run(self, index: int, experts: ExpertSink) -> dict[str, Transformed]:
         flow, streamed = self.flow, self.streamed
@@ -284,6 +307,20 @@ class Calibrated:
 
 def _no_experts(index: int, changed: Mapping[str, Transformed]) -> None:
     raise ValueError(f"the experts {', '.join(changed)} of layer {index} were changed, and nothing takes them")
+
+
+def begin_flow(flow: HiddenStates, progress: progress_file.Progress, run: StreamRun) -> progress_file.Progress:
+    """Make what enters the first unfinished layer ready; return the progress that its files bear out."""
+    layers = len(flow.streamed)
+    if progress.layer == layers:
+        return progress  # stopped while the folder was put together: no layer is left to feed
+    with torch.inference_mode():
+        if flow.begin(progress.layer, progress.hidden):
+            return progress
+        run.hooks.emit("message", level="warning", text="the hidden states of the interrupted run are not intact: "
+                       "starting again at the first layer")  # fmt: skip
+        flow.begin(0, [])
+        return progress_file.Progress(layers)
 
 
 def install(module: nn.Module, result: Transformed, stored: torch.dtype) -> list[Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -116,17 +117,18 @@ class StreamedModel:
         inside = ((n, m) for n, m in self.model.named_modules() if n.startswith(self.layers_name + "."))
         return {self.stored_module(n): n for n, m in inside if is_linear(m)}
 
-    def load(self, index: int) -> nn.Module:
-        """Read one decoder layer from the shards into memory; weights are checked to be finite.
+    def load(self, index: int, dtype: torch.dtype | None = None) -> nn.Module:
+        """Read one decoder layer from the shards into memory, in `dtype` if it is given; weights are checked to be
 
-        Experts that were taken away by `separate_experts` are not read.
+        finite. Experts that were taken away by `separate_experts` are not read.
         """
         layer = self.layers[index]
-        self._materialize(layer, self.layer_name(index) + ".")
-        for mixture, experts in self._separated.get(index, ()):
-            matrices = ("gate_up_proj", "up_proj", "down_proj")
-            besides = {name.rpartition(".")[2] for name, _ in experts.named_parameters()}.difference(matrices)
-            self._materialize(experts, f"{mixture.name}.", keys=tuple(besides))
+        with self._in_type(dtype):
+            self._materialize(layer, self.layer_name(index) + ".")
+            for mixture, experts in self._separated.get(index, ()):
+                matrices = ("gate_up_proj", "up_proj", "down_proj")
+                besides = {name.rpartition(".")[2] for name, _ in experts.named_parameters()}.difference(matrices)
+                self._materialize(experts, f"{mixture.name}.", keys=tuple(besides))
         if self.adapter is not None:
             self.adapter.attach(layer, self.layer_name(index))
         if self.reader.packing is not None and index not in self._rounding:
@@ -196,15 +198,29 @@ class StreamedModel:
         """Make the parameters and buffers that a module itself holds real; with `keys` only the parameters so named."""
         self._materialize(self.model.get_submodule(name), f"{name}." if name else "", recurse=False, keys=keys)
 
-    def load_rest(self, *, embedding: bool = True) -> None:
-        """Make all but the decoder layers real; without `embedding` the input table stays away unless it is tied."""
+    @contextmanager
+    def _in_type(self, dtype: torch.dtype | None) -> Iterator[None]:
+        """Let parameters be made in another type for a while."""
+        usual = self.dtype
+        self.dtype = usual if dtype is None else dtype
+        try:
+            yield
+        finally:
+            self.dtype = usual
+
+    def load_rest(self, *, embedding: bool = True, dtype: torch.dtype | None = None) -> None:
+        """Make all but the decoder layers real, in `dtype` if it is given; without `embedding` the input table stays
+
+        away unless it is tied.
+        """
         skipped = None
         if not embedding and not self.names.ties and not self.outside.needs_embedding():
             skipped = self.model.get_input_embeddings()
         for name, module in self.model.named_modules():
             if name == self.layers_name or name.startswith(self.layers_name + ".") or module is skipped:
                 continue
-            self._materialize(module, f"{name}." if name else "", recurse=False)
+            with self._in_type(dtype):
+                self._materialize(module, f"{name}." if name else "", recurse=False)
 
     def free_rest(self) -> None:
         for name, module in self.model.named_modules():

@@ -1,0 +1,108 @@
+"""Running the block around some linears of a layer, to see what rounding those linears does to what it computes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from runner.model.layerwise.layer_trials import Trial
+from runner.model.layerwise.linear import is_conv1d
+
+Round = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How a linear will be stored and computed: what becomes of its weight [out, in] and of its inputs [..., in]."""
+
+    weight: Round
+    inputs: Round | None = None
+
+
+class BlockTrial:
+    """The smallest module around some linears with one input, and what it is called with in `trials`.
+
+    A linear alone is its own block.
+    """
+
+    def __init__(self, trials: Sequence[Trial], linears: Mapping[str, Rounding]) -> None:
+        layer = trials[0].layer
+        self.linears = {layer.get_submodule(name): rounding for name, rounding in linears.items()}
+        self.block = layer.get_submodule(common_module(list(linears)))
+        self.calls = [call for trial in trials for call in _calls(trial, self.block)]
+        self.outputs = [self._run(call) for call in self.calls]
+        self.energy = sum(float(out.double().square().sum()) for out in self.outputs)
+
+    def error(self, scales: torch.Tensor | None) -> float:
+        """Return the squared error of the block's output, relative to its own square, when the linears are rounded
+
+        after their columns were multiplied by `scales` [columns] and their inputs divided by them.
+        """
+        kept = {module: module.get_parameter("weight").data.clone() for module in self.linears}
+        handles = []
+        try:
+            for module, rounding in self.linears.items():
+                weight = module.get_parameter("weight").data
+                rows = weight.T if is_conv1d(module) else weight
+                rows.copy_(rounding.weight(rows if scales is None else rows * scales))
+                handles.append(module.register_forward_pre_hook(_inputs(scales, rounding.inputs)))
+            changed = [
+                float((self._run(call) - out).double().square().sum())
+                for call, out in zip(self.calls, self.outputs, strict=True)
+            ]
+        finally:
+            for handle in handles:
+                handle.remove()
+            for module, weight in kept.items():
+                module.get_parameter("weight").data.copy_(weight)
+        return sum(changed) / self.energy if self.energy > 0 else 0.0
+
+    def _run(self, call: tuple[Any, Any]) -> torch.Tensor:
+        args, kwargs = copy.copy(call[0]), _own_states(call[1])
+        out = self.block(*args, **kwargs)
+        found: torch.Tensor = out[0] if isinstance(out, tuple | list) else out
+        return found
+
+
+def common_module(names: Sequence[str]) -> str:
+    """Return the name of the smallest module that holds all of `names`; of one name itself."""
+    parts = [name.split(".") for name in names]
+    if len(parts) == 1:
+        return names[0]
+    shared = []
+    for level in zip(*parts, strict=False):
+        if len(set(level)) > 1:
+            break
+        shared.append(level[0])
+    return ".".join(shared)
+
+
+def _calls(trial: Trial, block: nn.Module) -> list[tuple[Any, Any]]:
+    """Return the first call of a block when its layer runs."""
+    found: list[tuple[Any, Any]] = []
+    handle = block.register_forward_pre_hook(
+        lambda module, args, kwargs: found.append((args, _own_states(kwargs))), with_kwargs=True
+    )
+    try:
+        trial.run()
+    finally:
+        handle.remove()
+    return found[:1]
+
+
+def _own_states(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return keyword arguments with copies of what a block may write to."""
+    return {key: copy.copy(value) if isinstance(value, dict | list) else value for key, value in kwargs.items()}
+
+
+def _inputs(scales: torch.Tensor | None, rounded: Round | None) -> Callable[[nn.Module, Any], Any]:
+    def hook(module: nn.Module, inputs: Any) -> Any:
+        given = inputs[0] if scales is None else inputs[0] / scales
+        return (given if rounded is None else rounded(given), *inputs[1:])
+
+    return hook
