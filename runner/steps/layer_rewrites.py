@@ -119,7 +119,7 @@ def run(
         changed, worst = Outside(), [layer["divergence"] for layer in results]
         if outside is not None:
             rotated = outside(streamed, chosen)
-            require("embedding and head", rotated.divergence, chosen.tolerance)
+            require("what surrounds the layers", rotated.divergence, chosen.tolerance)
             changed, worst = rotated.outside, [*worst, rotated.divergence]
         size = parse_size(ctx.params["max_shard_size"])
         account = output.finish(results, ctx.out_dir, size, model_card.render(ctx, results), changed)

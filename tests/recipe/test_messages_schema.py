@@ -173,6 +173,29 @@ help: `runner steps` lists every kind
 """,
     ),
     Case(
+        "two steps by the name of one: awq",
+        recipe("- quantize.awq: {data: text}"),
+        """
+r.yaml:6:5: error[R210]: `quantize.awq` is two steps: `transform.awq` rewrites the weights without changing what the \
+model computes, then a quantization rounds them
+    6 |   - quantize.awq: {data: text}
+      |     ^^^^^^^^^^^^
+help: write `- transform.awq: {data: calibration, bits: 4, group_size: 128}`, then \
+`- quantize.rtn: {bits: 4, group_size: 128}`
+""",
+    ),
+    Case(
+        "two steps by the name of one: smoothquant",
+        recipe("- quantize.smoothquant: {data: text}"),
+        """
+r.yaml:6:5: error[R210]: `quantize.smoothquant` is two steps: `transform.smooth` rewrites the weights without \
+changing what the model computes, then a quantization rounds them
+    6 |   - quantize.smoothquant: {data: text}
+      |     ^^^^^^^^^^^^^^^^^^^^
+help: write `- transform.smooth: {data: calibration}`, then `- quantize.rtn: {scheme: w8a8}`
+""",
+    ),
+    Case(
         "kind without family",
         recipe("- gptq: {data: text}"),
         """

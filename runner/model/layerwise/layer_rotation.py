@@ -21,8 +21,9 @@ def rotate_stream(layer: RewritableLayer, stream: Stream, basis: Basis) -> None:
     The weights of norms move into their readers: W diag(w) Q. What is written to the stream is rotated: Qᵀ W. The bias
     b of a norm stays there, as Qᵀ (b ∕ w). Raises StepFailed where a norm cannot be folded.
     """
-    if stream.others:
-        raise _unfit(layer, f"`{stream.others[0]}`, which no linear module reads,")
+    if not stream.writers:
+        between = f"`{stream.others[-1]}`, which no linear module reads," if stream.others else "its structure"
+        raise _unfit(layer, between)
     for name, readers in stream.readers.items():
         factors = _fold_norm(layer, name, basis)
         for reader in readers:

@@ -28,6 +28,8 @@ from runner.model.layerwise.stream_run import StreamRun
 from runner.model.layerwise.streamed_model import StreamedModel
 from runner.system import heap
 
+_ROUNDING = 0.05  # a larger divergence comes from no rounding
+
 
 @dataclass(frozen=True)
 class Rewritten:
@@ -91,7 +93,7 @@ class RewritingLayers:
         before = trials[0].reference()
         modules = self.method.rewrite(rewritable)
         divergence = before.divergence(self.method.basis)
-        require(name, divergence, self.method.tolerance)
+        require(f"`{name}`", divergence, self.method.tolerance)
         if self.method.finish is not None:
             for site, metrics in self.method.finish(rewritable).items():
                 modules.setdefault(site, {}).update(metrics)
@@ -184,7 +186,9 @@ def require(what: str, divergence: float, tolerance: float) -> None:
     """Raise StepFailed where what was rewritten is farther from the original than `tolerance`."""
     if not divergence <= tolerance:
         raise StepFailed(
-            f"the rewritten `{what}` does not compute what the original does: they differ by {divergence:.2g} of what "
-            f"it adds to its input, more than `tolerance` {tolerance:g}",
-            "raise `tolerance` if that is acceptable, or leave the step out; nothing of this step was kept",
+            f"rewritten, {what} would not compute what the original does: the outputs differ by a share of "
+            f"{divergence:.2g}, more than `tolerance` {tolerance:g}",
+            "leave the step out: this architecture cannot be rewritten so"
+            if divergence > _ROUNDING
+            else "raise `tolerance` if that is acceptable, or leave the step out",
         )

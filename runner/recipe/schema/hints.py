@@ -30,6 +30,29 @@ def empty_before(key: str, written: Mapping[str, Any], properties: Mapping[str, 
     return None
 
 
+_W4, _W8 = "quantize.rtn: {bits: 4, group_size: 128}", "quantize.rtn: {scheme: w8a8}"
+# Methods that other tools call a quantization, and that rewrite weights here, before any quantization.
+_REWRITES = {
+    "awq": ("transform.awq: {data: calibration, bits: 4, group_size: 128}", _W4),
+    "smoothquant": ("transform.smooth: {data: calibration}", _W8),
+    "smooth": ("transform.smooth: {data: calibration}", _W8),
+    "quarot": ("transform.rotate: {}", "quantize.gptq: {data: calibration}"),
+    "rotate": ("transform.rotate: {}", "quantize.gptq: {data: calibration}"),
+}
+
+
+def two_steps(kind: str) -> tuple[str, str] | None:
+    """Return the message and the remedy for an unknown kind that is two steps here; None for any other."""
+    family, _, method = kind.partition(".")
+    found = _REWRITES.get(method.lower().replace("_", "")) if family == "quantize" else None
+    if found is None:
+        return None
+    rewrite, quantization = found
+    name = rewrite.partition(":")[0]
+    message = f"`{kind}` is two steps: `{name}` rewrites the weights without changing what the model computes, then a "
+    return message + "quantization rounds them", f"write `- {rewrite}`, then `- {quantization}`"
+
+
 def elsewhere(key: str, properties: Mapping[str, Any]) -> str | None:
     """Return the parameter that other tools call `key`."""
     for name, part in properties.items():

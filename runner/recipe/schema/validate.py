@@ -98,6 +98,10 @@ def _kind(step: Node, root: Node, path: Path, complaints: list[Diagnostic]) -> s
         return None
     kinds = known or step_entries.kind_keys(step)
     for key in kinds if not known else []:
+        split = hints.two_steps(key)
+        if split is not None:
+            complaints.append(Diagnostic("R210", *split, step.keys[key]))
+            continue
         found = wording.nearest_kind(key, discovery.kinds())
         message = f"unknown step kind `{key}`" + (f"; did you mean `{found}`?" if found is not None else "")
         complaints.append(Diagnostic("R210", message, "`runner steps` lists every kind", step.keys[key]))

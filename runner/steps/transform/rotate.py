@@ -16,7 +16,7 @@ from runner.contracts.context import Context, Result
 from runner.contracts.facts import CheckpointFacts, TensorHeader
 from runner.contracts.metric_ranges import AMOUNT
 from runner.contracts.model_config import ModelConfig
-from runner.contracts.model_description import LINEAR, ModelDescription
+from runner.contracts.model_description import LINEAR, NORM, ModelDescription
 from runner.contracts.step_kind import CHECKPOINT, Cost, Inputs, Params
 from runner.errors import Diagnostic
 from runner.model.architecture.tied_config import untied
@@ -49,7 +49,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
         message = "`residual` and `heads` are both false: this step changes nothing"
         found.append(Diagnostic("R418", message, "leave the step out", path=("residual",), severity="warning"))
     if params["residual"]:
-        found += _orders(params, facts) + _after_blocks(facts)
+        found += _orders(params, facts) + _norms(facts)
     return found
 
 
@@ -69,19 +69,26 @@ def _orders(params: Params, facts: CheckpointFacts) -> list[Diagnostic]:
     return []
 
 
-def _after_blocks(facts: CheckpointFacts) -> list[Diagnostic]:
-    """Return a complaint about norms between what blocks give and the residual stream, which nothing can fold."""
-    names = [each.name for each in facts.description.parameters] if facts.description is not None else []
-    first = next((n for n in names if n.endswith(".weight") and _is_after(n.split(".")[-2])), None)
-    if first is None:
+def _norms(facts: CheckpointFacts) -> list[Diagnostic]:
+    """Return a complaint about norms that stand between the residual stream and what writes to it."""
+    description = facts.description
+    if description is None:
         return []
-    message = (
-        f"`{facts.source}` (`{facts.config.model_type}`) multiplies what its blocks give by a norm's weight, "
-        f"`{first}`, before it is added to the residual stream: a rotation of the stream cannot be moved past it"
-    )
-    return [
-        Diagnostic("R623", message, "set `residual: false`, which leaves the rotation of heads", path=("residual",))
-    ]
+    norms = [each.name for each in description.parameters if each.kind == NORM and each.name.endswith(".weight")]
+    first = next((name for name in norms if _is_after(name.split(".")[-2])), None)
+    outside = [name for name in norms if not name.startswith(f"{description.layers}.")]
+    if first is not None:
+        what = f"multiplies what its blocks give by the weight of a norm, `{first}`, before it is added"
+    elif len(outside) > 1:
+        what = f"has a norm between its embeddings and its layers, `{outside[0]}`"
+    elif len(norms) == len(outside):
+        what = "has no norm with a weight in its layers"
+    else:
+        return []
+    source = f"`{facts.source}` (`{facts.config.model_type}`)"
+    message = f"the residual stream of {source} cannot be rotated: the model {what}"
+    help = "set `residual: false`, which leaves the rotation of heads"
+    return [Diagnostic("R623", message, help, path=("residual",))]
 
 
 def _is_after(module: str) -> bool:
