@@ -32,6 +32,7 @@ REQUIRES = ()
 METRICS = {"divergence": AMOUNT, "rounding": AMOUNT, "error": AMOUNT, "error_before": AMOUNT}
 
 SAMPLE_TOKENS = 4096
+_LAYOUT = "pack-quantized"  # where integers are laid out does not matter to what rounding makes of them
 outcome, changes = layer_rewrites.outcome, layer_rewrites.changes
 
 
@@ -119,18 +120,18 @@ def _rounding(stored: Scheme, weight: tuple[str, torch.dtype] | None) -> Roundin
     import torch
 
     from runner.methods.quantization_grid import quantize_rtn
-    from runner.model.checkpoint.quantization.elements import Levels
-    from runner.model.layerwise.activation_rounding import round_dynamically
+    from runner.methods.quantization_scheme import stored_levels
+    from runner.model.layerwise.activation_rounding import round_inputs
     from runner.model.layerwise.block_trials import Rounding
 
-    levels = Levels(stored.weights, torch.float32 if weight is None else weight[1])
+    levels = stored_levels(stored, _LAYOUT, torch.float32 if weight is None else weight[1])
 
     def rounded(values: torch.Tensor) -> torch.Tensor:
         return quantize_rtn(values.contiguous(), levels).dequantize(torch.float32)
 
-    if stored.activations is None:
+    if stored.activations is None or stored.calibrated:
         return Rounding(rounded)
-    return Rounding(rounded, partial(round_dynamically, numbers=stored.activations))
+    return Rounding(rounded, partial(round_inputs, numbers=stored.activations))
 
 
 def _group(stored: Scheme, columns: int) -> int:

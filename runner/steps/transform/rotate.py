@@ -153,6 +153,12 @@ def changes(params: Params, inputs: Inputs) -> set[str]:
     return found | {p.stored for p in outside if p.stored is not None and p.kind in ("embedding", "norm", LINEAR)}
 
 
+def adds(params: Params, inputs: Inputs) -> dict[str, str]:
+    """Return the tensor that a pair of embeddings and head gets, with the reason."""
+    head = _tied_head(inputs.checkpoint.description) if params["residual"] else None
+    return {} if head is None else {head[0]: f"it no longer shares `{head[1]}`"}
+
+
 def run(ctx: Context) -> Result:
     import torch
 
@@ -228,5 +234,5 @@ def _rotate_heads(params: Params, seed: int, heads: int, layer: RewritableLayer,
 
 
 __all__ = [
-    "CONSUMES", "METRICS", "PRODUCES", "REQUIRES", "VERSION", "changes", "check", "estimate", "outcome", "run",
+    "CONSUMES", "METRICS", "PRODUCES", "REQUIRES", "VERSION", "adds", "changes", "check", "estimate", "outcome", "run",
 ]  # fmt: skip

@@ -153,10 +153,12 @@ def test_embeddings_and_head_get_a_tensor_each(tmp_path: Path) -> None:
     assert {name: header.shape for name, header in planned.tensors.items()} == {
         name: tuple(tensor.shape) for name, tensor in after.items()
     }
-    found, complaints = account(given.checkpoint, planned, ROTATE.changes(host.params, given))
+    found, complaints = account(
+        given.checkpoint, planned, ROTATE.changes(host.params, given), ROTATE.adds(host.params, given)
+    )
     assert complaints == []
     [head] = [entry for entry in found.entries if entry.name == "lm_head.weight"]
-    assert (head.fate, head.reason) == ("changed", "stored apart from `model.embed_tokens.weight`")
+    assert (head.fate, head.reason) == ("added", "it no longer shares `model.embed_tokens.weight`")
     assert result.account is not None
     assert set(result.account.fates["model.embed_tokens.weight"].names) == {
         "lm_head.weight", "model.embed_tokens.weight",
