@@ -48,7 +48,7 @@ as this page does.
 |---|---|
 | half the size at next to no loss, with no data | `quantize.rtn` at 8 bits |
 | a quarter of the size | `quantize.gptq` at 4 bits; at 3 for a fifth of it, at more loss |
-| less loss from the same bits | `transform.awq`, `transform.smooth` or `transform.rotate` before it ([Rewrites](transforms.md)) |
+| less loss from the same bits | `transform.awq`, `.smooth` or `.rotate` before it ([Rewrites](transforms.md)) |
 | the zeros that GPUs skip | `prune.wanda` with `pattern: "2:4"`, and `recover.lora` after it |
 | fewer layers | `distill.logits` with `student: {drop: N}` |
 | back what was lost | see [Getting quality back](training.md) |
@@ -57,8 +57,8 @@ as this page does.
 | what users would notice | `evaluate.tasks` |
 | to run it on a CPU, on NVIDIA, in llama.cpp | `build.onnx`, `build.tensorrt`, `build.gguf` ([Engines](engines.md)) |
 
-Each takes the result of the one before it. The usual order is distil, prune, transform, quantize, recover, evaluate, build; what
-each costs and loses on the embedded model stands in [recipes/](../recipes/README.md).
+Each takes the result of the one before it. The usual order is distil, prune, transform, quantize, recover, evaluate, build;
+what each costs and loses on the embedded model stands in [recipes/](../recipes/README.md).
 """
 
 
