@@ -57,8 +57,8 @@ as this page does.
 | what users would notice | `evaluate.tasks` |
 | to run it on a CPU, on NVIDIA, in llama.cpp | `build.onnx`, `build.tensorrt`, `build.gguf` ([Engines](engines.md)) |
 
-Each takes the result of the one before it. The usual order is distil, prune, transform, quantize, recover, evaluate, build;
-what each costs and loses on the embedded model stands in [recipes/](../recipes/README.md).
+Each takes the result of the one before it. The usual order is distil, prune, transform, quantize, recover, evaluate,
+build; what each costs and loses on the embedded model stands in [recipes/](../recipes/README.md).
 """
 
 

@@ -157,7 +157,6 @@ CODES: dict[str, str] = {
     "R603": "experts cannot be calibrated as asked",
     "R604": "experts that share a tensor are to be stored in different ways",
     "R612": "a scheme needs calibration data that the step does not name",
-    "R621": "a mixture of experts cannot be rewritten",
     "R622": "there is no rotation of the size asked for",
     "R623": "the residual stream of a model cannot be rotated",
     "R641": "a GGUF file cannot be read as the model that it holds",

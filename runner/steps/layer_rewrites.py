@@ -25,20 +25,11 @@ if TYPE_CHECKING:
     from runner.model.layerwise.streamed_model import StreamedModel
 
 
-def check(kind: str, params: Params, inputs: Inputs) -> list[Diagnostic]:
-    """Return complaints about models that cannot be rewritten, and about patterns that match nothing."""
+def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
+    """Return complaints about an adapter, and about patterns that match nothing."""
     facts = inputs.checkpoint
     found = adapter_config.adapter_conflicts(facts.adapter, "this step would change those")
-    return found + mixtures(kind, facts) + unmatched({"ignore": (), **params}, facts, ("ignore", "overrides"))
-
-
-def mixtures(kind: str, facts: CheckpointFacts) -> list[Diagnostic]:
-    """Return a complaint about a mixture of experts, whose experts and router all read one norm."""
-    experts = facts.description.experts if facts.description is not None else ""
-    if not experts:
-        return []
-    message = f"`{kind}` cannot rewrite mixtures of experts; `{facts.source}` holds `{experts}`"
-    return [Diagnostic("R621", message, "leave the step out: quantization works without it")]
+    return found + unmatched({"ignore": (), **params}, facts, ("ignore", "overrides"))
 
 
 def estimate(params: Params, inputs: Inputs, sample_tokens: int, trials: float) -> Cost:

@@ -18,7 +18,7 @@ from torch import nn
 from runner.errors import StepFailed
 from runner.model.layerwise import forward_modes, progress_file
 from runner.model.layerwise.channel_scalings import find_scalings
-from runner.model.layerwise.engine import StreamInputs, begin_flow
+from runner.model.layerwise.engine import ExpertSink, StreamInputs, begin_flow
 from runner.model.layerwise.forward_modes import Span
 from runner.model.layerwise.hidden_states import HiddenStates
 from runner.model.layerwise.layer_trials import Basis, Trial, as_float32
@@ -79,7 +79,8 @@ class RewritingLayers:
         self.flow = HiddenStates(self.streamed, self.ids, run.scratch)
         return begin_flow(self.flow, progress, run)
 
-    def run(self, index: int) -> Rewritten:
+    def run(self, index: int, experts: ExpertSink) -> Rewritten:
+        """Rewrite one layer; `experts` is not used: mixtures are not rewritten."""
         sizes = self._measure(index, self.streamed.load(index))
         if self.streamed.dtype != torch.float32:
             self.streamed.free(index)

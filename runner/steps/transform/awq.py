@@ -37,7 +37,7 @@ outcome, changes = layer_rewrites.outcome, layer_rewrites.changes
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
-    found = layer_rewrites.check("transform.awq", params, inputs)
+    found = layer_rewrites.check(params, inputs)
     try:
         scheme(params)
     except ValueError as error:

@@ -44,7 +44,6 @@ WINDOWS, LENGTH = 4, 32  # tokens that layers are tried on
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     facts = inputs.checkpoint
     found = adapter_config.adapter_conflicts(facts.adapter, "this step would change those")
-    found += layer_rewrites.mixtures("transform.rotate", facts)
     if not (params["residual"] or params["heads"]):
         message = "`residual` and `heads` are both false: this step changes nothing"
         found.append(Diagnostic("R418", message, "leave the step out", path=("residual",), severity="warning"))

@@ -29,7 +29,7 @@ outcome, changes = layer_rewrites.outcome, layer_rewrites.changes
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
-    return layer_rewrites.check("transform.smooth", params, inputs)
+    return layer_rewrites.check(params, inputs)
 
 
 def estimate(params: Params, inputs: Inputs) -> Cost:
