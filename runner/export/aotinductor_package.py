@@ -11,9 +11,10 @@ import torch
 
 from runner.contracts.context import Context, Result
 from runner.errors import StepFailed
+from runner.export import companions
 from runner.export.decoder import Decoder, Shape, own_attention, shape_of
 from runner.model.checkpoint import headers
-from runner.model.checkpoint.companions import copy_companions, write_json
+from runner.model.checkpoint.companions import write_json
 from runner.runtime.aotinductor import FILE, PRECISIONS, target
 from runner.runtime.transformers import load
 from runner.system import cpu
@@ -68,7 +69,7 @@ def write(ctx: Context, described: Mapping[str, Any]) -> Result:
     }  # fmt: skip
     write_json(out / "engine.json", engine)
     write_json(out / "config.json", {k: v for k, v in config.raw.items() if k != "quantization_config"})
-    copy_companions(source.path, out)
+    companions.copy(source.path, out)
     card = _CARD.format(
         model=config.model_type, file=FILE, precision=precision, device=engine["device"],
         capability=engine["capability"], torch=engine["torch"], layers=shape.layers, heads=shape.kv_heads,

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from runner.contracts.context import Context, Result
 from runner.contracts.model_config import ModelConfig
 from runner.errors import StepFailed
-from runner.export import gguf_vocabulary
+from runner.export import companions, gguf_vocabulary
 from runner.export.gguf_architecture import llama
 from runner.export.gguf_blocks import BLOCK, PACKERS, Integers, block_type_for, permutation
 from runner.model.architecture import inspect, tied_weights
 from runner.model.checkpoint import headers
-from runner.model.checkpoint.companions import copy_companions, write_json
+from runner.model.checkpoint.companions import write_json
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.training.modules import packed_linear
 
@@ -118,7 +118,7 @@ def _folder(ctx: Context, source: Path, config: ModelConfig, engine: Mapping[str
     """Write the other files of the folder: engine.json, config.json, tokenizer, README.md."""
     write_json(ctx.out_dir / "engine.json", engine)
     write_json(ctx.out_dir / "config.json", {k: v for k, v in config.raw.items() if k != "quantization_config"})
-    copy_companions(source, ctx.out_dir)
+    companions.copy(source, ctx.out_dir)
     types = ", ".join(f"{count} {type.upper()}" for type, count in engine["types"].items())
     text = _CARD.format(file=engine["file"], types=types, recipe=ctx.recipe_text.rstrip())
     (ctx.out_dir / "README.md").write_text(text, encoding="utf-8")

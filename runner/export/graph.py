@@ -1,4 +1,7 @@
-"""Export a checkpoint to `model.onnx`, and `model.onnx.data` with its weights. Equal checkpoints give equal bytes."""
+"""Export a checkpoint to a graph, FILE, and its weights, DATA. Equal checkpoints give equal bytes.
+
+Names of files and of dimensions are those that optimum writes, and by which transformers.js finds them.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ from runner.export.trace import DOMAIN, trace
 from runner.export.weights import MICROSOFT, Filler, Options
 from runner.model.layerwise.streamed_model import StreamedModel
 
-FILE = "model.onnx"
-DATA = "model.onnx.data"
+FILE = "onnx/model.onnx"
+DATA = "onnx/model.onnx_data"
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
 _FLOATS = {torch.float32: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT16}
 
@@ -59,6 +62,7 @@ def export(
     streamed = StreamedModel(checkpoint, "cpu", dtype)
     model = trace(streamed, opset)
     graph = model.graph
+    (out / FILE).parent.mkdir(parents=True, exist_ok=True)
     with DataFile(out / DATA) as data:
         filler = Filler(graph, streamed, data, Options(target, dtype, accuracy_level))
         filler.fill(progress)
@@ -88,15 +92,16 @@ _Port = tuple[str, ir.DataType, tuple[int | str, ...]]
 
 def _interface(shape: Shape, vocabulary: int, dtype: torch.dtype) -> tuple[list[_Port], list[_Port]]:
     cache = _FLOATS[dtype]
+    batch, new, past, total = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"
     inputs: list[_Port] = [
-        ("input_ids", ir.DataType.INT64, ("batch", "sequence")),
-        ("attention_mask", ir.DataType.INT64, ("batch", "total")),
-        ("position_ids", ir.DataType.INT64, ("batch", "sequence")),
-        *((name, cache, ("batch", shape.kv_heads, "past", shape.head_dim)) for name in shape.past),
+        ("input_ids", ir.DataType.INT64, (batch, new)),
+        ("attention_mask", ir.DataType.INT64, (batch, total)),
+        ("position_ids", ir.DataType.INT64, (batch, new)),
+        *((name, cache, (batch, shape.kv_heads, past, shape.head_dim)) for name in shape.past),
     ]
     outputs: list[_Port] = [
-        ("logits", ir.DataType.FLOAT, ("batch", "sequence", vocabulary)),
-        *((name, cache, ("batch", shape.kv_heads, "total", shape.head_dim)) for name in shape.present),
+        ("logits", ir.DataType.FLOAT, (batch, new, vocabulary)),
+        *((name, cache, (batch, shape.kv_heads, total, shape.head_dim)) for name in shape.present),
     ]
     return inputs, outputs
 

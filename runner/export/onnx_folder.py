@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from importlib.metadata import version
 from typing import Any
 
 from runner.contracts.context import Context
 from runner.contracts.model_config import ModelConfig
-from runner.export import graph, integer_layouts, supported
+from runner.export import companions, genai, graph, integer_layouts, supported
 from runner.model.checkpoint import headers
-from runner.model.checkpoint.companions import copy_companions, write_json
+from runner.model.checkpoint.companions import write_json
 
 ENGINE = "engine.json"
 OPSET = 21
+# transformers.js chooses a file by its name for a type: "fp32" is the one without a suffix, whatever it computes in.
+_JAVASCRIPT = "transformers.js_config"
 _PACKAGES = ("onnx", "onnxscript", "torch", "transformers")
 
 
@@ -43,9 +44,13 @@ def write(ctx: Context) -> dict[str, Any]:
         "max_batch": None,
         **graph.describe(exported),
     }
-    copy_companions(source.path, out)
-    shutil.copyfile(source.path / "config.json", out / "config.json")
+    companions.copy(source.path, out)
+    write_json(out / "config.json", {**config.raw, _JAVASCRIPT: {"dtype": "fp32", "use_external_data_format": True}})
     write_json(out / ENGINE, engine)
+    if engine["target"] == integer_layouts.ONNXRUNTIME:
+        described = genai.config(out, config, exported.shape, graph.FILE, engine["context"])
+        if described is not None:
+            write_json(out / genai.FILE, described)
     (out / "README.md").write_text(_card(engine, config, exported), encoding="utf-8")
     return engine | {"bytes": exported.nbytes}
 
@@ -85,4 +90,10 @@ logits, *present = session.run(None, {{
     "input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(ids.shape[1])[None], **past}})
 ```
 
-For the next token give it alone, a mask as long as all tokens so far, its position, and `present` as the cache."""
+For the next token give it alone, a mask as long as all tokens so far, its position, and `present` as the cache.
+
+Other runtimes take this folder as it is:
+
+- optimum: `ORTModelForCausalLM.from_pretrained("path/to/this/folder")`
+- transformers.js, in Node and in browsers: `await pipeline("text-generation", "this-folder")`
+- onnxruntime-genai: `onnxruntime_genai.Model("path/to/this/folder")`, by `genai_config.json`"""

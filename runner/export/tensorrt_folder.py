@@ -17,10 +17,10 @@ import onnx
 from runner.contracts.context import Context
 from runner.contracts.model_config import ModelConfig
 from runner.errors import StepFailed
-from runner.export import graph
+from runner.export import companions, compressed, graph
 from runner.export.tensorrt import NAMES, RTX, Built, Order
 from runner.model.checkpoint import headers
-from runner.model.checkpoint.companions import copy_companions, write_json
+from runner.model.checkpoint.companions import write_json
 
 ENGINE = "engine.json"
 
@@ -73,11 +73,17 @@ def write(ctx: Context, order: Order, built: Built, described: Mapping[str, Any]
     source, out = ctx.inputs["checkpoint"], ctx.out_dir
     config = headers.model_config(source.path)
     prefill, decode = order.profiles["prefill"], order.profiles["decode"]
+    file = order.engine
+    if ctx.params["compress"]:
+        file += compressed.SUFFIX
+        compressed.compress(work / order.engine, out / file)
+    else:
+        os.replace(work / order.engine, out / file)
     engine = {
         "format": "tensorrt",
         "flavour": order.flavour,
         "version": built.version,
-        "file": order.engine,
+        "file": file,
         "compute_capabilities": built.capabilities,
         "precision": ctx.params["precision"],
         "inputs": built.inputs,
@@ -87,18 +93,18 @@ def write(ctx: Context, order: Order, built: Built, described: Mapping[str, Any]
             for name, ranges in (("prefill", prefill), ("decode", decode))
         ],
         "source": {"digest": source.digest},
-        "graph": _files(Path(order.graph).parent),
+        "graph": _files(Path(order.graph)),
         "engine_bytes": built.engine_bytes,
+        "file_bytes": (out / file).stat().st_size,
         "weights_bytes": built.weights_bytes,
         "context": prefill["input_ids"][2][1],
         "max_batch": prefill["input_ids"][2][0],
         "vocabulary": config.vocabulary_size,
         **{key: described[key] for key in ("layers", "kv_heads", "head_dim", "stored", "carried")},
     }
-    copy_companions(source.path, out)
+    companions.copy(source.path, out)
     shutil.copyfile(source.path / "config.json", out / "config.json")
     (out / "README.md").write_text(_card(engine, config), encoding="utf-8")
-    os.replace(work / order.engine, out / order.engine)
     write_json(out / ENGINE, engine)
     return engine
 
@@ -107,12 +113,12 @@ def _range(shapes: tuple[list[int], list[int], list[int]]) -> dict[str, list[int
     return dict(zip(("min", "usual", "max"), shapes, strict=True))
 
 
-def _files(folder: Path) -> dict[str, str]:
+def _files(path: Path) -> dict[str, str]:
     """Return the sha256 of graph and weights, by which another step can check that it compares the same graph."""
     found = {}
-    for name in (graph.FILE, graph.DATA):
-        with (folder / name).open("rb") as file:
-            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    for file in (path, path.with_name(Path(graph.DATA).name)):
+        with file.open("rb") as opened:
+            found[file.name] = hashlib.file_digest(opened, "sha256").hexdigest()
     return found
 
 
@@ -128,7 +134,7 @@ def _card(engine: dict[str, Any], config: ModelConfig) -> str:
     return _TEXT.format(
         model=config.model_type, name=name, package=package, engine=engine, file=ENGINE,
         gpus=f"{gpus} or {last}" if gpus else last, length=f"{engine['context']:,}", sequences=sequences,
-        weights="\n".join(lines),
+        weights="\n".join(lines), packed=_PACKED if engine["file"].endswith(compressed.SUFFIX) else "",
     )  # fmt: skip
 
 
@@ -144,11 +150,14 @@ of compute capability {gpus}. It takes up to {length} tokens of prompt and conti
 ```sh
 runner generate path/to/this/folder "prompt"
 ```
-
+{packed}
 It has two optimization profiles: 0, `prefill`, for a prompt with an empty cache, and 1, `decode`, for one token after a
 cache. `input_ids`, `attention_mask`, `position_ids` and `past_key_values.N.key` and `.value` of {engine[layers]} layers
 go in; `logits`, and the cache with the new tokens as `present.N.key` and `.value`, come out. `{file}` lists types and
 shapes, and the checkpoint that this was made from.
 
 Two builds of one checkpoint may differ in some bytes: TensorRT orders parts of an engine by addresses in memory.
+"""
+_PACKED = """
+The file is compressed: `xz -dk model.engine.xz` gives the engine that TensorRT reads.
 """

@@ -192,7 +192,7 @@ def _text(path: Path) -> str:
 
 
 # Suffixes of files with weights: a checkpoint, an ONNX graph, an engine, a compiled package, GGUF.
-_WEIGHTS = (".safetensors", ".onnx", ".data", ".engine", ".pt2", ".gguf")
+_WEIGHTS = (".safetensors", ".onnx", ".onnx_data", ".data", ".engine", ".xz", ".pt2", ".gguf")
 
 
 def weights(folder: Path) -> int:

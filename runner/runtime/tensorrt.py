@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from runner.errors import MachineError, RunnerError, StepFailed
+from runner.export import compressed
 from runner.export.tensorrt import CAPABILITIES, MODULES, NAMES, RTX, complaints, is_memory, quoted
 from runner.model.checkpoint.safetensors_writer import write_all, written
 from runner.recipe.origins import cache
@@ -87,8 +88,9 @@ def _refuse(described: Mapping[str, Any], folder: Path) -> None:
     size = path.stat().st_size if path.is_file() else None
     if size is None:
         raise StepFailed(f"`{path}` is missing", _BUILD_AGAIN)
-    if size != described.get("engine_bytes", size):
-        message = f"`{path}` is incomplete: it has {size:,} bytes, engine.json says {described['engine_bytes']:,}"
+    wanted = described.get("file_bytes", described.get("engine_bytes", size))
+    if size != wanted:
+        message = f"`{path}` is incomplete: it has {size:,} bytes, engine.json says {wanted:,}"
         raise StepFailed(message, f"copy it again, or {_BUILD_AGAIN}")
     refuse_version(described, _installed(flavour))
     if not torch.cuda.is_available():
@@ -130,7 +132,7 @@ class TensorRT:
         self._label = f"{NAMES[str(described['flavour'])]} {self._trt.__version__}"
         self._log = complaints(self._trt)
         self._runtime = self._trt.Runtime(self._log)
-        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        self._engine = self._runtime.deserialize_cuda_engine(compressed.read(path))
         if self._engine is None:
             raise self._failed(f"{self._label} cannot read `{path}`", _BUILD_AGAIN)
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]

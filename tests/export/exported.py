@@ -17,6 +17,7 @@ from tests.host import Host
 from tests.model.packed import PACK_QUANTIZED, make
 
 VOCABULARY = 96
+MODEL = Path(__file__).parents[2] / "runner" / "demo" / "models" / "tiny-llama"
 LONG: dict[str, Any] = {"max_position_embeddings": 128}
 
 

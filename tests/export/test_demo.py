@@ -117,7 +117,7 @@ def test_prompts_of_several_lengths_beside_each_other(
     """Padded on the left: prefill, then a token each, as each prompt has them alone."""
     import onnxruntime  # type: ignore[import-untyped]
 
-    session = onnxruntime.InferenceSession(str(models[1] / "model.onnx"))
+    session = onnxruntime.InferenceSession(str(models[1] / "onnx/model.onnx"))
     lengths, longest = (60, 41, 7, 1), 60
     rows = [ids[200 * i : 200 * i + length + 1] for i, length in enumerate(lengths)]  # the last is for decoding
     given, mask = np.zeros((2, 4, longest), np.int64)

@@ -74,7 +74,7 @@ def test_packed_weights(scheme: Scheme, target: str, tmp_path: Path) -> None:
     ids = prompts(3, 40)
     assert np.abs(ours.prefill(ids) - theirs.prefill(ids)).max() < TOLERANCE
     assert greedy(ours, ids, 64) == greedy(theirs, ids, 64)
-    kinds = {node.op_type for node in onnx.load(engine / "model.onnx", load_external_data=False).graph.node}
+    kinds = {node.op_type for node in onnx.load(engine / "onnx/model.onnx", load_external_data=False).graph.node}
     assert ("MatMulNBits" in kinds, "DequantizeLinear" in kinds) == (target == "onnxruntime", target == "tensorrt")
 
 
@@ -87,7 +87,7 @@ def test_packed_modules_of_gpt2(tmp_path: Path) -> None:
 
 def test_the_integers_are_those_of_the_checkpoint(tmp_path: Path) -> None:
     source = packed(tmp_path / "model", integers(4, 32, False), **ONE)
-    model = onnx.load(build(tmp_path, source) / "model.onnx")
+    model = onnx.load(build(tmp_path, source) / "onnx/model.onnx")
     held = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     with CheckpointReader(source) as reader:
         for name in ("model.layers.0.self_attn.k_proj", "model.layers.0.mlp.down_proj"):
@@ -119,7 +119,9 @@ def test_an_adapter_stays_a_branch(scheme: Scheme | None, tmp_path: Path) -> Non
     ids = prompts(2, 12)
     wanted = theirs.prefill(ids)
     assert np.abs(ours.prefill(ids) - wanted).max() < TOLERANCE
-    names = {tensor.name for tensor in onnx.load(engine / "model.onnx", load_external_data=False).graph.initializer}
+    names = {
+        tensor.name for tensor in onnx.load(engine / "onnx/model.onnx", load_external_data=False).graph.initializer
+    }
     assert {f"{module}.lora_A", f"{module}.lora_B", f"{module}.weight"} <= names
 
 
@@ -128,7 +130,7 @@ def test_padding_on_the_left_changes_nothing(tmp_path: Path) -> None:
 
     source = save(tmp_path / "model", "mistral", **ONE)
     engine = build(tmp_path, source)
-    session = onnxruntime.InferenceSession(str(engine / "model.onnx"))
+    session = onnxruntime.InferenceSession(str(engine / "onnx/model.onnx"))
     ids = prompts(1, 10)
     past = {value.name: np.zeros((1, 2, 0, 8), np.float32) for value in session.get_inputs()[3:]}
 
@@ -156,13 +158,13 @@ def test_half_precision(tmp_path: Path) -> None:
 def test_a_tied_embedding_is_written_once_and_equal_checkpoints_give_equal_bytes(tmp_path: Path) -> None:
     source = save(tmp_path / "model", "llama_tied", vocab_size=4096, **ONE)
     one, two = (build(tmp_path / name, source) for name in "ab")
-    for name in ("model.onnx", "model.onnx.data", "engine.json", "README.md"):
+    for name in ("onnx/model.onnx", "onnx/model.onnx_data", "engine.json", "README.md"):
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
-    text = (one / "model.onnx").read_bytes()
+    text = (one / "onnx/model.onnx").read_bytes()
     assert b"stack" not in text
     assert b".py" not in text
     weights = (source / "model.safetensors").stat().st_size  # float32
-    assert (one / "model.onnx.data").stat().st_size < 1.1 * weights
+    assert (one / "onnx/model.onnx_data").stat().st_size < 1.1 * weights
 
 
 def test_one_weight_is_held_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

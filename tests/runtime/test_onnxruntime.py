@@ -22,7 +22,8 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(engine: Path, tmp_path: Path) -> Path:
-    for name in ("model.onnx", "model.onnx.data", "engine.json"):
+    for name in ("onnx/model.onnx", "onnx/model.onnx_data", "engine.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes((engine / name).read_bytes())
     return tmp_path
 
@@ -54,7 +55,7 @@ def test_more_tokens_than_the_context(engine: Path) -> None:
 
 
 def test_a_graph_that_is_torn(copied: Path) -> None:
-    path = copied / "model.onnx"
+    path = copied / "onnx/model.onnx"
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(StepFailed) as caught:
         open.open(copied)
@@ -63,22 +64,22 @@ def test_a_graph_that_is_torn(copied: Path) -> None:
 
 
 def test_weights_that_are_torn_or_missing(copied: Path) -> None:
-    path = copied / "model.onnx.data"
+    path = copied / "onnx/model.onnx_data"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(StepFailed) as caught:
         open.open(copied)
-    assert caught.value.message.startswith(f"onnxruntime cannot load `{copied / 'model.onnx'}`: ")
+    assert caught.value.message.startswith(f"onnxruntime cannot load `{copied / 'onnx/model.onnx'}`: ")
     path.unlink()
     with pytest.raises(StepFailed) as caught:
         open.open(copied)
-    assert caught.value.message.startswith(f"onnxruntime cannot load `{copied / 'model.onnx'}`: ")
+    assert caught.value.message.startswith(f"onnxruntime cannot load `{copied / 'onnx/model.onnx'}`: ")
 
 
 def test_a_graph_that_is_missing(copied: Path) -> None:
-    (copied / "model.onnx").unlink()
+    (copied / "onnx/model.onnx").unlink()
     with pytest.raises(StepFailed) as caught:
         open.open(copied)
-    assert caught.value.message == f"`{copied / 'model.onnx'}` is missing"
+    assert caught.value.message == f"`{copied / 'onnx/model.onnx'}` is missing"
 
 
 def test_an_engine_file_that_lacks_something(copied: Path) -> None:

@@ -30,7 +30,7 @@ from runner.model.layerwise import memory_budget
 from runner.steps.integer_weights import refuse_others
 from runner.system import cpu
 
-VERSION = 2
+VERSION = 3
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = ENGINE
 REQUIRES = ()

@@ -13,7 +13,7 @@ from runner.model.checkpoint import adapter_config
 from runner.model.checkpoint.headers import model_config
 from runner.model.layerwise import memory_budget
 
-VERSION = 1
+VERSION = 2
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = ENGINE
 REQUIRES = (Requirement("gguf", "gguf"),)

@@ -10,7 +10,7 @@ from runner.errors import Diagnostic
 from runner.export import preflight
 from runner.model.layerwise import memory_budget
 
-VERSION = 2
+VERSION = 3
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = ENGINE
 REQUIRES = (Requirement("onnx", "onnx"), Requirement("onnxscript", "onnx"), Requirement("onnxruntime", "onnx"))

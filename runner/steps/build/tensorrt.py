@@ -24,12 +24,12 @@ from runner.contracts.step_kind import (
     Result,
 )
 from runner.errors import Diagnostic, StepFailed
-from runner.export import integer_layouts, preflight, supported, tensorrt
+from runner.export import compressed, integer_layouts, preflight, supported, tensorrt
 from runner.export.tensorrt import CAPABILITIES, ENTERPRISE, PORTABLE, RTX
 from runner.model.checkpoint.writer import parse_size
 from runner.model.layerwise import memory_budget
 
-VERSION = 2
+VERSION = 3
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = ENGINE
 REQUIRES = (Requirement("tensorrt-rtx", "tensorrt"), Requirement("onnx", "tensorrt"),
@@ -170,6 +170,8 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     builder = tensorrt.BUILDER_BYTES + tensorrt.BUILDER_LAYER * facts.layer_count + tensorrt.BUILDER_FACTOR * graph
     seconds = graph / _BUILD_RATE + graph / max(1.0, inputs.machine.disk_bytes_per_second)
     written = 2 * graph + _CODE * facts.layer_count
+    if params["compress"]:
+        seconds += written / compressed.BYTES_PER_SECOND
     if given:
         return Cost(memory_budget.RUNTIME + builder, written, 0, _BUILDER_SECONDS + seconds)
     seconds += _SECONDS + _LAYER_SECONDS * facts.layer_count
@@ -231,6 +233,7 @@ def run(ctx: Context) -> Result:
     described = tensorrt_folder.write(ctx, order, built, facts, work)
     metrics: dict[str, float] = {
         "engine_bytes": built.engine_bytes,
+        **({"file_bytes": described["file_bytes"]} if params["compress"] else {}),
         **({} if built.weights_bytes is None else {"weights_bytes": built.weights_bytes}),
         "graph_bytes": weights.total,
         "packed_bytes": weights.packed,

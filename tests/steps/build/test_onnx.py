@@ -124,25 +124,32 @@ def test_the_folder_and_the_forecast(tmp_path: Path) -> None:
     given = inputs(source)
     result = find(KIND).run(host)
     out = host.out_dir
-    assert sorted(path.name for path in out.iterdir()) == [
-        "README.md", "config.json", "engine.json", "model.onnx", "model.onnx.data",
+    assert sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()) == [
+        "README.md", "config.json", "engine.json", "genai_config.json", "onnx/model.onnx", "onnx/model.onnx_data",
         "tokenizer.json",
     ]  # fmt: skip
+    assert json.loads((out / "config.json").read_text())["transformers.js_config"] == {
+        "dtype": "fp32", "use_external_data_format": True,
+    }  # fmt: skip
     engine = json.loads((out / "engine.json").read_text())
-    cache = ["batch", 2, "past", 16]
+    cache = ["batch_size", 2, "past_sequence_length", 16]
     assert engine.pop("inputs") == [
-        {"name": "input_ids", "dtype": "int64", "shape": ["batch", "sequence"]},
-        {"name": "attention_mask", "dtype": "int64", "shape": ["batch", "total"]},
-        {"name": "position_ids", "dtype": "int64", "shape": ["batch", "sequence"]},
+        {"name": "input_ids", "dtype": "int64", "shape": ["batch_size", "sequence_length"]},
+        {"name": "attention_mask", "dtype": "int64", "shape": ["batch_size", "total_sequence_length"]},
+        {"name": "position_ids", "dtype": "int64", "shape": ["batch_size", "sequence_length"]},
         *(
             {"name": f"past_key_values.{layer}.{part}", "dtype": "float32", "shape": cache}
             for layer in range(2)
             for part in ("key", "value")
         ),
     ]
-    assert engine.pop("outputs")[0] == {"name": "logits", "dtype": "float32", "shape": ["batch", "sequence", 96]}
+    assert engine.pop("outputs")[0] == {
+        "name": "logits",
+        "dtype": "float32",
+        "shape": ["batch_size", "sequence_length", 96],
+    }
     assert engine == {
-        "format": "onnx", "target": "onnxruntime", "precision": "fp32", "file": "model.onnx", "opset": 21,
+        "format": "onnx", "target": "onnxruntime", "precision": "fp32", "file": "onnx/model.onnx", "opset": 21,
         "versions": {name: version(name) for name in ("onnx", "onnxscript", "torch", "transformers")},
         "source": {"digest": "0" * 64}, "context": 64, "vocabulary": 96, "max_batch": None, "layers": 2, "kv_heads": 2,
         "head_dim": 16, "stored": {"3-bit, symmetric, groups of 32": 14},
@@ -151,10 +158,10 @@ def test_the_folder_and_the_forecast(tmp_path: Path) -> None:
     forecast = find(KIND).outcome(host.params, given).engine
     assert forecast is not None
     assert {key: engine[key] for key in forecast} == forecast
-    written = sum((out / name).stat().st_size for name in ("model.onnx", "model.onnx.data"))
+    written = sum((out / name).stat().st_size for name in ("onnx/model.onnx", "onnx/model.onnx_data"))
     assert result.details["bytes"] == written
     assert find(KIND).estimate(host.params, given).disk == pytest.approx(
-        (out / "model.onnx.data").stat().st_size, rel=0.05
+        (out / "onnx/model.onnx_data").stat().st_size, rel=0.05
     )
     page = (out / "README.md").read_text()
     assert (
@@ -169,7 +176,11 @@ def test_the_page_runs(tmp_path: Path) -> None:
     host = Host(tmp_path, KIND, source)
     find(KIND).run(host)
     text = (host.out_dir / "README.md").read_text()
-    code = text.split("```python\n")[1].split("```")[0].replace('"model.onnx"', f'"{host.out_dir / "model.onnx"}"')
+    code = (
+        text.split("```python\n")[1]
+        .split("```")[0]
+        .replace('"onnx/model.onnx"', f'"{host.out_dir / "onnx/model.onnx"}"')
+    )
     names: dict[str, Any] = {}
     exec(code, names)
     assert names["logits"].shape == (1, 3, 96)

@@ -17,6 +17,7 @@ import torch
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import Inputs, MachineFacts
 from runner.errors import MachineError, StepFailed
+from runner.export import compressed
 from runner.export.tensorrt import CAPABILITIES, MODULES, NAMES, Built
 from runner.model.architecture import inspect
 from runner.recipe.schema.load import defaults
@@ -118,11 +119,16 @@ def test_the_graph_that_was_compared_is_the_one_that_is_built(tmp_path: Path) ->
     kinds.find("build.onnx").run(exported)
     host = Host(tmp_path / "engine", "build.tensorrt", checkpoint, others={"graph": exported.out_dir}, graph="onnx",
                 max_sequence_length=64)  # fmt: skip
+    host.params["compress"] = True
     result = kinds.find("build.tensorrt").run(host)
-    files = {name: hashlib.sha256((exported.out_dir / name).read_bytes()).hexdigest()
-             for name in ("model.onnx", "model.onnx.data")}  # fmt: skip
+    files = {name: hashlib.sha256((exported.out_dir / "onnx" / name).read_bytes()).hexdigest()
+             for name in ("model.onnx", "model.onnx_data")}  # fmt: skip
     assert json.loads((host.out_dir / "engine.json").read_text())["graph"] == files
     assert result.details["graph"] == files
+    packed = host.out_dir / "model.engine.xz"
+    assert result.metrics["file_bytes"] == packed.stat().st_size < result.metrics["engine_bytes"] / 2
+    assert len(compressed.read(packed)) == result.metrics["engine_bytes"]
+    assert "`xz -dk model.engine.xz`" in (host.out_dir / "README.md").read_text()
     assert result.metrics["weights_bytes"] >= result.metrics["graph_bytes"]
     assert [event["phase"] for event in host.events] == ["TensorRT", "TensorRT"]
     assert not list(host.scratch_dir.rglob("*.onnx*"))
