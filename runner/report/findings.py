@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from runner.plan.types import MODEL
 from runner.progress import board, units
 from runner.progress.events import Event
+from runner.report import growth
 from runner.report.job_report import JobReport, StepReport
 
 _HIGHER = re.compile(
@@ -173,4 +174,8 @@ def verdict(job: JobReport) -> Verdict:
         went = f"{main.label} went from {units.number(main.before)} to {units.number(main.after)}"
         change = percent(main.before, main.after)
         parts.append(went + (f" ({change})" if change else ""))
+    if growth.is_larger(job):
+        cause = growth.cause(job)
+        text = " ".join([f"{', '.join(parts)}.", *([cause] if cause else []), passed])
+        return Verdict("warn", "larger", text)
     return Verdict("good", "done", " ".join([passed, *([f"{', '.join(parts)}."] if parts else [])]))

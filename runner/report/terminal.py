@@ -10,7 +10,7 @@ from rich.text import Text
 
 from runner.progress import board, units
 from runner.progress.frame import ICONS
-from runner.report import loading, tensor_account
+from runner.report import findings, growth, loading, tensor_account
 from runner.report.job_report import JobReport, StepReport
 from runner.report.table import table
 
@@ -29,8 +29,9 @@ def ending(output: Path | None, before: int | None = None, after: int | None = N
     result = []
     if after:
         size = f"size    {units.size(before)} → {units.size(after)}" if before else f"size    {units.size(after)}"
-        ratio = f", {before / after:.1f} times smaller" if before and before / after >= 1.05 else ""
-        result.append(Text(size + ratio))
+        ratio = findings.times_smaller(before, after)
+        style = "bold yellow" if ratio.endswith("larger") else ""
+        result.append(Text(size + (f", {ratio}" if ratio.endswith("er") else ""), style))
     result += [Text(f"output  {_short(output)}"), Text(f"load    {loading.line(output)}")]
     checkpoint = loading.checkpoint(output)
     if checkpoint is not None:
@@ -42,18 +43,23 @@ def ending(output: Path | None, before: int | None = None, after: int | None = N
 def _heading(job: JobReport) -> list[Text]:
     line = Text(job.id, "bold")
     line.append(f"  {job.status}", STATUS_STYLES.get(job.status, "not bold"))
+    larger = growth.is_larger(job)
+    if (size := findings.times_smaller(job.size_before, job.size_after)).endswith("er"):  # smaller or larger
+        line.append(f"  {size}", "bold yellow" if larger else "not bold")
     facts = [f"model {job.model}"]
     facts += [f"started {job.started}"] if job.started else []
     facts += [f"took {units.duration(job.seconds)}"] if job.seconds is not None else []
     facts += [f"peak memory {units.size(job.memory)}"] if job.memory else []
-    return [line, Text(", ".join(facts)), Text(f"folder {_short(job.path)}")]
+    cause = [Text(growth.cause(job), "yellow")] if larger else []
+    return [line, *cause, Text(", ".join(facts)), Text(f"folder {_short(job.path)}")]
 
 
 def _steps(job: JobReport, width: int) -> list[Text]:
     rows: list[list[Text | str]] = [["", "step", "kind", "state", "time", "memory", "size", "metrics"]]
+    grown = growth.step(job)
     for step in job.steps:
         missed = any(not gate.get("passed") for gate in step.gates)
-        icon, style = ("✗", "bold red") if missed else ICONS[step.state]
+        icon, style = ("✗", "bold red") if missed else ("!", "bold yellow") if step is grown else ICONS[step.state]
         rows.append([
             Text(icon, style), step.id, Text(step.kind, "dim"), step.state,
             units.duration(step.seconds) if step.seconds is not None else "",

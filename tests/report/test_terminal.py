@@ -45,7 +45,7 @@ def test_a_job_with_a_missed_gate() -> None:
     assert (
         shown(JOB)
         == f"""\
-tiny-0123456789ab  gate-missed
+tiny-0123456789ab  gate-missed  3.3 times smaller
 model org/m, started 2026-01-01T00:00:00Z, took 1 min 24 s, peak memory 1.90 GB
 folder /jobs/tiny-0123456789ab
 
