@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,7 +61,8 @@ class Reference:
         before = [self.outputs[0] if basis is None else basis(self.outputs[0]), *self.outputs[1:]]
         for was, scale, now in zip(before, added, self.trial.run(basis), strict=True):
             size, change = float(scale.double().norm()), float((now - was).double().norm())
-            found = max(found, change / size if size > 0 else float(change > 0), float("inf") * (change != change))
+            share = change / size if size > 0 else float(change > 0) and math.inf
+            found = math.inf if math.isnan(share) else max(found, share)
         return found
 
 
