@@ -17,6 +17,7 @@ from runner.model.architecture.sites import of_mixtures, with_fused
 from runner.model.architecture.supported import runs_own_code
 from runner.model.checkpoint import unpacking
 from runner.model.checkpoint.adapter_config import adapter_config
+from runner.model.checkpoint.companions import COMPRESSION
 from runner.model.checkpoint.headers import read_config, read_headers, refuse_adapter_of_another
 
 
@@ -45,7 +46,8 @@ def facts(
         raise RecipeError([refusal])
     tensors = read_headers(folder)
     refuse_adapter_of_another(folder)
-    if unpacking.find(config, unpacking.ONLY_READ) is not None:
+    # What this project wrote in a layout of others (it has a record of that) is read as any of its formats.
+    if not (folder / COMPRESSION).is_file() and unpacking.find(config, unpacking.ONLY_READ) is not None:
         return unpacked(config, tensors, source, unpacking.peek_in(folder, tensors))
     shapes = {
         name.removesuffix(".weight_shape"): _read_shape(folder, header)

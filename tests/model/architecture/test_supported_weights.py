@@ -39,10 +39,11 @@ def of_groups(format: str, **group: Any) -> dict[str, Any]:
         (stored("BF16"), {"quant_method": "hqq"},
          "`m`: checkpoints quantized with `hqq` cannot be read; a dense checkpoint is needed"),
         (stored("F8_E4M3", "weight_scale"), of_groups("nvfp4-pack-quantized", weights={**INTEGERS, "type": "float"}),
-         "`m`: the compressed-tensors format `nvfp4-pack-quantized` cannot be read; a dense checkpoint is needed"),
-        (stored("I8", "weight_scale"), of_groups("int-quantized", weights=INTEGERS, input_activations=INTEGERS),
-         ("`m`: inputs that compressed-tensors rounds with calibrated scales cannot be computed; "
+         ("`m`: float8_e4m3, per channel in the format `nvfp4-pack-quantized` of compressed-tensors cannot be read; "
           "a dense checkpoint is needed")),
+        (stored("I8", "weight_scale"), of_groups("int-quantized", weights=INTEGERS, input_activations=INTEGERS),
+         ("`m`: inputs that compressed-tensors rounds with calibrated scales to 8-bit, symmetric, per channel cannot "
+          "be computed; a dense checkpoint is needed")),
         (stored("BF16"), {"quant_method": "gptq", "bits": 4},
          "`m`: its quantization_config of `gptq` lacks `group_size`"),
         (stored("BF16"), of_groups("pack-quantized", weights=INTEGERS) | {"config_groups": ["Linear"]},

@@ -153,11 +153,11 @@ def test_packed_tensors_that_no_config_describes(tmp_path: Path) -> None:
 
 def test_a_quantization_that_cannot_be_read(tmp_path: Path) -> None:
     shard(tmp_path, {"m.qweight": torch.zeros(2, 2, dtype=torch.int32)})
-    (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "awq"}}')
+    (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "aqlm"}}')
     with CheckpointReader(tmp_path) as reader, pytest.raises(StepFailed) as caught:
         reader.read_module_weight("m")
     assert caught.value.message == (
-        f"{tmp_path / 'config.json'}: checkpoints quantized with `awq` cannot be read; a dense checkpoint is needed"
+        f"{tmp_path / 'config.json'}: checkpoints quantized with `aqlm` cannot be read; a dense checkpoint is needed"
     )
 
 

@@ -215,7 +215,7 @@ def test_a_format_that_cannot_hold_a_scheme_names_one_that_can(tmp_path: Path) -
     params = defaults("quantize.rtn", {"scheme": "fp8", "format": "pack-quantized"})
     (found,) = layerwise.check(params, inputs(source))
     assert found.code == "R411"
-    assert found.help == "use a scheme of integers, or `format: float-quantized`"
+    assert found.help == "use a scheme of integers, or `format: float-quantized` or `format: modelopt`"
     problem = "is to be stored as float8_e4m3, per channel; `pack-quantized` holds integers"
     assert found.message.splitlines()[1] == f"    `model.layers.0.mlp.down_proj` {problem}"
 

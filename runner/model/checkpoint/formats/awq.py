@@ -29,7 +29,9 @@ PACKED = 8  # values in a word
 
 
 def holds(tensors: Headers, module: str) -> bool:
-    return f"{module}.{WEIGHT}" in tensors and f"{module}.g_idx" not in tensors
+    """Unlike GPTQ's tensors of the same names, a word of its own holds values of eight outputs."""
+    weight, scale = tensors.get(f"{module}.{WEIGHT}"), tensors.get(f"{module}.{SCALE}")
+    return weight is not None and scale is not None and scale.shape[-1] == PACKED * weight.shape[-1]
 
 
 def parse(config: Config) -> Rules | None:

@@ -35,8 +35,9 @@ _LOAD = 'from gptqmodel import GPTQModel\n\nmodel = GPTQModel.load("{folder}")'
 
 
 def holds(tensors: Headers, module: str) -> bool:
-    """Unlike AWQ's, with the same names, its tensors say which group each input belongs to."""
-    return f"{module}.{WEIGHT}" in tensors and f"{module}.g_idx" in tensors
+    """Unlike AWQ's tensors of the same names, a word of its own holds values of one output."""
+    weight, scale = tensors.get(f"{module}.{WEIGHT}"), tensors.get(f"{module}.{SCALE}")
+    return weight is not None and (scale is None or scale.shape[-1] == weight.shape[-1])
 
 
 def parse(config: Config) -> Rules | None:

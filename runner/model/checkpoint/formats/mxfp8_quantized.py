@@ -34,7 +34,7 @@ def holds(tensors: Headers, module: str) -> bool:
 
 
 def parse(config: Config) -> Rules | None:
-    return compressed_tensors_config.parse(config, NAME)
+    return compressed_tensors_config.parse(config, NAME, WEIGHTS)
 
 
 def shape(tensors: Headers, module: str, scheme: Scheme) -> tuple[int, int]:

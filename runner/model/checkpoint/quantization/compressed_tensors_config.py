@@ -98,8 +98,11 @@ def _written(numbers: Numbers, dynamic: bool = False, inputs: bool = False) -> d
     return {**written, "observer": "static_minmax"} if inputs and (local or not dynamic) else written
 
 
-def parse(config: Config, format: str) -> Rules | None:
-    """What the groups of a configuration that name `format` say; None where none does."""
+def parse(config: Config, format: str, only: Numbers | None = None) -> Rules | None:
+    """What the groups of a configuration that name `format` say; None where none does.
+
+    `only` are the numbers of weights that the format holds, where it holds no others.
+    """
     if config.get("quant_method") != METHOD:
         return None
     exact: list[tuple[str, Scheme | None]] = []
@@ -110,6 +113,11 @@ def parse(config: Config, format: str) -> Rules | None:
             continue
         found = True
         scheme = _scheme(group)
+        if only is not None and scheme.weights != only:
+            raise ValueError(
+                f"{scheme.weights.describe()} in the format `{format}` of {METHOD} cannot be read; a dense checkpoint "
+                "is needed"
+            )
         for target in sorted(group["targets"]):
             if target.startswith("re:"):
                 matched.append((target[3:], scheme))
