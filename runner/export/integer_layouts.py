@@ -2,6 +2,7 @@
 
 onnxruntime  com.microsoft MatMulNBits: fields of 4 or 8 bits, blocks of 16 to 256 columns that are powers of two. An
              integer of fewer bits fits the field with the same scale; a group that is a multiple of a block repeats it.
+             Of INT8 weights whose inputs are rounded to INT8 token by token: MatMulInteger, a product of integers.
 tensorrt     DequantizeLinear (opset 21) of signed INT4 or INT8, around zero: the zero point is always 0.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from runner.model.checkpoint.quantization.scheme import Scheme
+from runner.model.checkpoint.quantization.scheme import Numbers, Scheme
 
 ONNXRUNTIME = "onnxruntime"
 TENSORRT = "tensorrt"
@@ -19,10 +20,14 @@ BLOCKS = (256, 128, 64, 32, 16)  # MatMulNBits
 
 @dataclass(frozen=True)
 class IntegerLayout:
-    """`field` bits hold each integer; `block` columns share a stored scale (0: the full row or matrix)."""
+    """`field` bits hold each integer; `block` columns share a stored scale (0: the full row or matrix).
+
+    With `rounded` the inputs are rounded to 8 bits token by token, and integers are multiplied with integers.
+    """
 
     field: int
     block: int
+    rounded: bool = False
 
     def describe(self, scheme: Scheme) -> str:
         """Return "3-bit integers in fields of 4 bits"; empty where the field has the bits of the checkpoint."""
@@ -33,9 +38,12 @@ class IntegerLayout:
 
 def layout_for(target: str, scheme: Scheme, in_features: int) -> IntegerLayout | tuple[str, str]:
     """Return the layout of a weight of `in_features` columns in a graph for `target`; or (what is wrong, remedy)."""
+    if target == ONNXRUNTIME and _multiplies_integers(scheme):
+        return IntegerLayout(8, 0, rounded=True)
     if not scheme.is_integer:
         return (
-            f"is stored as {scheme.describe()}; graphs hold integer weights, with inputs as they are",
+            f"is stored as {scheme.describe()}; graphs hold integer weights, with inputs as they are"
+            + ("" if target == TENSORRT else " or `w8a8`"),
             "quantize with `bits` instead of `scheme`, or export the dense checkpoint",
         )
     field = 4 if scheme.bits <= 4 else 8
@@ -50,6 +58,15 @@ def layout_for(target: str, scheme: Scheme, in_features: int) -> IntegerLayout |
             f"quantize with group_size {_near(scheme.columns(in_features))}",
         )
     return IntegerLayout(field, block)
+
+
+def _multiplies_integers(scheme: Scheme) -> bool:
+    """Whether a scheme is that of `w8a8`: symmetric INT8 weights by row or matrix, and inputs by token, dynamically."""
+    weights = scheme.weights
+    return (
+        weights.element == "int8" and weights.symmetric and weights.strategy in ("channel", "tensor")
+        and scheme.activations == Numbers("int8", "token") and scheme.dynamic
+    )  # fmt: skip
 
 
 def _tensorrt(scheme: Scheme, field: int, in_features: int) -> IntegerLayout | tuple[str, str]:

@@ -64,6 +64,7 @@ def _card(engine: dict[str, Any], config: ModelConfig, exported: graph.Exported)
     if engine["target"] == integer_layouts.ONNXRUNTIME:
         cache = {"layers": shape.layers, "heads": shape.kv_heads, "width": shape.head_dim}
         run = _RUN.format(file=graph.FILE, dtype=exported.inputs[-1][1], **cache)
+        run += _INTEGER_PRODUCTS if any("; inputs " in text for text in exported.stored) else ""
     else:
         run = "Build an engine of it with `build.tensorrt`, or with TensorRT's own tools; onnxruntime runs it too."
     title = f"# {config.model_type} as an ONNX graph for {names[engine['target']]}"
@@ -97,3 +98,7 @@ Other runtimes take this folder as it is:
 - optimum: `ORTModelForCausalLM.from_pretrained("path/to/this/folder")`
 - transformers.js, in Node and in browsers: `await pipeline("text-generation", "this-folder")`
 - onnxruntime-genai: `onnxruntime_genai.Model("path/to/this/folder")`, by `genai_config.json`"""
+_INTEGER_PRODUCTS = """
+
+Its products are those of 8-bit integers. On x86 processors without VNNI give the session the option
+`session.x64quantprecision` with the value `1` (`SessionOptions.add_session_config_entry`): sums saturate without it."""

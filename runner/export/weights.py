@@ -49,6 +49,8 @@ class Filler:
         self._tables: dict[str, ir.Value] = {}  # embedding matrices, by module
         embeddings = [name for name, m in self._modules.items() if isinstance(m, torch.nn.Embedding)]
         self._tied = {tied: name for name in embeddings for tied in streamed.tied_to(f"{name}.weight")}
+        self._rounded: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}  # inputs of several modules, rounded once
+        self._zero_point: ir.Value | None = None
         self._adapted = set(streamed.adapter.modules()) if streamed.adapter is not None else set()
 
     def fill(self, progress: Callable[[int, int], None]) -> None:
@@ -111,13 +113,15 @@ class Filler:
                 f"the groups of `{module}` are not in the order of its columns (`g_idx`)",
                 "quantize the dense model with `quantize.gptq`, whose `act_order` keeps groups in order",
             )
-        scheme = Scheme(q.numbers)
+        scheme = self.streamed.scheme(module) or Scheme(q.numbers)
         how = integer_layouts.layout_for(self.options.target, scheme, q.in_features)
         if not isinstance(how, integer_layouts.IntegerLayout):
             raise StepFailed(f"`{module}` {how[0]}", how[1])
         self._note(module, scheme.describe(), how.describe(scheme))
         if self.options.target == integer_layouts.TENSORRT:
             return self._dequantized(made, module, x, q, how)
+        if how.rounded:
+            return self._integer_product(made, module, x, q)
         block = integers.blocks(q, how.field, how.block, self.options.dtype)
         inputs = [x, self._add(made, f"{module}.weight", block.weight)]
         inputs.append(self._add(made, f"{module}.scales", self._checked(block.scales, module)))
@@ -128,6 +132,46 @@ class Filler:
             "accuracy_level": self.options.accuracy_level,
         }  # fmt: skip
         return made.node("MatMulNBits", inputs, attributes, MICROSOFT)
+
+    def _integer_product(self, made: _Made, module: str, x: ir.Value, q: Quantized) -> ir.Value:
+        """Multiply integers by integers: s_x · s_w · (x_q − 128)·W_q, all in float32 but the product.
+
+        Inputs are unsigned, for which onnxruntime has the fast kernels on x86; 128 of them is zero.
+        """
+        if x not in self._rounded:
+            self._rounded[x] = self._round_inputs(made, x)
+        rounded, scale = self._rounded[x]
+        parts = integers.signed(q, 8, torch.float32)
+        weight = self._add(made, f"{module}.weight", parts.weight)
+        product = made.node("MatMulInteger", [rounded, weight, self._middle(made)])
+        product = made.node("Cast", [product], {"to": int(ir.DataType.FLOAT)})
+        scales = made.node("Mul", [scale, self._add(made, f"{module}.scales", parts.scales)])
+        out = made.node("Mul", [product, scales])
+        return out if self._in_float32 else made.node("Cast", [out], {"to": int(ir.DataType.FLOAT16)})
+
+    def _round_inputs(self, made: _Made, x: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Return inputs as uint8 around 128 and their scales, one for each token, as the scheme of `w8a8` has them.
+
+        A token of zeros gets a scale of 1.
+        """
+        x = x if self._in_float32 else made.node("Cast", [x], {"to": int(ir.DataType.FLOAT)})
+        largest = made.node("ReduceMax", [made.node("Abs", [x]), made.integers("last", [-1])], {"keepdims": 1})
+        scale = made.node("Div", [largest, made.number("range", 127.5)])
+        zero = made.node("Equal", [scale, made.number("zero", 0.0)])
+        scale = made.node("Where", [zero, made.number("one", 1.0), scale])
+        scaled = made.node("Div", [x, scale])
+        return made.node("QuantizeLinear", [scaled, made.number("step", 1.0), self._middle(made)]), scale
+
+    def _middle(self, made: _Made) -> ir.Value:
+        """Return the constant 128, of which the graph has one."""
+        if self._zero_point is None:
+            tensor = ir.tensor(128, dtype=ir.DataType.UINT8, name=f"{made.module}.middle")
+            self._zero_point = made.constant(_held(tensor))
+        return self._zero_point
+
+    @property
+    def _in_float32(self) -> bool:
+        return self.options.dtype == torch.float32
 
     def _dequantized(
         self, made: _Made, module: str, x: ir.Value, q: Quantized, how: integer_layouts.IntegerLayout
@@ -196,9 +240,13 @@ class _Made:
 
     def integers(self, name: str, values: list[int]) -> ir.Value:
         """Add a constant in the graph itself."""
-        tensor = ir.tensor(values, dtype=ir.DataType.INT64, name=f"{self.module}.{name}")
-        return self.constant(
-            ir.Value(
-                name=tensor.name, shape=ir.Shape([len(values)]), type=ir.TensorType(tensor.dtype), const_value=tensor
-            )
-        )
+        return self.constant(_held(ir.tensor(values, dtype=ir.DataType.INT64, name=f"{self.module}.{name}")))
+
+    def number(self, name: str, value: float) -> ir.Value:
+        """Add a float32 constant in the graph itself."""
+        return self.constant(_held(ir.tensor(value, dtype=ir.DataType.FLOAT, name=f"{self.module}.{name}")))
+
+
+def _held(tensor: ir.TensorProtocol) -> ir.Value:
+    shape = ir.Shape(tensor.shape.numpy())
+    return ir.Value(name=tensor.name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)

@@ -112,6 +112,8 @@ def _session(ort: Any, path: Path, device: str, threads: int) -> Any:
     options.log_severity_level = 4  # errors are raised
     # By default onnxruntime rounds activations to 8 bits where DequantizeLinear feeds a product.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    # Without it, sums of products of 8-bit integers saturate on x86 processors that have no VNNI.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         return ort.InferenceSession(str(path), options, providers=[provider])
     except Exception as error:  # onnxruntime raises classes of its own for every failure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from safetensors.torch import load_file, save_file
 
 from runner.model.checkpoint import adapter_config, adapter_writer
 from runner.model.checkpoint.quantization.scheme import Scheme, integers
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.runtime.greedy import greedy
+from runner.runtime.transformers import Transformers
+from runner.steps.kinds import find
 from tests.export.exported import LONG, build, packed, pair, prompts
+from tests.host import Host
 from tests.model.packed import GPTQ
 from tests.tiny import save
 
@@ -76,6 +81,48 @@ def test_packed_weights(scheme: Scheme, target: str, tmp_path: Path) -> None:
     assert greedy(ours, ids, 64) == greedy(theirs, ids, 64)
     kinds = {node.op_type for node in onnx.load(engine / "onnx/model.onnx", load_external_data=False).graph.node}
     assert ("MatMulNBits" in kinds, "DequantizeLinear" in kinds) == (target == "onnxruntime", target == "tensorrt")
+
+
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.nightly)])
+def test_products_of_integers(precision: str, tmp_path: Path) -> None:
+    """A `w8a8` checkpoint computes as its scheme says, simulated in torch.
+
+    The largest value of a token lies between two integers there (127.5 steps), so that the last bit of a sum decides
+    it: logits are equal where no such value fell to the other side, and elsewhere within the error of the scheme.
+    """
+    dense = save(tmp_path / "dense", "qwen2", **TWO)
+    host = Host(tmp_path / "host", "quantize.rtn", dense, scheme="w8a8", bits=8, format="int-quantized")
+    find("quantize.rtn").run(host)
+    engine = build(tmp_path, host.out_dir, precision=precision)
+    ours, theirs = pair(engine, host.out_dir)
+    ids = prompts(3, 40)
+    wanted = theirs.prefill(ids)
+    gap = np.abs(ours.prefill(ids) - wanted).max(-1)
+    scheme = np.abs(wanted - Transformers(dense, dtype=torch.float32).prefill(ids)).max(-1)
+    assert gap.max() < scheme.max()
+    assert gap.mean() < scheme.mean() / 4
+    if precision == "fp32":
+        assert np.median(gap) < TOLERANCE
+    ours.prefill(ids[:, :39])
+    assert np.abs(ours.decode(ids[:, 39:]) - wanted[:, 39:]).max() < scheme.max()
+    nodes = onnx.load(engine / "onnx/model.onnx", load_external_data=False).graph.node
+    kinds = Counter(node.op_type for node in nodes)
+    assert kinds["MatMulInteger"] == 14
+    assert kinds["QuantizeLinear"] == 8, "q, k and v share their rounded inputs, and so do gate and up"
+    assert "session.x64quantprecision" in (engine / "README.md").read_text()
+
+
+def test_a_token_of_zeros_is_rounded_to_zeros(tmp_path: Path) -> None:
+    dense = save(tmp_path / "dense", **ONE)
+    tensors = load_file(dense / "model.safetensors")
+    tensors["model.embed_tokens.weight"][5] = 0
+    save_file(tensors, dense / "model.safetensors", metadata={"format": "pt"})
+    host = Host(tmp_path / "host", "quantize.rtn", dense, scheme="w8a8", bits=8, format="int-quantized")
+    find("quantize.rtn").run(host)
+    ours, theirs = pair(build(tmp_path, host.out_dir), host.out_dir)
+    ids = np.array([[5]])
+    assert np.array_equal(theirs.prefill(ids), np.zeros((1, 1, 96), np.float32))
+    assert np.array_equal(ours.prefill(ids), np.zeros((1, 1, 96), np.float32))
 
 
 def test_packed_modules_of_gpt2(tmp_path: Path) -> None:

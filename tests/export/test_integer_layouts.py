@@ -64,7 +64,23 @@ def test_floats_and_rounded_inputs_are_refused(target: str) -> None:
     assert layout_for(target, fp8, 256) == (
         (
             "is stored as float8_e4m3, per channel; inputs dynamically to float8_e4m3, per token; graphs hold integer "
-            "weights, with inputs as they are"
+            "weights, with inputs as they are" + (" or `w8a8`" if target == ONNXRUNTIME else "")
         ),
         "quantize with `bits` instead of `scheme`, or export the dense checkpoint",
     )
+
+
+@pytest.mark.parametrize(("weights", "inputs", "rounded"), [
+    (Numbers("int8", "channel"), Numbers("int8", "token"), True),
+    (Numbers("int8", "tensor"), Numbers("int8", "token"), True),
+    (Numbers("int8", 64), Numbers("int8", "token"), False),
+    (Numbers("int8", "channel", symmetric=False), Numbers("int8", "token"), False),
+    (Numbers("int4", "channel"), Numbers("int8", "token"), False),
+    (Numbers("int8", "channel"), Numbers("int8", "tensor"), False),
+])  # fmt: skip
+def test_integers_are_multiplied_with_integers_where_the_scheme_is_w8a8(
+    weights: Numbers, inputs: Numbers, rounded: bool
+) -> None:
+    found = layout_for(ONNXRUNTIME, Scheme(weights, inputs), 256)
+    assert (found == IntegerLayout(8, 0, rounded=True)) == rounded
+    assert not isinstance(layout_for(TENSORRT, Scheme(weights, inputs), 256), IntegerLayout)
