@@ -1,8 +1,10 @@
 """Kill a job with SIGKILL at random moments, many times, and hold what comes out to an uninterrupted run.
 
     python -m benchmarks.kills --kills 50
+    python -m benchmarks.kills --kills 50 --chain rewrite
 
-Every round applies one recipe (prune, GPTQ, perplexity, divergence on the embedded model) in an empty jobs folder,
+Every round applies one recipe on the embedded model (prune, GPTQ, perplexity, divergence; or the three rewrites, a
+rounding and a perplexity) in an empty jobs folder,
 kills the command or its worker at a random moment, applies again, and so on until the job is done. Checked at the end
 of every round: the digest of every step equals that of the uninterrupted run, and no layer was finished twice.
 """
@@ -22,7 +24,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-RECIPE = """\
+HEAD = """\
 version: 1
 name: killed
 model: {source: "demo:tiny-llama"}
@@ -30,11 +32,22 @@ data:
   calibration: {source: "demo:stdlib", split: calibration, samples: 32, sequence_length: 256}
   evaluation: {source: "demo:stdlib", split: evaluation, samples: 32, sequence_length: 256}
 steps:
+"""
+CHAINS = {
+    "compress": """\
   - prune.wanda: {data: calibration, sparsity: 0.3}
   - quantize.gptq: {data: calibration, bits: 4, group_size: 128, max_shard_size: 1MB}
   - evaluate.perplexity: {data: evaluation}
   - evaluate.divergence: {data: evaluation}
-"""
+""",
+    "rewrite": """\
+  - transform.smooth: {data: calibration}
+  - transform.awq: {data: calibration, bits: 4, group_size: 128, clip: true}
+  - transform.rotate: {max_shard_size: 1MB}
+  - quantize.rtn: {bits: 4, group_size: 128}
+  - evaluate.perplexity: {data: evaluation}
+""",
+}
 
 
 def apply(recipe: Path, jobs: Path) -> subprocess.Popen[bytes]:
@@ -93,12 +106,13 @@ def one_round(recipe: Path, jobs: Path, longest: float, chance: random.Random, b
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--chain", choices=sorted(CHAINS), default="compress")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "killed.yaml"
-        recipe.write_text(RECIPE)
+        recipe.write_text(HEAD + CHAINS[arguments.chain])
         started = time.perf_counter()
         one_round(recipe, Path(folder) / "whole", 0, chance, budget=0)
         seconds = time.perf_counter() - started
