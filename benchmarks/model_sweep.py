@@ -35,6 +35,14 @@ model can be made (they want images, other sizes or further packages); of those 
 | type | measured | rounded | GPTQ | pruned | otherwise |
 |---|---|---|---|---|---|
 """
+TAIL = """
+## Towers
+
+In models that wrap a language model in a tower for images, of the types `gemma3`, `llava`, `mistral3` and `qwen2_5_vl`, the
+language model is measured, rounded, quantized and pruned on text. The tower and what joins it to the language model keep their
+bytes, and transformers loads the result as the entire model. `tests/steps/test_towers.py` asks each a question about an image:
+its greedy tokens are those of the dense model with the dequantized weights. Other types with a `text_config` are refused (R443).
+"""
 
 
 def main() -> None:
@@ -70,7 +78,7 @@ def page(outcomes: dict[str, Outcome]) -> str:
         others = dict.fromkeys(value.splitlines()[0] for value in each.results.values() if value != RIGHT)
         why = each.no_model and f"no tiny model: {each.no_model}"
         text += f"| `{name}` | {' | '.join(cells)} | {(why or '; '.join(others)).replace('|', chr(92) + '|')} |\n"
-    return text
+    return text + TAIL
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import yaml
 from runner import wording
 from runner.contracts.lineage import Lineage
 from runner.contracts.model_config import ModelConfig
+from runner.model.architecture import supported
 from runner.model.checkpoint import formats
 from runner.model.checkpoint.adapter_config import FOLDER, adapter_config
 from runner.model.checkpoint.headers import model_config, read_headers
@@ -63,6 +64,7 @@ class ModelCard:
     adapter      the adapter_config.json of the adapter that is stored with the weights
     cache        how servers round keys and values; None: they do not
     late         transformers unpacks the weights in the first forward only
+    auto_class   the class of transformers that loads it
     """
 
     source: str
@@ -77,6 +79,7 @@ class ModelCard:
     adapter: Mapping[str, Any] | None = None
     cache: CacheScheme | None = None
     late: bool = False
+    auto_class: str = supported.auto_class("")
 
 
 def text(card: ModelCard) -> str:
@@ -177,7 +180,8 @@ def _usage(card: ModelCard) -> list[str]:
             f"```python\n{code}\n```",
         ]
     else:
-        parts = [f"`pip install {' '.join(filter(None, (usual.name, usual.packages)))}`, then", _LOAD]
+        load = _LOAD.replace("AutoModelForCausalLM", card.auto_class)
+        parts = [f"`pip install {' '.join(filter(None, (usual.name, usual.packages)))}`, then", load]
     if usual.note:
         parts.append(usual.note)
     if card.adapter is not None:
@@ -235,6 +239,7 @@ def render(origin: Origin, folder: Path, results: Sequence[Mapping[str, Any]] = 
         ModelCard(
             source=origin.lineage.source,
             architecture=config.architecture,
+            auto_class=supported.auto_class(config.model_type),
             steps=[(step.kind, step.params) for step in origin.lineage.steps],
             bytes_before=_weights_nbytes(origin.folder),
             bytes_after=_weights_nbytes(folder),

@@ -6,6 +6,11 @@ import os
 import shlex
 from pathlib import Path
 
+from runner.model.architecture import supported
+from runner.model.checkpoint.headers import model_config
+
+_USUAL = supported.auto_class("")
+
 
 def line(output: Path) -> str:
     """Return one line that loads a checkpoint (with its adapter) in Python, or generates text with an engine.
@@ -15,10 +20,8 @@ def line(output: Path) -> str:
     path = os.path.abspath(output)
     if (output / "engine.json").exists():
         return f'runner generate {shlex.quote(path)} "def "'
-    load = (
-        "from transformers import AutoModelForCausalLM; "
-        f'model = AutoModelForCausalLM.from_pretrained({path!r}, dtype="auto")'
-    )
+    name = supported.auto_class(model_config(output).model_type) if (output / "config.json").is_file() else _USUAL
+    load = f'from transformers import {name}; model = {name}.from_pretrained({path!r}, dtype="auto")'
     if (output / "adapter" / "adapter_config.json").exists():
         return f"{load}; model.load_adapter({os.path.join(path, 'adapter')!r})"
     return load

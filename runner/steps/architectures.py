@@ -6,6 +6,7 @@ from runner import wording
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.model_description import ModelDescription
 from runner.errors import Diagnostic
+from runner.model.architecture import supported
 from runner.model.checkpoint.quantization import cache_scheme
 
 _MEASURES = frozenset({"evaluate.perplexity", "evaluate.divergence"})
@@ -34,6 +35,9 @@ def refuse(kind: str, facts: CheckpointFacts) -> Diagnostic | None:
     if facts.config.model_type in _DIFFERENT:
         message = f"{source} is computed differently a layer at a time than by transformers"
         return Diagnostic("R405", message, "choose a model of another type")
+    if facts.config.model_type in supported.TOWERS and kind not in _LAYERWISE:
+        message = f"{source} has towers for images or sound, with which `{kind}` has not been tried"
+        return Diagnostic("R443", message, f"kinds that work are {wording.ticked(sorted(_LAYERWISE))}")
     if description.experts and kind not in _MEASURES:
         refusal = _mixture(kind, description, source)
         if refusal is not None:

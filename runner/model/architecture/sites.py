@@ -38,11 +38,16 @@ _FUTURE = re.compile(r"(^|\.)(mtp\w*|nextn\w*)\.")
 _EXPERT = re.compile(r"\.experts?\.")
 
 
+def in_tower(name: str) -> bool:
+    """Return whether a module is part of a tower for images or sound, by its name."""
+    return _VISION.search(name + ".") is not None
+
+
 def role(name: str) -> str:
     """The role of a module by its name in the checkpoint: "q" of "model.layers.0.self_attn.q_proj"."""
     if _FUTURE.search(name + "."):
         return "mtp"
-    if _VISION.search(name + "."):
+    if in_tower(name):
         return "vision"
     parts = name.split(".")
     last = parts[-1]

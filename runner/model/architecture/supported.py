@@ -12,14 +12,23 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from runner import wording
 from runner.errors import Diagnostic, MachineError
 from runner.model.architecture import remote_code
 
 # Their decoder layers hold Conv1D modules, whose weight is [in_features, out_features].
 CONV1D_TYPES = frozenset({"gpt2", "gpt-sw3", "openai-gpt"})
 
+# Models that wrap a language model in towers (images, sound) and were tried: the language model in them is compressed.
+TOWERS = frozenset({"gemma3", "llava", "mistral3", "qwen2_5_vl"})
+
 EMBEDDING_NAMES = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 EMBEDDING_SIZE_KEYS = ("word_embed_proj_dim", "hidden_size", "n_embd", "d_model")
+
+
+def auto_class(model_type: str) -> str:
+    """Return the name of the class of transformers that makes and loads models of a type, towers included."""
+    return "AutoModelForImageTextToText" if model_type in TOWERS else "AutoModelForCausalLM"
 
 
 @lru_cache(maxsize=1)
@@ -54,12 +63,14 @@ def refuse_config(config: Mapping[str, Any], source: str) -> Diagnostic | None:
     if malformed:
         return malformed
     inner = config.get("text_config")
+    if isinstance(inner, dict) and model_type in TOWERS:
+        return None
     if isinstance(inner, dict):
         text_type = inner.get("model_type") or f"{model_type}_text"
         return Diagnostic(
             "R443",
-            f"{source} is a `{model_type}` model, which wraps its language model in others (images, sound); "
-            "only the language model alone can be compressed",
+            f"{source} is a `{model_type}` model, which wraps its language model in others (images, sound); of these "
+            f"the types {wording.ticked(sorted(TOWERS))} were tried",
             f"save the language model on its own (model type `{text_type}`) with `save_pretrained` of transformers "
             "and name that folder",
         )

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from runner.model.architecture import supported
+
 
 def build_empty(config: Any, **how: Any) -> Any:
     """Build the model of a configuration with every parameter and buffer on the meta device.
@@ -35,8 +37,14 @@ def build_with_buffers(config: Any, **how: Any) -> tuple[Any, dict[str, torch.Te
 
 def _build(config: Any, how: dict[str, Any]) -> Any:
     from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
     with init_empty_weights(), no_init_weights():
-        return AutoModelForCausalLM.from_config(config, **how)
+        return auto_class(config).from_config(config, **how)
+
+
+def auto_class(config: Any) -> Any:
+    """Return the class of transformers that makes and loads models of a configuration, towers included."""
+    import transformers
+
+    return getattr(transformers, supported.auto_class(config.model_type))

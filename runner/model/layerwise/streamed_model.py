@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from runner.contracts.mixtures import Mixture
 from runner.errors import Diagnostic, RecipeError
-from runner.model.architecture import inspect, tied_weights
+from runner.model.architecture import inspect, sites, tied_weights
 from runner.model.architecture.sites import of_mixtures
 from runner.model.checkpoint.quantization import cache_scheme
 from runner.model.checkpoint.quantization.scheme import Scheme
@@ -219,6 +219,8 @@ class StreamedModel:
         for name, module in self.model.named_modules():
             if name == self.layers_name or name.startswith(self.layers_name + ".") or module is skipped:
                 continue
+            if sites.in_tower(name):  # text does not pass through it
+                continue
             with self._in_type(dtype):
                 self._materialize(module, f"{name}." if name else "", recurse=False)
 
@@ -304,13 +306,14 @@ class StreamedModel:
 
 
 def find_layers(model: nn.Module, config: Any) -> tuple[str, nn.ModuleList]:
-    """The outermost module list with as many entries as the configuration has decoder layers."""
+    """The outermost module list with as many entries as the configuration has decoder layers, outside of towers."""
     text = config.get_text_config()
-    count = getattr(text, "decoder_layers", None) or text.num_hidden_layers
+    count = getattr(text, "decoder_layers", None) or getattr(text, "num_hidden_layers", None)
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
+        if isinstance(module, nn.ModuleList) and len(module) == count and not sites.in_tower(name):
             return name, module
-    raise RecipeError([Diagnostic("R404", f"{type(model).__name__} has no list of {count} decoder layers")])
+    number = "" if count is None else f"{count} "
+    raise RecipeError([Diagnostic("R404", f"{type(model).__name__} has no list of {number}decoder layers")])
 
 
 def persistent_buffers(module: nn.Module, recurse: bool = True) -> Iterator[tuple[str, torch.Tensor]]:

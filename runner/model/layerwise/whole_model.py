@@ -11,6 +11,7 @@ import torch
 
 from runner.errors import StepFailed
 from runner.model.architecture import inspect
+from runner.model.layerwise.empty_model import auto_class
 from runner.model.layerwise.tensor_names import tied_by_configuration, untie_distinct
 
 
@@ -19,12 +20,12 @@ def load_dense(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
 
     StepFailed where it lacks a tensor, which transformers would fill with random numbers.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
+    own_code = inspect.needs_own_code(folder)
+    kind = auto_class(AutoConfig.from_pretrained(folder, trust_remote_code=own_code))
     with contextlib.redirect_stderr(io.StringIO()):  # progress bars
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, trust_remote_code=inspect.needs_own_code(folder), output_loading_info=True
-        )
+        loaded: Any = kind.from_pretrained(folder, dtype=dtype, trust_remote_code=own_code, output_loading_info=True)
     model, found = loaded
     missing = sorted(found["missing_keys"])
     if missing:

@@ -67,15 +67,15 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, str, str]]] = [
         ),
     ),
     (
-        {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}},
+        {"model_type": "blip-2", "text_config": {"model_type": "opt"}},
         (
             "R443",
             (
-                "`m` is a `gemma3` model, which wraps its language model in others (images, sound); only the language "
-                "model alone can be compressed"
+                "`m` is a `blip-2` model, which wraps its language model in others (images, sound); of these the types "
+                "`gemma3`, `llava`, `mistral3` and `qwen2_5_vl` were tried"
             ),
             (
-                "save the language model on its own (model type `gemma3_text`) with `save_pretrained` of transformers "
+                "save the language model on its own (model type `opt`) with `save_pretrained` of transformers "
                 "and name that folder"
             ),
         ),
