@@ -38,10 +38,11 @@ model can be made (they want images, other sizes or further packages); of those 
 TAIL = """
 ## Towers
 
-In models that wrap a language model in a tower for images, of the types `gemma3`, `llava`, `mistral3` and `qwen2_5_vl`, the
-language model is measured, rounded, quantized and pruned on text. The tower and what joins it to the language model keep their
-bytes, and transformers loads the result as the entire model. `tests/steps/test_towers.py` asks each a question about an image:
-its greedy tokens are those of the dense model with the dequantized weights. Other types with a `text_config` are refused (R443).
+In models that wrap a language model in a tower for images, of the types `gemma3`, `llava`, `mistral3` and
+`qwen2_5_vl`, the language model is measured, rounded, quantized and pruned on text. The tower and what joins it to the
+language model keep their bytes, and transformers loads the result as the entire model. `tests/steps/test_towers.py`
+asks each a question about an image: its greedy tokens are those of the dense model with the dequantized weights. Other
+types with a `text_config` are refused (R443).
 """
 
 

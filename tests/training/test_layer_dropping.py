@@ -17,8 +17,8 @@ from runner.errors import Interrupted
 from runner.model.architecture.inspect import facts
 from runner.model.checkpoint import derived
 from runner.model.checkpoint.reader import CheckpointReader
+from runner.model.layerwise.layer_list import find_layers
 from runner.model.layerwise.stream_run import StreamRun
-from runner.model.layerwise.streamed_model import find_layers
 from runner.steps.layer_stream import hooks
 from runner.training import layer_dropping, layer_selection
 from tests.host import Host

@@ -25,8 +25,8 @@ from runner.contracts.model_description import LinearModule, Linears, ModelDescr
 from runner.errors import RecipeError
 from runner.model.layerwise import attention_caches, linear_calls, mixtures, refusals, stream_check, tensor_names
 from runner.model.layerwise.conversions import Conversions
+from runner.model.layerwise.layer_list import find_layers
 from runner.model.layerwise.linear import is_conv1d, is_linear
-from runner.model.layerwise.streamed_model import find_layers
 
 
 def main() -> None:

@@ -15,8 +15,8 @@ from torch import nn
 from runner.contracts.model_description import Problem
 from runner.errors import RecipeError
 from runner.model.layerwise.empty_model import build_with_buffers
+from runner.model.layerwise.layer_list import find_layers
 from runner.model.layerwise.outside_layers import OutsideLayers
-from runner.model.layerwise.streamed_model import find_layers
 
 STAGE = "stream"
 _TOKENS = 8

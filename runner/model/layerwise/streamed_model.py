@@ -11,7 +11,6 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -29,6 +28,7 @@ from runner.model.layerwise.conversions import Conversions
 from runner.model.layerwise.dtypes import compute_dtype, stored_dtype
 from runner.model.layerwise.empty_model import build_with_buffers
 from runner.model.layerwise.expert_stream import ExpertLane, ExpertsStandIn
+from runner.model.layerwise.layer_list import find_layers
 from runner.model.layerwise.layer_probes import Call
 from runner.model.layerwise.linear import is_conv1d, is_linear
 from runner.model.layerwise.outside_layers import OutsideLayers
@@ -303,17 +303,6 @@ class StreamedModel:
     def _packed(self, stored: str) -> bool:
         module, _, key = stored.rpartition(".")
         return key == "weight" and self.reader.is_packed(module)
-
-
-def find_layers(model: nn.Module, config: Any) -> tuple[str, nn.ModuleList]:
-    """The outermost module list with as many entries as the configuration has decoder layers, outside of towers."""
-    text = config.get_text_config()
-    count = getattr(text, "decoder_layers", None) or getattr(text, "num_hidden_layers", None)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count and not sites.in_tower(name):
-            return name, module
-    number = "" if count is None else f"{count} "
-    raise RecipeError([Diagnostic("R404", f"{type(model).__name__} has no list of {number}decoder layers")])
 
 
 def persistent_buffers(module: nn.Module, recurse: bool = True) -> Iterator[tuple[str, torch.Tensor]]:

@@ -20,7 +20,7 @@ from runner.model.checkpoint.headers import read_headers, read_shard
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.checkpoint.writer import CheckpointWriter
 from runner.model.layerwise.dtypes import compute_dtype, stored_dtype
-from runner.model.layerwise.streamed_model import find_layers
+from runner.model.layerwise.layer_list import find_layers
 from runner.training import losses
 from runner.training.load_model import load
 from runner.training.losses import Mix
