@@ -73,11 +73,13 @@ class Factor:
 class Solution:
     """A quantized weight and the error of each of its rows.
 
-    `error` is float32 [out]: the diagonal of E H Eᵀ (with GPTAQ, of (v − q) D (v − q)ᵀ).
+    `error` is float32 [out]: the diagonal of E H Eᵀ (with GPTAQ, of (v − q) D (v − q)ᵀ). `positions` float32
+    [out, in], where asked for, are the values v of (2) that were rounded, in steps of their scale.
     """
 
     quantized: Quantized
     error: torch.Tensor
+    positions: torch.Tensor | None = None
 
 
 def factorize(
@@ -138,21 +140,25 @@ def _in_order(matrix: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     return matrix.index_select(0, order).index_select(1, order)
 
 
-def quantize_weight(weight: torch.Tensor, factor: Factor, grid: Grid, *, keep_zeros: bool = False) -> Solution:
+def quantize_weight(
+    weight: torch.Tensor, factor: Factor, grid: Grid, *, keep_zeros: bool = False, positions: bool = False
+) -> Solution:
     """Solve for integers on `grid`, each row of `weight` [out, in] independently of the others.
 
     Linears with the same input are best concatenated and solved as one: for a few thousand rows, the cost of a column
     is that of launching its operations. With `keep_zeros`, weights that are exactly zero stay zero and the others
-    compensate for them, as in SparseGPT.
+    compensate for them, as in SparseGPT. With `positions`, the solution has them.
     """
     parts = []
+    found = torch.empty(weight.shape, device=weight.device) if positions else None
     count = ROWS if weight.device.type == "cpu" else weight.shape[0]
     by_row = grid.by_row(weight.shape[0])
     for begin in range(0, weight.shape[0], count):
         rows = slice(begin, begin + count)
-        parts.append(_solve(weight[rows], factor, grid if grid.levels.per_tensor else by_row.rows(rows), keep_zeros))
+        own_grid = grid if grid.levels.per_tensor else by_row.rows(rows)
+        parts.append(_solve(weight[rows], factor, own_grid, keep_zeros, None if found is None else found[rows]))
     integers, errors = zip(*parts, strict=True)
-    return Solution(grid.pack(torch.cat(integers)), torch.cat(errors))
+    return Solution(grid.pack(torch.cat(integers)), torch.cat(errors), found)
 
 
 def output_energy(weight: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
@@ -172,8 +178,10 @@ def output_energy(weight: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
     return energy
 
 
-def _solve(weight: torch.Tensor, factor: Factor, grid: Grid, keep_zeros: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the integers [rows, K] uint8 and the error of each row.
+def _solve(
+    weight: torch.Tensor, factor: Factor, grid: Grid, keep_zeros: bool, positions: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the integers [rows, K] uint8 and the error of each row; `positions` [rows, K] is filled where given.
 
     Works on transposed matrices: a column of the weight is contiguous there, and one operation treats all its rows.
     """
@@ -201,6 +209,9 @@ def _solve(weight: torch.Tensor, factor: Factor, grid: Grid, keep_zeros: bool) -
         else:
             steps = kernel(*own, levels.scale, levels.zero, levels.top, levels.group[block], keep)
         integers[block] = levels.integers(steps, block)
+        if positions is not None:
+            rounded = values / levels.scale[levels.group[block]]
+            positions[:, factor.order[block]] = (rounded.masked_fill_(target[block] == 0, 0.0) if keep else rounded).T
         lost.addmv_(values.sub_(target[block]).add_(errors[block]).square_().T, factor.costs[block])
     if factor.start is None:
         lost.sub_(errors.square_().sum(0), alpha=factor.ridge).clamp_(min=0)

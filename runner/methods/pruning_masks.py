@@ -19,20 +19,24 @@ CHUNK = 1 << 22  # elements ranked at once
 def magnitude_mask(weight: torch.Tensor, sparsity: float, pattern: str) -> torch.Tensor:
     """Return the mask of the largest |W|: of the full matrix, or of every m inputs for a pattern "n:m"."""
     scores = magnitude_scores(weight)
-    return mask_matrix(scores, sparsity) if pattern == UNSTRUCTURED else mask_pattern(scores, *_parsed(pattern))
+    return mask_matrix(scores, sparsity) if pattern == UNSTRUCTURED else mask_pattern(scores, *parsed(pattern))
 
 
 def wanda_mask(weight: torch.Tensor, input_norms: torch.Tensor, sparsity: float, pattern: str) -> torch.Tensor:
     """Return the mask of the largest |W_ij| · ‖X_j‖₂: of each row, or of every m inputs for a pattern "n:m"."""
     scores = wanda_scores(weight, input_norms)
-    return mask_rows(scores, sparsity) if pattern == UNSTRUCTURED else mask_pattern(scores, *_parsed(pattern))
+    return mask_rows(scores, sparsity) if pattern == UNSTRUCTURED else mask_pattern(scores, *parsed(pattern))
 
 
 def apply_mask(weight: torch.Tensor, keep: torch.Tensor) -> Transformed:
     """Set the weights outside the mask to zero; return the weight and the share of its values that is zero now."""
     pruned = weight.masked_fill(~keep, 0.0)
-    zeros = pruned.numel() - int(pruned.count_nonzero())
-    return Transformed(weight=pruned, metrics={"sparsity": zeros / pruned.numel()})
+    return Transformed(weight=pruned, metrics={"sparsity": zero_share(pruned)})
+
+
+def zero_share(weight: torch.Tensor) -> float:
+    """Return the share of the values that are zero."""
+    return (weight.numel() - int(weight.count_nonzero())) / weight.numel()
 
 
 def magnitude_scores(weight: torch.Tensor) -> torch.Tensor:
@@ -69,8 +73,12 @@ def mask_matrix(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
 
 def mask_rows(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
     """Return the mask from comparing scores within each row, as Wanda does."""
+    return mask_count(scores, pruned_count(scores.shape[1], sparsity))
+
+
+def mask_count(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the mask without the `count` lowest scores of each row."""
     columns = _finite(scores).shape[1]
-    count = pruned_count(columns, sparsity)
     keep = torch.ones_like(scores, dtype=torch.bool)
     if not count:
         return keep
@@ -106,7 +114,8 @@ def mask_pattern(scores: torch.Tensor, keep: int, of: int) -> torch.Tensor:
     return mask
 
 
-def _parsed(pattern: str) -> tuple[int, int]:
+def parsed(pattern: str) -> tuple[int, int]:
+    """Return n and m of a pattern "n:m"."""
     keep, of = pattern.split(":")
     return int(keep), int(of)
 

@@ -159,6 +159,26 @@ def round_to_grid(weight: torch.Tensor, grid: Grid) -> Quantized:
     return grid.pack(codes)
 
 
+def grid_of(quantized: Quantized) -> Grid:
+    """Return the grid on which the codes of a weight lie."""
+    levels = Levels(quantized.numbers, quantized.scale.dtype, quantized.global_scale)
+    in_bytes = scale_types.in_one_byte(levels.scale_dtype)
+    scale = levels.scales_of_codes(quantized.scale.view(torch.uint8)) if in_bytes else quantized.scale.float()
+    return Grid(levels, scale, None if quantized.zero_point is None else quantized.zero_point.float())
+
+
+def in_steps(weight: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Return a weight [out, in] in steps of its scales, float32: what is rounded to levels less zero points."""
+    own_grid = grid.by_row(weight.shape[0])
+    steps = torch.empty(weight.shape, device=weight.device)
+    group = 0
+    for span, size in _runs(weight.shape[1], own_grid.levels):
+        groups = slice(group, group + (span.stop - span.start) // size)
+        group = groups.stop
+        steps[:, span] = (_grouped(weight[:, span], size) / own_grid.scale[:, groups, None]).flatten(1)
+    return steps
+
+
 def quantize_rtn(
     weight: torch.Tensor,
     levels: Levels,

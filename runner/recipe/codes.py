@@ -159,6 +159,8 @@ CODES: dict[str, str] = {
     "R612": "a scheme needs calibration data that the step does not name",
     "R622": "there is no rotation of the size asked for",
     "R623": "the residual stream of a model cannot be rotated",
+    "R631": "the pattern of a pruning does not divide the columns of a module",
+    "R632": "layers that hand one another state cannot be learned one at a time",
     "R641": "a GGUF file cannot be read as the model that it holds",
     "R642": "weights in low precision cannot be read as the numbers they stand for",
     "R651": "readers would not find every cache of keys and values of a model",

@@ -55,17 +55,19 @@ def stream_run(ctx: Context) -> StreamRun:
     return StreamRun(ctx.scratch_dir, ctx.out_dir.parent / "progress.json", hooks(ctx))
 
 
-def resolved(method: LayerMethod, params: Params, facts: CheckpointFacts) -> Method:
+def resolved(method: LayerMethod, params: Params, facts: CheckpointFacts, seed: int = 0) -> Method:
     """Return the method on one checkpoint, with the options of every module.
 
-    `ignore`, `overrides` and `per_layer` become those options.
+    `ignore`, `overrides` and `per_layer` become those options. `seed` decides what a method draws.
     """
     stored = planned(params, facts)
     blocks = any(isinstance(own.scheme.group_size, tuple) for own in stored.values())
     fused = {site.name: site.fused_with for site in facts.sites}
+    options = {linear.name: own for linear, own in chosen(params, facts).items()}
+    step = method.block
     return Method(
         transform=method.transform,
-        options={linear.name: own for linear, own in chosen(params, facts).items()},
+        options=options,
         statistics=method.wants(params),
         stacked=method.stacked and not blocks,  # a block would reach over two modules
         sequential=bool(params.get("true_sequential", True)),
@@ -73,6 +75,7 @@ def resolved(method: LayerMethod, params: Params, facts: CheckpointFacts) -> Met
         experts=str(params.get("experts", "routed")),
         least_tokens=int(params.get("expert_min_tokens", 0)),
         fallback=method.fallback,
+        block=None if step is None else lambda block, changed: step(block, changed, options, seed),
     )
 
 
@@ -106,7 +109,7 @@ class Compression:
 
 def compression(ctx: Context, method: LayerMethod) -> Compression:
     """Return the method of the step of `ctx`, with its parameters and calibration data."""
-    ids = ctx.data("data") if method.wants(ctx.params) != "none" else None
+    ids = ctx.data("data") if method.wants(ctx.params) != "none" or method.block is not None else None
     calibration: list[int | None] | None = None
     if ctx.params.get("data") is not None:
         data = ctx.data_facts("data")
@@ -121,7 +124,8 @@ def compress(checkpoint: Artifact, how: Compression, run: StreamRun, ctx: Contex
     with CheckpointReader(folder) as reader:
         output = Output(reader, facts, how.storage(facts, checkpoint.linears), run.scratch / "parts")
         inputs = engine.StreamInputs(folder, facts, ctx.device, how.ids)
-        results = engine.transform(inputs, resolved(how.method, how.params, facts), output.layer, run, output.expert)
+        method = resolved(how.method, how.params, facts, ctx.seed)
+        results = engine.transform(inputs, method, output.layer, run, output.expert)
         size = parse_size(how.params["max_shard_size"])
         account = output.finish(results, ctx.out_dir, size, model_card.render(ctx, results))
     return replace(summary(ctx.out_dir, results), account=account)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -62,7 +62,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     linears = chosen(params, facts)
     if not linears:
         found.append(Diagnostic("R410", "`ignore` leaves no linear module to change", path=("ignore",)))
-    found += nothing_pruned(params, linears.values())
+    found += nothing_pruned(params, linears.values()) + undivided_patterns(linears)
     contradictions = _contradictions(linears.values())
     if contradictions:
         return found + contradictions
@@ -159,6 +159,21 @@ def nothing_pruned(params: Params, owns: Iterable[Params]) -> list[Diagnostic]:
                        path=("sparsity",), severity="warning")]  # fmt: skip
 
 
+def undivided_patterns(linears: Mapping[Site, Params]) -> list[Diagnostic]:
+    """Return a complaint where the m of a pattern n:m does not divide the columns of modules."""
+    wrong: dict[str, list[str]] = {}
+    for linear, own in linears.items():
+        pattern = str(own.get("pattern", ""))
+        if ":" in pattern and linear.columns % int(pattern.partition(":")[2]):
+            alike = f"`{linear.name.replace(f'.{linear.layer}.', '.*.', 1)}` has {linear.columns} columns"
+            wrong.setdefault(alike, []).append(linear.name)
+    if not wrong:
+        return []
+    lines = "".join(f"\n    {_alike(text, names)}" for text, names in wrong.items())
+    message = f"the pattern does not fit modules whose columns it does not divide:{lines}"
+    return [Diagnostic("R631", message, "`ignore` them, or use `pattern: unstructured`", path=("pattern",))]
+
+
 def estimate(method: LayerMethod, params: Params, inputs: Inputs) -> Cost:
     facts, machine = inputs.checkpoint, inputs.machine
     disk = sum(tensor.nbytes for tensor in outcome(params, inputs).tensors.values())
@@ -166,19 +181,20 @@ def estimate(method: LayerMethod, params: Params, inputs: Inputs) -> Cost:
     weights = sum(i.size for i in facts.sites)
     copy_seconds = 2 * disk / machine.disk_bytes_per_second
     want = method.wants(params)
-    if want == "none" or "data" not in inputs.data:
+    learns = method.block is not None
+    if (want == "none" and not learns) or "data" not in inputs.data:
         seconds = 2.5 + copy_seconds + facts.nbytes / machine.disk_bytes_per_second + 60 * weights / machine.flops
         layer = memory_budget.changed_layer_bytes(facts, 1)  # about a byte for each weight, in code and scales
         return Cost(memory_budget.WEIGHTS_RUNTIME + working_bytes(biggest) + 2 * layer, disk, disk, seconds)
     data = inputs.data["data"]
-    lanes, products = 2 if want == "cross" else 1, want in ("hessian", "cross")
+    lanes, products = 2 if want == "cross" or learns else 1, want in ("hessian", "cross")
     tokens = data.tokens
     value = memory_budget.compute_bytes(facts, machine.device)
     hidden, columns = facts.config.hidden_size, memory_budget.widest(facts)
     held = memory_budget.suspended_bytes(tokens, hidden, columns, value, lanes)
     suspends = held <= memory_budget.suspend_limit(machine.device_memory) and params.get("true_sequential", True)
     solving = max(
-        (4 * width**2 * (3 + lanes) if products else 0) + working_bytes(stack)
+        (4 * width**2 * (5 if want == "cross" else 4) if products else 0) + working_bytes(stack)
         for width, stack in stacks(method, facts).items()
     )
     peak = memory_budget.RUNTIME + max(
@@ -190,7 +206,7 @@ def estimate(method: LayerMethod, params: Params, inputs: Inputs) -> Cost:
     else:  # forwards and solving are on the GPU
         peak += memory_budget.CUDA_RUNTIME
     forward = 2 * tokens * active_weights(facts) * lanes * (1 if suspends else 2.6)
-    square = tokens * squares(params, facts) * (2 * lanes - 1) if products else 0
+    square = tokens * squares(params, facts) * (3 if want == "cross" else 1) if products else 0
     seconds = 5 + copy_seconds + (forward + square) / machine.flops
     scratch = disk + 2 * lanes * tokens * hidden * value
     if facts.linears.mixtures:  # what enters the experts of a layer, and what they give

@@ -18,9 +18,9 @@ from runner.plan.machine import machine_facts
 from runner.plan.resolve import resolve
 from runner.recipe.load import loads
 from runner.recipe.schema.load import defaults
+from runner.steps.gptq_solver import solving_seconds
 from runner.steps.kinds import find
 from runner.steps.layerwise import distinct_inputs
-from runner.steps.quantize.gptq import solving_seconds
 from tests.host import Host
 from tests.tiny import save, tokens
 
@@ -85,6 +85,21 @@ def test_layers_that_are_alike_share_a_line(tmp_path: Path) -> None:
         "    `model.layers.*.self_attn.q_proj` has 32 columns, which group_size 64 does not divide (3 layers)",
         "    `model.layers.*.self_attn.v_proj` has 32 columns, which group_size 64 does not divide (3 layers)",
     ]
+
+
+def test_a_pattern_of_zeros_that_does_not_divide_columns(tmp_path: Path) -> None:
+    folder = one_layer(tmp_path, hidden_size=36, num_attention_heads=3, num_key_value_heads=3)
+    [found] = diagnostics(folder, "prune.sparsegpt: {pattern: '4:8'}")
+    assert (found.code, found.help) == ("R631", "`ignore` them, or use `pattern: unstructured`")
+    assert found.message == (
+        "the pattern does not fit modules whose columns it does not divide:"
+        "\n    `model.layers.0.mlp.gate_proj` has 36 columns"
+        "\n    `model.layers.0.mlp.up_proj` has 36 columns"
+        "\n    `model.layers.0.self_attn.k_proj` has 36 columns"
+        "\n    `model.layers.0.self_attn.o_proj` has 36 columns"
+        "\n    `model.layers.0.self_attn.q_proj` has 36 columns"
+        "\n    `model.layers.0.self_attn.v_proj` has 36 columns"
+    )
 
 
 def test_a_pattern_that_matches_nothing(tmp_path: Path) -> None:

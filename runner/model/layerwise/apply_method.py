@@ -68,7 +68,8 @@ def split(names: Sequence[str], weights: Weights, whole: Transformed) -> dict[st
         rows = slice(start, start + size)
         start += size
         if whole.quantized is not None:
-            done[name] = replace(whole, quantized=take_rows(whole.quantized, rows))
+            positions = None if whole.positions is None else whole.positions[rows]
+            done[name] = replace(whole, quantized=take_rows(whole.quantized, rows), positions=positions)
         elif whole.weight is not None:
             done[name] = replace(whole, weight=whole.weight[rows])
     return done

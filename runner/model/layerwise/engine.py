@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from torch import nn
 
 from runner.contracts.facts import CheckpointFacts
+from runner.errors import Diagnostic, RecipeError
 from runner.model.checkpoint.placed_part import site_weight
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.layerwise import adapter, block_attention, forward_modes, progress_file
@@ -28,6 +30,7 @@ from runner.model.layerwise.dtypes import holds
 from runner.model.layerwise.expert_stream import ExpertsStandIn, MixtureRun
 from runner.model.layerwise.forward_modes import Lane, LayerRun
 from runner.model.layerwise.hidden_states import HiddenStates
+from runner.model.layerwise.layer_block import LayerBlock
 from runner.model.layerwise.linear import is_conv1d, is_linear
 from runner.model.layerwise.memory_budget import suspend_limit, suspended_bytes, widest
 from runner.model.layerwise.method import Method, Results, Statistics, Transformed
@@ -66,14 +69,16 @@ def transform(
     gets those of each expert before that, as soon as they are there. Finished layers of an interrupted run are not run
     again.
     """
-    return walk(open_layers(inputs, method), sink, run, experts)
+    return walk(open_layers(inputs, method), sink, run, experts, mode_of(method))
 
 
 def open_layers(inputs: StreamInputs, method: Method) -> WeightsOnly | Calibrated:
     """The decoder layers of a checkpoint, ready for `walk`."""
-    return WeightsOnly(inputs, method) if method.statistics == "none" else Calibrated(inputs, method)
+    plain = method.statistics == "none" and method.block is None
+    return WeightsOnly(inputs, method) if plain else Calibrated(inputs, method)
 
 
+Mode = Callable[[], AbstractContextManager[Any]]
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
 
@@ -105,14 +110,15 @@ def walk(
     sink: Callable[[int, T], dict[str, Any]],
     run: StreamRun,
     experts: ExpertSink | None = None,
+    mode: Mode = torch.inference_mode,
 ) -> Results:
-    """Run `layers` one after another from the first unfinished one, as `transform` does."""
+    """Run `layers` one after another from the first unfinished one, as `transform` does, in the context `mode`."""
     count = layers.inputs.facts.layer_count
     progress = layers.begin(progress_file.load(run.progress, count), run)
     heap.trim()  # what the making of the model left
     for done, result in enumerate(progress.results, start=1):  # an interrupted run may have had other limits
         run.hooks.judge(done, count, layer_error(result))
-    with torch.inference_mode():
+    with mode():
         for index in range(progress.layer, count):
             run.hooks.safe_point()
             started = time.perf_counter()
@@ -179,13 +185,13 @@ class Calibrated:
 
     def __init__(self, inputs: StreamInputs, method: Method) -> None:
         if inputs.ids is None:
-            raise ValueError(f"the statistic {method.statistics!r} needs calibration data")
+            raise ValueError("the method needs calibration data")
         self.inputs, self.method, self.ids = inputs, method, inputs.ids
         self.streamed = StreamedModel(inputs.folder, inputs.device)
         block_attention.use_blocks(self.streamed.model, self.streamed.device)
         self.experts = [self.streamed.separate_experts()]
         self.other: StreamedModel | None = None
-        self.lanes = 2 if method.statistics == "cross" else 1
+        self.lanes = 2 if method.statistics == "cross" or method.block is not None else 1
         if self.lanes == 2 and inputs.original is not None:
             self.other = StreamedModel(inputs.original, inputs.device, self.streamed.dtype)
             block_attention.use_blocks(self.other.model, self.other.device)
@@ -195,7 +201,13 @@ class Calibrated:
 
     def begin(self, progress: progress_file.Progress, run: StreamRun) -> progress_file.Progress:
         self.flow = HiddenStates(self.streamed, self.ids, run.scratch, self.lanes)
-        return begin_flow(self.flow, progress, run)
+        progress = begin_flow(self.flow, progress, run, mode_of(self.method))
+        if self.method.block is not None and self.flow.has_state():
+            message = f"{type(self.streamed.model).__name__} has layers that hand one another keys and values"
+            raise RecipeError(
+                [Diagnostic("R632", f"{message}: they cannot be learned one at a time", "use `quantize.gptq`")]
+            )
+        return progress
 
     def run(self, index: int, experts: ExpertSink) -> dict[str, Transformed]:
         flow, streamed = self.flow, self.streamed
@@ -244,15 +256,40 @@ class Calibrated:
                 heap.trim()  # what forwards left: two flows of the demo model took 1.7 GB without it, 1.3 with it
 
         last = index == len(streamed) - 1
+        learns = self.method.block is not None
+        # The output of a layer that goes on to be learned is computed once it was, and compared with the other's.
+        outputs = {1} if learns else set() if last else set(range(len(lanes)))
         heads = [names[0] for names in groups]
-        run = LayerRun(lanes, flow.spans, heads, collect, solve_group, not last)
-        self.run_layer(run)
+        self.run_layer(LayerRun(lanes, flow.spans, heads, collect, solve_group, frozenset(outputs)))
+        if learns:
+            del lanes[1:]
+            changed = self._learn(index, lanes[0], {self._stored(index, n): m for n, m in linears.items()}, changed)
         for each in (*branches, *mixtures.values()):
             each.remove()
         streamed.free(index)
         if self.other is not None:
             self.other.free(index)
         return changed
+
+    def _learn(
+        self, index: int, lane: Lane, linears: Mapping[str, nn.Module], changed: dict[str, Transformed]
+    ) -> dict[str, Transformed]:
+        """Let the method go on with the layer as a whole; then run it once more for the input of the next one."""
+        if self.method.block is None:
+            return changed
+        heap.trim()
+        flow = self.flow
+        learned = {name: linears[name] for name in changed}
+        block = LayerBlock(index, lane, flow.file(1, index + 1).read, flow.spans, learned)
+        try:
+            found = dict(self.method.block(block, changed))
+        finally:
+            block.close()
+        for name, result in found.items():
+            install(linears[name], result, self.streamed.reader.dtype(f"{name}.weight"))
+        if index < len(self.streamed) - 1:
+            forward_modes.finish([lane], flow.spans)
+        return found
 
     def _mixtures(self, index: int, lanes: list[Lane]) -> dict[str, MixtureRun]:
         """The experts of a layer in all lanes, by the name of their module in the layer."""
@@ -309,12 +346,19 @@ def _no_experts(index: int, changed: Mapping[str, Transformed]) -> None:
     raise ValueError(f"the experts {', '.join(changed)} of layer {index} were changed, and nothing takes them")
 
 
-def begin_flow(flow: HiddenStates, progress: progress_file.Progress, run: StreamRun) -> progress_file.Progress:
+def mode_of(method: Method) -> Mode:
+    """Return the context in which a method's layers are run: tensors of inference mode could not have gradients."""
+    return torch.inference_mode if method.block is None else torch.no_grad
+
+
+def begin_flow(
+    flow: HiddenStates, progress: progress_file.Progress, run: StreamRun, mode: Mode = torch.inference_mode
+) -> progress_file.Progress:
     """Make what enters the first unfinished layer ready; return the progress that its files bear out."""
     layers = len(flow.streamed)
     if progress.layer == layers:
         return progress  # stopped while the folder was put together: no layer is left to feed
-    with torch.inference_mode():
+    with mode():
         if flow.begin(progress.layer, progress.hidden):
             return progress
         run.hooks.emit("message", level="warning", text="the hidden states of the interrupted run are not intact: "

@@ -45,8 +45,9 @@ Solve = Callable[[int], None]
 class LayerRun:
     """One layer to run over every batch. `heads[g]` names the first linear of group `g`, where forwards stop.
 
-    `collect` takes each batch's input of a group, then `solve` changes
-    the group. Without `output` the forwards end at the last group: the last layer's output is nobody's input.
+    `collect` takes each batch's input of a group, then `solve` changes the group. `outputs` are the numbers of the
+    lanes whose output is written; forwards of the others end at the last group: the last layer's output is nobody's
+    input, and one that will change is computed later.
     """
 
     lanes: Sequence[Lane]
@@ -54,7 +55,7 @@ class LayerRun:
     heads: Sequence[str]
     collect: Collect
     solve: Solve
-    output: bool = True
+    outputs: frozenset[int] = frozenset((0, 1))
 
 
 def find_groups(
@@ -107,8 +108,8 @@ def run_suspended(run: LayerRun) -> None:
                 del inputs, reached
             run.solve(group)
         for span, row in zip(run.spans, runs, strict=True):
-            for lane, suspended in zip(run.lanes, row, strict=True):
-                if run.output:
+            for number, (lane, suspended) in enumerate(zip(run.lanes, row, strict=True)):
+                if number in run.outputs:
                     lane.write(span[0], suspended.switch() if run.heads else forward(lane, span))
                 else:
                     suspended.throw()
@@ -128,8 +129,7 @@ def run_again(run: LayerRun) -> None:
             for span in run.spans:
                 run.collect(group, tuple(reach(lane, span) for lane in run.lanes))
         run.solve(group)
-    if run.output:
-        finish(run.lanes, run.spans)
+    finish([lane for number, lane in enumerate(run.lanes) if number in run.outputs], run.spans)
 
 
 def run_at_once(run: LayerRun) -> None:
@@ -152,8 +152,7 @@ def run_at_once(run: LayerRun) -> None:
             run.collect(group, tuple(found[group] for found in inputs))
     for group in range(len(run.heads)):
         run.solve(group)
-    if run.output:
-        finish(run.lanes, run.spans)
+    finish([lane for number, lane in enumerate(run.lanes) if number in run.outputs], run.spans)
 
 
 def finish(lanes: Sequence[Lane], spans: Sequence[Span]) -> None:

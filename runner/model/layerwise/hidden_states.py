@@ -51,6 +51,10 @@ class HiddenStates:
             self.streamed.free_rest()
         return layer == 0 or self._intact(layer, digests)
 
+    def has_state(self) -> bool:
+        """Whether layers hand one another more than hidden states."""
+        return self._arguments.has_state()
+
     def _intact(self, layer: int, digests: list[str]) -> bool:
         files = [self.file(lane, layer) for lane in range(self.lanes)]
         if self._arguments.has_state():

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
 
     from runner.model.checkpoint.quantization.quantized import Quantized
+    from runner.model.checkpoint.quantization.scheme import Numbers
 
 STATISTICS = ("none", "input_range", "input_norms", "hessian", "cross")
 
@@ -67,11 +68,13 @@ class Transformed:
     """The new weight: `weight` float [out, in] for a dense checkpoint, or `quantized`. Or the weight stays, and what is
 
     `added` to it acts beside it: (A [r, in], B [out, r]) of a term B A. `metrics` go into the record; `error`, where
-    given, is the relative squared error of the layer's output, tr(E H Eᵀ) / tr(W H Wᵀ).
+    given, is the relative squared error of the layer's output, tr(E H Eᵀ) / tr(W H Wᵀ). `positions` float32 [out, in],
+    for a method that goes on over blocks: what `quantized` was rounded from, in steps of its scale.
     """
 
     weight: torch.Tensor | None = None
     quantized: Quantized | None = None
+    positions: torch.Tensor | None = None
     added: tuple[torch.Tensor, torch.Tensor] | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
 
@@ -83,6 +86,47 @@ class Transformed:
 Results = list[dict[str, Any]]  # what the record says of each finished layer, in order
 Options = Mapping[str, Any]  # of one module, for `transform` alone: the stream only compares them
 Transform = Callable[[Linear, Statistics, Options], Transformed]
+
+
+class Block(Protocol):
+    """A decoder layer as a function of the weights of its linears, compared with the layer of the unchanged model.
+
+    Its error is Σ‖layer(x) − layer₀(x₀)‖² / Σ‖layer₀(x₀)‖², x what enters the layer after earlier ones were changed and
+    x₀ what entered it before. Calibration windows come in batches, by number. Weights are those of `parameter`, which
+    may be written.
+    """
+
+    @property
+    def index(self) -> int:
+        """Return the number of the layer."""
+        ...
+
+    @property
+    def batches(self) -> int:
+        """Return the number of batches."""
+        ...
+
+    def parameter(self, name: str) -> torch.Tensor:
+        """Return the weight [out, in] of a linear, by its name in the checkpoint, in the type of the forward."""
+        ...
+
+    def round_inputs(self, name: str, numbers: Numbers, scale: torch.Tensor | None = None) -> None:
+        """Round what a linear is multiplied with, as a server will, by a calibrated `scale` [1] or its own.
+
+        Gradients pass as if it were not rounded.
+        """
+        ...
+
+    def loss(self, batches: Sequence[int]) -> float:
+        """Return the error over some batches."""
+        ...
+
+    def gradients(self, batches: Sequence[int]) -> Mapping[str, torch.Tensor]:
+        """Return what the squared error over some batches has as gradient, up to a factor, by weight [out, in]."""
+        ...
+
+
+BlockTransform = Callable[[Block, Mapping[str, Transformed]], Mapping[str, Transformed]]
 
 
 @dataclass(frozen=True)
@@ -97,6 +141,8 @@ class Method:
     experts      "routed": an expert's statistics are those of the tokens routed to it; "all": those of all tokens
     least_tokens experts that see fewer are changed by `fallback`, as are those that see none
     fallback     what needs no statistics
+    block        goes on with a layer, as a whole and with gradients, after `transform` changed its linears; it is given
+                 what that made of them, and what it returns is the result
     """
 
     transform: Transform
@@ -108,3 +154,4 @@ class Method:
     experts: str = "routed"
     least_tokens: int = 0
     fallback: Transform | None = None
+    block: BlockTransform | None = None

@@ -97,11 +97,13 @@ def test_stacking_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
-@pytest.mark.parametrize("kind", ["quantize.gptq", "prune.wanda", "quantize.rtn"])
+@pytest.mark.parametrize(
+    "kind", ["quantize.gptq", "quantize.signround", "prune.wanda", "prune.sparsegpt", "quantize.rtn"]
+)
 def test_an_interrupted_step_goes_on_where_it_stopped(kind: str, layer: int, tmp_path: Path) -> None:
     folder = save(tmp_path / "model", "llama", shard="20KB")
     ids = None if kind == "quantize.rtn" else tokens()
-    params: dict[str, Any] = GPTQ if kind == "quantize.gptq" else {}
+    params: dict[str, Any] = GPTQ if kind in ("quantize.gptq", "quantize.signround") else {}
     whole = Host(tmp_path / "whole", kind, folder, ids, **params)
     find(kind).run(whole)
     first = Host(tmp_path / "resumed", kind, folder, ids, stop_after=layer, **params)

@@ -77,7 +77,7 @@ class Flow:
         heads = [names[0] for names in self.groups]
         lanes = [self.lane(i) for i in range(len(self.layers))]
         with torch.inference_mode():
-            how(LayerRun(lanes, SPANS, heads, self.collect, self.solve, output))
+            how(LayerRun(lanes, SPANS, heads, self.collect, self.solve, frozenset(range(len(lanes)) if output else ())))
 
     def bytes(self) -> list[torch.Tensor]:
         """Everything that must agree: inputs of every group, new weights, outputs of every lane."""
@@ -142,7 +142,7 @@ def test_at_once_every_group_sees_the_unchanged_layer(lanes: int) -> None:
 
 @pytest.mark.parametrize("how", [forward_modes.run_suspended, forward_modes.run_again, forward_modes.run_at_once])
 def test_nothing_is_left_on_the_layer(how: Run) -> None:
-    """No hook stays, and without `output` nothing is written."""
+    """No hook stays, and without `outputs` nothing is written."""
     found, whole = flow(), flow()
     found.run(how, output=False)
     whole.run(how)

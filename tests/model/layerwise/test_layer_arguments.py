@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from runner.errors import Interrupted
+from runner.errors import Interrupted, RecipeError
 from runner.model.layerwise.layer_arguments import SCOUT, LayerArguments
 from runner.model.layerwise.layer_probes import Call
 from runner.steps.kinds import find
@@ -51,6 +51,16 @@ def test_an_interrupted_step_ends_with_the_same_result(kind: str, gemma4: Path, 
     with pytest.raises(Interrupted):
         run(tmp_path / "stopped", stop_after=3)
     assert run(tmp_path / "stopped") == straight
+
+
+def test_layers_that_share_state_are_not_learned(gemma4: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        find("quantize.signround").run(Host(tmp_path, "quantize.signround", gemma4, MANY, group_size=8))
+    [found] = caught.value.diagnostics
+    assert (found.code, found.help) == ("R632", "use `quantize.gptq`")
+    assert found.message == (
+        "Gemma4ForCausalLM has layers that hand one another keys and values: they cannot be learned one at a time"
+    )
 
 
 def test_a_torn_state_starts_again(gemma4: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from runner.recipe.schema.load import defaults
-from runner.steps.quantize import gptq
+from runner.steps import gptq_solver
 
 
 @pytest.mark.parametrize(
@@ -24,10 +24,10 @@ from runner.steps.quantize import gptq
     ],
 )
 def test_the_second_flow_runs_where_some_module_uses_it(params: dict[str, Any], statistic: str) -> None:
-    assert gptq.wanted(defaults("quantize.gptq", {"data": "text", **params})) == statistic
+    assert gptq_solver.wanted(defaults("quantize.gptq", {"data": "text", **params})) == statistic
 
 
 @pytest.mark.parametrize(("bits", "alpha"), [(2, 1.0), (3, 1.0), (4, 0.0), (8, 0.0)])
 def test_auto_follows_the_bits_of_the_module(bits: int, alpha: float) -> None:
-    assert gptq.strength({"bits": bits, "asymmetric_calibration": "auto"}) == alpha
-    assert gptq.strength({"bits": bits, "asymmetric_calibration": 0.5}) == 0.5
+    assert gptq_solver.strength({"bits": bits, "asymmetric_calibration": "auto"}) == alpha
+    assert gptq_solver.strength({"bits": bits, "asymmetric_calibration": 0.5}) == 0.5

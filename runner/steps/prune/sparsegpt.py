@@ -1,0 +1,43 @@
+"""SparseGPT (Frantar & Alistarh 2023): weights pruned a column at a time, the others of their row compensating."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from runner.contracts.step_kind import CHECKPOINT, Cost, Inputs, Params
+from runner.model.layerwise.method import Linear, Statistics, Transformed
+from runner.steps.gptq_solver import output_error, solving_seconds
+from runner.steps.layer_method import ERRORS
+from runner.steps.layerwise import LayerMethod, bind
+
+VERSION = 1
+CONSUMES = (CHECKPOINT,)
+PRODUCES = CHECKPOINT
+REQUIRES = ()
+METRICS = ERRORS
+
+
+def transform(linear: Linear, statistics: Statistics, params: Params) -> Transformed:
+    """Prune by SparseGPT; `error` is that of the output, as `quantize.gptq` measures it."""
+    from runner.methods.gptq import factorize
+    from runner.methods.pruning_masks import zero_share
+    from runner.methods.sparsegpt import prune
+
+    hessian = statistics.of("hessian")
+    factor = factorize(hessian, dampening_fraction=params["dampening_fraction"], act_order=False)
+    pruned = prune(linear.weight, factor, params["sparsity"], params["pattern"])
+    metrics = {
+        "sparsity": zero_share(pruned.weight),
+        "error": output_error(pruned.error, linear.weight, hessian),
+        "dampening": factor.dampening,
+    }
+    return Transformed(weight=pruned.weight, metrics=metrics)
+
+
+method = LayerMethod(transform, statistics="hessian", stacked=True)
+check, _stream_estimate, outcome, run = bind(method)
+
+
+def estimate(params: Params, inputs: Inputs) -> Cost:
+    cost = _stream_estimate(params, inputs)
+    return replace(cost, seconds=cost.seconds + solving_seconds(inputs.checkpoint, inputs.machine))
