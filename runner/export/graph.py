@@ -16,6 +16,7 @@ import torch
 
 from runner.export.decoder import Shape, shape_of
 from runner.export.external_data import DataFile
+from runner.export.table_layouts import BITS
 from runner.export.trace import DOMAIN, trace
 from runner.export.weights import MICROSOFT, Filler, Options
 from runner.model.layerwise.streamed_model import StreamedModel
@@ -50,13 +51,15 @@ def export(
     precision: str = "fp32",
     opset: int = 21,
     accuracy_level: int = 1,
+    embedding: str = "dense",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Exported:
     """Write the graph of a checkpoint, packed or dense, with its adapter if it has one, into the folder `out`.
 
-    `target` is one of `integer_layouts.TARGETS`, `precision` of PRECISIONS: the type it computes in. `progress` gets
-    the number of modules written, and of all. RecipeError and StepFailed are those of the checkpoint's readers;
-    StepFailed also where integers do not fit a layout exactly.
+    `target` is one of `integer_layouts.TARGETS`, `precision` of PRECISIONS: the type it computes in, `embedding` of
+    `table_layouts.BITS`: how the token embedding and the head are stored. `progress` gets the number of modules
+    written, and of all. RecipeError and StepFailed are those of the checkpoint's readers; StepFailed also where
+    integers do not fit a layout exactly.
     """
     dtype = PRECISIONS[precision]
     streamed = StreamedModel(checkpoint, "cpu", dtype)
@@ -64,7 +67,7 @@ def export(
     graph = model.graph
     (out / FILE).parent.mkdir(parents=True, exist_ok=True)
     with DataFile(out / DATA) as data:
-        filler = Filler(graph, streamed, data, Options(target, dtype, accuracy_level))
+        filler = Filler(graph, streamed, data, Options(target, dtype, accuracy_level, BITS[embedding]))
         filler.fill(progress)
     streamed.reader.close()
     shape = shape_of(streamed.config)

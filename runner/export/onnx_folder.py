@@ -29,12 +29,14 @@ def write(ctx: Context) -> dict[str, Any]:
         precision=ctx.params["precision"],
         opset=OPSET,
         accuracy_level=ctx.params["accuracy_level"],
+        embedding=ctx.params["embedding"],
         progress=lambda done, total: ctx.emit("progress", phase="weights", done=done, total=total, unit="modules"),
     )
     engine = {
         "format": "onnx",
         "target": ctx.params["target"],
         "precision": ctx.params["precision"],
+        "embedding": ctx.params["embedding"],
         "file": graph.FILE,
         "opset": OPSET,
         "versions": {name: version(name) for name in _PACKAGES},

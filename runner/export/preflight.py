@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.sites import Site
 from runner.errors import Diagnostic
-from runner.export import integer_layouts, supported
+from runner.export import integer_layouts, supported, table_layouts
 from runner.model.checkpoint import formats
 from runner.model.checkpoint.quantization.scheme import Scheme, ceil_div
 
@@ -73,8 +74,9 @@ def _names(names: list[str]) -> str:
     return f"`{names[0]}`" + (f" (as {more:,} more)" if more else "")
 
 
-def nbytes(facts: CheckpointFacts, target: str, precision: str) -> int:
+def nbytes(facts: CheckpointFacts, target: str, precision: str, embedding: str = "dense") -> int:
     """Return the bytes of the graph's weights."""
+    bits = table_layouts.BITS[embedding]
     value = FLOAT_BYTES[precision]
     packed = schemes(facts)
     total = 0
@@ -86,10 +88,10 @@ def nbytes(facts: CheckpointFacts, target: str, precision: str) -> int:
             total += linear.rows * (groups * block * how.field // 8 + groups * (value + how.field // 8))
     for name, tensor in facts.tensors.items():
         if name.rpartition(".")[0] not in packed:
-            elements = 1
-            for size in tensor.shape:
-                elements *= size
-            total += elements * value
+            if bits and table_layouts.is_table(facts, name):
+                total += table_layouts.nbytes(tensor.shape[0], tensor.shape[1], bits, value)
+            else:
+                total += math.prod(tensor.shape) * value
     adapter = facts.adapter or {}
     rank = int(adapter.get("r") or 0)
     return total + rank * value * sum(i.columns + i.rows for i in facts.sites if rank)
@@ -102,7 +104,7 @@ def largest(facts: CheckpointFacts) -> int:
     return max([*sizes, vocabulary * hidden])
 
 
-def engine(facts: CheckpointFacts, target: str, precision: str) -> Mapping[str, Any]:
+def engine(facts: CheckpointFacts, target: str, precision: str, embedding: str = "dense") -> Mapping[str, Any]:
     """Return the part of engine.json that is known before anything runs."""
     packed = schemes(facts)
     stored = Counter(scheme.describe() for _, scheme in packed.values())
@@ -111,6 +113,7 @@ def engine(facts: CheckpointFacts, target: str, precision: str) -> Mapping[str, 
         "format": "onnx",
         "target": target,
         "precision": precision,
+        "embedding": embedding,
         "context": supported.context(facts.config),
         "vocabulary": facts.config.vocabulary_size,
         "max_batch": None,

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import torch
 
 from runner.errors import StepFailed
-from runner.export import integer_layouts, integers
+from runner.export import integer_layouts, integers, tables
 from runner.export.external_data import DataFile
 from runner.export.trace import DOMAIN, EMBEDDING
 from runner.model.checkpoint import adapter_config
@@ -27,11 +27,15 @@ MICROSOFT = "com.microsoft"
 
 @dataclass(frozen=True)
 class Options:
-    """`target` is one of integer_layouts.TARGETS; `accuracy_level` that of MatMulNBits."""
+    """`target` is one of integer_layouts.TARGETS; `accuracy_level` that of MatMulNBits.
+
+    `table_bits` is the number of bits of the token embedding and the head, 0 where they stay dense.
+    """
 
     target: str
     dtype: torch.dtype
     accuracy_level: int
+    table_bits: int = 0
 
 
 class Filler:
@@ -47,6 +51,9 @@ class Filler:
         self.widened: Counter[str] = Counter()
         self._modules = dict(streamed.model.named_modules())
         self._tables: dict[str, ir.Value] = {}  # embedding matrices, by module
+        self._packed_tables: dict[str, tuple[ir.Value, ir.Value]] = {}  # integers and scales, by module
+        ends = (streamed.model.get_input_embeddings(), streamed.model.get_output_embeddings())
+        self._ends = {name for name, m in self._modules.items() if any(m is end for end in ends)}
         embeddings = [name for name, m in self._modules.items() if isinstance(m, torch.nn.Embedding)]
         self._tied = {tied: name for name in embeddings for tied in streamed.tied_to(f"{name}.weight")}
         self._rounded: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}  # inputs of several modules, rounded once
@@ -69,7 +76,15 @@ class Filler:
             progress(done, len(nodes))
 
     def _embedding(self, made: _Made, module: str, ids: ir.Value) -> ir.Value:
-        return made.node("Gather", [self._table(made, module), ids])
+        if not (self.options.table_bits and module in self._ends):
+            return made.node("Gather", [self._table(made, module), ids])
+        weight, scales = self._packed_table(made, module)
+        block = self._block(weight)
+        attributes = {
+            "bits": self.options.table_bits, "block_size": block, "gather_axis": 0, "quantize_axis": 2,
+        }  # fmt: skip
+        rows = made.node("GatherBlockQuantized", [weight, ids, scales], attributes, MICROSOFT)
+        return made.node("Reshape", [rows, made.integers("row", [0, 0, -1])])
 
     def _table(self, made: _Made, module: str) -> ir.Value:
         """Return the matrix [vocabulary, hidden] of an embedding, written once."""
@@ -80,7 +95,9 @@ class Filler:
 
     def _linear(self, made: _Made, module: str, x: ir.Value) -> ir.Value:
         tied = self._tied.get(f"{module}.weight")
-        if tied is not None:
+        if self.options.table_bits and module in self._ends and not self.streamed.is_packed(module):
+            out = self._product_with_integers(made, tied or module, x)
+        elif tied is not None:
             out = self._product_with_table(made, self._table(made, tied), x)
         elif self.streamed.is_packed(module):
             out = self._quantized(made, module, x)
@@ -95,6 +112,37 @@ class Filler:
             tensor = self._convert(self.streamed.reader.read(self._stored(bias)), module)
             out = made.node("Add", [out, made.constant(self.data.add(bias, tensor))])
         return self._branch(made, module, x, out) if module in self._adapted else out
+
+    def _packed_table(self, made: _Made, module: str) -> tuple[ir.Value, ir.Value]:
+        """Return integers [rows, blocks, bytes] and scales [rows, blocks, 1] of an embedding or head, written once."""
+        if module not in self._packed_tables:
+            weight = self._convert(self.streamed.reader.read_weight(self._stored(f"{module}.weight")), module)
+            block = tables.rounded(weight, self.options.table_bits, self.options.dtype)
+            rows, blocks, _ = block.weight.shape
+            scales = self._checked(block.scales.reshape(rows, blocks, 1), module)
+            names = (f"{module}.weight", f"{module}.scales")
+            self._packed_tables[module] = (
+                self._add(made, names[0], block.weight), self._add(made, names[1], scales),
+            )  # fmt: skip
+        return self._packed_tables[module]
+
+    def _block(self, weight: ir.Value) -> int:
+        """Return the columns of a block of such integers."""
+        assert weight.shape is not None
+        return int(weight.shape.numpy()[2]) * 8 // self.options.table_bits
+
+    def _product_with_integers(self, made: _Made, module: str, x: ir.Value) -> ir.Value:
+        """Compute x·Wᵀ with the integers from which an embedding gathers rows."""
+        weight, scales = self._packed_table(made, module)
+        assert weight.shape is not None
+        rows, blocks, _ = (int(size) for size in weight.shape.numpy())
+        block = self._block(weight)
+        flat = made.node("Reshape", [scales, made.integers("scales", [rows, blocks])])
+        attributes = {
+            "K": blocks * block, "N": rows, "bits": self.options.table_bits, "block_size": block,
+            "accuracy_level": self.options.accuracy_level,
+        }  # fmt: skip
+        return made.node("MatMulNBits", [x, weight, flat], attributes, MICROSOFT)
 
     def _product_with_table(self, made: _Made, table: ir.Value, x: ir.Value) -> ir.Value:
         """Compute x·Wᵀ by Gemm, which takes W in the layout of the embedding."""

@@ -7,7 +7,7 @@ from typing import Any
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import CHECKPOINT, ENGINE, QUANTIZED, Context, Cost, Inputs, Params, Requirement, Result
 from runner.errors import Diagnostic
-from runner.export import preflight
+from runner.export import preflight, table_layouts
 from runner.model.layerwise import memory_budget
 
 VERSION = 3
@@ -23,13 +23,14 @@ _LAYER_SECONDS = 1.5
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
-    return preflight.refusals(inputs.checkpoint, str(params["target"]))
+    found = preflight.refusals(inputs.checkpoint, str(params["target"]))
+    return found + table_layouts.refuse(inputs.checkpoint, str(params["target"]), str(params["embedding"]))
 
 
 def estimate(params: Params, inputs: Inputs) -> Cost:
     """Return the cost; memory holds only the largest weight: as stored, in the graph's type, and transposed."""
     facts = inputs.checkpoint
-    written = preflight.nbytes(facts, str(params["target"]), str(params["precision"]))
+    written = preflight.nbytes(facts, *_stored(params))
     value = preflight.FLOAT_BYTES[str(params["precision"])]
     tensors = preflight.largest(facts) * (4 + 2 * value)
     peak = memory_budget.RUNTIME + _EXPORTER + _LAYER * facts.layer_count + tensors
@@ -41,12 +42,17 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
 def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
     from dataclasses import replace
 
-    engine = preflight.engine(inputs.checkpoint, str(params["target"]), str(params["precision"]))
-    return replace(inputs.checkpoint, engine=engine)
+    return replace(inputs.checkpoint, engine=preflight.engine(inputs.checkpoint, *_stored(params)))
+
+
+def _stored(params: Params) -> tuple[str, str, str]:
+    return str(params["target"]), str(params["precision"]), str(params["embedding"])
 
 
 def run(ctx: Context) -> Result:
     from runner.export import onnx_folder
 
     engine: dict[str, Any] = onnx_folder.write(ctx)
-    return Result(details={key: engine[key] for key in ("target", "precision", "stored", "carried", "bytes")})
+    return Result(
+        details={key: engine[key] for key in ("target", "precision", "embedding", "stored", "carried", "bytes")}
+    )

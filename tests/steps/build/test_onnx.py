@@ -149,7 +149,8 @@ def test_the_folder_and_the_forecast(tmp_path: Path) -> None:
         "shape": ["batch_size", "sequence_length", 96],
     }
     assert engine == {
-        "format": "onnx", "target": "onnxruntime", "precision": "fp32", "file": "onnx/model.onnx", "opset": 21,
+        "format": "onnx", "target": "onnxruntime", "precision": "fp32", "embedding": "dense",
+        "file": "onnx/model.onnx", "opset": 21,
         "versions": {name: version(name) for name in ("onnx", "onnxscript", "torch", "transformers")},
         "source": {"digest": "0" * 64}, "context": 64, "vocabulary": 96, "max_batch": None, "layers": 2, "kv_heads": 2,
         "head_dim": 16, "stored": {"3-bit, symmetric, groups of 32": 14},
