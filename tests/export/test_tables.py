@@ -26,7 +26,8 @@ def dequantized(weight: torch.Tensor, bits: int) -> torch.Tensor:
     fields = block.weight if bits == 8 else torch.stack([block.weight & 15, block.weight >> 4], -1).flatten(2)
     rows, columns = weight.shape
     integers = fields.reshape(rows, columns // block.size, block.size).double() - 2 ** (bits - 1)
-    return (integers * block.scales.double().reshape(rows, -1, 1)).reshape(rows, columns)
+    product: torch.Tensor = integers * block.scales.double().reshape(rows, -1, 1)
+    return product.reshape(rows, columns)
 
 
 @pytest.mark.parametrize(("bits", "error"), [(8, 0.007), (4, 0.1)])
