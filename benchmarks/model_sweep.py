@@ -5,7 +5,6 @@ Writes docs/models.md. With names of types it tries those alone and keeps the ot
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
@@ -52,34 +51,47 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
     probe.answer_with(describe)
-    saved = Path(os.environ.get("SWEEP_RESULTS") or tempfile.mkdtemp()) / "sweep.json"
-    known = json.loads(saved.read_text("utf-8")) if saved.is_file() else {}
-    for name in sys.argv[1:] or [each for each in causal_models() if each not in known]:
+    rows = known_rows(PAGE.read_text("utf-8"))
+    names = sys.argv[1:] or list(causal_models())
+    for name in names:
         with tempfile.TemporaryDirectory() as folder:
             os.environ["XDG_CACHE_HOME"] = folder
-            known[name] = asdict(sweep(name, Path(folder)))
-        print(name, known[name], flush=True)
-        saved.write_text(json.dumps(known), "utf-8")
-    PAGE.write_text(page({name: Outcome(**known[name]) for name in causal_models() if name in known}), "utf-8")
+            outcome = sweep(name, Path(folder))
+        print(name, asdict(outcome), flush=True)
+        rows[name] = row(name, outcome)
+        PAGE.write_text(page({name: rows[name] for name in causal_models() if name in rows}), "utf-8")
 
 
-def page(outcomes: dict[str, Outcome]) -> str:
-    """The page of what became of every type."""
-    kinds = [PERPLEXITY, *STEPS]
-    right = {kind: sum(each.results.get(kind) == RIGHT for each in outcomes.values()) for kind in kinds}
-    failed = [name for name, each in outcomes.items() if each.wrong]
+def known_rows(text: str) -> dict[str, str]:
+    """Type → its line in the table of a page."""
+    return {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
+
+
+def row(name: str, outcome: Outcome) -> str:
+    """The line of a type: what is right, and what was said otherwise; "wrong" in a cell is a fault of ours."""
+    cells = [_cell(outcome.results.get(kind)) for kind in (PERPLEXITY, *STEPS)]
+    others = dict.fromkeys(value.splitlines()[0] for value in outcome.results.values() if value != RIGHT)
+    why = outcome.no_model and f"no tiny model: {outcome.no_model}"
+    return f"| `{name}` | {' | '.join(cells)} | {(why or '; '.join(others)).replace('|', chr(92) + '|')} |"
+
+
+def _cell(result: str | None) -> str:
+    if result == RIGHT:
+        return "yes"
+    return "wrong" if result is not None and (result.startswith("wrong:") or "Traceback" in result) else "–"
+
+
+def page(rows: dict[str, str]) -> str:
+    """The page of the lines of all types."""
+    cells = {name: [cell.strip() for cell in line.split(" | ")][1:5] for name, line in rows.items()}
+    right = [sum(each[column] == "yes" for each in cells.values()) for column in range(4)]
+    failed = [name for name, each in cells.items() if "wrong" in each]
     text = HEAD.format(
-        version=transformers.__version__, all=len(outcomes), measured=right[PERPLEXITY],
-        quantized=min(right["quantize.rtn"], right["quantize.gptq"]), pruned=right["prune.wanda"],
-        none=sum(bool(each.no_model) for each in outcomes.values()),
+        version=transformers.__version__, all=len(rows), measured=right[0], quantized=min(right[1], right[2]),
+        pruned=right[3], none=sum("| no tiny model" in line for line in rows.values()),
         failed=f" Wrong are {', '.join(f'`{name}`' for name in failed)}." if failed else "",
     )  # fmt: skip
-    for name, each in sorted(outcomes.items()):
-        cells = ["yes" if each.results.get(kind) == RIGHT else "–" for kind in kinds]
-        others = dict.fromkeys(value.splitlines()[0] for value in each.results.values() if value != RIGHT)
-        why = each.no_model and f"no tiny model: {each.no_model}"
-        text += f"| `{name}` | {' | '.join(cells)} | {(why or '; '.join(others)).replace('|', chr(92) + '|')} |\n"
-    return text + TAIL
+    return text + "".join(f"{rows[name]}\n" for name in sorted(rows)) + TAIL
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,3 +61,25 @@ class Mixture:
     def tensors(self) -> tuple[str, ...]:
         """Return the tensors that hold several experts, each once."""
         return tuple(dict.fromkeys(each.tensor for each in self.matrices if each.tensor))
+
+
+def counts(results: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Return how many experts a step changed, how many saw too few tokens, and the fewest that one saw.
+
+    `results` is what the record says of each layer: of the matrices of experts, the `tokens` routed to them, and
+    whether they were too few, `below_floor`. Empty where no expert was changed by what tokens say.
+    """
+    seen: dict[str, tuple[int, int]] = {}
+    for layer in results:
+        for name, module in layer["modules"].items():
+            if "tokens" in module:
+                expert = name.rpartition(".")[0]
+                _, below = seen.get(expert, (0, 0))
+                seen[expert] = module["tokens"], max(below, module["below_floor"])
+    if not seen:
+        return {}
+    return {
+        "experts": len(seen),
+        "experts_below_floor": sum(below for _, below in seen.values()),
+        "expert_tokens_min": min(tokens for tokens, _ in seen.values()),
+    }

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from runner import wording
+from runner.contracts import mixtures
 from runner.contracts.lineage import Lineage
 from runner.contracts.model_config import ModelConfig
 from runner.model.architecture import supported
@@ -245,7 +246,7 @@ def render(origin: Origin, folder: Path, results: Sequence[Mapping[str, Any]] = 
             bytes_after=_weights_nbytes(folder),
             recipe=origin.recipe,
             stored=_stored(folder, config),
-            metrics=_means(modules),
+            metrics={**_means(modules), **mixtures.counts(results)},
             transposed=config.model_type == "gpt2",
             adapter=adapter_config(folder),
             cache=cache_scheme.parse(config.quantization),

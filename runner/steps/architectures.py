@@ -14,6 +14,7 @@ _MEASURES = frozenset({"evaluate.perplexity", "evaluate.divergence"})
 _CACHES = _MEASURES | {"evaluate.tasks", "evaluate.latency", "evaluate.parity", "quantize.kv"}
 # These go through the decoder layers one after another, whatever the layers are.
 _LAYERWISE = _MEASURES | {"quantize.rtn", "quantize.gptq", "prune.magnitude", "prune.wanda"}
+_MIXTURES = _LAYERWISE | {"prune.sparsegpt", "recover.eora", "recover.lora"}  # adapters are of their other modules
 # The sweep (docs/models.md) found other numbers for them than transformers has.
 _DIFFERENT = frozenset({"inkling2", "inkling2_text"})
 _STATE_SPACE = (".A_log", ".time_decay", ".recurrent_param")
@@ -43,7 +44,7 @@ def refuse(kind: str, facts: CheckpointFacts) -> Diagnostic | None:
         if refusal is not None:
             return refusal
     sites = {site.tensor for site in facts.sites}
-    built = next((name for name in description.built if kind not in _LAYERWISE or name in sites), None)
+    built = next((name for name in description.built if kind not in _MIXTURES or name in sites), None)
     if built is not None and kind not in _MEASURES:
         holds = f"it holds `{built}`, which transformers makes other tensors of on loading"
         message = f"{source} can be measured, not changed: {holds}"
@@ -64,9 +65,9 @@ def refuse(kind: str, facts: CheckpointFacts) -> Diagnostic | None:
 def _mixture(kind: str, description: ModelDescription, source: str) -> Diagnostic | None:
     """Return a complaint where a kind cannot change a mixture of experts."""
     what = f"{source} is a mixture of experts: it holds `{description.experts}`"
-    if kind not in _LAYERWISE:
+    if kind not in _MIXTURES:
         message = f"{what}; `{kind}` cannot change mixtures yet"
-        return Diagnostic("R441", message, f"kinds that can are {wording.ticked(sorted(_LAYERWISE))}")
+        return Diagnostic("R441", message, f"kinds that can are {wording.ticked(sorted(_MIXTURES))}")
     mixtures = description.linears.mixtures
     unfollowed = next((each.unfollowed for each in mixtures if each.unfollowed), "" if mixtures else _HIDDEN)
     if unfollowed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from runner.contracts.facts import CheckpointFacts
@@ -13,8 +13,6 @@ from runner.steps.targets import scheme
 
 # METRICS of a kind that changes experts by what their tokens say.
 EXPERTS = {"experts": AMOUNT, "experts_below_floor": AMOUNT, "expert_tokens_min": AMOUNT}
-# What the stream notes of the matrices of an expert: the tokens routed to it, and whether they were too few.
-EXPERT_METRICS = ("tokens", "below_floor")
 LEAVE = 'leave them as they are: `ignore: [lm_head, "*.experts.*"]`'
 
 
@@ -38,6 +36,16 @@ def refuse(
     return found + _split(packed, facts)
 
 
+def refuse_adapters(linears: Iterable[Site], key: str, remedy: str) -> list[Diagnostic]:
+    """Return a complaint about experts among modules that are to get an adapter, which `key` chooses."""
+    experts = [site.name for site in linears if site.is_expert]
+    if not experts:
+        return []
+    others = f" and {len(experts) - 1:,} more" if len(experts) > 1 else ""
+    message = f"`{experts[0]}`{others} of a mixture would get an adapter, and peft adapts linear modules alone"
+    return [Diagnostic("R605", message, remedy, path=(key,))]
+
+
 def _names(matrices: Sequence[Any], experts: int) -> list[str]:
     return [each.name.format(expert) for each in matrices for expert in range(experts)]
 
@@ -54,24 +62,3 @@ def _split(packed: set[str], facts: CheckpointFacts) -> list[Diagnostic]:
             message = f"`{tensor}` holds all experts of a layer, and `{left[0]}` is not to be packed with the others"
             return [Diagnostic("R604", message, "leave out all of them, or none", path=("ignore",))]
     return []
-
-
-def expert_metrics(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return how many experts a step changed, how many saw too few tokens, and the fewest that one saw.
-
-    Empty where no expert was changed by what tokens say.
-    """
-    seen: dict[str, tuple[float, float]] = {}
-    for layer in results:
-        for name, module in layer["modules"].items():
-            if "tokens" in module:
-                expert = name.rpartition(".")[0]
-                _, below = seen.get(expert, (0.0, 0.0))
-                seen[expert] = module["tokens"], max(below, module["below_floor"])
-    if not seen:
-        return {}
-    return {
-        "experts": len(seen),
-        "experts_below_floor": int(sum(below for _, below in seen.values())),
-        "expert_tokens_min": int(min(tokens for tokens, _ in seen.values())),
-    }

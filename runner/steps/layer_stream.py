@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.contracts import mixtures
 from runner.contracts.context import Artifact, Context, Params, Result
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.model_description import Linears
@@ -22,7 +23,6 @@ from runner.model.layerwise.method import Method, Results
 from runner.model.layerwise.output import Output, Storage
 from runner.model.layerwise.stream_run import StreamHooks, StreamRun
 from runner.steps import model_card
-from runner.steps.experts import EXPERT_METRICS, expert_metrics
 from runner.steps.layer_method import LAYER_ERROR, LayerMethod
 from runner.steps.targets import chosen, planned
 
@@ -137,11 +137,11 @@ def summary(out: Path, results: Results) -> Result:
     in `out`.
     """
     modules = [m for layer in results for m in layer["modules"].values()]
-    keys = sorted({k for m in modules for k, v in m.items() if isinstance(v, float)} - set(EXPERT_METRICS))
+    keys = sorted({k for m in modules for k, v in m.items() if isinstance(v, float)})
     metrics: dict[str, Any] = {k: sum(m[k] for m in modules if k in m) / sum(k in m for m in modules) for k in keys}
     errors = [error for layer in results if (error := engine.layer_error(layer)) is not None]
     if errors:
         metrics[LAYER_ERROR] = math.nan if any(map(math.isnan, errors)) else max(errors)
     metrics["bytes"] = sum(p.stat().st_size for p in out.glob("*.safetensors"))
     metrics["modules"] = len(modules)
-    return Result(metrics=metrics | expert_metrics(results), details={"layers": results})
+    return Result(metrics=metrics | mixtures.counts(results), details={"layers": results})

@@ -48,12 +48,12 @@ def test_what_works_is_not_refused(facts: CheckpointFacts, kind: str) -> None:
         "`m` (`inkling2_text`) is computed differently a layer at a time than by transformers",
         "choose a model of another type",
     )),
-    (MIXTURE, "recover.lora", (
+    (MIXTURE, "recover.scales", (
         "R441",
-        f"`m` (`mixtral`) is a mixture of experts: it holds `{EXPERT}`; `recover.lora` cannot change mixtures yet",
+        f"`m` (`mixtral`) is a mixture of experts: it holds `{EXPERT}`; `recover.scales` cannot change mixtures yet",
         (
-            "kinds that can are `evaluate.divergence`, `evaluate.perplexity`, `prune.magnitude`, `prune.wanda`, "
-            "`quantize.gptq` and `quantize.rtn`"
+            "kinds that can are `evaluate.divergence`, `evaluate.perplexity`, `prune.magnitude`, `prune.sparsegpt`, "
+            "`prune.wanda`, `quantize.gptq`, `quantize.rtn`, `recover.eora` and `recover.lora`"
         ),
     )),
     (MIXTURE, "quantize.rtn", (

@@ -30,6 +30,8 @@ from runner.steps.quantize import gptq, rtn
 from tests import model_types
 from tests.host import Host
 from tests.sweep import IDS, MACHINE, perplexity
+from tests.training.recovering import perplexity as measured
+from tests.training.recovering import plain, with_adapter
 
 EXPERTS = 4
 GPTQ: Mapping[str, Any] = {"bits": 4, "group_size": 8, "expert_min_tokens": 0}
@@ -115,6 +117,7 @@ def test_experts_are_those_that_each_gives_alone(tmp_path: Path, tokens: str) ->
     ("qwen3_moe", "quantize.rtn", {"bits": 4, "group_size": 8}),
     ("qwen2_moe", "quantize.gptq", {"bits": 3, "group_size": 8}),
     ("gpt_oss", "prune.wanda", {}),
+    ("granitemoe", "prune.sparsegpt", {"expert_min_tokens": 0}),
     ("granitemoe", "prune.magnitude", {}),
 ])  # fmt: skip
 def test_transformers_reads_what_is_measured(
@@ -143,7 +146,8 @@ def test_half_of_each_row_of_fused_experts_is_zero(tmp_path: Path) -> None:
 def test_experts_that_few_tokens_reach_are_rounded(tmp_path: Path) -> None:
     facts = saved(tmp_path / "model", "mixtral")
     ids = IDS[:2]
-    result = apply(facts, tmp_path / "step", "quantize.gptq", ids, bits=4, group_size=8, expert_min_tokens=10**6)
+    own = host(facts, tmp_path / "step", "quantize.gptq", ids, bits=4, group_size=8, expert_min_tokens=10**6)
+    result = kinds.find("quantize.gptq").run(own)
     apply(facts, tmp_path / "rounded", "quantize.rtn", None, bits=4, group_size=8, grid="mse")
     one, other = (load_file(tmp_path / each / "out" / "model.safetensors") for each in ("step", "rounded"))
     assert all(torch.equal(one[name], other[name]) for name in one if ".experts." in name)
@@ -152,6 +156,10 @@ def test_experts_that_few_tokens_reach_are_rounded(tmp_path: Path) -> None:
     assert sum(routed) == 2 * ids.numel()  # each token goes to two experts
     assert result.metrics["experts"] == result.metrics["experts_below_floor"] == 4 * EXPERTS
     assert result.metrics["expert_tokens_min"] <= min(routed)
+    first = "model.layers.0.block_sparse_moe.experts.0"
+    text = f"layer 1: 4 experts, such as `{first}`, saw too few tokens and are changed without statistics"
+    assert {"event": "message", "level": "warning", "text": text} in own.events
+    assert "| experts_below_floor | 16 |" in (own.out_dir / "README.md").read_text()
 
 
 def test_an_expert_that_the_writer_forgets_fails_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,3 +333,42 @@ def test_fewer_experts_in_the_configuration_than_in_the_shards(tmp_path: Path) -
     name = "model.layers.0.block_sparse_moe"
     assert ("R407", f"`{name}.gate.weight` is [4, 32] in model.safetensors, the model wants [3, 32]") in found
     assert ("R415", f"nothing in the model of `m` has a use for its tensor `{name}.experts.3.w1.weight`") in found
+
+
+@pytest.mark.parametrize(("kind", "params"), [
+    ("recover.eora", {"ignore": ["lm_head", "*.experts.*"], "rank": 2}),
+    ("recover.lora", {"target_modules": ["*.self_attn.*"], "rank": 2, "alpha": 4, "steps": 4, "batch_size": 4,
+                      "learning_rate": 0.02, "precision": "fp32"}),
+])  # fmt: skip
+def test_adapters_of_attention_beside_packed_experts(tmp_path: Path, kind: str, params: Mapping[str, Any]) -> None:
+    facts = saved(tmp_path / "model", "qwen3_moe")
+    apply(facts, tmp_path / "step", "quantize.rtn", None, bits=3, group_size=8)
+    out = tmp_path / "step" / "out"
+    packed = described(inspect.facts(out, "packed"), out)
+    own = Host(
+        tmp_path / "adapter", kind, out, IDS[:16],
+        others={"against" if kind == "recover.eora" else "teacher": tmp_path / "model"}, **params,
+    )  # fmt: skip
+    checkpoint, sites = own.inputs["checkpoint"], tuple(site.name for site in packed.sites)
+    own.inputs = {**own.inputs, "checkpoint": replace(checkpoint, sites=sites, linears=packed.linears)}
+    kinds.find(kind).run(own)
+    made = described(inspect.facts(own.out_dir, "made"), own.out_dir)
+    streamed = apply(made, tmp_path / "measured", "evaluate.perplexity", IDS).metrics["perplexity"]
+    adapted = with_adapter(plain(own.out_dir), own.out_dir)
+    assert streamed == pytest.approx(measured(adapted, IDS), rel=1e-4)
+    assert streamed != pytest.approx(perplexity(out), rel=1e-6)
+
+
+def test_experts_get_no_adapter(tmp_path: Path) -> None:
+    facts = saved(tmp_path / "model", "qwen3_moe")
+    first = "model.layers.0.mlp.experts.0.down_proj"
+    message = f"`{first}` and 47 more of a mixture would get an adapter, and peft adapts linear modules alone"
+    data = {"data": DataFacts("calibration", len(IDS), IDS.shape[1], IDS.nbytes, "0" * 64)}
+    for kind, other, remedy in (
+        ("recover.lora", "teacher", 'name the others, such as `target_modules: ["*.self_attn.*"]`'),
+        ("recover.eora", "against", 'leave them out: `ignore: [lm_head, "*.experts.*"]`'),
+    ):
+        inputs = Inputs(facts, {other: facts}, data, MACHINE)
+        params = defaults(kind, {"data": "calibration", other: "model", "rank": 2})
+        found = [(each.code, each.message, each.help) for each in kinds.find(kind).check(params, inputs)]
+        assert ("R605", message, remedy) in found

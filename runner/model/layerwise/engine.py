@@ -133,6 +133,7 @@ def walk(
                 "layer", layer=index + 1, layers=count, seconds=time.perf_counter() - started,
                 error=mean(result, "error"), **({} if before is None else {"error_before": before}),
             )  # fmt: skip
+            _report_few(result, run)
             run.hooks.judge(index + 1, count, layer_error(result))
     layers.close()
     return progress.results
@@ -340,6 +341,16 @@ class Calibrated:
         self.flow.drop(len(self.streamed))
         if self.other is not None:
             self.other.reader.close()
+
+
+def _report_few(result: Mapping[str, Any], run: StreamRun) -> None:
+    """Report experts that too few tokens reached for the method."""
+    few = sorted({name.rpartition(".")[0] for name, module in result["modules"].items() if module.get("below_floor")})
+    if few:
+        several = f"{len(few)} experts, such as `{few[0]}`, saw too few tokens and are"
+        what = several if len(few) > 1 else f"`{few[0]}` saw too few tokens and is"
+        text = f"layer {result['layer'] + 1}: {what} changed without statistics"
+        run.hooks.emit("message", level="warning", text=text)
 
 
 def _no_experts(index: int, changed: Mapping[str, Transformed]) -> None:

@@ -32,6 +32,11 @@ from runner.model.layerwise.token_file import TokenFile
 Emit = Callable[[int, Mapping[str, Transformed]], None]  # the number of an expert, and what became of its matrices
 
 
+def runs_one_by_one(module: nn.Module) -> bool:
+    """Whether a module holds experts in the common way of transformers, and says how each is computed."""
+    return hasattr(module, "is_transposed") and hasattr(module, "has_gate")
+
+
 class ExpertsStandIn(StandIn):
     """Stands in for a module of experts of transformers; gives what was computed for the windows that are running."""
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from runner.contracts.model_description import LinearModule, Linears
 from runner.model.layerwise import refusals
+from runner.model.layerwise.expert_stream import ExpertsStandIn, runs_one_by_one
 from runner.model.layerwise.linear import is_linear
 
 
@@ -34,11 +35,16 @@ def called(model: Any) -> set[str] | None:
             if id(module) not in names:
                 handles.append(module.register_forward_pre_hook(lambda module, _: found.update(names[id(module)])))
             names.setdefault(id(module), []).append(name)
+    experts = {name: module for name, module in model.named_modules() if runs_one_by_one(module)}
+    for name, module in experts.items():  # how many tokens each gets depends on values
+        model.set_submodule(name, ExpertsStandIn(module))
     try:
         refusals.meta_forward(model)
     except Exception:  # noqa: BLE001  whatever the model's code raises, nothing is known of its calls
         return None
     finally:
+        for name, module in experts.items():
+            model.set_submodule(name, module)
         for handle in handles:
             handle.remove()
     return found

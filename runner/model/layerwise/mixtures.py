@@ -15,6 +15,7 @@ from torch import nn
 
 from runner.contracts.mixtures import ExpertMatrix, Mixture
 from runner.model.layerwise.conversions import Conversions, Group
+from runner.model.layerwise.expert_stream import runs_one_by_one
 from runner.model.layerwise.tensor_names import NameMap
 
 _ROWS, _COLUMNS = 2, 3  # of the small tensors
@@ -29,7 +30,7 @@ def find(model: Any, layers: str, names: NameMap, made: Conversions) -> tuple[Mi
     found = []
     for name, module in _modules(model, layers):
         layer = int(name.removeprefix(f"{layers}.").split(".")[0])
-        if not hasattr(module, "is_transposed"):  # what transformers gives experts that can be run one at a time
+        if not runs_one_by_one(module):
             kind = type(module).__name__
             reason = f"transformers has no common way of running its experts, which are a `{kind}`"
             found.append(Mixture(name, layer, 0, unfollowed=reason))
@@ -63,7 +64,9 @@ def _modules(model: Any, layers: str) -> Iterator[tuple[str, nn.Module]]:
         if not name.startswith(f"{layers}.") or (last and name.startswith(f"{last}.")):
             continue
         experts = name.rpartition(".")[2] == "experts" or "Expert" in type(module).__name__
-        if experts and any(True for _ in module.parameters()):
+        own = module.parameters(recurse=isinstance(module, nn.ModuleList))
+        several = any(each.ndim > 2 or isinstance(module, nn.ModuleList) for each in own)
+        if experts and several:
             last = name
             yield name, module
 

@@ -150,7 +150,8 @@ class Output:
 
 def _described(result: Transformed) -> dict[str, Any]:
     """What the record says of a changed module."""
-    return {**describe(result), **{key: float(value) for key, value in result.metrics.items()}}
+    metrics = {key: value if isinstance(value, int) else float(value) for key, value in result.metrics.items()}
+    return {**describe(result), **metrics}
 
 
 def describe(result: Transformed) -> dict[str, Any]:

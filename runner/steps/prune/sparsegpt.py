@@ -6,15 +6,17 @@ from dataclasses import replace
 
 from runner.contracts.step_kind import CHECKPOINT, Cost, Inputs, Params
 from runner.model.layerwise.method import Linear, Statistics, Transformed
+from runner.steps.experts import EXPERTS
 from runner.steps.gptq_solver import output_error, solving_seconds
 from runner.steps.layer_method import ERRORS
 from runner.steps.layerwise import LayerMethod, bind
+from runner.steps.prune.magnitude import transform as by_magnitude
 
 VERSION = 1
 CONSUMES = (CHECKPOINT,)
 PRODUCES = CHECKPOINT
 REQUIRES = ()
-METRICS = ERRORS
+METRICS = {**ERRORS, **EXPERTS}
 
 
 def transform(linear: Linear, statistics: Statistics, params: Params) -> Transformed:
@@ -34,7 +36,7 @@ def transform(linear: Linear, statistics: Statistics, params: Params) -> Transfo
     return Transformed(weight=pruned.weight, metrics=metrics)
 
 
-method = LayerMethod(transform, statistics="hessian", stacked=True)
+method = LayerMethod(transform, statistics="hessian", stacked=True, fallback=by_magnitude)
 check, _stream_estimate, outcome, run = bind(method)
 
 

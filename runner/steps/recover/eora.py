@@ -23,6 +23,7 @@ from runner.model.checkpoint import adapter_config
 from runner.model.layerwise import memory_budget
 from runner.model.layerwise.method import Linear, Statistics, Transformed
 from runner.steps import layerwise
+from runner.steps.experts import refuse_adapters
 from runner.steps.integer_weights import refuse_others
 from runner.steps.layer_method import ERRORS, LayerMethod
 from runner.steps.targets import chosen
@@ -46,6 +47,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     facts, reference = inputs.checkpoint, inputs.others["against"]
     found = layerwise.unmatched(params, facts) + refuse_others(facts, "recover.eora")
     linears = list(chosen(params, facts))
+    found += refuse_adapters(linears, "ignore", 'leave them out: `ignore: [lm_head, "*.experts.*"]`')
     if not linears:
         found.append(Diagnostic("R410", "`ignore` leaves no linear module to change", path=("ignore",)))
     found += adapter_config.adapter_conflicts(facts.adapter, "one more would be fitted to them without it")
@@ -125,7 +127,7 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
     """Return the facts of the same checkpoint with an adapter."""
     facts = inputs.checkpoint
     linears = chosen(params, facts)
-    names = adapter_config.targets([i.name for i in linears], [i.name for i in facts.sites])
+    names = adapter_config.targets([i.name for i in linears], [i.name for i in facts.sites if not i.is_expert])
     return replace(
         facts, adapter=adapter_config.config(params["rank"], params["rank"], names, transposed=_conv1d(facts))
     )

@@ -19,6 +19,7 @@ from runner.errors import Diagnostic
 from runner.model.architecture import supported
 from runner.model.checkpoint import adapter_config
 from runner.steps import layerwise, teacher, training_objective
+from runner.steps.experts import refuse_adapters
 from runner.steps.integer_weights import refuse_others
 from runner.steps.patterns import matches
 
@@ -40,6 +41,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     found = adapter_config.adapter_conflicts(facts.adapter, "a second one would be trained without it")
     found += layerwise.unmatched(params, facts, ("target_modules",)) + refuse_others(facts, "recover.lora")
     linears = targets(params, facts)
+    found += refuse_adapters(linears, "target_modules", 'name the others, such as `target_modules: ["*.self_attn.*"]`')
     wide = [i for i in linears if params["rank"] > min(i.columns, i.rows)]
     if wide:
         wide.sort(key=lambda i: min(i.columns, i.rows))
@@ -99,7 +101,8 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
     if merges(params, facts) != "keep":
         return facts
     names = [i.name for i in targets(params, facts)]
-    return replace(facts, adapter=config(params, names, [i.name for i in facts.sites], conv1d(facts)))
+    linears = [i.name for i in facts.sites if not i.is_expert]
+    return replace(facts, adapter=config(params, names, linears, conv1d(facts)))
 
 
 def changes(params: Params, inputs: Inputs) -> Collection[str]:
