@@ -162,6 +162,7 @@ CODES: dict[str, str] = {
     "R623": "the residual stream of a model cannot be rotated",
     "R631": "the pattern of a pruning does not divide the columns of a module",
     "R632": "layers that hand one another state cannot be learned one at a time",
+    "R633": "sparsities of layers cannot be allocated as asked",
     "R641": "a GGUF file cannot be read as the model that it holds",
     "R642": "weights in low precision cannot be read as the numbers they stand for",
     "R651": "readers would not find every cache of keys and values of a model",

@@ -6,6 +6,7 @@ Imported inside functions only: it loads torch.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,7 @@ class Compression:
     """A layer-wise method with the parameters and the calibration data of one step.
 
     calibration   [windows, length] that compression.json records, windows None for all of the data
+    options       the params of every module, where they are not those of the step alone
     """
 
     kind: str
@@ -91,6 +93,7 @@ class Compression:
     params: Params
     ids: torch.Tensor | None
     calibration: list[int | None] | None
+    options: Mapping[str, Params] | None = None
 
     def storage(self, facts: CheckpointFacts, linears: Linears | None) -> Storage:
         """Return how the weights will be stored.
@@ -125,6 +128,8 @@ def compress(checkpoint: Artifact, how: Compression, run: StreamRun, ctx: Contex
         output = Output(reader, facts, how.storage(facts, checkpoint.linears), run.scratch / "parts")
         inputs = engine.StreamInputs(folder, facts, ctx.device, how.ids)
         method = resolved(how.method, how.params, facts, ctx.seed)
+        if how.options is not None:
+            method = replace(method, options=how.options)
         results = engine.transform(inputs, method, output.layer, run, output.expert)
         size = parse_size(how.params["max_shard_size"])
         account = output.finish(results, ctx.out_dir, size, model_card.render(ctx, results))

@@ -8,8 +8,8 @@ from runner.contracts.step_kind import CHECKPOINT, Cost, Inputs, Params
 from runner.model.layerwise.method import Linear, Statistics, Transformed
 from runner.steps.experts import EXPERTS
 from runner.steps.gptq_solver import output_error, solving_seconds
-from runner.steps.layer_method import ERRORS
-from runner.steps.layerwise import LayerMethod, bind
+from runner.steps.layer_method import ERRORS, LayerMethod
+from runner.steps.owl import bind
 from runner.steps.prune.magnitude import transform as by_magnitude
 
 VERSION = 1

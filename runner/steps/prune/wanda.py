@@ -5,7 +5,8 @@ from __future__ import annotations
 from runner.contracts.step_kind import CHECKPOINT, Params
 from runner.model.layerwise.method import Linear, Statistics, Transformed
 from runner.steps.experts import EXPERTS
-from runner.steps.layerwise import LayerMethod, bind
+from runner.steps.layer_method import LayerMethod
+from runner.steps.owl import bind
 from runner.steps.prune.magnitude import transform as by_magnitude
 
 VERSION = 5
