@@ -29,7 +29,7 @@ class Exact(CheckpointReader):
 
     def read(self, name: str, *, finite: bool = True) -> torch.Tensor:
         tensor = super().read(name, finite=finite)
-        return tensor.float() if name.endswith(_SCALES) else tensor
+        return tensor.float() if name.endswith(_SCALES) and tensor.is_floating_point() else tensor
 
 
 def load(folder: Path, device: str, dtype: torch.dtype | None, *, exact: bool = False) -> StreamedModel:

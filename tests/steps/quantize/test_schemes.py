@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from runner.contracts.step_kind import Inputs
+from runner.errors import Interrupted
 from runner.model.architecture.inspect import facts
 from runner.model.checkpoint.quantization.presets import PRESETS, short_layout
 from runner.model.checkpoint.reader import CheckpointReader
@@ -339,3 +340,16 @@ def test_layouts_of_others_give_what_compressed_tensors_gives(
         found.append(measured(made, tmp_path / f"scratch{len(found)}"))
     assert found[0] == pytest.approx(found[1], rel=2e-3)
     assert found[0] == pytest.approx(reference(tmp_path / "made0" / "out"), rel=2e-3)
+
+
+def test_calibrated_rounding_that_was_interrupted_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    source = dense(tmp_path / "dense", "nvfp4")
+    whole = quantized(tmp_path / "whole", rtn, source, scheme="nvfp4")
+    params: dict[str, Any] = {"scheme": "nvfp4", "data": "calibration"}
+    stopped = Host(tmp_path / "parts", "quantize.rtn", source, IDS, stop_after=1, **params)
+    with pytest.raises(Interrupted):
+        rtn.run(stopped)
+    resumed = Host(tmp_path / "parts", "quantize.rtn", source, IDS, **params)
+    rtn.run(resumed)
+    assert resumed.layers() == [2]
+    assert (resumed.out_dir / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()

@@ -14,17 +14,18 @@ E4M3_LEVELS = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).flo
 E4M3_LEVELS = E4M3_LEVELS[E4M3_LEVELS.isfinite()].unique()
 
 
-def values(levels: torch.Tensor) -> torch.Tensor:
-    """Every level, every midpoint of two, numbers beyond the largest, and 10⁵ random ones."""
+def values(levels: torch.Tensor, count: int = 1_000_000) -> torch.Tensor:
+    """Every level, every midpoint of two and its neighbours, numbers beyond the largest, and `count` random ones."""
     midpoints = (levels[1:] + levels[:-1]) / 2
     largest = float(levels.max())
-    random = (torch.rand(100_000, generator=torch.Generator().manual_seed(0)) * 2 - 1) * 1.2 * largest
-    return torch.cat([levels, midpoints, torch.tensor([largest * 4, -largest * 4, -0.0]), random])
+    random = (torch.rand(count, generator=torch.Generator().manual_seed(0)) * 2 - 1) * 1.2 * largest
+    near = [midpoints.nextafter(torch.tensor(to)) for to in (torch.inf, -torch.inf)]
+    return torch.cat([levels, midpoints, *near, torch.tensor([largest * 4, -largest * 4, -0.0]), random])
 
 
 @pytest.mark.parametrize(("element", "levels"), [("float8_e4m3", E4M3_LEVELS), ("float4_e2m1", E2M1_LEVELS)])
 def test_the_nearest_level_of_a_float(element: str, levels: torch.Tensor) -> None:
-    given = values(levels)
+    given = values(levels, 50_000)
     found = Levels(Numbers(element, "channel")).nearest_(given.clone(), torch.zeros(1))
     distances = (given.clamp(levels.min(), levels.max())[:, None] - levels).abs().amin(1)
     assert torch.equal((given.clamp(levels.min(), levels.max()) - found).abs(), distances)
@@ -66,3 +67,21 @@ def test_codes_stand_for_their_levels(element: str) -> None:
     zero = torch.full((8, 1), float(levels.middle))
     weight = Quantized(levels.codes_(steps.clone(), zero), torch.ones(8, 1), None, numbers)
     assert torch.equal(weight.dequantize(torch.float32), steps)
+
+
+def test_bytes_are_those_of_compressed_tensors_with_the_signs_of_zeros() -> None:
+    """What is rounded to zero keeps its sign there; a negative zero itself loses it in E2M1."""
+    from compressed_tensors.compressors.nvfp4.helpers import quantize_and_pack_fp4
+
+    given = values(E4M3_LEVELS)
+    eight = Levels(Numbers("float8_e4m3", "channel"))
+    assert torch.equal(
+        eight.round_(given.clone(), torch.zeros(1)),
+        given.clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8),
+    )
+    given = values(E2M1_LEVELS)
+    given = given[(given != 0) | ~given.signbit()]
+    given = given[: len(given) // 16 * 16].view(1, -1)
+    codes = Levels(Numbers("float4_e2m1", "channel")).round_(given.clone(), torch.zeros(1))
+    packed = codes[:, 0::2] | (codes[:, 1::2] << 4)
+    assert torch.equal(packed, quantize_and_pack_fp4(given, torch.ones(1, given.shape[1] // 16)))
