@@ -6,14 +6,14 @@ and multiplies the column of the weight that reads it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 LEAST = 1e-5  # of a scale
 AWQ_LEAST = 1e-4
-STEPS = 20  # exponents that AWQ tries
+COARSE, FINE = 10, 0.05  # how AWQ's exponents are tried: ten steps, then half a step around the best
 
 
 def smooth_scales(inputs: torch.Tensor, weights: torch.Tensor, alpha: float) -> torch.Tensor:
@@ -39,34 +39,42 @@ def weight_sizes(weights: Sequence[torch.Tensor], group_size: int) -> torch.Tens
     return total / sum(len(weight) for weight in weights)
 
 
-def awq_candidates(inputs: torch.Tensor, weights: torch.Tensor, steps: int = STEPS) -> Iterator[torch.Tensor]:
-    """Yield the scales that AWQ tries: s(r) = x̄^r ∕ (w̄^(1−r) + 10⁻⁴) for r = 0 … 1, over √(max s · min s).
+def awq_scales(inputs: torch.Tensor, weights: torch.Tensor, ratio: float) -> torch.Tensor:
+    """Return AWQ's s(r) = x̄^r ∕ (w̄^(1−r) + 10⁻⁴), over √(max s · min s).
 
     inputs   float32 [columns]: x̄, the mean of |x|
     weights  float32 [columns]: w̄ of `weight_sizes`
     """
-    for step in range(steps + 1):
-        ratio = step / steps
-        scales = (inputs.pow(ratio) / (weights.pow(1 - ratio) + 1e-4)).clamp_min(AWQ_LEAST)
-        scales = scales / (scales.max() * scales.min()).sqrt()
-        yield torch.where(scales.isfinite(), scales, 1.0)
+    scales = (inputs.pow(ratio) / (weights.pow(1 - ratio) + 1e-4)).clamp_min(AWQ_LEAST)
+    scales = scales / (scales.max() * scales.min()).sqrt()
+    return torch.where(scales.isfinite(), scales, 1.0)
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The best of the candidates, and what it costs beside doing nothing; `scales` is None for nothing."""
+    """The best scales, and what they cost; `scales` is None where none are better. `before` is what that costs."""
 
     scales: torch.Tensor | None
     cost: float
     before: float
 
 
-def search(candidates: Iterator[torch.Tensor], cost: Callable[[torch.Tensor | None], float]) -> Chosen:
-    """Return the candidate of the least cost; the first of equal ones, and None, no scaling, if none costs less."""
+def search(scales: Callable[[float], torch.Tensor], cost: Callable[[torch.Tensor | None], float]) -> Chosen:
+    """Return the scales of the least cost among those of the ratios 0, 0.1 … 1 and, around the best, 0.05 to each side.
+
+    The first of equal ones; None, no scales, if none cost less.
+    """
     before = cost(None)
-    best, least = None, before
-    for scales in candidates:
-        found = cost(scales)
+    best, least, at = None, before, 0.0
+    for step in range(COARSE + 1):
+        tried = scales(step / COARSE)
+        found = cost(tried)
         if found < least:
-            best, least = scales, found
+            best, least, at = tried, found, step / COARSE
+    for ratio in (at - FINE, at + FINE) if best is not None else ():
+        if 0 <= ratio <= 1:
+            tried = scales(ratio)
+            found = cost(tried)
+            if found < least:
+                best, least = tried, found
     return Chosen(best, least, before)

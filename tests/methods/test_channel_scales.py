@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
-from runner.methods.channel_scales import Chosen, awq_candidates, search, smooth_scales, weight_sizes
+from runner.methods.channel_scales import Chosen, awq_scales, search, smooth_scales, weight_sizes
 
 GENERATOR = torch.Generator().manual_seed(0)
 INPUTS = torch.rand(12, generator=GENERATOR) + 0.1
@@ -35,22 +37,34 @@ def test_weight_sizes_are_relative_to_the_largest_of_a_group(group: int) -> None
     torch.testing.assert_close(weight_sizes(WEIGHTS, group), torch.tensor(expected))
 
 
-def test_candidates_are_those_of_the_paper() -> None:
+@pytest.mark.parametrize("ratio", [0.0, 0.25, 1.0])
+def test_awq_scales_are_those_of_the_paper(ratio: float) -> None:
     sizes = weight_sizes(WEIGHTS, 4)
-    found = list(awq_candidates(INPUTS, sizes, steps=4))
-    assert len(found) == 5
-    for step, scales in enumerate(found):
-        ratio = step / 4
-        raw = [float(x) ** ratio / (float(w) ** (1 - ratio) + 1e-4) for x, w in zip(INPUTS, sizes, strict=True)]
-        expected = torch.tensor(raw) / (max(raw) * min(raw)) ** 0.5
-        torch.testing.assert_close(scales, expected)
-        assert float(scales.max() * scales.min()) == pytest.approx(1)
+    raw = [float(x) ** ratio / (float(w) ** (1 - ratio) + 1e-4) for x, w in zip(INPUTS, sizes, strict=True)]
+    scales = awq_scales(INPUTS, sizes, ratio)
+    torch.testing.assert_close(scales, torch.tensor(raw) / (max(raw) * min(raw)) ** 0.5)
+    assert float(scales.max() * scales.min()) == pytest.approx(1)
 
 
-def test_the_search_keeps_the_first_of_the_least_cost_and_nothing_where_nothing_helps() -> None:
-    one, two = torch.ones(2), torch.full((2,), 2.0)
-    costs = {1.0: 0.5, 2.0: 0.5}
-    found = search(iter([one, two]), lambda scales: 1.0 if scales is None else costs[float(scales[0])])
-    assert found.scales is one
-    assert (found.cost, found.before) == (0.5, 1.0)
-    assert search(iter([one]), lambda scales: 1.0) == Chosen(None, 1.0, 1.0)
+def cost(least: float, before: float, scales: torch.Tensor | None) -> float:
+    return before if scales is None else abs(float(scales[0]) - least)
+
+
+@pytest.mark.parametrize(("least", "found"), [(0.0, 0.0), (0.31, 0.3), (0.44, 0.45), (0.36, 0.35), (1.0, 1.0)])
+def test_the_search_is_fine_around_the_best(least: float, found: float) -> None:
+    tried: list[float] = []
+
+    def scales(ratio: float) -> torch.Tensor:
+        tried.append(ratio)
+        return torch.full((2,), ratio)
+
+    chosen = search(scales, partial(cost, least, 9.0))
+    assert chosen.scales is not None
+    assert float(chosen.scales[0]) == pytest.approx(found)
+    assert chosen.cost == pytest.approx(abs(least - found), abs=1e-6)
+    assert chosen.before == 9.0
+    assert len(tried) == (12 if found in (0.0, 1.0) else 13)
+
+
+def test_nothing_is_chosen_where_nothing_helps() -> None:
+    assert search(lambda ratio: torch.full((2,), ratio), partial(cost, 0.0, 0.0)) == Chosen(None, 0.0, 0.0)

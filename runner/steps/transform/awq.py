@@ -31,7 +31,7 @@ PRODUCES = CHECKPOINT
 REQUIRES = ()
 METRICS = {"divergence": AMOUNT, "rounding": AMOUNT, "error": AMOUNT, "error_before": AMOUNT}
 
-SAMPLE_TOKENS = 4096
+SAMPLE_TOKENS = 2048
 _LAYOUT = "pack-quantized"  # where integers are laid out does not matter to what rounding makes of them
 outcome, changes = layer_rewrites.outcome, layer_rewrites.changes
 
@@ -51,7 +51,7 @@ def scheme(params: Params) -> Scheme:
 
 
 def estimate(params: Params, inputs: Inputs) -> Cost:
-    return layer_rewrites.estimate(params, inputs, SAMPLE_TOKENS, 24)
+    return layer_rewrites.estimate(params, inputs, SAMPLE_TOKENS, 18)
 
 
 def run(ctx: Context) -> Result:
@@ -64,7 +64,7 @@ def run(ctx: Context) -> Result:
 
 def scale(params: Params, layer: RewritableLayer) -> dict[str, dict[str, float]]:
     """Scale the channels of every group; return the error of its block before and after."""
-    from runner.methods.channel_scales import awq_candidates, search, weight_sizes
+    from runner.methods.channel_scales import awq_scales, search, weight_sizes
     from runner.model.layerwise.block_trials import BlockTrial
     from runner.model.layerwise.rewritable_layer import columns_of
 
@@ -77,7 +77,7 @@ def scale(params: Params, layer: RewritableLayer) -> dict[str, dict[str, float]]
         weights = [layer.weight(reader) for reader in scaling.readers]
         group = _group(scheme(params), weights[0].shape[1])
         sizes = columns_of(scaling, weight_sizes(weights, group), "mean")
-        chosen = search(awq_candidates(inputs, sizes), BlockTrial(layer.trials, roundings).error)
+        chosen = search(partial(awq_scales, inputs, sizes), BlockTrial(layer.trials, roundings).error)
         if chosen.scales is not None:
             layer.scale(scaling, chosen.scales)
         for reader in scaling.readers:
