@@ -27,21 +27,24 @@ class Rounding:
 class BlockTrial:
     """The smallest module around some linears with one input, and what it is called with in `trials`.
 
-    A linear alone is its own block.
+    A linear alone is its own block. Tokens count by the inverse square of their size in the layer's output: the next
+    norm divides by it, and the few tokens whose hidden states are huge would decide everything otherwise.
     """
 
     def __init__(self, trials: Sequence[Trial], linears: Mapping[str, Rounding]) -> None:
         layer = trials[0].layer
         self.linears = {layer.get_submodule(name): rounding for name, rounding in linears.items()}
         self.block = layer.get_submodule(common_module(list(linears)))
-        self.calls = [call for trial in trials for call in _calls(trial, self.block)]
+        ran = [_call(trial, self.block) for trial in trials]
+        self.calls = [call for call, _ in ran]
+        self.tokens = [out.float().square().sum(-1).clamp_min(1e-12).rsqrt().reshape(-1, 1) for _, out in ran]
         self.moment = self._moment()
         if self.moment is not None:
             [weight] = self._weights()
             self.energy = _energy(weight, self.moment)
             return
         self.outputs = [self._run(call) for call in self.calls]
-        self.energy = sum(float(out.double().square().sum()) for out in self.outputs)
+        self.energy = self._size(self.outputs)
 
     def error(self, scales: torch.Tensor | None) -> float:
         """Return the squared error of the block's output, relative to its own square, when the linears are rounded
@@ -61,23 +64,25 @@ class BlockTrial:
                 rows = weight.T if is_conv1d(module) else weight
                 rows.copy_(rounding.weight(rows if scales is None else rows * scales))
                 handles.append(module.register_forward_pre_hook(_inputs(scales, rounding.inputs)))
-            changed = [
-                float((self._run(call) - out).double().square().sum())
-                for call, out in zip(self.calls, self.outputs, strict=True)
-            ]
+            changed = [self._run(call) - out for call, out in zip(self.calls, self.outputs, strict=True)]
         finally:
             for handle in handles:
                 handle.remove()
             for module, weight in kept.items():
                 module.get_parameter("weight").data.copy_(weight)
-        return sum(changed) / self.energy if self.energy > 0 else 0.0
+        return self._size(changed) / self.energy if self.energy > 0 else 0.0
+
+    def _size(self, outputs: Sequence[torch.Tensor]) -> float:
+        """Return the sum of squares of outputs of the block, one for each trial, with tokens weighed."""
+        flat = (out.reshape(-1, out.shape[-1]) for out in outputs)
+        return sum(float((y * weigh).double().square().sum()) for y, weigh in zip(flat, self.tokens, strict=True))
 
     def _weights(self) -> list[torch.Tensor]:
         weights = [(module, module.get_parameter("weight").data) for module in self.linears]
         return [weight.T if is_conv1d(module) else weight for module, weight in weights]
 
     def _moment(self) -> torch.Tensor | None:
-        """Return XᵀX of the inputs of a linear alone, which gives its error in fewer operations than its outputs do.
+        """Return XᵀX of the inputs of a linear alone, tokens weighed: its error takes fewer operations so.
 
         None for several linears, for one whose inputs are rounded, and for fewer tokens than columns.
         """
@@ -87,8 +92,9 @@ class BlockTrial:
         if sum(map(len, inputs)) <= inputs[0].shape[1]:
             return None
         moment = torch.zeros(inputs[0].shape[1], inputs[0].shape[1], device=inputs[0].device)
-        for each in inputs:
-            moment.addmm_(each.T, each)
+        for each, weigh in zip(inputs, self.tokens, strict=True):
+            weighed = each * weigh
+            moment.addmm_(weighed.T, weighed)
         return moment
 
     def _run(self, call: tuple[Any, Any]) -> torch.Tensor:
@@ -116,17 +122,17 @@ def common_module(names: Sequence[str]) -> str:
     return ".".join(shared)
 
 
-def _calls(trial: Trial, block: nn.Module) -> list[tuple[Any, Any]]:
-    """Return the first call of a block when its layer runs."""
+def _call(trial: Trial, block: nn.Module) -> tuple[tuple[Any, Any], torch.Tensor]:
+    """Return the first call of a block when its layer runs, and what the layer gives."""
     found: list[tuple[Any, Any]] = []
     handle = block.register_forward_pre_hook(
         lambda module, args, kwargs: found.append((args, _own_states(kwargs))), with_kwargs=True
     )
     try:
-        trial.run()
+        out = trial.run()[0]
     finally:
         handle.remove()
-    return found[:1]
+    return found[0], out
 
 
 def _own_states(kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -81,7 +81,8 @@ def test_the_error_is_that_of_the_block_with_rounded_weights(tmp_path: Path) -> 
         block = model.model.layers[0].mlp
         handle = block.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
         with torch.no_grad():
-            model(input_ids=tokens(), use_cache=False)
+            states = model(input_ids=tokens(), use_cache=False, output_hidden_states=True).hidden_states
+        weigh = 1 / states[1].square().sum(-1)  # tokens by their size in the output of layer 0
         handle.remove()
         blocks.append(block)
     outputs, errors = [], []
@@ -92,7 +93,8 @@ def test_the_error_is_that_of_the_block_with_rounded_weights(tmp_path: Path) -> 
                 groups = linear.weight.data.unflatten(1, (-1, 16))
                 scale = groups.abs().amax(2, keepdim=True) * (1 / 3.5)  # the largest weight is a tie
                 linear.weight.data = ((groups / scale).round().clamp(-4, 3) * scale).flatten(1)
-            errors.append(float((block(inputs) - outputs[-1]).square().sum() / outputs[-1].square().sum()))
+            change = (block(inputs) - outputs[-1]).square().sum(-1)
+            errors.append(float((change * weigh).sum() / (outputs[-1].square().sum(-1) * weigh).sum()))
     site = modules["model.layers.0.mlp.gate_proj"]
     assert site["error_before"] == pytest.approx(errors[0], rel=1e-3)
     assert site["error"] == pytest.approx(errors[1], rel=0.1)  # ties fall either way
