@@ -154,6 +154,12 @@ SIZES: dict[str, Any] = {
 
 MLA = {"num_key_value_heads": 4}
 HYBRID = ["linear_attention", "full_attention", "linear_attention", "full_attention"]
+SHARING: dict[str, Any] = {
+    "per_layer_config": {},
+    "global_head_dim": 8,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_kv_shared_layers": 2,
+}
 # What single types need besides.
 OWN: dict[str, dict[str, Any]] = {
     **dict.fromkeys(
@@ -202,20 +208,40 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "xlstm": {"embedding_dim": 32, "head_dim": 8, "num_blocks": 4},
     "xmod": {"default_language": "en_XX"},
+    "gemma4_text": SHARING,
+    "gemma4_unified_text": SHARING,
+    "dots3_note_text": {**MLA, "per_layer_config": {}, "index_head_dim": 8, "index_n_heads": 2},
+    "zamba": {
+        "attention_hidden_size": 64,
+        "attention_head_dim": 16,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+    },
+    "zamba2": {
+        "attention_hidden_size": 64,
+        "attention_head_dim": 16,
+        "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+        "num_mem_blocks": 1,
+        "mamba_ngroups": 1,
+        "n_mamba_heads": 8,
+        "mamba_headdim": 8,
+    },
+    "zaya": {"num_experts_per_tok": 1},
     "qwen4_exp_text": {"layer_types": ["linear_attention", "full_attention"] * 2, "hc_lowrank": 8},
 }
 
 
-def config(model_type: str) -> Any:
+def config(model_type: str, changes: Mapping[str, Any] | None = None) -> Any:
     """Make the configuration of a model of four layers. Raises what transformers raises where the sizes do not fit."""
     made = CONFIG_MAPPING[model_type]
-    return made(**_merged(_sizes(made()), OWN.get(model_type, {})))
+    return made(**_merged(_merged(_sizes(made()), OWN.get(model_type, {})), changes or {}))
 
 
 def _sizes(config: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in config.to_dict().items():
-        inner = getattr(config, key, None)
+        inner = vars(config).get(key)  # not by `getattr`: what differs by layer has no value of its own
         if hasattr(inner, "to_dict"):
             found[key] = _sizes(inner)
         elif key in SIZES and isinstance(value, int | float) and not isinstance(value, bool):

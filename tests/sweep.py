@@ -29,6 +29,8 @@ STEPS: Mapping[str, Mapping[str, Any]] = {
     "prune.wanda": {"sparsity": 0.5},
 }
 RIGHT = "right"
+# How far a perplexity may be from transformers' in float32: before and after compression.
+_TOLERANCES = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (5e-3, 5e-3)}
 MACHINE = MachineFacts(2, 24 << 30, 20 << 30, "cpu", 0, None, 1e11, 5e8)
 IDS = torch.randint(4, 120, (72, 24), generator=torch.Generator().manual_seed(1))
 
@@ -46,15 +48,17 @@ class Outcome:
     wrong: bool = False
 
 
-def sweep(model_type: str, folder: Path) -> Outcome:
-    """Run every step on a random tiny model of a type."""
+def sweep(
+    model_type: str, folder: Path, changes: Mapping[str, Any] | None = None, dtype: torch.dtype = torch.float32
+) -> Outcome:
+    """Run every step on a random tiny model of a type, whose configuration has `changes`."""
     try:
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(model_types.config(model_type)).eval()
+        model = AutoModelForCausalLM.from_config(model_types.config(model_type, changes)).eval()
         for parameter in model.parameters():
             if parameter.ndim >= 2:
                 torch.nn.init.normal_(parameter, std=0.15)
-        model.save_pretrained(folder / "model")
+        model.to(dtype).save_pretrained(folder / "model")
         dense = perplexity(folder / "model")
     except Exception as error:  # noqa: BLE001  these sizes do not fit every type
         return Outcome(no_model=f"{type(error).__name__}: {_line(error)}")
@@ -62,7 +66,7 @@ def sweep(model_type: str, folder: Path) -> Outcome:
     wrong = False
     for kind, params in {PERPLEXITY: {}, **STEPS}.items():
         try:
-            results[kind] = _tried(kind, params, folder, dense)
+            results[kind] = _tried(kind, params, folder, dense, *_TOLERANCES[dtype])
         except RunnerError as error:
             results[kind] = _line(error).replace(f"{folder / 'model'}", "model")
         except Exception as error:  # noqa: BLE001  a crash is a result
@@ -74,16 +78,16 @@ def sweep(model_type: str, folder: Path) -> Outcome:
     return Outcome(results, wrong=wrong)
 
 
-def _tried(kind: str, params: Mapping[str, Any], folder: Path, dense: float) -> str:
-    """RIGHT, or what differs from transformers: more than 1e-4 before, more than 1e-3 after compression."""
+def _tried(kind: str, params: Mapping[str, Any], folder: Path, dense: float, before: float, after: float) -> str:
+    """RIGHT, or what differs from transformers: more than `before`, or `after` compression."""
     if kind == PERPLEXITY:
         streamed = run(kind, folder / "model", folder / "dense", IDS).metrics["perplexity"]
-        return RIGHT if abs(streamed / dense - 1) < 1e-4 else f"wrong: {streamed:.4f}, transformers has {dense:.4f}"
+        return RIGHT if abs(streamed / dense - 1) < before else f"wrong: {streamed:.4f}, transformers has {dense:.4f}"
     host = folder / kind
     run(kind, folder / "model", host, None if kind == "quantize.rtn" else IDS[:24], **params)
     streamed = run(PERPLEXITY, host / "out", folder / f"{kind}-perplexity", IDS).metrics["perplexity"]
     loaded = perplexity(host / "out")
-    if not abs(streamed / loaded - 1) < 1e-3:
+    if not abs(streamed / loaded - 1) < after:
         return f"wrong: {streamed:.4f}, transformers has {loaded:.4f}"
     return RIGHT if abs(loaded / dense - 1) > 1e-9 else "wrong: nothing changed"
 

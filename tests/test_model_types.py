@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from runner.model.architecture import probe
 from runner.model.architecture.supported import causal_models
 from runner.model.layerwise.describe import describe
 from tests.sweep import PERPLEXITY, RIGHT, STEPS, sweep
+from tests.variants import VARIANTS
 
 # Head tied under another name, cross-attention that is never called, initializers that need weights, a hybrid, a state
 # space, a layer without a norm, an embedding of another width.
-FEW = ("llama", "bert", "bart", "falcon", "qwen3_5_text", "mamba2", "modernbert-decoder", "rembert")
+FEW = ("llama", "gemma4_text", "bert", "bart", "falcon", "qwen3_5_text", "mamba2", "modernbert-decoder", "rembert")
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +27,33 @@ def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("model_type", FEW)
 def test_right(model_type: str, tmp_path: Path) -> None:
     assert sweep(model_type, tmp_path).results == dict.fromkeys((PERPLEXITY, *STEPS), RIGHT)
+
+
+# Positions scaled by a rule, keys and values shared between layers, a parallel block, latent queries, several ends.
+SOME = (
+    "llama, llama3 positions", "gemma4_text, per-layer inputs", "gpt_neox, parallel", "youtu, latent queries",
+    "llama, several ends",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_variants(name: str, tmp_path: Path) -> None:
+    model_type, changes = VARIANTS[name]
+    assert sweep(model_type, tmp_path, changes).results == dict.fromkeys((PERPLEXITY, *STEPS), RIGHT)
+
+
+def test_bfloat16(tmp_path: Path) -> None:
+    assert sweep("qwen3", tmp_path, dtype=torch.bfloat16).results == dict.fromkeys((PERPLEXITY, *STEPS), RIGHT)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_are_right_or_refused(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    model_type, changes = VARIANTS[name]
+    outcome = sweep(model_type, tmp_path, changes, dtype)
+    assert not outcome.no_model, outcome
+    assert not outcome.wrong, outcome
 
 
 @pytest.mark.nightly

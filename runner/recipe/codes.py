@@ -165,6 +165,7 @@ CODES: dict[str, str] = {
     "R633": "sparsities of layers cannot be allocated as asked",
     "R641": "a GGUF file cannot be read as the model that it holds",
     "R642": "weights in low precision cannot be read as the numbers they stand for",
+    "R643": "decoder layers of a model share weights",
     "R651": "readers would not find every cache of keys and values of a model",
     "R652": "a step would drop how a checkpoint rounds its cache of keys and values",
     "R653": "the configuration of a checkpoint cannot say how its cache is rounded",

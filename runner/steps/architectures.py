@@ -16,7 +16,7 @@ _CACHES = _MEASURES | {"evaluate.tasks", "evaluate.latency", "evaluate.parity", 
 _LAYERWISE = _MEASURES | {"quantize.rtn", "quantize.gptq", "prune.magnitude", "prune.wanda"}
 _MIXTURES = _LAYERWISE | {"prune.sparsegpt", "recover.eora", "recover.lora"}  # adapters are of their other modules
 # The sweep (docs/models.md) found other numbers for them than transformers has.
-_DIFFERENT = frozenset({"inkling2", "inkling2_text"})
+_DIFFERENT = frozenset({"inkling2", "inkling2_text", "zaya"})
 _STATE_SPACE = (".A_log", ".time_decay", ".recurrent_param")
 
 
@@ -39,6 +39,10 @@ def refuse(kind: str, facts: CheckpointFacts) -> Diagnostic | None:
     if facts.config.model_type in supported.TOWERS and kind not in _LAYERWISE:
         message = f"{source} has towers for images or sound, with which `{kind}` has not been tried"
         return Diagnostic("R443", message, f"kinds that work are {wording.ticked(sorted(_LAYERWISE))}")
+    shared = _shared_weights(description)
+    if shared is not None and kind not in _MEASURES:
+        message = f"{source} can be measured, not changed: its decoder layers share `{shared}`"
+        return Diagnostic("R643", message, "choose a model whose layers have weights of their own")
     if description.experts and kind not in _MEASURES:
         refusal = _mixture(kind, description, source)
         if refusal is not None:
@@ -60,6 +64,16 @@ def refuse(kind: str, facts: CheckpointFacts) -> Diagnostic | None:
         message = f"{layers}; which linear modules its forward calls depends on values, so no plan can tell"
         return Diagnostic("R447", message, "choose a model whose decoder layers are attention and feed-forward blocks")
     return None
+
+
+def _shared_weights(description: ModelDescription) -> str | None:
+    """Return a parameter of a decoder layer that another layer uses too, if there is one."""
+    inside = f"{description.layers}."
+    pairs = sorted((description.ties or {}).items()) if description.layers else []
+    within = ((name, source) for name, source in pairs if name.startswith(inside) and source.startswith(inside))
+    numbers = ((source, *(each.removeprefix(inside).partition(".")[0] for each in (name, source)))
+               for name, source in within)  # fmt: skip
+    return next((source for source, one, other in numbers if one != other), None)
 
 
 def _mixture(kind: str, description: ModelDescription, source: str) -> Diagnostic | None:

@@ -90,3 +90,20 @@ def test_refusals(facts: CheckpointFacts, kind: str, expected: tuple[str, str, s
     found = architectures.refuse(kind, facts)
     assert found is not None
     assert (found.code, found.message, found.help) == expected
+
+
+def test_layers_that_share_weights_are_measured_alone() -> None:
+    name = "model.layers.{}.shared.up_proj.weight"
+    ties = {name.format(3): name.format(1), "lm_head.weight": "model.embed_tokens.weight"}
+    description = ModelDescription(layers="model.layers", layer_count=4, ties=ties)
+    found = replace(DENSE, config=ModelConfig.of({"model_type": "zamba"}), description=description)
+    assert architectures.refuse("evaluate.perplexity", found) is None
+    refusal = architectures.refuse("quantize.rtn", found)
+    assert refusal is not None
+    assert (refusal.code, refusal.message, refusal.help) == (
+        "R643",
+        "`m` (`zamba`) can be measured, not changed: its decoder layers share `model.layers.1.shared.up_proj.weight`",
+        "choose a model whose layers have weights of their own",
+    )
+    within = ModelDescription(layers="model.layers", ties={name.format(1): "model.layers.1.own.weight"})
+    assert architectures.refuse("quantize.rtn", replace(found, description=within)) is None
