@@ -40,7 +40,7 @@ def test_only_the_command_line_knows_argparse() -> None:
 
 
 def test_in_a_command_only_the_functions_of_the_parser_see_a_namespace() -> None:
-    allowed = {"read_options", "resolving", "jobs_folder", "remote_url"}
+    allowed = {"read_options", "resolving", "jobs_folder", "remote_url", "executor"}
     seers = {
         f"{path.stem}.{node.name}"
         for path in sorted((ROOT / "runner" / "commands").glob("*.py"))
@@ -73,6 +73,7 @@ def test_the_shared_groups(monkeypatch: pytest.MonkeyPatch) -> None:
         "resolving": dataclasses.asdict(options.Resolving(("bits=3", "x=y"), Path("elsewhere"), "cpu", True, False)),
         "offline": False, "threads": None, "remote": "s3://bucket", "wait": True, "timeout": None, "keep_going": None,
         "progress": "plain", "junit": None, "command": "runner",
+        "executor": {"name": "local", "address": None, "sbatch": (), "at_once": None}, "maker": None,
     }  # fmt: skip
     assert read("store", "gc", "--older-than", "2h").older_than == 7200.0  # type: ignore[attr-defined]
     assert read("lock", "--upgrade", "a.yaml").upgrade == ""  # type: ignore[attr-defined]
