@@ -30,6 +30,7 @@ COMMANDS = {
     "generate": "write text with what a job made",
     "verify": "hash every file of a job again, against its records",
     "reproduce": "apply a job again in an empty store, and compare digests",
+    "env": "list, build or remove the environments of foreign tools",
     "store": "list, verify, clean, push or pull the results of steps",
     "report": "show what a job did: times, sizes, metrics, gates",
     "diff": "show the differences between two jobs, or two recipes",

@@ -132,3 +132,11 @@ class Context(Protocol):
     def safe_point(self) -> None:
         """Raise Interrupted if a stop was requested; call it where everything done so far can be resumed."""
         ...
+
+
+class ForeignContext(Context, Protocol):
+    """The context of a foreign kind: one whose module names an ENVIRONMENT."""
+
+    def python(self) -> Path:
+        """Return the interpreter of the step's environment, which is built where it is missing."""
+        ...

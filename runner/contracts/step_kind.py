@@ -16,6 +16,8 @@ what it calls import what they need. It holds these names:
     BASE: str                        optional: the parameter that names the checkpoint which the result is made from,
                                      where it is given; without it the main input
     DISTRIBUTED: bool                optional: whether it supports `resources: {processes: N}`
+    ENVIRONMENT: tuple[str, ...]     optional, of a foreign kind: the requirements of the environment that its tool runs
+                                     in (`ctx.python()`), where a recipe names none with `env`
     ALONE: bool                      optional: whether it measures the machine, so that nothing else may run meanwhile
     check(params, inputs) -> list[Diagnostic]      model-aware complaints; Diagnostic.path addresses params
     estimate(params, inputs) -> Cost

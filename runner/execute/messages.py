@@ -75,6 +75,7 @@ class Request:
     tokenizer: str
     command: str
     processes: int = 1
+    environment: Mapping[str, Any] | None = None  # of a foreign tool: runner.plan.environments.Environment.document
     account: Mapping[str, Any] | None = None  # the account of tensors of its input, for the record
     written: Mapping[str, tuple[int, ...]] | None = None  # the shapes of the tensors that it must write
     unchanged: tuple[str, ...] = ()  # tensors of its input that it must copy

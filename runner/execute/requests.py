@@ -55,6 +55,7 @@ def request(
         command=settings.command,
         tasks={name: {entry: str(path) for entry, path in found.paths.items()} for name, found in step.tasks.items()},
         processes=step.processes,
+        environment=step.environment.document() if step.environment is not None else None,
         limits={metric: float(rule["max"]) for metric, rule in step.gates.items() if "max" in rule},
         account=step.account.document() if step.account else None,
         written=step.account.written if step.account else None,

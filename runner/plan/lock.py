@@ -13,6 +13,7 @@ the lock that the recipe does not use have no effect and are no drift. Pure func
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,11 +24,12 @@ from runner.recipe.origins.locate import Pins
 from runner.recipe.types import DataSpec, ModelSpec, Parent
 
 VERSION = 1
-SECTIONS = ("models", "data", "parents", "packages")
+SECTIONS = ("models", "data", "parents", "packages", "environments")
 Document = Mapping[str, Any]
 Entry = tuple[str, str]  # section and name; ("runner", "") and ("seed", "")
 
-_NOUNS = {"models": "model", "data": "data", "parents": "parent", "packages": "package"}
+_NOUNS = {"models": "model", "data": "data", "parents": "parent", "packages": "package",
+          "environments": "environment"}  # fmt: skip
 _FILES_SHOWN = 4
 
 
@@ -76,6 +78,12 @@ def document(
     }
     data = {data_key(plan.recipe.data[name]): entry for plan in plans for name, entry in plan.data.items()}
     parents = {parent.name: parent for plan in plans for parent in plan.recipe.parents}
+    environments = {
+        plan.recipe.steps[step.index].env or step.kind: step.environment.document()
+        for plan in plans
+        for step in plan.steps
+        if step.environment is not None
+    }
     seeds = sorted({plan.recipe.seed for plan in plans})
     return {
         "version": VERSION,
@@ -85,6 +93,7 @@ def document(
         "data": {key: _data(data[key]) for key in sorted(data)},
         "parents": {name: _parent(parents[name]) for name in sorted(parents)},
         "packages": dict(sorted(packages.items())),
+        **({"environments": dict(sorted(environments.items()))} if environments else {}),
     }
 
 
@@ -111,19 +120,20 @@ def parent_pins(lock: Document) -> Pins:
 
 
 def commits(lock: Document) -> dict[Entry, str]:
-    """Return the commits of Hub models and datasets, for resolving the recipe."""
-    return {
+    """Return the commits of Hub models and datasets, and environments as JSON, for resolving the recipe."""
+    found = {
         (section, name): facts["commit"]
         for section in ("models", "data")
         for name, facts in lock[section].items()
         if "commit" in facts
     }
+    return found | {("environments", name): json.dumps(e) for name, e in lock.get("environments", {}).items()}
 
 
 def flat(lock: Document) -> dict[Entry, Any]:
     """Return every entry of a lock but its version."""
     single = {(name, ""): lock[name] for name in ("runner", "seed") if name in lock}
-    return single | {(section, name): entry for section in SECTIONS for name, entry in lock[section].items()}
+    return single | {(section, name): entry for section in SECTIONS for name, entry in lock.get(section, {}).items()}
 
 
 def nested(entries: Mapping[Entry, Any]) -> dict[str, Any]:
@@ -132,6 +142,8 @@ def nested(entries: Mapping[Entry, Any]) -> dict[str, Any]:
     sections = {
         section: {name: entries[of, name] for of, name in sorted(entries) if of == section} for section in SECTIONS
     }
+    if not sections["environments"]:
+        del sections["environments"]  # as in the locks of recipes without any
     return {"version": VERSION, **single, **sections}
 
 

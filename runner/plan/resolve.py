@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 from runner.contracts.step_kind import DataFacts, MachineFacts
 from runner.errors import Diagnostic, MachineError, RecipeError, Span
 from runner.model.source import hub, unpacked
-from runner.plan import keys, lock, overlap, resolve_inputs, wiring
+from runner.plan import environments, keys, lock, overlap, resolve_inputs, wiring
+from runner.plan.environments import Environment
 from runner.plan.facts_flow import FactsFlow
 from runner.plan.machine import MachineRefusal, machine_facts, package_version, resolve_device
 from runner.plan.tasks import find_tasks
@@ -48,9 +50,11 @@ def resolve(
         if not any(d.severity == "error" for d in found):
             flow.advance(step)
             complaints += [d.at(recipe.step_span(step.step)) for d in flow.account(step)[1]]
+    found_environments, about_environments = _environments(recipe, commits or {})
+    complaints += about_environments
     complaints += _missing_packages(recipe) + overlap.warnings(recipe, wired, sources.data)
     _refuse([d for d in complaints if d.severity == "error"])
-    planner = _Planner(recipe, sources, made_with, machine)
+    planner = _Planner(recipe, sources, made_with, machine, found_environments)
     planned: list[PlannedStep] = []
     for step in wired:
         known = replace(planner.plan(step, planned), sites=flow.sites(step), linears=flow.linears(step))
@@ -168,6 +172,7 @@ class _Planner:
     sources: _Sources
     environment: Mapping[str, str]
     machine: MachineFacts
+    environments: Mapping[str, Environment]
 
     def plan(self, wired: WiredStep, earlier: list[PlannedStep]) -> PlannedStep:
         step = wired.step
@@ -179,6 +184,8 @@ class _Planner:
         packages = [need.package for need in kinds.requirements(kind, step.params)]
         needed = {package: str(package_version(package)) for package in packages}
         needed |= kinds.environment(kind, step.params, self.machine)
+        own = self.environments.get(step.id)
+        needed |= {"packages": own.digest} if own is not None else {}
         key_inputs = keys.key_inputs(
             step,
             version=kind.VERSION,
@@ -207,8 +214,27 @@ class _Planner:
             folder=f"{len(earlier) + 1:02d}-{step.id}",
             processes=wired.processes,
             resources=step.resources,
+            environment=own,
             tasks=tasks,
         )
+
+
+def _environments(recipe: Recipe, pinned: Mapping[lock.Entry, str]) -> tuple[dict[str, Environment], list[Diagnostic]]:
+    """Return the resolved environment of every foreign step by its id, as a lock pins them, and complaints."""
+    found: dict[str, Environment] = {}
+    complaints = []
+    for step in recipe.steps:
+        own = getattr(kinds.find(step.kind), "ENVIRONMENT", None)
+        if own is None:
+            continue
+        wanted = environments.Wanted.of(recipe.environments[step.env]) if step.env else environments.Wanted(tuple(own))
+        text = pinned.get(("environments", step.env or step.kind))
+        try:
+            found[step.id] = environments.resolve(wanted, json.loads(text) if text is not None else None)
+        except MachineError as error:
+            span = recipe.span(("environments", step.env)) if step.env else recipe.step_span(step)
+            complaints.append(Diagnostic("R712", error.message, error.help, span))
+    return found, complaints
 
 
 def _missing_packages(recipe: Recipe) -> list[Diagnostic]:

@@ -12,6 +12,7 @@ from runner.contracts.model_description import Linears
 from runner.contracts.planned_account import PlannedAccount
 from runner.contracts.step_kind import Cost, DataFacts, MachineFacts
 from runner.errors import Diagnostic
+from runner.plan.environments import Environment
 from runner.recipe.types import DataSpec, Recipe
 
 MODEL = "model"  # what the recipe's own model is called among the inputs of steps
@@ -84,6 +85,7 @@ class PlannedStep:
     folder: str  # "04-gptq": the step's folder in the job directory
     processes: int = 1
     resources: Mapping[str, Any] = field(default_factory=dict)  # as the recipe asks; they decide no byte
+    environment: Environment | None = None  # of a foreign kind
     tasks: Mapping[str, ResolvedTasks] = field(default_factory=dict)  # by parameter; their paths are not in plan.json
     account: PlannedAccount | None = None  # of a step that makes a checkpoint
     sites: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # names of the sites of its inputs, by parameter

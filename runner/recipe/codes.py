@@ -38,7 +38,6 @@ CODES: dict[str, str] = {
     "R206": "a text does not have the wanted form",
     "R207": "too few or too many entries",
     "R208": "values do not fit together",
-    "R209": "a key has no effect yet",
     "R210": "a step kind is unknown",
     "R211": "a step names no kind",
     "R212": "a step names more than one kind",
@@ -177,4 +176,7 @@ CODES: dict[str, str] = {
     "R704": "a machine of a cluster has other versions, or cannot run steps",
     "R705": "a machine of a cluster does not see the jobs folder",
     "R706": "Slurm is not here, or does not answer",
+    "R710": "an environment is not defined",
+    "R711": "a step that runs with runner's own packages is given an environment",
+    "R712": "an environment does not resolve",
 }

@@ -179,6 +179,7 @@ def _recipe(root: Node, file: str, values: Mapping[str, Any], chosen: Mapping[st
         document=params.escaped(document),
         spans=nodes.places(root),
         matrix=dict(chosen),
+        environments=filled["environments"],
         references={path: node.reference for path, node in nodes.walk(root) if node.reference is not None},
     )
 
@@ -197,10 +198,11 @@ def _step(entry: Mapping[str, Any], index: int) -> Step:
         source=entry.get("from"),
         resources=schema.fill(schema.step_schema()["properties"]["resources"], entry.get("resources", {})),
         path=("steps", index),
+        env=entry.get("env"),
     )
 
 
 def _entry(step: Step) -> dict[str, Any]:
     """Return a step as the standalone recipe writes it."""
-    siblings = {"id": step.id, "from": step.source, "resources": dict(step.resources)}
+    siblings = {"id": step.id, "from": step.source, "env": step.env, "resources": dict(step.resources)}
     return {step.kind: dict(step.params), **{key: value for key, value in siblings.items() if value}}

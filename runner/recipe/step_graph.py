@@ -152,6 +152,7 @@ class _Checker:
             self._complain(
                 "R311", message, "leave `processes` out: only training uses several", ("resources", "processes")
             )
+        self._environment()
         for name, value in _named(self.step, "checkpoint").items():
             self._checkpoint(name, value, (self.step.kind, name))
         for name, value in _named(self.step, ENGINE).items():
@@ -260,6 +261,18 @@ class _Checker:
             message = f"`{label}` names `{name}`, which is no step{wording.did_you_mean(name, known)}"
             self._complain("R303", message, help, path)
         return False
+
+    def _environment(self) -> None:
+        name, entries = self.step.env, self.recipe.environments
+        if name is None:
+            return
+        if name not in entries:
+            help = f"`environments` has {wording.ticked(entries)}" if entries else "the recipe has no `environments`"
+            message = f"`env` names `{name}`, which is no entry of `environments`{wording.did_you_mean(name, entries)}"
+            self._complain("R710", message, help, ("env",))
+        elif not hasattr(kinds.module(self.step.kind), "ENVIRONMENT"):
+            message = f"`{self.step.kind}` runs with runner's own packages; only foreign kinds take `env`"
+            self._complain("R711", message, "leave it out", ("env",))
 
     def _data(self, label: str, name: str) -> None:
         entries = self.recipe.data

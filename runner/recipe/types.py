@@ -48,6 +48,7 @@ class Step:
     source: str | None = None
     resources: Mapping[str, Any] = field(default_factory=dict)
     path: Path = ()  # of the step's entry in the document: ("steps", 3)
+    env: str | None = None  # the entry of `environments` that it runs in
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Recipe:
     parents: tuple[Parent, ...] = ()
     references: Mapping[Path, str] = field(default_factory=dict)
     warnings: tuple[Diagnostic, ...] = ()  # accepted, but probably not intended
+    environments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # as written, by name
 
     def __repr__(self) -> str:
         chosen = "".join(f" {name}={value!r}" for name, value in self.matrix.items())

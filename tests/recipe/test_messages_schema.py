@@ -36,7 +36,7 @@ help: write a list of steps, each of the form `- kind: {parameter: value}`
 r.yaml:3:1: error[R205]: unknown key `modle` of the recipe; did you mean `model`?
     3 | modle: {source: x}
       | ^^^^^
-help: it may have `version`, `name`, `description`, `extends`, `params`, `matrix`, `model`, `seed`, `data` and `steps`
+help: it may have `version`, `name`, `description`, `extends`, `params`, `matrix`, `model`, `seed`, `data`, `environments` and `steps`
 """,
     ),
     Case(
@@ -402,7 +402,7 @@ help: indent it further than `quantize.rtn`, or move it into the braces
 r.yaml:7:5: error[R205]: unknown key `form` of a step; did you mean `from`?
     7 |     form: model
       |     ^^^^
-help: besides its kind a step may have `id`, `from`, `when`, `resources`, `before`, `after` and `remove`
+help: besides its kind a step may have `id`, `from`, `when`, `resources`, `env`, `before`, `after` and `remove`
 """,
     ),
     Case(
@@ -429,12 +429,26 @@ help: it may have `processes`, `cpus`, `memory`, `gpus` and `custom`
 """,
     ),
     Case(
-        "keys that do nothing yet",
-        recipe("- quantize.rtn: {}", "  env: vllm"),
+        "an environment that is not there",
+        recipe("- quantize.rtn: {}", "  env: pers").replace(
+            "steps:", "environments: {peers: {requirements: [a]}}\nsteps:"
+        ),
         """
-r.yaml:7:5: error[R209]: `env` of a step does nothing yet: every step runs in this environment
-    7 |     env: vllm
-      |     ^^^
+r.yaml:8:10: error[R710]: `env` names `pers`, which is no entry of `environments`; did you mean `peers`?
+    8 |     env: pers
+      |          ^^^^
+help: `environments` has `peers`
+""",
+    ),
+    Case(
+        "an environment of a kind that takes none",
+        recipe("- quantize.rtn: {}", "  env: peers").replace(
+            "steps:", "environments: {peers: {requirements: [a]}}\nsteps:"
+        ),
+        """
+r.yaml:8:10: error[R711]: `quantize.rtn` runs with runner's own packages; only foreign kinds take `env`
+    8 |     env: peers
+      |          ^^^^^
 help: leave it out
 """,
     ),

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from runner.contracts.step_kind import Artifact, DataFacts
 from runner.errors import Interrupted, RecipeError
 from runner.execute.messages import Request
+from runner.job import built_environments
 from runner.job.entries import Stage
+from runner.plan import environments
 from runner.progress.events import Event, make
 from runner.recipe.types import DataSpec
 from runner.system import peak_memory
@@ -65,6 +67,17 @@ class StepContext:
     def files(self, parameter: str) -> Mapping[str, Path]:
         """Return the entries of a parameter of task names that are local files or folders, with their paths."""
         return {entry: Path(path) for entry, path in self._request.tasks.get(parameter, {}).items()}
+
+    def python(self) -> Path:
+        """Return the interpreter of the step's environment, which is built where it is missing."""
+        if self._request.environment is None:
+            raise ValueError(f"`{self._request.kind}` has no environment of its own")
+        wanted = environments.from_document(self._request.environment)
+
+        def report(text: str) -> None:
+            self.emit("message", level="info", text=text)
+
+        return built_environments.ensure(wanted, report)
 
     def emit(self, event: str, **fields: Any) -> None:
         """Send one event of this step; `layer` events get the peak memory so far."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from runner import wording
-from runner.errors import Diagnostic, Span
+from runner.errors import Diagnostic
 from runner.recipe.schema import hints, load, step_entries
 from runner.recipe.schema import kinds as discovery
 from runner.recipe.syntax import nodes
@@ -121,14 +121,6 @@ def _kind(step: Node, root: Node, path: Path, complaints: list[Diagnostic]) -> s
     return known[0] if known else None
 
 
-def _reserved(key: str, owner: str, rules: Mapping[str, Any], span: Span | None) -> Diagnostic | None:
-    """Return the complaint about a reserved key, which has no effect yet."""
-    why = rules.get("x-runner-reserved", {}).get(key)
-    if why is None:
-        return None
-    return Diagnostic("R209", f"`{key}` of {owner} does nothing yet: {why}", "leave it out", span)
-
-
 def _misplaced(step: Node, kind: str | None) -> list[str]:
     """Return the keys of a step that are parameters of its kind: they are not indented far enough."""
     parameters = load.kind_schema(kind).get("properties", {}) if kind is not None else {}
@@ -136,9 +128,6 @@ def _misplaced(step: Node, kind: str | None) -> list[str]:
 
 
 def _stray(key: str, step: Node) -> Diagnostic:
-    reserved = _reserved(key, "a step", load.step_schema(), step.keys[key])
-    if reserved is not None:
-        return reserved
     names = step_entries.sibling_keys()
     message = f"unknown key `{key}` of a step{wording.did_you_mean(key, names)}"
     return Diagnostic("R205", message, f"besides its kind a step may have {wording.ticked(names)}", step.keys[key])
@@ -235,10 +224,6 @@ def _unknown(error: ValidationError, path: Path, scope: _Scope) -> Iterator[Diag
         if key in properties:
             continue
         span = node.keys.get(key, node.span) if node is not None else None
-        reserved = _reserved(key, _owner(path, scope), rules, span)
-        if reserved is not None:
-            yield reserved
-            continue
         if (meant := hints.without_colon(key, properties)) is not None:
             message = f"`{key}` is no key: a colon is missing after `{meant}`"
             yield Diagnostic("R205", message, f"write `{meant}:` and its value after it", span)

@@ -131,7 +131,7 @@ def test_the_bundle_refuses(validator: Any, written: str) -> None:
 def test_the_bundle_describes_what_it_completes() -> None:
     bundled = editor.bundled()
     step = bundled["$defs"]["step"]["properties"]
-    assert list(step) == [*load.kinds(), "id", "from", "when", "resources", "before", "after", "remove"]
+    assert list(step) == [*load.kinds(), "id", "from", "when", "resources", "env", "before", "after", "remove"]
     assert all(part.get("description") for part in step.values())
     gptq = bundled["$defs"]["quantize.gptq"]["properties"]
     assert all(part.get("description") for part in gptq.values())

@@ -8,7 +8,8 @@ from runner.errors import RecipeError
 from runner.recipe.load import loads
 
 KEYS = (
-    "it may have `version`, `name`, `description`, `extends`, `params`, `matrix`, `model`, `seed`, `data` and `steps`"
+    "it may have `version`, `name`, `description`, `extends`, `params`, `matrix`, `model`, `seed`, `data`, "
+    "`environments` and `steps`"
 )
 RECIPE = """\
 version: 1

@@ -1,0 +1,135 @@
+"""What runner takes from another tool's checkpoint, and what it refuses; the tools themselves run nightly."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from runner.errors import MachineError, StepFailed
+from runner.job import built_environments
+from runner.model.checkpoint.reader import CheckpointReader
+from runner.model.layerwise.method import Linear, Statistics
+from runner.model.source.locate import demo_path
+from runner.plan import environments
+from runner.recipe.schema.load import defaults
+from runner.steps import foreign_tool
+from runner.steps.kinds import find
+from tests.host import Host
+from tests.tiny import save
+
+KIND = "foreign.llmcompressor"
+NAME = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("dense"))
+
+
+@pytest.fixture(scope="module")
+def packed(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a tool: here our own, of 4 bits in groups of 16."""
+    host = Host(tmp_path_factory.mktemp("packed"), "quantize.rtn", dense, bits=4, group_size=16)
+    find("quantize.rtn").run(host)
+    return host.out_dir
+
+
+def params(**changes: Any) -> Mapping[str, Any]:
+    return defaults(KIND, {"data": "text", "group_size": 16, **changes})
+
+
+def take(packed: Path, dense: Path, **changes: Any) -> Any:
+    with CheckpointReader(packed) as tool, CheckpointReader(dense) as source:
+        weight = source.read(f"{NAME}.weight")
+        linear = Linear((NAME,), weight.float(), weight.dtype)
+        return foreign_tool._take(tool, linear, Statistics(), params(**changes))
+
+
+def test_the_integers_and_scales_of_the_tool_are_taken_as_they_are(packed: Path, dense: Path) -> None:
+    found = take(packed, dense)
+    with CheckpointReader(packed) as tool:
+        expected = tool.read_quantized(NAME)
+    assert torch.equal(found.quantized.codes, expected.codes)
+    assert torch.equal(found.quantized.scale, expected.scale)
+    weight = load_file(dense / "model.safetensors")[f"{NAME}.weight"].double()
+    error = (expected.dequantize(torch.float64) - weight).square().sum() / weight.square().sum()
+    assert found.metrics["weight_error"] == pytest.approx(float(error), rel=1e-3)
+
+
+def test_another_scheme_than_the_planned_one_is_refused(packed: Path, dense: Path) -> None:
+    with pytest.raises(StepFailed) as caught:
+        take(packed, dense, bits=8)
+    assert caught.value.render() == (
+        f"error: the tool stored `{NAME}` as 4-bit, symmetric, groups of 16; "
+        "the plan has 8-bit, symmetric, groups of 16\n"
+        "help: this is a fault of the step's kind or of its tool: report it; nothing of this step was kept"
+    )
+
+
+def test_what_the_tool_changed_beside_its_weights_is_refused(packed: Path, dense: Path, tmp_path: Path) -> None:
+    shutil.copytree(packed, tmp_path / "tool")
+    (file,) = (tmp_path / "tool").glob("*.safetensors")
+    tensors = load_file(file)
+    with CheckpointReader(dense) as source, CheckpointReader(packed) as tool:
+        foreign_tool._check_rest(source, tool)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] * 2
+    file.chmod(0o644)
+    save_file(tensors, file)
+    with (
+        CheckpointReader(dense) as source,
+        CheckpointReader(tmp_path / "tool") as tool,
+        pytest.raises(StepFailed) as caught,
+    ):
+        foreign_tool._check_rest(source, tool)
+    assert caught.value.message == "the tool changed `model.norm.weight` too, which no packed weight replaces"
+
+
+class Foreign(Host):
+    """A host whose environment is built."""
+
+    def python(self) -> Path:
+        wanted = environments.Wanted((*find(self.step.kind).ENVIRONMENT, "torch"))  # type: ignore[attr-defined]
+        try:
+            return built_environments.ensure(environments.resolve(wanted), lambda text: None)
+        except MachineError as error:
+            pytest.skip(f"the environment cannot be had here: {error.message.splitlines()[0]}")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("kind", "own"), [("foreign.llmcompressor", {}), ("foreign.autoround", {"iters": 2, "batch_size": 4})]
+)
+def test_a_tool_quantizes_in_its_own_environment(kind: str, own: dict[str, Any], tmp_path: Path) -> None:
+    """Every packed tensor of the result has the bytes that the tool wrote."""
+    ids = torch.randint(3, 400, (8, 32), generator=torch.Generator().manual_seed(0))
+    host = Foreign(tmp_path, kind, demo_path("models", "tiny-llama"), ids, group_size=32, **own)
+    result = find(kind).run(host)
+    assert result.account is not None
+    assert {event["phase"] for event in host.events if event["event"] == "progress"} >= {"quantizing", "saving"}
+    (ours,) = host.out_dir.glob("*.safetensors")
+    (theirs,) = (host.scratch_dir / "tool").glob("*.safetensors")
+    made, written = load_file(ours), load_file(theirs)
+    names = [name for name in made if ".weight_" in name]
+    assert len(names) >= 3
+    for name in names:
+        assert torch.equal(made[name].reshape(-1), written[name].reshape(-1)), name
+
+
+def test_the_scripts_stand_alone() -> None:
+    """They start in an environment that has nothing of runner: without a request they end at its absence."""
+    folder = Path(foreign_tool.__file__).parent / "foreign_tools"
+    scripts = sorted(folder.glob("run_*.py"))
+    assert len(scripts) == 2
+    for script in scripts:
+        done = subprocess.run(
+            [shutil.which("python3") or "python3", "-I", str(script), "/nonexistent.json"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.stderr.endswith("No such file or directory: '/nonexistent.json'\n")
