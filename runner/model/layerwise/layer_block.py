@@ -1,5 +1,8 @@
 """One decoder layer with gradients: what it makes of its input, compared with what the unchanged layer made of its own.
 
+The error of a token is relative to its own hidden state, because the next layer normalizes it: a few tokens have states
+a thousand times as large as others, and what bf16 rounds there would drown out every other error.
+
 Its intermediates are kept for one batch of windows at a time, those of the stream, so that memory is that of one layer
 and one batch whatever the length of the model.
 """
@@ -59,12 +62,8 @@ class LayerBlock:
         self._handles.append(self._linears[name].register_forward_pre_hook(hook))
 
     def loss(self, batches: Sequence[int]) -> float:
-        error = energy = 0.0
-        for batch in batches:
-            difference, target = self._difference(batch)
-            error += float(difference.double().square().sum())
-            energy += float(target.double().square().sum())
-        return error / energy if energy > 0 else error
+        errors = [self._difference(batch).square().sum(-1) for batch in batches]
+        return float(torch.cat([error.flatten() for error in errors]).mean(dtype=torch.float64))
 
     def gradients(self, batches: Sequence[int]) -> dict[str, torch.Tensor]:
         weights = {name: module.get_parameter("weight") for name, module in self._linears.items()}
@@ -73,8 +72,7 @@ class LayerBlock:
             weight.grad = None
         for batch in batches:
             with torch.enable_grad():
-                difference, _ = self._difference(batch)
-                loss = difference.square().sum()
+                loss = self._difference(batch).square().sum()
                 if not self._scale:
                     self._scale = 1.0 / max(float(loss.detach()) ** 0.5, torch.finfo(torch.float32).tiny)
                 (loss * self._scale).backward()
@@ -92,8 +90,9 @@ class LayerBlock:
         for handle in self._handles:
             handle.remove()
 
-    def _difference(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what the layer makes of a batch less what it should, float32, and what it should."""
+    def _difference(self, batch: int) -> torch.Tensor:
+        """Return what the layer makes of a batch less what it should, of each token in shares of that token's norm."""
         span = self._spans[batch]
-        target = self._target(*span)
-        return forward(self._lane, span).float() - target.float(), target
+        target = self._target(*span).float()
+        size = target.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        return (forward(self._lane, span).float() - target).div_(size)

@@ -91,9 +91,9 @@ Transform = Callable[[Linear, Statistics, Options], Transformed]
 class Block(Protocol):
     """A decoder layer as a function of the weights of its linears, compared with the layer of the unchanged model.
 
-    Its error is Σ‖layer(x) − layer₀(x₀)‖² / Σ‖layer₀(x₀)‖², x what enters the layer after earlier ones were changed and
-    x₀ what entered it before. Calibration windows come in batches, by number. Weights are those of `parameter`, which
-    may be written.
+    Its error is the mean over tokens of ‖layer(x) − layer₀(x₀)‖² / ‖layer₀(x₀)‖², x what enters the layer after earlier
+    ones were changed and x₀ what entered it before. Calibration windows come in batches, by number. Weights are those
+    of `parameter`, which may be written.
     """
 
     @property

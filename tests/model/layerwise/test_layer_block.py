@@ -46,11 +46,12 @@ class Fixture:
         self.block = LayerBlock(3, lane, lambda start, stop: self.targets[start:stop], SPANS, linears)
 
     def naive(self, start: int, stop: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The squared error of some windows and its gradients, in float64."""
+        """The sum over tokens of the relative squared errors of some windows and its gradients, in float64."""
         layer = copy.deepcopy(self.layer).double().requires_grad_(True)
         with torch.enable_grad():
             out = layer(self.inputs[start:stop].double(), scale=0.5)[0]
-            loss = (out - self.targets[start:stop].double()).square().sum()
+            target = self.targets[start:stop].double()
+            loss = ((out - target).square().sum(-1) / target.square().sum(-1)).sum()
             loss.backward()
         return loss.detach(), {"model.up": _gradient(layer.up), "model.down": _gradient(layer.down)}
 
@@ -60,11 +61,11 @@ def _gradient(linear: nn.Linear) -> torch.Tensor:
     return linear.weight.grad
 
 
-def test_the_error_is_relative_to_what_should_come_out() -> None:
+def test_the_error_of_a_token_is_relative_to_what_should_come_out() -> None:
     own = Fixture()
     with torch.no_grad():
         found = own.block.loss([0, 2])
-    expected = (own.naive(0, 2)[0] + own.naive(4, 5)[0]) / own.targets[[0, 1, 4]].double().square().sum()
+    expected = (own.naive(0, 2)[0] + own.naive(4, 5)[0]) / (3 * 7)
     assert found == pytest.approx(float(expected), rel=1e-5)
     assert (own.block.index, own.block.batches) == (3, 3)
 
@@ -104,7 +105,7 @@ def test_rounded_inputs_change_the_output_and_pass_gradients_on() -> None:
         error = own.block.loss([0])
         up = own.layer.up.forward(round_inputs(own.inputs[:2], numbers))
         out = own.inputs[:2] + 0.5 * own.layer.down.forward(round_inputs(torch.tanh(up), numbers))
-        wanted = (out - own.targets[:2]).square().sum() / own.targets[:2].square().sum()
+        wanted = ((out - own.targets[:2]).square().sum(-1) / own.targets[:2].square().sum(-1)).mean()
         gradients = own.block.gradients([0])
     assert error == pytest.approx(float(wanted), rel=1e-4)
     assert gradients["model.up"].count_nonzero() == gradients["model.up"].numel()
