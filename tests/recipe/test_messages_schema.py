@@ -181,7 +181,7 @@ model computes, then a quantization rounds them
     6 |   - quantize.awq: {data: text}
       |     ^^^^^^^^^^^^
 help: write `- transform.awq: {data: calibration, bits: 4, group_size: 128}`, then \
-`- quantize.rtn: {bits: 4, group_size: 128}`
+`- quantize.rtn: {data: calibration, bits: 4, group_size: 128, grid: weighted_mse}`
 """,
     ),
     Case(

@@ -30,7 +30,8 @@ def empty_before(key: str, written: Mapping[str, Any], properties: Mapping[str, 
     return None
 
 
-_W4, _W8 = "quantize.rtn: {bits: 4, group_size: 128}", "quantize.rtn: {scheme: w8a8}"
+_W4 = "quantize.rtn: {data: calibration, bits: 4, group_size: 128, grid: weighted_mse}"
+_W8 = "quantize.rtn: {scheme: w8a8}"
 # Methods that other tools call a quantization, and that rewrite weights here, before any quantization.
 _REWRITES = {
     "awq": ("transform.awq: {data: calibration, bits: 4, group_size: 128}", _W4),
