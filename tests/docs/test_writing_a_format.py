@@ -96,5 +96,5 @@ print(*(formats.refuse("byte-integers", integers(4, 32, False), Matrix(64, 64)) 
     assert done.stdout == (
         "[]\n"
         "is to be stored as 4-bit, asymmetric, groups of 32; `byte-integers` holds symmetric integers with a scale for "
-        "each row; use `symmetric: true`, or `format: gptq` or `format: pack-quantized`\n"
+        "each row; use `symmetric: true`, or `format: awq` or `format: gptq` or `format: pack-quantized`\n"
     )
