@@ -5,6 +5,7 @@
     python -m benchmarks.speed 12x512 --work /tmp/bench --samples 16 --length 256 ...
     python -m benchmarks.speed 2x2048 --work /tmp/bench --samples 32 ...
     python -m benchmarks.speed /tmp/bench/smollm2 --work /tmp/bench --samples 64 --group-size 64 ...
+    python -m benchmarks.speed demo --work /tmp/bench --step quantize.signround --params '{"steps": 48}' --bits 3
 
 Tools take turns, so that a slow spell of the machine meets them all; the table has medians. What each leaves of a model
 that is not random is judged on the evaluation split. Nothing else should run meanwhile.
@@ -13,6 +14,7 @@ that is not random is judged on the evaluation split. Nothing else should run me
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from statistics import median
@@ -25,15 +27,17 @@ from benchmarks.tools import OURS, Outcome, Task
 
 def prepare(args: argparse.Namespace) -> Task:
     """Return the task that the arguments name; a random model is made where it is missing."""
+    how = {"samples": args.samples, "length": args.length, "bits": args.bits, "group_size": args.group_size,
+           "step": args.step, "params": json.loads(args.params)}  # fmt: skip
     if args.model == "demo":
-        return Task("demo", tokens.TINY_LLAMA, args.samples, args.length, args.bits, args.group_size)
+        return Task("demo", tokens.TINY_LLAMA, **how)
     folder = Path(args.model).absolute()
     if (folder / "config.json").is_file():
-        return Task(folder.name, folder, args.samples, args.length, args.bits, args.group_size)
+        return Task(folder.name, folder, **how)
     folder = args.work / "models" / args.model
     if not folder.exists():
         random_llama.write(folder, *random_llama.parse_size(args.model))
-    return Task(args.model, folder, args.samples, args.length, args.bits, args.group_size, is_random=True)
+    return Task(args.model, folder, **how, is_random=True)
 
 
 def table(task: Task, outcomes: dict[str, list[Outcome]], scores: dict[str, float]) -> str:
@@ -47,7 +51,9 @@ def table(task: Task, outcomes: dict[str, list[Outcome]], scores: dict[str, floa
 
     runs = len(outcomes[OURS])
     counted = "one run" if runs == 1 else f"medians of {runs} runs"
-    title = f"GPTQ W{task.bits} g{task.group_size} on {task.name}, {task.samples} × {task.length} tokens, {counted}"
+    title = (
+        f"{task.step} W{task.bits} g{task.group_size} on {task.name}, {task.samples} × {task.length} tokens, {counted}"
+    )
     lines = [
         f"{title}, dense perplexity {scores['dense']:.3f}:" if "dense" in scores else f"{title}:",
         "",
@@ -74,6 +80,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--group-size", type=int, default=128)
+    parser.add_argument("--step", default="quantize.gptq", help="the kind that ours quantizes by")
+    parser.add_argument("--params", default="{}", help="its further parameters, as JSON")
     parser.add_argument("--evaluation-samples", type=int, help="windows of 512 tokens to judge on; default: all")
     parser.add_argument("--out", type=Path, help="append the table to this file")
     args = parser.parse_args(argv)

@@ -8,8 +8,10 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +25,10 @@ PEERS = {"llm-compressor": "llmcompressor_gptq.py", "GPTQModel": "gptqmodel_gptq
 
 @dataclass(frozen=True)
 class Task:
-    """A model and how to quantize it; calibration is the first `samples` windows of `demo:stdlib`."""
+    """A model and how to quantize it; calibration is the first `samples` windows of `demo:stdlib`.
+
+    `step` is the kind that ours quantizes by, `params` its parameters besides bits and group size.
+    """
 
     name: str
     model: Path
@@ -32,6 +37,8 @@ class Task:
     bits: int = 4
     group_size: int = 128
     is_random: bool = False  # random weights have no perplexity worth judging
+    step: str = "quantize.gptq"
+    params: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ def cores(args: argparse.Namespace) -> list[int]:
 
 
 def recipe(task: Task) -> str:
-    """The recipe of one GPTQ step with the defaults of the product. JSON is YAML."""
+    """The recipe of one step with the defaults of the product but for the task's parameters. JSON is YAML."""
     document = {
         "version": 1,
         "name": "benchmark",
@@ -82,7 +89,7 @@ def recipe(task: Task) -> str:
             }
         },
         "steps": [
-            {"quantize.gptq": {"data": "calibration", "bits": task.bits, "group_size": task.group_size}},
+            {task.step: {"data": "calibration", "bits": task.bits, "group_size": task.group_size, **task.params}},
         ],
     }
     return json.dumps(document, indent=1)
