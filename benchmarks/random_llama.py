@@ -15,7 +15,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,18 +116,25 @@ def split(tensors: list[tuple[str, tuple[int, ...]]], limit: int) -> list[list[t
 
 def write(folder: Path, layers: int, hidden: int, seed: int = 0, shard_bytes: int = 2_000_000_000) -> int:
     """Write the checkpoint into `folder`, which is made; returns the bytes of its tensors."""
+    return write_random(folder, config(layers, hidden), list(shapes(layers, hidden)), seed, shard_bytes)
+
+
+def write_random(
+    folder: Path, config: Mapping[str, object], tensors: list[tuple[str, tuple[int, ...]]], seed: int, shard_bytes: int
+) -> int:
+    """Write random tensors of these shapes, in their order, with a config.json; returns their bytes."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config(layers, hidden), indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(TINY_LLAMA / name, folder / name)
-    shards = split(list(shapes(layers, hidden)), shard_bytes)
+    shards = split(tensors, shard_bytes)
     weight_map: dict[str, str] = {}
     total = 0
-    for number, tensors in enumerate(shards, 1):
+    for number, held in enumerate(shards, 1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         offset = 0
-        for _, name, shape in tensors:
+        for _, name, shape in held:
             end = offset + 2 * elements(shape)
             header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, end]}
             weight_map[name] = file
@@ -137,7 +144,7 @@ def write(folder: Path, layers: int, hidden: int, seed: int = 0, shard_bytes: in
         text += b" " * (-len(text) % 8)
         with (folder / file).open("wb") as out:
             out.write(len(text).to_bytes(8, "little") + text)
-            for index, _, shape in tensors:
+            for index, _, shape in held:
                 out.writelines(chunks(shape, seed, index))
     if len(shards) > 1:
         index_json = {"metadata": {"total_size": total}, "weight_map": weight_map}

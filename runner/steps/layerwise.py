@@ -94,7 +94,21 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
             if unloadable is not None:
                 found.append(Diagnostic("R413", *unloadable, path=("format",)))
         found += refuse_split(params, packed, facts.sites)
+        found += _joined(facts)
     return found + experts.refuse(params, linears, facts)
+
+
+def _joined(facts: CheckpointFacts) -> list[Diagnostic]:
+    """Return a complaint about weights that transformers makes others of while it loads a model.
+
+    Where modules are packed its converters take packed weights alone (5.23), and find none.
+    """
+    built = () if facts.description is None else facts.description.built
+    joined = next((name for name in built if name.endswith(".weight")), None)
+    if joined is None:
+        return []
+    message = f"transformers makes another tensor of `{joined}` on loading, which it cannot beside packed modules"
+    return [Diagnostic("R413", message, "use a kind that keeps weights dense", path=("format",))]
 
 
 def _alike(text: str, names: Sequence[str]) -> str:

@@ -251,6 +251,16 @@ def test_what_cannot_be_stored_is_refused(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("model_type", ["kimi_linear", "olmo_hybrid"])
+def test_nothing_is_packed_beside_tensors_that_are_joined_on_loading(tmp_path: Path, model_type: str) -> None:
+    facts = saved(tmp_path / "model", model_type)
+    found = refusals(facts, "quantize.gptq", group_size="channel")
+    assert [(code, help) for code, _, help in found] == [("R413", "use a kind that keeps weights dense")]
+    assert found[0][1].startswith("transformers makes another tensor of `model.layers.0.")
+    assert found[0][1].endswith("conv1d.weight` on loading, which it cannot beside packed modules")
+    assert refusals(facts, "prune.wanda") == []
+
+
 @pytest.mark.parametrize(("params", "why", "remedy"), [
     ({"group_size": 16, "symmetric": False}, ", and of experts it does not read the zero points",
      "use `symmetric: true`"),
