@@ -31,6 +31,11 @@ _LAYER = {
     "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }  # fmt: skip
+# What an architecture has in each layer besides: tensor of transformers → of llama.cpp.
+_EXTRA: Mapping[str, Mapping[str, str]] = {
+    "qwen2": {f"self_attn.{part}_proj.bias": f"attn_{part}.bias" for part in "qkv"},
+    "qwen3": {f"self_attn.{part}_norm.weight": f"attn_{part}_norm.weight" for part in "qk"},
+}
 _REST = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0",
                "q4_0": "MOSTLY_Q4_0", "q4_1": "MOSTLY_Q4_1"}  # fmt: skip
@@ -65,13 +70,23 @@ transformers reads it too, unpacked to float32:
 class Entry(NamedTuple):
     """A tensor of the file: its name there, its module in the checkpoint, and its type.
 
-    `heads` is the number of heads of its rows where llama.cpp has another order of rows, else 0.
+    `heads` is the number of heads of its rows where llama.cpp has another order of rows, else 0. `part` is "weight" or
+    "bias".
     """
 
     name: str
     module: str
     type: str
     heads: int
+    part: str = "weight"
+
+    @property
+    def tensor(self) -> str:
+        return f"{self.module}.{self.part}"
+
+
+def _packed(reader: CheckpointReader, entry: Entry) -> bool:
+    return entry.part == "weight" and reader.is_packed(entry.module)
 
 
 def write(ctx: Context, described: Mapping[str, Any]) -> Result:
@@ -83,14 +98,14 @@ def write(ctx: Context, described: Mapping[str, Any]) -> Result:
     linears = {i.name: (i.rows, i.columns) for i in inspect.facts(source.path, "the checkpoint").sites}
     rounding = 0.0
     with CheckpointReader(source.path) as reader:
-        entries = [_typed(reader, entry) for entry in _entries(ctx, config, _ties(reader, config))]
+        entries = [_typed(reader, entry) for entry in _entries(ctx, config, reader)]
+        _check_complete(reader, entries)
         counts = {type: sum(e.type == type for e in entries) for type in sorted({e.type for e in entries})}
-        writer = gguf.GGUFWriter(None, "llama")
+        writer = gguf.GGUFWriter(None, llama(config).architecture)
         _metadata(writer, config, max((t for t in counts if t != "f32"), key=counts.__getitem__, default="f32"))
         _tokens(writer, vocabulary)
         for entry in entries:
-            dense = not reader.is_packed(entry.module)
-            shape = reader.header(f"{entry.module}.weight").shape if dense else linears[entry.module]
+            shape = linears[entry.module] if _packed(reader, entry) else reader.header(entry.tensor).shape
             stored = gguf.quant_shape_to_byte_shape(shape, _type(entry))
             writer.add_tensor_info(entry.name, stored, np.dtype(np.uint8), math.prod(stored), raw_dtype=_type(entry))
         writer.write_header_to_file(file)
@@ -134,28 +149,41 @@ def _ties(reader: CheckpointReader, config: ModelConfig) -> Mapping[str, str]:
     return tied_weights.resolve_ties(declared, reader.headers, equal)
 
 
-def _entries(ctx: Context, config: ModelConfig, ties: Mapping[str, str]) -> Iterator[Entry]:
+def _entries(ctx: Context, config: ModelConfig, reader: CheckpointReader) -> Iterator[Entry]:
     """Yield every tensor in the order of the file, dense ones in the requested type; vectors are float32.
 
     Without `output.weight` llama.cpp uses the embedding as the head.
     """
     embedding, dense = ctx.params["embedding"], ctx.params["dense"]
+    ties = _ties(reader, config)
     for module, name in _REST.items():
         if module == "lm_head" and ties:
             continue
         stored = ties.get(f"{module}.weight", module).removesuffix(".weight")
         yield Entry(f"{name}.weight", stored, "f32" if module == "model.norm" else embedding, 0)
     found = llama(config)
-    rotated = {"self_attn.q_proj": found.heads, "self_attn.k_proj": found.kv_heads}
+    rotated = {"self_attn.q_proj": found.heads, "self_attn.k_proj": found.kv_heads} if found.permuted else {}
+    extra = _EXTRA.get(found.architecture, {})
     for layer in range(config.layer_count):
         for part, name in _LAYER.items():
             type = "f32" if part.endswith("norm") else dense
             yield Entry(f"blk.{layer}.{name}.weight", f"model.layers.{layer}.{part}", type, rotated.get(part, 0))
+        for tensor, name in extra.items():
+            part, _, kind = tensor.rpartition(".")
+            yield Entry(f"blk.{layer}.{name}", f"model.layers.{layer}.{part}", "f32", 0, kind)
+
+
+def _check_complete(reader: CheckpointReader, entries: list[Entry]) -> None:
+    """Raise StepFailed where a bias of the checkpoint has no place in the file."""
+    written = {entry.tensor for entry in entries}
+    for name in sorted(reader.headers):
+        if name.endswith(".bias") and name not in written:
+            raise StepFailed(f"`{name}` has no place in a GGUF file of this architecture", "use build.onnx")
 
 
 def _typed(reader: CheckpointReader, entry: Entry) -> Entry:
     """Return the entry with the block type of its integers, if it is packed."""
-    scheme = reader.packing.scheme(entry.module) if reader.packing and reader.is_packed(entry.module) else None
+    scheme = reader.packing.scheme(entry.module) if reader.packing and _packed(reader, entry) else None
     if scheme is None:
         return entry
     fit = block_type_for(scheme)
@@ -170,7 +198,7 @@ def _type(entry: Entry) -> Any:
 
 def _data(reader: CheckpointReader, entry: Entry) -> tuple[NDArray[np.uint8], float]:
     """Return the bytes of a tensor [rows, bytes], and the rounding error of its scales in fp16."""
-    if reader.is_packed(entry.module):
+    if _packed(reader, entry):
         weight = _integers(reader, entry.module)
         if entry.heads:
             order = permutation(len(weight.values), entry.heads)
@@ -180,14 +208,14 @@ def _data(reader: CheckpointReader, entry: Entry) -> tuple[NDArray[np.uint8], fl
         except OverflowError as error:
             raise StepFailed(f"`{entry.module}`: {error}", "build.onnx keeps scales as they are") from None
         return blocks.data, blocks.rounding
-    tensor = reader.read(f"{entry.module}.weight").float().numpy()
+    tensor = reader.read(entry.tensor).float().numpy()
     if entry.heads:
         tensor = tensor[permutation(len(tensor), entry.heads)]
     with np.errstate(over="ignore"):
         data = gguf.quantize(tensor, _type(entry))
     if entry.type == "f16" and not np.isfinite(data).all():
         parameter = "dense" if entry.name.startswith("blk.") else "embedding"
-        message = f"`{entry.module}.weight` has values that float16 cannot hold"
+        message = f"`{entry.tensor}` has values that float16 cannot hold"
         raise StepFailed(message, f"use `{parameter}: bf16`")
     return np.ascontiguousarray(data).view(np.uint8), 0.0
 

@@ -11,14 +11,9 @@ from typing import Any
 from runner.data import special_tokens
 from runner.data.tokenizer import Tokenizer
 from runner.errors import StepFailed
+from runner.export import gguf_splitting
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama_token_type of llama.cpp
-
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-# The regular expression that splits a text before merging → llama.cpp's name for it (llama-vocab.cpp).
-_SPLITS = {_WORDS % "{1,3}": "llama-bpe", _WORDS % "": "qwen2"}
 
 
 @dataclass(frozen=True)
@@ -45,11 +40,11 @@ def read(folder: Path, size: int) -> Vocabulary:
         raise StepFailed(f"`{folder}` has no tokenizer.json, which GGUF is made of", "add the tokenizer of the model")
     document = json.loads(path.read_text(encoding="utf-8"))
     model = document.get("model") or {}
-    pre = _splitting(document.get("pre_tokenizer"))
-    if model.get("type") != "BPE" or model.get("byte_fallback") or pre is None or document.get("normalizer"):
+    pre = gguf_splitting.name(document.get("pre_tokenizer"), ignore_merges=bool(model.get("ignore_merges")))
+    if model.get("type") != "BPE" or model.get("byte_fallback") or pre is None or _normalizes(document):
         raise StepFailed(
-            f"the tokenizer in `{folder}` is not byte-level BPE split as GPT-2, Llama 3 or Qwen 2 split it, the only "
-            "tokenizers that are written into GGUF",
+            f"the tokenizer in `{folder}` is not byte-level BPE that splits texts in one of the ways that are written "
+            f"into GGUF: {', '.join(gguf_splitting.KNOWN)}",
             "convert the checkpoint with llama.cpp's convert_hf_to_gguf.py",
         )
     added = {int(token["id"]): token for token in document.get("added_tokens") or []}
@@ -83,15 +78,8 @@ def read(folder: Path, size: int) -> Vocabulary:
     )  # fmt: skip
 
 
-def _splitting(part: Mapping[str, Any] | None) -> str | None:
-    """Return llama.cpp's name of a pre-tokenizer; None for one that is not supported."""
-    parts = part.get("pretokenizers", []) if part and part.get("type") == "Sequence" else [part or {}]
-    if any(p.get("add_prefix_space") for p in parts) or not parts or parts[-1].get("type") != "ByteLevel":
-        return None
-    if len(parts) == 1:
-        return "gpt-2" if parts[0].get("use_regex", True) else None  # the expression of GPT-2 is ByteLevel's own
-    split = parts[0]
-    isolated = split.get("type") == "Split" and split.get("behavior") == "Isolated" and not split.get("invert")
-    if len(parts) != 2 or not isolated or parts[1].get("use_regex", True):
-        return None
-    return _SPLITS.get((split.get("pattern") or {}).get("Regex", ""))
+def _normalizes(document: Mapping[str, Any]) -> bool:
+    """Return whether texts are changed before they are split, but for NFC, which llama.cpp leaves to its callers."""
+    normalizer = document.get("normalizer") or {}
+    parts = normalizer.get("normalizers", []) if normalizer.get("type") == "Sequence" else [normalizer]
+    return any(part.get("type", "NFC") != "NFC" for part in parts)

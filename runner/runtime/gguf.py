@@ -22,5 +22,5 @@ def open(folder: Path, device: str, threads: int | None) -> Runtime:
         torch.set_num_threads(threads)
     try:
         return Gguf(folder, name, device)
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, RuntimeError) as error:
         raise StepFailed(f"`{folder / name}` cannot be read: {error}", "build it again") from error

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from runner.contracts.model_config import ModelConfig
 from runner.contracts.step_kind import Inputs, Result
@@ -40,6 +41,17 @@ def model(folder: Path, name: str = "llama", dtype: torch.dtype = torch.float32,
     return folder
 
 
+def vary(checkpoint: Path) -> None:
+    """Give biases and norms, which a new model has all 0 and 1, values of their own."""
+    path = checkpoint / "model.safetensors"
+    tensors = load_file(path)
+    generator = torch.Generator().manual_seed(5)
+    for name in sorted(tensors):
+        if tensors[name].ndim == 1:
+            tensors[name] += 0.3 * torch.randn(tensors[name].shape, generator=generator)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
 def quantized(folder: Path, checkpoint: Path, **params: Any) -> Path:
     host = Host(folder, "quantize.rtn", checkpoint, **({"bits": 4, "group_size": 32} | params))
     find("quantize.rtn").run(host)
@@ -63,9 +75,11 @@ def gap(made: Path, checkpoint: Path) -> float:
 @pytest.mark.parametrize(("name", "changes"), [
     ("llama", {}), ("llama_tied", {}), ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
     ("llama", {"num_key_value_heads": 4, "rms_norm_eps": 1e-5}), ("mistral", {"sliding_window": None}),
-], ids=["grouped", "tied", "theta", "plain heads", "mistral"])  # fmt: skip
+    ("qwen2", {"use_sliding_window": False, "sliding_window": None, "head_dim": 16}), ("qwen3", {"head_dim": 128}),
+], ids=["grouped", "tied", "theta", "plain heads", "mistral", "qwen2", "qwen3"])  # fmt: skip
 def test_transformers_reads_the_same_model(tmp_path: Path, name: str, changes: dict[str, Any]) -> None:
     checkpoint = model(tmp_path / "model", name, **changes)
+    vary(checkpoint)
     made, result = built(tmp_path, checkpoint, **EXACT)
     assert gap(made, checkpoint) < 1e-6
     assert result.metrics == {"bytes": (made / "model.gguf").stat().st_size, "scale_rounding": 0.0}
@@ -164,7 +178,7 @@ OTHER = "use build.onnx, or deploy the checkpoint itself"
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"model_type": "gpt2"}, "models of the type `gpt2` cannot be written as GGUF; llama and mistral can"),
+    ({"model_type": "gpt2"}, "models of the type `gpt2` cannot be written as GGUF; llama, mistral, qwen2, qwen3 can"),
     ({"attention_bias": True}, "config.json has `attention_bias` = True, which GGUF's llama models do not have"),
     ({"sliding_window": 8}, "config.json has `sliding_window` = 8, which GGUF's llama models do not have"),
     ({"hidden_act": "gelu"}, "config.json has `hidden_act` = gelu; GGUF's llama models have silu"),
@@ -205,8 +219,8 @@ def test_a_tokenizer_that_is_missing_or_of_another_sort(tmp_path: Path) -> None:
     with pytest.raises(StepFailed) as caught:
         built(tmp_path, folder)
     assert caught.value.message == (
-        f"the tokenizer in `{folder}` is not byte-level BPE split as GPT-2, Llama 3 or Qwen 2 split it, the only "
-        "tokenizers that are written into GGUF"
+        f"the tokenizer in `{folder}` is not byte-level BPE that splits texts in one of the ways that are written into "
+        "GGUF: dbrx, deepseek-coder, deepseek-v3, gpt-2, gpt-4o, llama-bpe, qwen2, qwen35, seed-coder, smollm, tekken"
     )
     planned = replace(facts(folder, "m"), tokenizer=folder)
     [complaint] = find(KIND).check({"dense": "f16"}, Inputs(planned, {}, {}, machine_facts("cpu")))
