@@ -131,7 +131,7 @@ def _folders(name: str, jobs: Path, step: str | None) -> list[Path]:
         if step:
             raise UsageError(f"`--step` needs a job; `{given}` is a folder", "name the step's folder, or the job")
         return [given]
-    job = Job(given, jobs)
+    job = Job(_latest(given, jobs), jobs)
     id = job.id
     made = [folder for folder in sorted((job.path / "steps").glob("*-*/out"), reverse=True) if _holds_model(folder)]
     if step:
@@ -142,12 +142,31 @@ def _folders(name: str, jobs: Path, step: str | None) -> list[Path]:
             raise UsageError(message, f"steps that have: {names}")
         return found
     output = job.output
+    if output is None and made:
+        last = made[0].parent.name.partition("-")[2]
+        print(f"note: job `{id}` has no output yet; this is what step `{last}` made", file=sys.stderr, flush=True)
+        return made
     if output is None:
         raise UsageError(
             f"job `{id}` has no output: no step of it has made a checkpoint or an engine yet",
             "apply its recipe to the end, or name the folder of one of its steps",
         )
     return [output, *made]
+
+
+def _latest(given: Path, jobs: Path) -> Path:
+    """Return the job that is meant: of several whose ids begin so, the one that started last, which is said."""
+    from runner.job import listing
+
+    if (given / "plan.json").is_file():
+        return given
+    found = listing.matching(jobs, str(given))
+    if len(found) < 2:
+        return given
+    print(
+        f"note: {len(found)} jobs begin with `{given}`; this is `{found[-1]}`, the latest", file=sys.stderr, flush=True
+    )
+    return Path(found[-1])
 
 
 def _holds_model(folder: Path) -> bool:

@@ -71,15 +71,22 @@ def load(root: Path, name: str) -> JobSummary:
     )
 
 
-def find(root: Path, name: str) -> str:
-    """Return the id of a job by its id, its path, or the beginning of exactly one id. UsageError suggests near ids."""
+def matching(root: Path, name: str) -> list[str]:
+    """Return the ids of the jobs that `name` may mean, the one that started last at the end."""
     ids = _ids(root)
     wanted = Path(name).name if Path(name).name in ids else name
-    matching = [wanted] if wanted in ids else [id for id in ids if id.startswith(wanted)]
-    if len(matching) == 1:
-        return matching[0]
-    if matching:
-        raise UsageError(f"`{name}` may be {_names(matching)}", "write more of the id")
+    found = [wanted] if wanted in ids else [id for id in ids if id.startswith(wanted)]
+    return sorted(found, key=lambda id: (str(read_json(root / id / "job.json").get("started") or ""), id))
+
+
+def find(root: Path, name: str) -> str:
+    """Return the id of a job by its id, its path, or the beginning of exactly one id. UsageError suggests near ids."""
+    found = sorted(matching(root, name))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(f"`{name}` may be {_names(found)}", "write more of the id")
+    ids = _ids(root)
     near = difflib.get_close_matches(name, ids, n=3, cutoff=0.5)
     hint = f"did you mean {_names(near)}? " if near else ""
     raise UsageError(f"there is no job `{name}` in {root}", f"{hint}`runner jobs list` shows them all")

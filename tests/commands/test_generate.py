@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -52,12 +53,37 @@ def test_a_seed_draws_the_same_text_again(run: Run) -> None:
 
 def test_a_job_without_output(run: Run, job: str) -> None:
     shutil.rmtree(Path("jobs") / job / "output")
+    for folder in (Path("jobs") / job / "steps").glob("*/out"):
+        shutil.rmtree(folder)
     code, out, err = run("generate", job, PROMPT)
     assert (code, out) == (2, "")
     assert err == (
         f"error: job `{job}` has no output: no step of it has made a checkpoint or an engine yet\n"
         "help: apply its recipe to the end, or name the folder of one of its steps\n"
     )
+
+
+def test_a_job_that_has_not_ended(run: Run, job: str) -> None:
+    """What its last finished step made, which is said."""
+    shutil.rmtree(Path("jobs") / job / "output")
+    [made] = (Path("jobs") / job / "steps").glob("*-shrink")
+    shutil.rmtree(made / "out")
+    shutil.copytree(MODEL, made / "out")
+    code, out, err = run("generate", job, PROMPT, "--max-new-tokens", "8")
+    assert (code, err) == (0, f"note: job `{job}` has no output yet; this is what step `shrink` made\n")
+    assert out.rstrip("\n") == wanted(PROMPT, 8).rstrip("\n")
+
+
+def test_the_latest_of_several_jobs(run: Run, job: str) -> None:
+    first, later = Path("jobs") / job, Path("jobs") / f"{job[:-2]}zz"
+    shutil.copytree(first, later, symlinks=True)
+    state = json.loads((later / "job.json").read_text())
+    (later / "job.json").unlink()
+    (later / "job.json").write_text(json.dumps(state | {"started": "2999-01-01T00:00:00Z"}))
+    shutil.rmtree(later / "output")
+    shutil.copytree(MODEL, later / "output")
+    code, _, err = run("generate", job[:-3], PROMPT, "--max-new-tokens", "4")
+    assert (code, err) == (0, f"note: 2 jobs begin with `{job[:-3]}`; this is `{later.name}`, the latest\n")
 
 
 @pytest.fixture
