@@ -19,7 +19,9 @@ from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.checkpoint.unpacking import fp8, mxfp4
 from runner.model.checkpoint.unpacking.protocol import Weight
 from runner.model.layerwise import unpacked_checkpoint
+from runner.steps.kinds import find
 from tests import tiny
+from tests.host import Host
 from tests.model.checkpoint.unpacking import low_precision
 
 
@@ -103,6 +105,46 @@ def test_mxfp4_equals_transformers() -> None:
     assert torch.equal(ours, convert_moe_packed_tensors(blocks, scales))
 
 
+def test_gpt_oss_equals_transformers_own_reading(tmp_path: Path) -> None:
+    """A model whose experts are stored as MXFP4 blocks: its tensors, and its perplexity by the stream."""
+    from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM, Mxfp4Config
+
+    torch.manual_seed(0)
+    sizes = tiny.GROUPED | {"hidden_size": 64, "head_dim": 16, "layer_types": ["full_attention"] * 3}
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    folder = tmp_path / "model"
+    GptOssForCausalLM(GptOssConfig(**sizes, **experts)).to(torch.bfloat16).save_pretrained(folder)
+    stored = {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        if name.endswith(("gate_up_proj", "down_proj")):
+            count, columns, rows = tensor.shape
+            stored[f"{name}_blocks"] = torch.randint(0, 256, (count, rows, columns // 32, 16), dtype=torch.uint8)
+            stored[f"{name}_scales"] = torch.randint(118, 124, (count, rows, columns // 32), dtype=torch.uint8)
+        else:
+            stored[name] = tensor
+    save_file(stored, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    quantization = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
+    assert inspect.facts(folder, "m").unpacked.keys() == {
+        f"model.layers.{layer}.mlp.experts.{name}" for layer in range(3) for name in ("gate_up_proj", "down_proj")
+    }
+    (tmp_path / "out").mkdir()
+    unpacked_checkpoint.write(folder, tmp_path / "out")
+    how = Mxfp4Config(dequantize=True)
+    theirs: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, quantization_config=how)
+    ours: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    wanted = theirs.state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in ours.state_dict().items())
+    ids = tiny.tokens()
+    host = Host(tmp_path / "perplexity", "evaluate.perplexity", tmp_path / "out", ids)
+    measured = find("evaluate.perplexity").run(host).metrics["loss"]
+    with torch.no_grad():
+        logits = theirs.float()(input_ids=ids).logits[:, :-1].flatten(0, 1)
+    expected = float(torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten()))
+    assert measured == pytest.approx(expected, rel=5e-3)
+
+
 def refused(folder: Path) -> tuple[str, str]:
     with pytest.raises(RecipeError) as caught:
         inspect.facts(folder, "m")
@@ -158,9 +200,6 @@ def test_other_versions_and_shapes(tmp_path: Path) -> None:
 
 def test_packed_formats_unpack_as_they_are_read(tmp_path: Path) -> None:
     """What `quantize.rtn` packed, without the mark of a recipe, becomes what the reader gives."""
-    from runner.steps.kinds import find
-    from tests.host import Host
-
     folder = tiny.save(tmp_path / "model", dtype=torch.bfloat16)
     for format, bits in (("pack-quantized", 3), ("gptq", 4)):
         host = Host(tmp_path / format, "quantize.rtn", folder, bits=bits, group_size=32, format=format)
