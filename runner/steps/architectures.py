@@ -40,7 +40,7 @@ def refuse(kind: str, facts: CheckpointFacts) -> Diagnostic | None:
         message = f"{source} has towers for images or sound, with which `{kind}` has not been tried"
         return Diagnostic("R443", message, f"kinds that work are {wording.ticked(sorted(_LAYERWISE))}")
     shared = _shared_weights(description)
-    if shared is not None and kind not in _MEASURES:
+    if shared is not None and not kind.startswith("evaluate."):
         message = f"{source} can be measured, not changed: its decoder layers share `{shared}`"
         return Diagnostic("R643", message, "choose a model whose layers have weights of their own")
     if description.experts and kind not in _MEASURES:

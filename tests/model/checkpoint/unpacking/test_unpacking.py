@@ -107,13 +107,15 @@ def test_mxfp4_equals_transformers() -> None:
 
 def test_gpt_oss_equals_transformers_own_reading(tmp_path: Path) -> None:
     """A model whose experts are stored as MXFP4 blocks: its tensors, and its perplexity by the stream."""
-    from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM, Mxfp4Config
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils.quantization_config import Mxfp4Config
 
     torch.manual_seed(0)
     sizes = tiny.GROUPED | {"hidden_size": 64, "head_dim": 16, "layer_types": ["full_attention"] * 3}
     experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
     folder = tmp_path / "model"
-    GptOssForCausalLM(GptOssConfig(**sizes, **experts)).to(torch.bfloat16).save_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt_oss", **sizes, **experts))
+    model.to(torch.bfloat16).save_pretrained(folder)
     stored = {}
     for name, tensor in load_file(folder / "model.safetensors").items():
         if name.endswith(("gate_up_proj", "down_proj")):
