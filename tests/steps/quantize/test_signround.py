@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from runner.contracts.context import DataFacts
+from runner.contracts.step_kind import Inputs
+from runner.model.architecture.inspect import facts
 from runner.model.layerwise import engine
+from runner.plan.machine import machine_facts
 from runner.recipe.schema.load import defaults
 from runner.steps.kinds import find
 from runner.steps.quantize import signround
@@ -127,3 +131,17 @@ def test_without_steps_the_start_is_kept(tmp_path: Path) -> None:
     start = Host(tmp_path / "gptq", "quantize.gptq", folder, tokens(), group_size=16, bits=3)
     find("quantize.gptq").run(start)
     assert digests(host.out_dir)["model.safetensors"] == digests(start.out_dir)["model.safetensors"]
+
+
+def test_the_forecast_is_of_one_layer_however_many_there_are(tmp_path: Path) -> None:
+    data = {"data": DataFacts("d", 8, 24, 10_000, "0")}
+    costs = []
+    for layers in (2, 8):
+        given = facts(save(tmp_path / str(layers), "llama", num_hidden_layers=layers), "model")
+        inputs = Inputs(given, {}, data, machine_facts("cpu"))
+        params = defaults("quantize.signround", {"data": "d", **SMALL})
+        start = defaults("quantize.gptq", {"data": "d", "bits": 3, "group_size": 16})
+        costs.append((signround.estimate(params, inputs), find("quantize.gptq").estimate(start, inputs)))
+    (two, gptq), (eight, _) = costs
+    assert two.memory == eight.memory > gptq.memory
+    assert two.seconds > gptq.seconds
