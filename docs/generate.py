@@ -1,4 +1,6 @@
-"""Writes docs/steps.md from the schemas of the built-in kinds, and docs/api.md from the docstrings of the Python API.
+"""Writes docs/steps.md from the schemas of the built-in kinds, docs/api.md from the docstrings of the Python API,
+
+and docs/serving.md from the table of servers.
 
 python docs/generate.py            renew them
 python docs/generate.py --check    exit 1 where one is out of step
@@ -20,6 +22,7 @@ from runner.contracts.step_kind import Cost
 from runner.job.listing import JobSummary
 from runner.job.records import Record
 from runner.job.verification import Check
+from runner.model.checkpoint import servers
 from runner.plan.types import Forecast
 from runner.recipe.schema import kinds as discovery
 from runner.recipe.schema import load
@@ -185,7 +188,63 @@ def cell(content: str) -> str:
     return " ".join(content.split()).replace("|", "\\|")
 
 
-PAGES = {"steps.md": steps_page, "api.md": api_page}
+SERVING_HEAD = """\
+# What loads it
+
+<!-- Made by docs/generate.py from runner/model/checkpoint/servers.py: change that. -->
+
+`serve:` in a recipe names the servers that are to load the result, and the GPU:
+
+```yaml
+serve: {vllm: ">=0.30", gpu: h100}
+```
+
+`runner plan` then says of every artifact whether each of them loads it natively, by which fallback, or not. A server
+that cannot load the result is an error (R655); of one that the table does not know, the plan warns (R656). A version is
+`any`, exact (`"0.32"`), or the lowest (`">=0.30"`). Without `gpu` any NVIDIA GPU counts; `gpu: cpu` is a processor.
+Changing `serve` computes nothing again.
+
+The result, for vLLM, transformers and TensorRT-LLM, is the last checkpoint; for onnxruntime the last graph of
+`build.onnx`, for llama.cpp the last file of `build.gguf`. Model cards follow the same table.
+
+"""
+
+
+def serving_page() -> str:
+    """Return the text of docs/serving.md."""
+    lines = ["| server | format | schemes | device | loads | source |", "|---|---|---|---|---|---|"]
+    for row in servers.ROWS:
+        how = row.how if not row.why else f"{row.how}: {row.why}"
+        cells = [row.server, ", ".join(row.formats), _schemes(row), _device(row), how, row.source]
+        lines.append(f"| {' | '.join(cells)} |")
+    oldest = ", ".join(f"{name} {'.'.join(map(str, version))}" for name, version in servers.OLDEST.items())
+    known = ", ".join(
+        f"`{name}` ({capability:g})" if capability else f"`{name}`" for name, capability in servers.GPUS.items()
+    )
+    ends = ["The first row that matches counts; what no row matches is unknown.",
+            f"The rows are about these versions and later ones: {oldest}.",
+            f"Names of `gpu`, with their compute capability: {known}."]  # fmt: skip
+    return SERVING_HEAD + "\n".join(lines) + "\n\n" + "\n".join(ends) + "\n"
+
+
+def _schemes(row: servers.Row) -> str:
+    parts = [f"{', '.join(map(str, row.bits))} bits"] if row.bits else []
+    parts += [] if row.symmetric is None else ["symmetric" if row.symmetric else "asymmetric"]
+    parts += [f"per {', '.join(row.strategies)}"] if row.strategies else []
+    parts += [] if row.rounded is None else ["inputs rounded" if row.rounded else "inputs as they are"]
+    return "; ".join(parts) or "all"
+
+
+def _device(row: servers.Row) -> str:
+    low, high = row.device
+    if high == servers.CPU:
+        return "CPU"
+    if low == servers.CPU:
+        return "all"
+    return f"{low:g} and later" if high > 50 else f"{low:g} to {high:g}"
+
+
+PAGES = {"steps.md": steps_page, "api.md": api_page, "serving.md": serving_page}
 
 
 def main(arguments: list[str]) -> int:

@@ -19,7 +19,7 @@ from runner.contracts import mixtures
 from runner.contracts.lineage import Lineage
 from runner.contracts.model_config import ModelConfig
 from runner.model.architecture import supported
-from runner.model.checkpoint import formats
+from runner.model.checkpoint import formats, servers
 from runner.model.checkpoint.adapter_config import FOLDER, adapter_config
 from runner.model.checkpoint.headers import model_config, read_headers
 from runner.model.checkpoint.quantization import cache_scheme, compressed_tensors_config
@@ -188,7 +188,16 @@ def _usage(card: ModelCard) -> list[str]:
     if card.adapter is not None:
         parts += ["and its adapter (`pip install peft`):", _LOAD_ADAPTER_LATE if card.late else _LOAD_ADAPTER]
     limit = next((r.limit for r in readers if r.name == _VLLM.name), "vLLM does not load this format.")
-    return [*parts, limit] if limit else parts + _vllm(card.adapter) + _vllm_cache(card.cache)
+    if limit:
+        return [*parts, limit]
+    return parts + _vllm(card.adapter) + _vllm_cpu(card) + _vllm_cache(card.cache)
+
+
+def _vllm_cpu(card: ModelCard) -> list[str]:
+    """Return the sentence that vLLM needs a GPU for these weights, where it does."""
+    found = (servers.verdict("vllm", own.format, [own.scheme], servers.CPU) for own in card.stored)
+    refused = next((each.why for each in found if each.how == servers.REFUSED), None)
+    return [f"vLLM needs a GPU for it: {refused}."] if refused is not None else []
 
 
 def _vllm_cache(cache: CacheScheme | None) -> list[str]:

@@ -95,6 +95,10 @@ class FactsFlow:
         found = {p: self._facts[id].description for p, id in step.inputs.items() if id in self._facts}
         return {parameter: each.linears for parameter, each in found.items() if each is not None}
 
+    def result(self, step: Wired) -> CheckpointFacts | None:
+        """Return the facts of what a step makes, after `advance`; None of a step that measures or was refused."""
+        return None if step.produces == METRICS_ONLY else self._facts.get(step.id)
+
     def cost(self, step: Wired) -> Cost:
         return kinds.find(step.kind).estimate(step.params, self.inputs(step))
 

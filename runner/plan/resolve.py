@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from runner.contracts.step_kind import DataFacts, MachineFacts
+from runner.contracts.step_kind import METRICS_ONLY, DataFacts, MachineFacts
 from runner.errors import Diagnostic, MachineError, RecipeError, Span
 from runner.model.source import hub, unpacked
-from runner.plan import environments, keys, lock, overlap, resolve_inputs, wiring
+from runner.plan import environments, keys, lock, overlap, resolve_inputs, serving, wiring
 from runner.plan.environments import Environment
 from runner.plan.facts_flow import FactsFlow
 from runner.plan.machine import MachineRefusal, machine_facts, package_version, resolve_device
@@ -52,6 +52,10 @@ def resolve(
             complaints += [d.at(recipe.step_span(step.step)) for d in flow.account(step)[1]]
     found_environments, about_environments = _environments(recipe, commits or {})
     complaints += about_environments
+    results = {step.id: facts for step in wired if (facts := flow.result(step)) is not None}
+    served = serving.judge(recipe, results)
+    if len(results) == sum(step.produces != METRICS_ONLY for step in wired):  # nothing was refused
+        complaints += serving.check(recipe, results, served)
     complaints += _missing_packages(recipe) + overlap.warnings(recipe, wired, sources.data)
     _refuse([d for d in complaints if d.severity == "error"])
     planner = _Planner(recipe, sources, made_with, machine, found_environments)
@@ -63,7 +67,7 @@ def resolve(
     key = keys.plan_key(recipe.name, model.digest, planned)
     others = {id: other for id, other in sources.models.items() if id != MODEL}
     warnings = tuple(d for d in complaints if d.severity != "error")
-    return Plan(recipe, model, sources.data, tuple(planned), key, resolved_device, others, warnings)
+    return Plan(recipe, model, sources.data, tuple(planned), key, resolved_device, others, warnings, served)
 
 
 def resolve_all(

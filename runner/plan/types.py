@@ -13,6 +13,7 @@ from runner.contracts.planned_account import PlannedAccount
 from runner.contracts.step_kind import Cost, DataFacts, MachineFacts
 from runner.errors import Diagnostic
 from runner.plan.environments import Environment
+from runner.plan.serving import Served
 from runner.recipe.types import DataSpec, Recipe
 
 MODEL = "model"  # what the recipe's own model is called among the inputs of steps
@@ -114,6 +115,7 @@ class Plan:
     device: str
     models: Mapping[str, ResolvedModel] = field(default_factory=dict)  # that single steps name: "id/parameter" → model
     warnings: tuple[Diagnostic, ...] = ()  # accepted, but probably not intended
+    served: tuple[Served, ...] = ()  # how the servers of `serve` load each artifact
 
     def given(self) -> dict[str, ResolvedModel]:
         """Return every model that exists before the first step, by the name that inputs of steps use."""

@@ -169,6 +169,8 @@ CODES: dict[str, str] = {
     "R652": "a step would drop how a checkpoint rounds its cache of keys and values",
     "R653": "the configuration of a checkpoint cannot say how its cache is rounded",
     "R654": "scales of 1 do not suit the numbers of a cache",
+    "R655": "a server that the recipe names cannot load the result",
+    "R656": "nobody knows whether a server that the recipe names loads the result",
     "R661": "an embedding cannot be stored as integers in a graph for that target",
     "R701": "a step asks for more than a machine of the executor has",
     "R702": "a step asks for a resource that no machine of the executor has",

@@ -180,6 +180,7 @@ def _recipe(root: Node, file: str, values: Mapping[str, Any], chosen: Mapping[st
         spans=nodes.places(root),
         matrix=dict(chosen),
         environments=filled["environments"],
+        serve=filled.get("serve") or {},
         references={path: node.reference for path, node in nodes.walk(root) if node.reference is not None},
     )
 

@@ -87,6 +87,7 @@ class Recipe:
     matrix: Mapping[str, Any] = field(default_factory=dict)
     parents: tuple[Parent, ...] = ()
     references: Mapping[Path, str] = field(default_factory=dict)
+    serve: Mapping[str, str] = field(default_factory=dict)  # servers → version, and `gpu`
     warnings: tuple[Diagnostic, ...] = ()  # accepted, but probably not intended
     environments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # as written, by name
 

@@ -25,6 +25,7 @@ def lines(preview: Preview, width: int) -> list[Text]:
         Text(),
         *table(rows, width, ">" + "<" * 3 + ">" * 3 + "<", head=True),
         *_tensors(preview),
+        *_served(preview),
         Text(),
         *_totals(preview),
         *(Text(f"note: {note}", "yellow") for note in preview.notes),
@@ -35,6 +36,12 @@ def _tensors(preview: Preview) -> list[Text]:
     """Return the account of tensors of each step, one line each."""
     accounts = [(f.step.id, f.step.account.document()) for f in preview.forecasts if f.step.account is not None]
     return [Text(), *(Text(f"{id}: {tensor_account.line(found)}", "dim") for id, found in accounts)] if accounts else []
+
+
+def _served(preview: Preview) -> list[Text]:
+    """Return how the servers of `serve` load each artifact, one line each."""
+    served = preview.plan.served
+    return [Text(), *(Text(f"{each.step}: {each.verdict.describe()}", "dim") for each in served)] if served else []
 
 
 def short(preview: Preview, width: int) -> list[Text]:
@@ -91,6 +98,16 @@ def document(preview: Preview) -> dict[str, Any]:
             "device_memory": preview.machine.device_memory,
             "gpu": preview.machine.gpu_name,
         },
+        "served": [
+            {
+                "step": each.step,
+                "server": each.verdict.server,
+                "how": each.verdict.how,
+                "why": each.verdict.why,
+                "source": each.verdict.source,
+            }
+            for each in preview.plan.served
+        ],
         "notes": list(preview.notes),
     }
 

@@ -88,6 +88,8 @@ To serve it with vLLM:
 vllm serve path/to/this/folder
 ```
 
+vLLM needs a GPU for it: its CPU build has no kernels for 8-bit weights.
+
 ## Measured
 
 | metric | value |

@@ -83,6 +83,10 @@ def test_a_whole_recipe() -> None:
         "ignore": ["lm_head"],
         "format": "pack-quantized",
         "max_shard_size": "5GB",
+        "activations": "dynamic",
+        "expert_min_tokens": 128,
+        "experts": "routed",
+        "gates": {},
     }
     assert (gptq.source, gptq.resources) == (None, {"processes": 1})
     assert found.steps[4].source == "gptq"

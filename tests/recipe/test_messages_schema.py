@@ -36,7 +36,7 @@ help: write a list of steps, each of the form `- kind: {parameter: value}`
 r.yaml:3:1: error[R205]: unknown key `modle` of the recipe; did you mean `model`?
     3 | modle: {source: x}
       | ^^^^^
-help: it may have `version`, `name`, `description`, `extends`, `params`, `matrix`, `model`, `seed`, `data`, `environments` and `steps`
+help: it may have `version`, `name`, `description`, `extends`, `params`, `matrix`, `model`, `serve`, `seed`, `data`, `environments` and `steps`
 """,
     ),
     Case(
@@ -239,7 +239,7 @@ help: `runner steps quantize.gptq` lists every parameter
         "not one of, text",
         recipe("- quantize.gptq: {data: text, format: pack_quantized}"),
         """
-r.yaml:6:41: error[R203]: `format` must be one of "pack-quantized", "int-quantized", "float-quantized", "gptq"; got "pack_quantized"; did you mean "pack-quantized"?
+r.yaml:6:41: error[R203]: `format` must be one of "pack-quantized", "int-quantized", "float-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized", "gptq", "awq", "modelopt"; got "pack_quantized"; did you mean "pack-quantized"?
     6 |   - quantize.gptq: {data: text, format: pack_quantized}
       |                                         ^^^^^^^^^^^^^^
 help: `runner steps quantize.gptq` lists every parameter

@@ -8,7 +8,7 @@ from runner.errors import RecipeError
 from runner.recipe.load import loads
 
 KEYS = (
-    "it may have `version`, `name`, `description`, `extends`, `params`, `matrix`, `model`, `seed`, `data`, "
+    "it may have `version`, `name`, `description`, `extends`, `params`, `matrix`, `model`, `serve`, `seed`, `data`, "
     "`environments` and `steps`"
 )
 RECIPE = """\

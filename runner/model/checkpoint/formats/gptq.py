@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from runner.model.checkpoint import servers
 from runner.model.checkpoint.quantization import group_sizes
 from runner.model.checkpoint.quantization.format import Config, Headers, Matrix, Read, Reader, Refusal, Rules
 from runner.model.checkpoint.quantization.module_patterns import block, by_scheme, patterns
@@ -153,10 +154,10 @@ def config(schemes: Mapping[str, Scheme], untouched: Iterable[str] = (), *, act_
 
 
 def readers(schemes: Iterable[Scheme], transposed: bool = False) -> tuple[Reader, ...]:
-    """vLLM's table of kernels for this format has symmetric integers of 4 and 8 bits."""
     found = list(schemes)
-    served = not transposed and all(scheme.symmetric and scheme.bits in (4, 8) for scheme in found)
-    unserved = "" if served else "vLLM has no kernels for this way of storing weights."
+    unserved = servers.limit("vllm", NAME, found)
+    if transposed:
+        unserved = "vLLM has no kernels for this way of storing weights."
     limit = "transformers' own loader cannot read it." if transposed or refuse_together(found) else ""
     kernel = any(scheme.bits == 4 and scheme.group_size not in CPU_GROUP_SIZES for scheme in found)
     note = (

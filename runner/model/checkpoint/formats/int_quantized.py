@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from runner.model.checkpoint import servers
 from runner.model.checkpoint.quantization import compressed_tensors_config
 from runner.model.checkpoint.quantization.format import Config, Headers, Matrix, Read, Reader, Refusal, Rules
 from runner.model.checkpoint.quantization.scheme import Scheme
@@ -80,8 +81,7 @@ def config(schemes: Mapping[str, Scheme], untouched: Iterable[str] = (), *, act_
 
 def readers(schemes: Iterable[Scheme], transposed: bool = False) -> tuple[Reader, ...]:
     """vLLM multiplies int8 weights with inputs that are int8 too; weights alone have no kernel in this layout."""
-    served = all(scheme.activations is not None for scheme in schemes)
-    limit = "" if served else "vLLM has no kernels for this way of storing weights."
+    limit = servers.limit("vllm", NAME, schemes)
     return (
         Reader("transformers", "compressed-tensors", "transformers 5.23, compressed-tensors 0.20"),
         Reader("vLLM", limit=limit, fuses=True),

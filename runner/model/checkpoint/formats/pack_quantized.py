@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from runner.model.checkpoint import servers
 from runner.model.checkpoint.quantization import compressed_tensors_config, group_sizes
 from runner.model.checkpoint.quantization.format import Config, Headers, Matrix, Read, Reader, Refusal, Rules
 from runner.model.checkpoint.quantization.scheme import Scheme, ceil_div
@@ -107,8 +108,7 @@ def config(schemes: Mapping[str, Scheme], untouched: Iterable[str] = (), *, act_
 
 def readers(schemes: Iterable[Scheme], transposed: bool = False) -> tuple[Reader, ...]:
     """vLLM has kernels for 4 and 8 bits, and none for a scale of a whole tensor."""
-    served = all(scheme.bits in (4, 8) and scheme.strategy != "tensor" for scheme in schemes)
-    limit = "" if served else "vLLM has no kernels for this way of storing weights."
+    limit = servers.limit("vllm", NAME, schemes)
     return (
         Reader("transformers", "compressed-tensors", "transformers 5.23, compressed-tensors 0.20"),
         Reader("vLLM", tried="0.32", limit=limit, fuses=True),

@@ -1,0 +1,81 @@
+"""The table of servers: what was tried with vLLM's CPU build, what its documents say, and what nobody knows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from runner.model.checkpoint import formats, servers
+from runner.model.checkpoint.quantization.cache_scheme import CacheScheme
+from runner.model.checkpoint.quantization.presets import PRESETS
+from runner.model.checkpoint.quantization.scheme import Scheme, integers
+from runner.model.checkpoint.servers import CPU, GPUS, verdict
+
+W4, W8 = integers(4, 64, True), integers(8, "channel", True)
+
+
+@pytest.mark.parametrize(("format", "scheme", "gpu", "how"), [
+    ("pack-quantized", W4, "cpu", "native"), ("pack-quantized", integers(4, 32, False), "cpu", "native"),
+    ("pack-quantized", W8, "cpu", "refused"), ("pack-quantized", integers(3, 64, True), "cpu", "refused"),
+    ("gptq", W4, "cpu", "native"), ("gptq", W8, "cpu", "refused"), ("gptq", integers(4, 64, False), "cpu", "refused"),
+    ("gptq", integers(4, 64, False), "h100", "refused"), ("gptq", W8, "h100", "native"),
+    ("pack-quantized", integers(8, 64, False), "h100", "refused"),
+    ("pack-quantized", integers(4, "tensor", True), "h100", "refused"),
+    ("float-quantized", PRESETS["fp8"], "h100", "native"), ("float-quantized", PRESETS["fp8"], "l4", "native"),
+    ("float-quantized", PRESETS["fp8"], "a100", "fallback"), ("float-quantized", PRESETS["fp8"], "cpu", "refused"),
+    ("int-quantized", PRESETS["w8a8"], "cpu", "native"), ("int-quantized", PRESETS["w8a8"], "t4", "native"),
+    ("int-quantized", W8, "h100", "refused"), ("int-quantized", PRESETS["w8a8"], "b200", "unknown"),
+    ("mxfp8-quantized", PRESETS["fp8"], "h100", "unknown"),
+])  # fmt: skip
+def test_vllm(format: str, scheme: Scheme, gpu: str, how: str) -> None:
+    assert verdict("vllm", format, [scheme], GPUS[gpu]).how == how
+
+
+def test_the_worst_scheme_of_a_checkpoint_counts() -> None:
+    found = verdict("vllm", "pack-quantized", [W4, W8], CPU)
+    assert found.describe() == "vllm cannot load it: its CPU build has no kernels for 8-bit weights"
+
+
+def test_without_a_device_the_best_gpu_counts() -> None:
+    assert verdict("vllm", "float-quantized", [PRESETS["fp8"]]).how == "native"
+    assert verdict("vllm", "gptq", [integers(4, 64, False)]).how == "refused"
+
+
+def test_caches_of_integers() -> None:
+    assert verdict("vllm", "dense", [], 9.0, CacheScheme("float8_e4m3")).how == "native"
+    assert verdict("vllm", "dense", [], 9.0, CacheScheme("int8")).why == (
+        "it would take the scales of an int8 cache for those of fp8"
+    )
+
+
+@pytest.mark.parametrize(("version", "covered"), [
+    ("any", True), ("0.32", True), (">=0.30", True), ("0.9", False), (">=0.9.2", False), ("1", True),
+])  # fmt: skip
+def test_versions(version: str, covered: bool) -> None:
+    assert servers.is_covered("vllm", version) == covered
+
+
+def test_rows_name_servers_formats_and_sources() -> None:
+    known = {servers.DENSE, "onnx", "gguf", "tensorrt", "aotinductor", "bitsandbytes"}
+    known |= {format.NAME for format in formats.all_formats()}
+    for row in servers.ROWS:
+        assert row.server in servers.SERVERS
+        assert set(row.formats) <= known, row
+        assert row.how in servers.HOW
+        assert row.source
+        assert bool(row.why) or row.how == servers.NATIVE, row
+
+
+def test_no_row_is_hidden_by_another() -> None:
+    schemes = [*PRESETS.values(), *(integers(b, g, s) for b in range(2, 9) for g in (64, "channel", "tensor")
+                                    for s in (True, False))]  # fmt: skip
+    schemes += [replace(each, activations=None) for each in schemes]
+    asked = [(format, scheme, gpu) for row in servers.ROWS for format in row.formats for scheme in (None, *schemes)
+             for gpu in GPUS.values()]  # fmt: skip
+    used: set[int] = set()
+    for server in servers.SERVERS:
+        rows = [(index, row) for index, row in enumerate(servers.ROWS) if row.server == server]
+        for each in dict.fromkeys(asked):
+            used.update([index for index, row in rows if row.matches(*each)][:1])
+    assert used == set(range(len(servers.ROWS)))
