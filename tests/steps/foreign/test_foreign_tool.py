@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -95,7 +96,9 @@ class Foreign(Host):
     """A host whose environment is built."""
 
     def python(self) -> Path:
-        wanted = environments.Wanted((*find(self.step.kind).ENVIRONMENT, "torch"))  # type: ignore[attr-defined]
+        own: tuple[str, ...] = getattr(find(self.step.kind), "ENVIRONMENT", ())
+        # A build of torch for the CPU, where there is a folder with one, is a tenth of that for GPUs.
+        wanted = environments.Wanted((*own, "torch==2.13.0"), find_links=os.environ.get("PIP_FIND_LINKS"))
         try:
             return built_environments.ensure(environments.resolve(wanted), lambda text: None)
         except MachineError as error:
