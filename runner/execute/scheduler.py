@@ -48,9 +48,10 @@ class Scheduler:
         try:
             self._start_what_is_ready()
             while self._tasks or (self._waits and not self._is_stopping):
-                self._receive()
+                ended = self._receive()
                 self._stop_late_jobs()
-                self._start_what_is_ready()
+                if ended or self._waits:  # an event of a running step makes nothing ready
+                    self._start_what_is_ready()
             for job in self._jobs:
                 self._close(job)
         finally:
@@ -122,23 +123,27 @@ class Scheduler:
                 self._executor.stop()
         return False
 
-    def _receive(self) -> None:
-        """Handle one report of the executor; where a job waits or has a deadline, at most for a short time."""
+    def _receive(self) -> bool:
+        """Handle one report of the executor, and return whether a task ended.
+
+        Where a job waits or has a deadline, a report is awaited for a short time only.
+        """
         try:
             task, report = self._reports.get(timeout=_POLL if self._waits or self._deadlines else None)
         except Empty:
-            return
+            return False
         job = self._tasks[task]
         if isinstance(report, Ended):
             del self._tasks[task]
             self._executor.release(task)
             self._end(job, task.step, report)
             self._close_if_ended(job)
-        else:
-            # A missed gate is no failure of the step: other jobs may have other gates.
-            if report["event"] == "step_failed" and report["exit_code"] != GateFailed.exit_code:
-                self._failures[task.step.key] = report
-            job.receive(report)
+            return True
+        # A missed gate is no failure of the step: other jobs may have other gates.
+        if report["event"] == "step_failed" and report["exit_code"] != GateFailed.exit_code:
+            self._failures[task.step.key] = report
+        job.receive(report)
+        return False
 
     def _end(self, job: JobSteps, step: PlannedStep, ended: Ended) -> None:
         try:
