@@ -28,6 +28,7 @@ from runner.model.layerwise.method import Method, Statistics, Transformed
 from runner.model.layerwise.statistics import largest
 from runner.model.layerwise.statistics_collector import StatisticsCollector
 from runner.model.layerwise.token_file import TokenFile
+from runner.system import heap
 
 Emit = Callable[[int, Mapping[str, Transformed]], None]  # the number of an expert, and what became of its matrices
 
@@ -138,6 +139,7 @@ class MixtureRun:
                 self._add_outputs(0, expert, weights)
                 if len(self.lanes) > 1:
                     self._add_outputs(1, expert, self.lanes[1].weights(expert))
+            heap.trim()  # what this expert left would be in the way of what the next one needs
         for lane, calls in zip(self.lanes, self.calls, strict=True):
             lane.stand_in.given = self._reader(calls.outputs)
 
