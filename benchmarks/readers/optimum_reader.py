@@ -1,0 +1,28 @@
+"""Continue prompts by optimum-onnx: `FOLDER PROMPTS COUNT OUT`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from optimum.onnxruntime import ORTModelForCausalLM  # in an environment of its own
+from transformers import AutoTokenizer
+
+
+def main(folder: str, prompts: str, count: int, out: str) -> None:
+    model = ORTModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    found = []
+    for text, ids in json.loads(Path(prompts).read_text()):
+        given = torch.tensor([ids])
+        made = model.generate(
+            input_ids=given, attention_mask=torch.ones_like(given), max_new_tokens=count, do_sample=False
+        )
+        found.append((tokenizer(text)["input_ids"], made[0].tolist()[len(ids) :]))
+    Path(out).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])
