@@ -90,23 +90,22 @@ def _made(script: str, ctx: ForeignContext) -> Path:
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if ctx.device == "cpu" else {}
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     environment |= {**hidden, "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false"}
-    process = subprocess.Popen(
+    last = ""
+    with subprocess.Popen(
         [ctx.python(), program, request], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         errors="replace",
-    )  # fmt: skip
-    last = ""
-    try:
-        for line in process.stdout or ():
-            if line.startswith(_EVENT):
-                ctx.emit("progress", **json.loads(line.removeprefix(_EVENT)))
-            else:
-                print(line, end="")  # noqa: T201  into the log of the step
-                last = line.strip() or last
-            ctx.safe_point()
-    except Interrupted:
-        process.kill()
-        raise
-    finally:
+    ) as process:  # fmt: skip
+        try:
+            for line in process.stdout or ():
+                if line.startswith(_EVENT):
+                    ctx.emit("progress", **json.loads(line.removeprefix(_EVENT)))
+                else:
+                    print(line, end="")  # noqa: T201  into the log of the step
+                    last = line.strip() or last
+                ctx.safe_point()
+        except Interrupted:
+            process.kill()
+            raise
         code = process.wait()
     if code:
         raise StepFailed(f"the tool ended with status {code}: {last}", "the log of the step has all of its words")
