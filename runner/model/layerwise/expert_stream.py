@@ -32,6 +32,8 @@ from runner.system import heap
 
 Emit = Callable[[int, Mapping[str, Transformed]], None]  # the number of an expert, and what became of its matrices
 
+_ROWS = 256  # rows of products are multiples of it: libraries keep memory for every shape that they have multiplied
+
 
 def runs_one_by_one(module: nn.Module) -> bool:
     """Whether a module holds experts in the common way of transformers, and says how each is computed."""
@@ -170,7 +172,9 @@ class MixtureRun:
                     x = lane.inner(expert, x, present[:-1])
                     unchanged = None if unchanged is None else self.lanes[1].inner(expert, unchanged, other[:-1])
                 collector = collector or StatisticsCollector(method.statistics, x.shape[-1], x.device)
-                collector.add(x, unchanged)
+                more = -len(x) % _ROWS
+                collector.add(_padded(x, more), None if unchanged is None else _padded(unchanged, more))
+                collector.tokens -= more
             routed = sum(int((experts == expert).sum()) for experts in self.calls[0].experts)
             tokens = 0 if collector is None else collector.tokens
             least = tokens < max(1, method.least_tokens)
@@ -214,6 +218,11 @@ class MixtureRun:
     def _inputs(self, lane: int, rows: torch.Tensor) -> torch.Tensor:
         first, last = int(rows[0]), int(rows[-1])
         return self.calls[lane].inputs.read(first, last + 1)[rows - first].to(self.device)
+
+
+def _padded(x: torch.Tensor, more: int) -> torch.Tensor:
+    """x with further rows of zeros, which add nothing to any statistic."""
+    return torch.cat([x, x.new_zeros(more, x.shape[1])]) if more else x
 
 
 def _new(result: Transformed | None, weight: torch.Tensor) -> torch.Tensor:
