@@ -7,7 +7,7 @@ const llama = await getLlama({ build: 'never', gpu: false, logLevel: 'error' });
 const model = await llama.loadModel({ modelPath: file });
 const found = [];
 for (const [text, ids] of JSON.parse(fs.readFileSync(prompts))) {
-  const context = await model.createContext({ contextSize: 512, sequences: 1 });
+  const context = await model.createContext({ contextSize: 512, sequences: 1, threads: 1 });
   const tokens = context.getSequence().evaluate(ids, { temperature: 0, yieldEogToken: true });
   const made = [];
   while (made.length < +count) {
