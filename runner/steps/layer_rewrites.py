@@ -96,6 +96,7 @@ def run(
     from runner.model.layerwise import engine
     from runner.model.layerwise.rewriting import RewritingLayers, require
     from runner.model.layerwise.rewritten_checkpoint import Outside, RewrittenCheckpoint
+    from runner.model.layerwise.stream_run import StreamInputs
     from runner.model.layerwise.streamed_model import StreamedModel
     from runner.steps import layer_stream, model_card
 
@@ -105,7 +106,7 @@ def run(
         streamed = StreamedModel(checkpoint.path, ctx.device)
         chosen = method(streamed)
         output = RewrittenCheckpoint(reader, facts, CheckpointWriter(ctx.scratch_dir / "parts"))
-        layers = RewritingLayers(streamed, engine.StreamInputs(checkpoint.path, facts, ctx.device, ids), chosen)
+        layers = RewritingLayers(streamed, StreamInputs(checkpoint.path, facts, ctx.device, ids), chosen)
         results = engine.walk(layers, output.layer, layer_stream.stream_run(ctx))
         changed, worst = Outside(), [layer["divergence"] for layer in results]
         if outside is not None:

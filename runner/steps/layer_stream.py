@@ -22,7 +22,7 @@ from runner.model.checkpoint.writer import parse_size
 from runner.model.layerwise import engine
 from runner.model.layerwise.method import Method, Results
 from runner.model.layerwise.output import Output, Storage
-from runner.model.layerwise.stream_run import StreamHooks, StreamRun
+from runner.model.layerwise.stream_run import StreamHooks, StreamInputs, StreamRun
 from runner.steps import model_card
 from runner.steps.layer_method import LAYER_ERROR, LayerMethod
 from runner.steps.targets import chosen, planned
@@ -126,7 +126,7 @@ def compress(checkpoint: Artifact, how: Compression, run: StreamRun, ctx: Contex
     facts = of_artifact(checkpoint)
     with CheckpointReader(folder) as reader:
         output = Output(reader, facts, how.storage(facts, checkpoint.linears), run.scratch / "parts")
-        inputs = engine.StreamInputs(folder, facts, ctx.device, how.ids)
+        inputs = StreamInputs(folder, facts, ctx.device, how.ids)
         method = resolved(how.method, how.params, facts, ctx.seed)
         if how.options is not None:
             method = replace(method, options=how.options)

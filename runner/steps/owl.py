@@ -118,14 +118,14 @@ def _measure(
     """Return the share of outliers of every module, by layer and name."""
     from runner.model.layerwise import engine
     from runner.model.layerwise.method import Method
-    from runner.model.layerwise.stream_run import StreamRun
+    from runner.model.layerwise.stream_run import StreamInputs, StreamRun
     from runner.steps import layer_stream
 
     folder = ctx.scratch_dir / "outliers"
     folder.mkdir(exist_ok=True)
     method = Method(outlier_share, options, statistics="input_norms")
     source = ctx.inputs["checkpoint"].path
-    inputs = engine.StreamInputs(source, facts, ctx.device, ctx.data("data"))
+    inputs = StreamInputs(source, facts, ctx.device, ctx.data("data"))
     run = StreamRun(folder, folder / "progress.json", replace(layer_stream.hooks(ctx), emit=_no_event))
 
     def note(index: int, changed: Mapping[str, Transformed]) -> dict[str, Any]:

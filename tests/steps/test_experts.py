@@ -22,7 +22,7 @@ from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.layerwise import engine
 from runner.model.layerwise.describe import describe
 from runner.model.layerwise.method import Linear, Method, Statistics, Transformed
-from runner.model.layerwise.stream_run import StreamRun
+from runner.model.layerwise.stream_run import StreamInputs, StreamRun
 from runner.plan.resolve_inputs import described
 from runner.recipe.schema.load import defaults
 from runner.steps import kinds, layer_stream
@@ -193,7 +193,7 @@ def test_a_step_that_was_interrupted_ends_with_the_same_bytes(tmp_path: Path) ->
 def test_running_again_gives_the_bytes_of_suspended_forwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = saved(tmp_path / "model", "qwen2_moe")
     apply(facts, tmp_path / "suspended", "quantize.gptq", IDS[:24], **GPTQ)
-    monkeypatch.setattr("runner.model.layerwise.engine.suspend_limit", lambda memory: 0)
+    monkeypatch.setattr("runner.model.layerwise.calibrated.suspend_limit", lambda memory: 0)
     apply(facts, tmp_path / "again", "quantize.gptq", IDS[:24], **GPTQ)
     one, other = (tmp_path / each / "out" / "model.safetensors" for each in ("suspended", "again"))
     assert one.read_bytes() == other.read_bytes()
@@ -227,7 +227,7 @@ def test_two_flows_see_the_same_tokens(tmp_path: Path) -> None:
     options = {site.name: own.params for site in known.sites}
     run = StreamRun(own.scratch_dir, own.out_dir / "progress.json", layer_stream.hooks(own))
     engine.transform(
-        engine.StreamInputs(checkpoint.path, known, ids=IDS[:4]), Method(look, options, "cross", stacked=True),
+        StreamInputs(checkpoint.path, known, ids=IDS[:4]), Method(look, options, "cross", stacked=True),
         lambda index, changed: {"layer": index, "modules": {}}, run, lambda index, changed: None,
     )  # fmt: skip
     experts = [names for names, _ in seen if "experts" in names[0]]

@@ -17,14 +17,14 @@ from torch import nn
 
 from runner.errors import StepFailed
 from runner.model.layerwise import forward_modes, progress_file
+from runner.model.layerwise.calibrated import begin_flow
 from runner.model.layerwise.channel_scalings import find_scalings
-from runner.model.layerwise.engine import ExpertSink, StreamInputs, begin_flow
 from runner.model.layerwise.forward_modes import Span
 from runner.model.layerwise.hidden_states import HiddenStates
 from runner.model.layerwise.layer_trials import Basis, Trial, as_float32
 from runner.model.layerwise.linear import is_linear
 from runner.model.layerwise.rewritable_layer import InputSizes, RewritableLayer
-from runner.model.layerwise.stream_run import StreamRun
+from runner.model.layerwise.stream_run import ExpertSink, StreamInputs, StreamRun
 from runner.model.layerwise.streamed_model import StreamedModel
 from runner.system import heap
 

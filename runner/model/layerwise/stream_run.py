@@ -1,11 +1,19 @@
-"""What a stream needs around a model: where it keeps what it resumes from, and what it calls while it runs."""
+"""What a stream is given: the checkpoint, where it keeps what it resumes from, and what it calls while it runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from runner.contracts.facts import CheckpointFacts
+from runner.model.layerwise.method import Transformed
+
+if TYPE_CHECKING:
+    import torch
+
+ExpertSink = Callable[[int, Mapping[str, Transformed]], None]  # takes the changed modules of an expert of a layer
 
 
 class Emit(Protocol):
@@ -41,3 +49,19 @@ class StreamRun:
     hooks: StreamHooks
     before: int = 0
     after: int = 0
+
+
+@dataclass(frozen=True)
+class StreamInputs:
+    """The checkpoint that goes through a stream, and where it is computed.
+
+    facts     of the checkpoint in `folder`
+    ids       calibration windows [windows, length], int64; None for a method that collects no statistics
+    original  folder of the unchanged model that "cross" compares with; None: the checkpoint itself
+    """
+
+    folder: Path
+    facts: CheckpointFacts
+    device: str = "cpu"
+    ids: torch.Tensor | None = None
+    original: Path | None = None

@@ -147,6 +147,8 @@ def run(ctx: Context) -> Result:
     from runner.model.checkpoint.reader import CheckpointReader
     from runner.model.checkpoint.writer import CheckpointWriter
     from runner.model.layerwise import engine
+    from runner.model.layerwise.calibrated import Calibrated
+    from runner.model.layerwise.stream_run import StreamInputs
     from runner.steps import layer_stream
 
     source, against = ctx.inputs["checkpoint"].path, ctx.inputs["against"].path
@@ -154,8 +156,8 @@ def run(ctx: Context) -> Result:
     parts = CheckpointWriter(ctx.scratch_dir / "parts")
     with CheckpointReader(against) as reference:
         method = LayerMethod(partial(term, reference, _conv1d(facts)), statistics=wanted)
-        inputs = engine.StreamInputs(source, facts, ctx.device, ctx.data("data"), original=against)
-        layers = engine.Calibrated(inputs, layer_stream.resolved(method, ctx.params, facts))
+        inputs = StreamInputs(source, facts, ctx.device, ctx.data("data"), original=against)
+        layers = Calibrated(inputs, layer_stream.resolved(method, ctx.params, facts))
         names = layers.model_names()
 
         def store(index: int, changed: Mapping[str, Transformed]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from runner.errors import Interrupted, RecipeError, StepFailed
-from runner.model.layerwise import engine, memory_budget
+from runner.model.layerwise import calibrated, memory_budget
 from runner.model.layerwise.method import Linear, Statistics, Transformed
 from runner.steps import layerwise
 from runner.steps.kinds import find
@@ -73,7 +73,7 @@ def test_running_again_gives_the_bytes_of_suspending(
 ) -> None:
     folder = save(tmp_path / "model", "qwen3")
     suspended = gptq(tmp_path, "suspended", folder, **params)
-    monkeypatch.setattr(engine, "suspend_limit", lambda device_memory: 0)
+    monkeypatch.setattr(calibrated, "suspend_limit", lambda device_memory: 0)
     again = gptq(tmp_path, "again", folder, **params)
     assert digests(suspended.out_dir) == digests(again.out_dir)
 
@@ -252,6 +252,6 @@ def test_zeros_of_a_pruned_checkpoint_survive_quantization(tmp_path: Path) -> No
 
 
 def test_the_suspension_limit_is_what_the_planner_uses() -> None:
-    assert engine.suspend_limit is memory_budget.suspend_limit  # type: ignore[attr-defined]
+    assert calibrated.suspend_limit is memory_budget.suspend_limit  # type: ignore[attr-defined]
     assert memory_budget.suspend_limit(0) == memory_budget.suspend_limit(2 << 30) == memory_budget.SUSPEND_LIMIT
     assert memory_budget.suspend_limit(80 << 30) == 20 << 30

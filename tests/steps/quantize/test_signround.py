@@ -11,7 +11,7 @@ import torch
 from runner.contracts.context import DataFacts
 from runner.contracts.step_kind import Inputs
 from runner.model.architecture.inspect import facts
-from runner.model.layerwise import engine
+from runner.model.layerwise import calibrated
 from runner.plan.machine import machine_facts
 from runner.recipe.schema.load import defaults
 from runner.steps.kinds import find
@@ -111,7 +111,7 @@ def test_two_runs_and_both_ways_to_run_a_layer_give_the_same_bytes(
     folder = save(tmp_path / "model", "qwen3", dtype=torch.bfloat16)
     one = learned(tmp_path, "one", folder)
     two = learned(tmp_path, "two", folder)
-    monkeypatch.setattr(engine, "suspend_limit", lambda device_memory: 0)
+    monkeypatch.setattr(calibrated, "suspend_limit", lambda device_memory: 0)
     again = learned(tmp_path, "again", folder)
     assert digests(one.out_dir) == digests(two.out_dir) == digests(again.out_dir)
 

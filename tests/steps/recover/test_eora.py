@@ -84,13 +84,13 @@ def test_the_full_rank_is_the_dense_model(tmp_path: Path) -> None:
 
 def test_earlier_terms_act_while_later_layers_are_calibrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the branches left out of the running model, the later layers' terms are fitted to other inputs."""
-    from runner.model.layerwise import engine
+    from runner.model.layerwise import calibrated
 
     dense = save(tmp_path / "model", "llama")
     compressed = made(tmp_path / "compressed", "quantize.rtn", dense, bits=2, group_size=16)
     host = recovered(tmp_path / "acting", compressed, dense)
     find(KIND).run(host)
-    monkeypatch.setattr(engine, "install", lambda module, result, stored: [])
+    monkeypatch.setattr(calibrated, "install", lambda module, result, stored: [])
     without = recovered(tmp_path / "apart", compressed, dense)
     find(KIND).run(without)
     file = "adapter/adapter_model.safetensors"
