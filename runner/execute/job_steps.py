@@ -90,11 +90,14 @@ class JobSteps:
             self._waiting[step.id] = holder
             self.session.run.send(make("waiting", step=step.index, holder=holder))
 
-    def started(self, step: PlannedStep) -> None:
-        self._running.add(step.id)
+    def record_environment(self) -> None:
+        """Write environment.json before the first step that is computed."""
         if not self.computed:
             self.computed = True
             self.session.run.write_environment()
+
+    def started(self, step: PlannedStep) -> None:
+        self._running.add(step.id)
 
     def receive(self, event: Event) -> None:
         """Send an event of a running step on."""

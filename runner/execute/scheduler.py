@@ -116,6 +116,7 @@ class Scheduler:
             return False
         task = job.task(step)
         if self._executor.has_room(task):
+            job.record_environment()  # before a worker that might fill the disk
             self._executor.start(task)
             self._tasks[task] = job
             job.started(step)

@@ -43,7 +43,8 @@ class OnnxRuntime:
             raise StepFailed(
                 f"`{folder / find.ENGINE_FILE}` does not describe an ONNX graph: {error!r}", _BUILD_AGAIN
             ) from None
-        self._session = _session(ort, path, device, threads or len(os.sched_getaffinity(0)))
+        may_multiply_integers = engine.get("target") == "onnxruntime"
+        self._session = _session(ort, path, device, threads or len(os.sched_getaffinity(0)), may_multiply_integers)
         self._device, self._ort = device, ort
         self._empty = (heads, width, dtype)
         self._cached = 0
@@ -98,7 +99,7 @@ class OnnxRuntime:
         return found
 
 
-def _session(ort: Any, path: Path, device: str, threads: int) -> Any:
+def _session(ort: Any, path: Path, device: str, threads: int, may_multiply_integers: bool) -> Any:
     provider = _PROVIDERS.get(device, device)
     if provider not in ort.get_available_providers():
         raise MachineError(
@@ -112,8 +113,10 @@ def _session(ort: Any, path: Path, device: str, threads: int) -> Any:
     options.log_severity_level = 4  # errors are raised
     # By default onnxruntime rounds activations to 8 bits where DequantizeLinear feeds a product.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    # Without it, sums of products of 8-bit integers saturate on x86 processors that have no VNNI.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if may_multiply_integers:
+        # Without it, sums of products of 8-bit integers saturate on x86 processors that have no VNNI. With it,
+        # onnxruntime 1.32 breaks the DequantizeLinear of weights with a scale for each channel.
+        options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         return ort.InferenceSession(str(path), options, providers=[provider])
     except Exception as error:  # onnxruntime raises classes of its own for every failure

@@ -17,7 +17,7 @@ EXAMPLES = {
     "apply": ["a.yaml", "--set", "bits=3"], "plan": ["a.yaml"], "validate": ["a.yaml"], "show": ["a.yaml"],
     "lock": ["a.yaml"], "pack": ["folder"], "new": ["demo:tiny-llama"], "steps": [], "jobs": [], "schema": [],
     "generate": ["a-", "text"], "verify": ["a-"], "reproduce": ["a-"], "store": ["ls"], "report": ["a-"],
-    "diff": ["a-", "b-"], "compare": [], "doctor": [],
+    "diff": ["a-", "b-"], "compare": [], "doctor": [], "env": ["list"],
 }  # fmt: skip
 
 

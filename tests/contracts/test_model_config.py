@@ -22,6 +22,8 @@ ALLOWED = {
     "model/checkpoint/adapter_config.py": "it writes config.json",
     "export/gguf_architecture.py": "keys that one architecture of llama.cpp holds",
     "export/supported.py": "keys that graphs cannot express",
+    "model/checkpoint/unpacking/": "keys of single ways in which other tools store weights",
+    "model/layerwise/gguf_checkpoint.py": "a configuration of transformers that a GGUF file was read into",
     "training/layer_selection.py": "it writes config.json: every list with an entry for each layer",
     "data/special_tokens.py": "token ids, which generation_config.json has under the same names",
 }

@@ -55,7 +55,7 @@ def write(folder: Path, out: Path) -> Account:
         parts = CheckpointWriter(out / "parts")
         changed: dict[str, tuple[str, ...]] = {}
         for number, weight in enumerate(dense.weights):
-            made = unpacker.unpack(weight, config["quantization_config"], reader.headers, reader.read)
+            made = unpacker.unpack(weight, dense.quantization, reader.headers, reader.read)
             if tuple(made.shape) != weight.shape:
                 raise unpacking.Unreadable(f"unpacks `{weight.name}` to {list(made.shape)}, not {list(weight.shape)}")
             tensor = made.to(DTYPES[dense.dtype])

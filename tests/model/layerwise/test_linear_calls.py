@@ -55,7 +55,14 @@ def test_cross_attention_without_an_encoder_is_not_called() -> None:
 
 
 def test_a_forward_that_depends_on_values_says_nothing() -> None:
-    assert linear_calls.called(empty("mixtral", MIXTRAL)) is None
+    """JetMoE counts the tokens of each expert; experts in transformers' common form are stood in for."""
+    model = empty("jetmoe", {**LLAMA, "num_local_experts": 4})
+    assert linear_calls.called(model) is None
+
+
+def test_experts_do_not_hide_what_a_forward_calls() -> None:
+    model = empty("mixtral", MIXTRAL)
+    assert linear_calls.called(model) == names(model)
 
 
 @pytest.mark.parametrize(("kind", "sizes", "needed"), [("llama", LLAMA, False), ("falcon", FALCON, True)])

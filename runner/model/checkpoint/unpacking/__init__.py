@@ -28,13 +28,15 @@ _TYPES = {name: safetensors for safetensors, name in NAMES.items()}  # of torch 
 class Dense:
     """The dense checkpoint that stored tensors stand for.
 
-    config    config.json without what says how weights are stored
-    tensors   its headers; those of unpacked tensors have no place in a file
-    weights   the tensors that are unpacked
-    dtype     the type of those, as safetensors names it: "BF16"
+    config        config.json without what says how weights are stored
+    quantization  what says that, as config.json has it
+    tensors       its headers; those of unpacked tensors have no place in a file
+    weights       the tensors that are unpacked
+    dtype         the type of those, as safetensors names it: "BF16"
     """
 
     config: Mapping[str, Any]
+    quantization: Mapping[str, Any]
     tensors: Mapping[str, TensorHeader]
     weights: tuple[Weight, ...]
     dtype: str
@@ -50,9 +52,10 @@ def find(config: Mapping[str, Any], among: Iterable[Unpacker] = _ALL) -> Unpacke
 
 def dense(unpacker: Unpacker, config: Mapping[str, Any], tensors: Headers, peek: Peek) -> Dense:
     """Return the dense checkpoint that stored tensors stand for. Raises Unreadable."""
-    weights = unpacker.weights(config["quantization_config"], tensors, peek)
+    quantization = config["quantization_config"]
+    weights = unpacker.weights(quantization, tensors, peek)
     if not weights:
-        method = config["quantization_config"].get("quant_method")
+        method = quantization.get("quant_method")
         raise Unreadable(f"stores no weight as its config.json says (quant_method `{method}`)")
     used = {name for weight in weights for name in (*weight.sources, *weight.extra)}
     dtype = _dtype(config, [header for name, header in tensors.items() if name not in used])
@@ -66,7 +69,7 @@ def dense(unpacker: Unpacker, config: Mapping[str, Any], tensors: Headers, peek:
     if left is not None:
         raise Unreadable(f"stores `{left.name}` as {left.dtype}, and nothing says what its numbers are")
     plain = {key: value for key, value in config.items() if key not in ("quantization_config", "compression_config")}
-    return Dense(plain, found, tuple(weights), dtype)
+    return Dense(plain, quantization, found, tuple(weights), dtype)
 
 
 def _dtype(config: Mapping[str, Any], others: list[TensorHeader]) -> str:
