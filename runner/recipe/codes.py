@@ -156,6 +156,8 @@ CODES: dict[str, str] = {
     "R603": "experts cannot be calibrated as asked",
     "R604": "experts that share a tensor are to be stored in different ways",
     "R605": "experts of a mixture are to get an adapter",
+    "R606": "a mixture of packed experts is to be quantized again",
+    "R607": "experts whose inputs a server rounds are to be measured",
     "R612": "a scheme needs calibration data that the step does not name",
     "R622": "there is no rotation of the size asked for",
     "R623": "the residual stream of a model cannot be rotated",

@@ -8,6 +8,7 @@ from runner.contracts.model_description import ModelDescription
 from runner.errors import Diagnostic
 from runner.model.architecture import supported
 from runner.model.checkpoint.quantization import cache_scheme
+from runner.steps import experts
 
 _MEASURES = frozenset({"evaluate.perplexity", "evaluate.divergence"})
 # They round keys and values as the checkpoint says; `quantize.kv` refuses them itself.
@@ -43,6 +44,8 @@ def refuse(kind: str, facts: CheckpointFacts) -> Diagnostic | None:
     if shared is not None and not kind.startswith("evaluate."):
         message = f"{source} can be measured, not changed: its decoder layers share `{shared}`"
         return Diagnostic("R643", message, "choose a model whose layers have weights of their own")
+    if description.experts and (unmeasured := experts.refuse_rounded_inputs(facts)):
+        return unmeasured
     if description.experts and kind not in _MEASURES:
         refusal = _mixture(kind, description, source)
         if refusal is not None:

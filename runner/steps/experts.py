@@ -9,6 +9,7 @@ from runner.contracts.facts import CheckpointFacts
 from runner.contracts.metric_ranges import AMOUNT
 from runner.contracts.sites import Site
 from runner.errors import Diagnostic
+from runner.model.checkpoint import formats
 from runner.steps.targets import scheme
 
 # METRICS of a kind that changes experts by what their tokens say.
@@ -44,6 +45,28 @@ def refuse_adapters(linears: Iterable[Site], key: str, remedy: str) -> list[Diag
     others = f" and {len(experts) - 1:,} more" if len(experts) > 1 else ""
     message = f"`{experts[0]}`{others} of a mixture would get an adapter, and peft adapts linear modules alone"
     return [Diagnostic("R605", message, remedy, path=(key,))]
+
+
+def refuse_requantizing(facts: CheckpointFacts, key: str) -> list[Diagnostic]:
+    """Return a complaint about a mixture that is to be quantized again with an adapter merged into it."""
+    if not facts.linears.mixtures:
+        return []
+    message = "a mixture of experts cannot be quantized again with an adapter merged into it"
+    return [Diagnostic("R606", message, f"use `{key}: keep`", path=(key,))]
+
+
+def refuse_rounded_inputs(facts: CheckpointFacts) -> Diagnostic | None:
+    """Return a complaint about packed experts whose inputs servers round: no evaluation here computes that."""
+    packing = formats.parse(facts.quantization)
+    if packing is None:
+        return None
+    for site in facts.sites:
+        packed = site.is_expert and formats.of_module(facts.tensors, site.name) is not None
+        own = packing.scheme(site.name) if packed else None
+        if own is not None and own.activations is not None:
+            message = f"servers round the inputs of the expert `{site.name}` ({own.describe()}), and no step does here"
+            return Diagnostic("R607", message, "measure it on a server, or as it was before it was quantized")
+    return None
 
 
 def _names(matrices: Sequence[Any], experts: int) -> list[str]:

@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from runner.contracts.facts import CheckpointFacts
+from runner.contracts.facts import CheckpointFacts, TensorHeader
 from runner.contracts.step_kind import DataFacts, Inputs
 from runner.errors import Interrupted, RecipeError, StepFailed
 from runner.model.architecture import inspect, probe
-from runner.model.checkpoint.formats import pack_quantized
+from runner.model.checkpoint.formats import float_quantized, pack_quantized
+from runner.model.checkpoint.quantization.presets import PRESETS
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.layerwise import engine
 from runner.model.layerwise.describe import describe
@@ -25,7 +26,7 @@ from runner.model.layerwise.method import Linear, Method, Statistics, Transforme
 from runner.model.layerwise.stream_run import StreamInputs, StreamRun
 from runner.plan.resolve_inputs import described
 from runner.recipe.schema.load import defaults
-from runner.steps import kinds, layer_stream
+from runner.steps import architectures, kinds, layer_stream
 from runner.steps.quantize import gptq, rtn
 from tests import model_types
 from tests.host import Host
@@ -382,3 +383,33 @@ def test_experts_get_no_adapter(tmp_path: Path) -> None:
         params = defaults(kind, {"data": "calibration", other: "model", "rank": 2})
         found = [(each.code, each.message, each.help) for each in kinds.find(kind).check(params, inputs)]
         assert ("R605", message, remedy) in found
+
+
+def test_packed_experts_are_not_quantized_again(tmp_path: Path) -> None:
+    facts = saved(tmp_path / "model", "qwen3_moe")
+    message = "a mixture of experts cannot be quantized again with an adapter merged into it"
+    data = {"data": DataFacts("calibration", len(IDS), IDS.shape[1], IDS.nbytes, "0" * 64)}
+    params = defaults("recover.lora", {"data": "calibration", "teacher": "model", "rank": 2, "merge": "requantize"})
+    found = kinds.find("recover.lora").check(params, Inputs(facts, {"teacher": facts}, data, MACHINE))
+    assert ("R606", message, "use `merge: keep`") in [(each.code, each.message, each.help) for each in found]
+
+
+def test_experts_whose_inputs_are_rounded_are_not_measured(tmp_path: Path) -> None:
+    facts = saved(tmp_path / "model", "qwen3_moe")
+    facts = replace(facts, quantization=float_quantized.config({"model.layers.0.self_attn.q_proj": PRESETS["fp8"]}))
+    assert architectures.refuse("evaluate.perplexity", facts) is None
+    expert = "model.layers.0.mlp.experts.0.down_proj"
+    stored = {
+        name: TensorHeader(name, dtype, shape, "", 0, 0)
+        for name, dtype, shape in (
+            (f"{expert}.weight", "F8_E4M3", (32, 16)),
+            (f"{expert}.weight_scale", "F32", (32, 1)),
+        )
+    }
+    found = architectures.refuse("evaluate.perplexity", replace(facts, tensors={**facts.tensors, **stored}))
+    assert found is not None
+    assert (found.code, found.message, found.help) == (
+        "R607",
+        f"servers round the inputs of the expert `{expert}` ({PRESETS['fp8'].describe()}), and no step does here",
+        "measure it on a server, or as it was before it was quantized",
+    )

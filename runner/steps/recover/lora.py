@@ -19,7 +19,7 @@ from runner.errors import Diagnostic
 from runner.model.architecture import supported
 from runner.model.checkpoint import adapter_config
 from runner.steps import layerwise, teacher, training_objective
-from runner.steps.experts import refuse_adapters
+from runner.steps.experts import refuse_adapters, refuse_requantizing
 from runner.steps.integer_weights import refuse_others
 from runner.steps.patterns import matches
 
@@ -55,6 +55,8 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     if params["merge"] == "requantize" and not facts.quantization:
         message = "`merge: requantize` on a checkpoint that is not quantized"
         found.append(Diagnostic("R473", message, "use `merge: auto`, which merges into it", path=("merge",)))
+    if params["merge"] == "requantize":
+        found += refuse_requantizing(facts, "merge")
     return found + training_objective.check(params, inputs)
 
 
