@@ -19,9 +19,12 @@ SMALL = {
     "steps": 2, "distill_steps": 2, "recover_steps": 2,
 }  # fmt: skip
 
-# `.ci/run` applies the first by a command of README.md; the engines of the others take a minute each. Here they are
+# `.ci/run` applies the first by a command of README.md; the others take half a minute and more each. Here they are
 # applied nightly, and the steps that they are made of have tests of their own.
-LONG = ("llama_int4", "llama_int4_onnx", "llama_int8_edge")
+LONG = (
+    "llama_int4", "llama_int4_onnx", "llama_int8_edge", "llama_2of4_recovered", "llama_gguf", "llama_int3_scales",
+    "llama_w4_awq",
+)  # fmt: skip
 
 every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 
