@@ -150,6 +150,17 @@ def _with_pip(wanted: Wanted) -> tuple[str, ...]:
     report = json.loads(run(command, "the environment does not resolve"))
     found = []
     for entry in report["install"]:
-        sha = entry["download_info"]["archive_info"]["hashes"]["sha256"]
-        found.append(f"{entry['metadata']['name'].lower()}=={entry['metadata']['version']} --hash=sha256:{sha}")
+        name = entry["metadata"]["name"].lower()
+        sha = _sha256(name, entry["download_info"].get("archive_info") or {})
+        found.append(f"{name}=={entry['metadata']['version']} --hash=sha256:{sha}")
     return tuple(sorted(found))
+
+
+def _sha256(name: str, archive: Mapping[str, Any]) -> str:
+    """Return the hash that pip reports of an archive: "hashes" since pip 23.1, "hash" before."""
+    algorithm, _, digest = str(archive.get("hash", "")).partition("=")
+    digest = str(archive.get("hashes", {}).get("sha256") or (digest if algorithm == "sha256" else ""))
+    if not digest:
+        raise MachineError(f"the environment cannot be pinned: pip knows no sha256 of `{name}`",
+                               "take it from a package index, not from a folder or a repository")  # fmt: skip
+    return digest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import shutil
 import subprocess
 import zipfile
@@ -125,4 +126,22 @@ def test_without_uv_only_this_python_is_there(monkeypatch: pytest.MonkeyPatch) -
     assert caught.value.render() == (
         f"error: the environment asks for Python 3.9; without uv only {here} is here\n"
         "help: `pip install uv`, or leave out `python`"
+    )
+
+
+def test_hashes_are_read_as_every_pip_reports_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip 22.2 to 23.0 have "hash" alone; a folder or a repository has neither."""
+    choose("pip", monkeypatch)
+    archive: dict[str, object] = {"hash": "sha256=" + "a" * 64}
+    entry = {"metadata": {"name": "Tiny-Tool", "version": "1.0"}, "download_info": {"archive_info": archive}}
+    monkeypatch.setattr(environments, "run", lambda *_: json.dumps({"install": [entry]}))
+    assert environments.resolve(wanted(tmp_path)).packages == ("tiny-tool==1.0 --hash=sha256:" + "a" * 64,)
+    archive["hashes"] = {"sha256": "b" * 64}
+    assert environments.resolve(wanted(tmp_path, "tiny-tool")).packages == ("tiny-tool==1.0 --hash=sha256:" + "b" * 64,)
+    archive.clear()
+    with pytest.raises(MachineError) as refused:
+        environments.resolve(wanted(tmp_path, "tiny-tool==1"))
+    assert (refused.value.message, refused.value.help) == (
+        "the environment cannot be pinned: pip knows no sha256 of `tiny-tool`",
+        "take it from a package index, not from a folder or a repository",
     )
