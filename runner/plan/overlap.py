@@ -8,7 +8,7 @@ from runner.contracts.step_kind import CHECKPOINT
 from runner.errors import Diagnostic
 from runner.plan.types import ResolvedData
 from runner.plan.wiring import WiredStep
-from runner.recipe import step_graph
+from runner.recipe import kind_types
 from runner.recipe.types import Recipe
 
 _HELP = "name another split or file, so that the result is about other text"
@@ -39,10 +39,10 @@ def warnings(recipe: Recipe, steps: Sequence[WiredStep], data: Mapping[str, Reso
 
 def _seen_before(step: WiredStep, steps: Mapping[str, WiredStep]) -> Iterator[tuple[str, WiredStep, str]]:
     """Yield (parameter that names the evaluation data, step that has seen data, name of that data)."""
-    if step_graph.makes_checkpoint(step.kind):
+    if kind_types.makes_checkpoint(step.kind):
         if "evaluation" in step.data:
             yield from (("evaluation", step, name) for key, name in step.data.items() if key != "evaluation")
-    elif CHECKPOINT in step_graph.consumes(step.kind):
+    elif CHECKPOINT in kind_types.consumes(step.kind):
         before = steps.get(step.inputs["checkpoint"])
         while before is not None:
             for parameter in step.data:

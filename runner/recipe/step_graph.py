@@ -2,53 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from runner import wording
 from runner.errors import Diagnostic, Span
-from runner.recipe import references
+from runner.recipe import kind_types, references
+from runner.recipe.kind_types import CHECKPOINT, CHECKPOINTS, ENGINE, SAME
 from runner.recipe.schema import kinds, load
 from runner.recipe.types import ModelSpec, Path, Recipe, Step
 
 MODEL = "model"
-CHECKPOINT = "checkpoint"
-CHECKPOINTS = (CHECKPOINT, "quantized-checkpoint")
-SAME = "same"
 _RESERVED = {MODEL: "the recipe's model", references.ACCEPTED: "the last accepted job, in gates"}
-ENGINE = "engine"
 SOURCE = "source"  # the checkpoint that the engine a step takes was made from
 _TYPES = {
     CHECKPOINT: "an unquantized checkpoint", "quantized-checkpoint": "a quantized checkpoint", ENGINE: "an engine",
 }  # fmt: skip
-
-
-def consumes(kind: str) -> tuple[str, ...]:
-    """Return the artifact types that a kind's main input may have."""
-    return tuple(kinds.module(kind).CONSUMES)
-
-
-def produces(kind: str) -> str:
-    """Return the type of a kind's output; "same" where it is the type of the main input."""
-    return str(kinds.module(kind).PRODUCES)
-
-
-def metrics(kind: str) -> tuple[str, ...]:
-    """Return the metrics that a gate on a step of this kind may name; <...> in one stands for any text."""
-    return tuple(kinds.module(kind).METRICS)
-
-
-def measures(kind: str, metric: str) -> bool:
-    """Return whether a gate on a step of this kind may name `metric`."""
-    return _declared(kind, metric) is not None
-
-
-def _declared(kind: str, metric: str) -> str | None:
-    """Return the name by which a kind declares a metric."""
-    patterns = {name: re.sub(r"<[^<>]*>", ".+", re.escape(name)) for name in metrics(kind)}
-    return next((name for name, pattern in patterns.items() if re.fullmatch(pattern, metric)), None)
 
 
 def source_of(id: str, main: str | None, inputs: Mapping[str, Mapping[str, str]]) -> str:
@@ -66,20 +36,9 @@ def nearest(kind: str, before: Iterable[Step]) -> str:
 
     Kinds that take only checkpoints skip engines, and the reverse.
     """
-    wanted = consumes(kind)
-    found = [step.id for step in before if _serves(step.kind, wanted)]
+    wanted = kind_types.consumes(kind)
+    found = [step.id for step in before if kind_types.serves(step.kind, wanted)]
     return found[-1] if found else MODEL
-
-
-def _serves(kind: str, wanted: Sequence[str]) -> bool:
-    """Return whether the output of a kind is of a wanted sort: an engine, or a checkpoint of any type."""
-    if produces(kind) == ENGINE:
-        return ENGINE in wanted
-    return makes_checkpoint(kind) and any(type in wanted for type in CHECKPOINTS)
-
-
-def makes_checkpoint(kind: str) -> bool:
-    return produces(kind) in (*CHECKPOINTS, SAME)
 
 
 def models_of(step: Step) -> dict[str, ModelSpec]:
@@ -175,7 +134,7 @@ class _Checker:
         made = (
             id
             for id, step in self.before.items()
-            if makes_checkpoint(step.kind) or (engines and produces(step.kind) == ENGINE)
+            if kind_types.makes_checkpoint(step.kind) or (engines and kind_types.produces(step.kind) == ENGINE)
         )
         return [MODEL, *made]
 
@@ -185,7 +144,7 @@ class _Checker:
         while id in self.before and id not in seen:
             seen.add(id)
             step = self.before[id]
-            made = produces(step.kind)
+            made = kind_types.produces(step.kind)
             if made != SAME:
                 return made
             id = step.source or nearest(step.kind, list(self.before.values())[: list(self.before).index(id)])
@@ -201,7 +160,7 @@ class _Checker:
 
     def _main_input(self) -> None:
         step = self.step
-        wanted = consumes(step.kind)
+        wanted = kind_types.consumes(step.kind)
         source = step.source
         if not wanted:
             if source is not None:
@@ -231,13 +190,13 @@ class _Checker:
         if not self._earlier(label, name, path, known, help):
             return False
         kind = self.before[name].kind
-        if makes_checkpoint(kind) or (engines and produces(kind) == ENGINE):
+        if kind_types.makes_checkpoint(kind) or (engines and kind_types.produces(kind) == ENGINE):
             return True
         self._complain("R307", f"`{label}` names `{name}`, and `{kind}` makes no checkpoint", help, path)
         return False
 
     def _engine(self, label: str, name: str, path: Path) -> None:
-        known = [id for id, step in self.before.items() if produces(step.kind) == ENGINE]
+        known = [id for id, step in self.before.items() if kind_types.produces(step.kind) == ENGINE]
         help = f"it may name {wording.ticked(known, 'or')}" if known else "put a `build.` step before it"
         if self._earlier(label, name, path, known, help) and name not in known:
             message = f"`{label}` names `{name}`, and `{self.before[name].kind}` makes no engine"
@@ -283,8 +242,8 @@ class _Checker:
         self._complain("R306", message, help, (self.step.kind, label))
 
     def _gate(self, metric: str, rule: Mapping[str, Any], path: Path) -> None:
-        known = metrics(self.step.kind)
-        if not measures(self.step.kind, metric):
+        known = kind_types.metrics(self.step.kind)
+        if not kind_types.measures(self.step.kind, metric):
             message = f"`{self.step.kind}` does not measure `{metric}`{wording.did_you_mean(metric, known)}"
             self._complain("R309", message, f"it measures {wording.ticked(known)}" if known else None, path)
             return
@@ -293,7 +252,7 @@ class _Checker:
             name = rule.get(key)
             if name is None or references.parse(name).job is not None:
                 continue
-            fitting = [id for id, step in self.before.items() if measures(step.kind, metric)]
+            fitting = [id for id, step in self.before.items() if kind_types.measures(step.kind, metric)]
             help = _measured_by(metric, fitting)
             if self._earlier(key, name, (*path, key), fitting, help) and name not in fitting:
                 message = f"`{key}` names `{name}`, and `{self.before[name].kind}` does not measure `{metric}`"
@@ -302,7 +261,7 @@ class _Checker:
     def _bounds(self, metric: str, rule: Mapping[str, Any], path: Path) -> None:
         """Complain about a gate that no value can pass, and warn about one that no value can miss."""
         declared = kinds.module(self.step.kind).METRICS
-        name = _declared(self.step.kind, metric)
+        name = kind_types.declared(self.step.kind, metric)
         if not isinstance(declared, Mapping) or name is None:
             return
         values = declared[name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from runner.errors import RecipeError
-from runner.recipe import step_graph
+from runner.recipe import kind_types
 from runner.recipe.load import loads
 from tests.recipe.cases import recipe
 
@@ -18,8 +18,8 @@ def test_a_gate_may_name_any_metric_of_a_pattern() -> None:
     ]
     gates = {"arc_easy/acc": {"min_ratio_to": "before", "value": 0.9}}
     assert loads(recipe(*lines), "r.yaml").steps[1].params["gates"] == gates
-    assert step_graph.measures("evaluate.tasks", "gsm8k/exact_match/strict-match")
-    assert not step_graph.measures("evaluate.perplexity", "arc_easy/acc")
+    assert kind_types.measures("evaluate.tasks", "gsm8k/exact_match/strict-match")
+    assert not kind_types.measures("evaluate.perplexity", "arc_easy/acc")
     with pytest.raises(RecipeError) as caught:
         loads(recipe("- evaluate.tasks: {tasks: [arc_easy], gates: {acc: {min: 0.5}}}"), "r.yaml")
     [found] = caught.value.diagnostics
