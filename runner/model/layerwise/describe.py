@@ -8,10 +8,7 @@ run). The answer is a `runner.contracts.model_description.ModelDescription` as J
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,14 +24,11 @@ from runner.model.layerwise import attention_caches, linear_calls, mixtures, ref
 from runner.model.layerwise.conversions import Conversions
 from runner.model.layerwise.layer_list import find_layers
 from runner.model.layerwise.linear import is_conv1d, is_linear
+from runner.system import answering
 
 
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever a library prints is no part of the answer
-    answer = describe(json.load(sys.stdin))
-    with answers:
-        json.dump(answer, answers)
+    answering.answer(describe)
 
 
 def describe(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,15 +9,14 @@ transformers leaves unread what it does not know of in a file. Here that is a pr
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from runner.system import answering
 
 VERSION = 1  # raised when other bytes are written
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -36,11 +35,7 @@ class Unreadable(Exception):
 
 
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever a library prints is no part of the answer
-    answer = convert(json.load(sys.stdin))
-    with answers:
-        json.dump(answer, answers)
+    answering.answer(convert)
 
 
 def convert(request: dict[str, Any]) -> dict[str, str]:

@@ -7,9 +7,6 @@ not packed keeps its bytes. The answer is JSON: `problem`, why the weights canno
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,16 +16,13 @@ from runner.model.checkpoint import derived, unpacking
 from runner.model.checkpoint.headers import read_config
 from runner.model.checkpoint.reader import DTYPES, CheckpointReader, require_finite
 from runner.model.checkpoint.writer import CheckpointWriter, parse_size
+from runner.system import answering
 
 _SHARD = "5GB"  # as transformers writes
 
 
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever a library prints is no part of the answer
-    answer = convert(json.load(sys.stdin))
-    with answers:
-        json.dump(answer, answers)
+    answering.answer(convert)
 
 
 def convert(request: Mapping[str, str]) -> dict[str, str]:

@@ -121,7 +121,8 @@ def _pack(values: torch.Tensor) -> torch.Tensor:
     return pack_rows(values.reshape(len(values), -1, PACKED)[..., list(ORDER)].flatten(1), 4)
 
 
-def _unpack(packed: torch.Tensor) -> torch.Tensor:
+def unpack_words(packed: torch.Tensor) -> torch.Tensor:
+    """int32 [R, out / 8] → uint8 [R, out]."""
     from runner.model.checkpoint.quantization.bit_packing import unpack_rows
 
     rows, words = packed.shape
@@ -143,6 +144,6 @@ def unpack(module: str, scheme: Scheme, config: Config, read: Read) -> Quantized
     """A zero point is what it is: AutoAWQ adds none to it."""
     from runner.model.checkpoint.quantization.quantized import Quantized
 
-    codes = _unpack(read(f"{module}.qweight")).t().contiguous()
-    zero = _unpack(read(f"{module}.qzeros")).t().contiguous()
+    codes = unpack_words(read(f"{module}.qweight")).t().contiguous()
+    zero = unpack_words(read(f"{module}.qzeros")).t().contiguous()
     return Quantized(codes, read(f"{module}.scales").t().contiguous(), zero, scheme.weights)

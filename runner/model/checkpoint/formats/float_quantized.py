@@ -55,10 +55,8 @@ def refuse(scheme: Scheme, matrix: Matrix) -> Refusal | None:
         return Refusal(problem, "use `scheme: fp8` or `scheme: fp8_block`")
     if scheme.strategy not in ("channel", "tensor", "block"):
         return Refusal(f"has {scheme.weights.describe()}; `{NAME}` has no groups", "use `scheme: fp8`")
-    if matrix.transposed:
-        return Refusal(
-            "is a Conv1D module, which compressed-tensors cannot load", "use a kind that keeps weights dense"
-        )
+    if conv1d := compressed_tensors_config.refuse_conv1d(matrix):
+        return conv1d
     inputs = scheme.activations
     if inputs is not None and isinstance(inputs.layout, int) and matrix.columns % inputs.layout:
         problem = f"has {matrix.columns} columns, which groups of {inputs.layout} inputs do not divide"
@@ -94,7 +92,7 @@ def config(schemes: Mapping[str, Scheme], untouched: Iterable[str] = (), *, act_
 def readers(schemes: Iterable[Scheme], transposed: bool = False) -> tuple[Reader, ...]:
     """vLLM multiplies 8-bit floats on GPUs from compute capability 8.9 on, and unpacks them to 16 bits below."""
     return (
-        Reader("transformers", "compressed-tensors", "transformers 5.23, compressed-tensors 0.20"),
+        compressed_tensors_config.TRANSFORMERS,
         Reader("vLLM", fuses=True),
     )
 

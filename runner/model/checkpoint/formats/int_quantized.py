@@ -48,11 +48,7 @@ def refuse(scheme: Scheme, matrix: Matrix) -> Refusal | None:
         return Refusal(f"is to be stored as {scheme.weights.describe()}; `{NAME}` holds 8-bit integers", "use 8 bits")
     if scheme.strategy not in ("channel", "tensor"):
         return Refusal(f"has {scheme.weights.describe()}; `{NAME}` has no groups", 'use group_size: "channel"')
-    if matrix.transposed:
-        return Refusal(
-            "is a Conv1D module, which compressed-tensors cannot load", "use a kind that keeps weights dense"
-        )
-    return None
+    return compressed_tensors_config.refuse_conv1d(matrix)
 
 
 def refuse_together(schemes: Iterable[Scheme]) -> Refusal | None:
@@ -83,7 +79,7 @@ def readers(schemes: Iterable[Scheme], transposed: bool = False) -> tuple[Reader
     """vLLM multiplies int8 weights with inputs that are int8 too; weights alone have no kernel in this layout."""
     limit = servers.limit("vllm", NAME, schemes)
     return (
-        Reader("transformers", "compressed-tensors", "transformers 5.23, compressed-tensors 0.20"),
+        compressed_tensors_config.TRANSFORMERS,
         Reader("vLLM", limit=limit, fuses=True),
     )
 

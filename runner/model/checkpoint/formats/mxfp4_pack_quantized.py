@@ -70,7 +70,7 @@ def config(schemes: Mapping[str, Scheme], untouched: Iterable[str] = (), *, act_
 
 def readers(schemes: Iterable[Scheme], transposed: bool = False) -> tuple[Reader, ...]:
     return (
-        Reader("transformers", "compressed-tensors", "transformers 5.23, compressed-tensors 0.20"),
+        compressed_tensors_config.TRANSFORMERS,
         Reader("vLLM", fuses=True),
     )
 

@@ -75,7 +75,7 @@ def config(schemes: Mapping[str, Scheme], untouched: Iterable[str] = (), *, act_
 def readers(schemes: Iterable[Scheme], transposed: bool = False) -> tuple[Reader, ...]:
     """vLLM multiplies 4-bit floats on GPUs from compute capability 10.0 on, and unpacks them to 16 bits below."""
     return (
-        Reader("transformers", "compressed-tensors", "transformers 5.23, compressed-tensors 0.20"),
+        compressed_tensors_config.TRANSFORMERS,
         Reader("vLLM", fuses=True),
     )
 

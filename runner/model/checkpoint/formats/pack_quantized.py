@@ -44,7 +44,6 @@ def shape(tensors: Headers, module: str, scheme: Scheme) -> tuple[int, int]:
 
 
 def refuse(scheme: Scheme, matrix: Matrix) -> Refusal | None:
-    """compressed-tensors knows no Conv1D modules: transformers would load them with random weights."""
     if not scheme.weights.is_integer:
         problem = f"is to be stored as {scheme.weights.describe()}; `{NAME}` holds integers"
         return Refusal(problem, "use a scheme of integers")
@@ -54,11 +53,7 @@ def refuse(scheme: Scheme, matrix: Matrix) -> Refusal | None:
         )
     if uneven := group_sizes.refuse_uneven(scheme, matrix):
         return uneven
-    if matrix.transposed:
-        return Refusal(
-            "is a Conv1D module, which compressed-tensors cannot load", "use a kind that keeps weights dense"
-        )
-    return None
+    return compressed_tensors_config.refuse_conv1d(matrix)
 
 
 def refuse_together(schemes: Iterable[Scheme]) -> Refusal | None:
@@ -110,7 +105,7 @@ def readers(schemes: Iterable[Scheme], transposed: bool = False) -> tuple[Reader
     """vLLM has kernels for 4 and 8 bits, and none for a scale of a whole tensor."""
     limit = servers.limit("vllm", NAME, schemes)
     return (
-        Reader("transformers", "compressed-tensors", "transformers 5.23, compressed-tensors 0.20"),
+        compressed_tensors_config.TRANSFORMERS,
         Reader("vLLM", tried="0.32", limit=limit, fuses=True),
     )
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from runner.model.checkpoint.quantization.format import Config, Rules, Stored
+from runner.model.checkpoint.quantization.format import Config, Matrix, Reader, Refusal, Rules, Stored
 from runner.model.checkpoint.quantization.module_patterns import patterns
 from runner.model.checkpoint.quantization.scheme import AS_WEIGHTS, Layout, Numbers, Scheme
 
@@ -18,7 +18,15 @@ METHOD = "compressed-tensors"
 MIXED = "mixed-precision"  # where groups of modules are stored in different formats
 # Unpacked to bf16 by compressed-tensors 0.20, whatever the type of the model is.
 UNPACKED_TO_BF16 = frozenset({"nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized"})
+TRANSFORMERS = Reader("transformers", METHOD, "transformers 5.23, compressed-tensors 0.20")
 _SCALES = {"float8_e4m3": "torch.float8_e4m3fn", "float8_e8m0": "torch.uint8"}
+
+
+def refuse_conv1d(matrix: Matrix) -> Refusal | None:
+    """compressed-tensors knows no Conv1D modules: transformers would load them with random weights."""
+    if not matrix.transposed:
+        return None
+    return Refusal("is a Conv1D module, which compressed-tensors cannot load", "use a kind that keeps weights dense")
 
 
 def write(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from runner.model.checkpoint.quantization import compressed_tensors_config
 from runner.model.checkpoint.quantization.format import Matrix, Refusal
 from runner.model.checkpoint.quantization.scheme import Scheme
 
@@ -24,10 +25,8 @@ def refuse_small_float(scheme: Scheme, matrix: Matrix, format: str, weights_alon
     compressed-tensors 0.20 unpacks these to bf16, whatever the type of the model is. `weights_alone` is the scheme with
     inputs as they are, which can be unpacked on loading and then converted.
     """
-    if matrix.transposed:
-        return Refusal(
-            "is a Conv1D module, which compressed-tensors cannot load", "use a kind that keeps weights dense"
-        )
+    if conv1d := compressed_tensors_config.refuse_conv1d(matrix):
+        return conv1d
     size = scheme.columns(matrix.columns)
     if matrix.columns % size:
         problem = f"has {matrix.columns} columns, which groups of {size} do not divide"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from runner.model.checkpoint.formats import awq
 from runner.model.checkpoint.unpacking.protocol import Config, Headers, Peek, Read, Unreadable, Weight
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 NAME = "AWQ"
 PEEKS = False
-_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # of outputs 0 to 7 in a word
 
 
 def holds(config: Config) -> bool:
@@ -46,15 +46,9 @@ def weights(config: Config, tensors: Headers, peek: Peek) -> list[Weight]:
 
 
 def unpack(weight: Weight, config: Config, tensors: Headers, read: Read) -> torch.Tensor:
-    codes, zeros, scales = (read(name) for name in weight.sources)
-    size = codes.shape[0] // scales.shape[0]
-    steps = _integers(codes) - _integers(zeros).repeat_interleave(size, 0)
-    return (steps.float() * scales.float().repeat_interleave(size, 0)).T.contiguous()
-
-
-def _integers(words: torch.Tensor) -> torch.Tensor:
-    """int8 [n, out] of int32 [n, out / 8]."""
     import torch
 
-    shifts = torch.tensor(_PLACES, dtype=torch.int32) * 4
-    return ((words[:, :, None] >> shifts) & 15).to(torch.int8).flatten(1)
+    codes, zeros, scales = (read(name) for name in weight.sources)
+    size = codes.shape[0] // scales.shape[0]
+    steps = awq.unpack_words(codes).to(torch.int8) - awq.unpack_words(zeros).to(torch.int8).repeat_interleave(size, 0)
+    return (steps.float() * scales.float().repeat_interleave(size, 0)).T.contiguous()
