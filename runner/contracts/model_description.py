@@ -135,6 +135,7 @@ class ModelDescription:
     built         stored tensors that transformers makes others of on loading, which the stream does too; those of
                   experts that can be followed are not among them
     experts       a parameter that holds weights of several experts, or of one of several; "" for a dense model
+    hands_state   layers hand one another more than hidden states: keys and values
     warnings      what transformers logged
     """
 
@@ -156,6 +157,7 @@ class ModelDescription:
     caches: tuple[CachedAttention, ...] | None = None
     experts: str = ""
     built: tuple[str, ...] = ()
+    hands_state: bool = False
     warnings: tuple[str, ...] = ()
 
     def layers_prefix(self) -> str | None:

@@ -40,6 +40,9 @@ def refuse(kind: str, facts: CheckpointFacts) -> Diagnostic | None:
     if facts.config.model_type in supported.TOWERS and kind not in _LAYERWISE:
         message = f"{source} has towers for images or sound, with which `{kind}` has not been tried"
         return Diagnostic("R443", message, f"kinds that work are {wording.ticked(sorted(_LAYERWISE))}")
+    if description.hands_state and kind == "quantize.signround":
+        message = f"{source} has layers that hand one another keys and values: they cannot be learned one at a time"
+        return Diagnostic("R632", message, "use `quantize.gptq`")
     shared = _shared_weights(description)
     if shared is not None and not kind.startswith("evaluate."):
         message = f"{source} can be measured, not changed: its decoder layers share `{shared}`"

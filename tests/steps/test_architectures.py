@@ -56,6 +56,11 @@ def test_what_works_is_not_refused(facts: CheckpointFacts, kind: str) -> None:
             "`prune.wanda`, `quantize.gptq`, `quantize.rtn`, `recover.eora` and `recover.lora`"
         ),
     )),
+    (replace(DENSE, description=ModelDescription(hands_state=True)), "quantize.signround", (
+        "R632",
+        "`m` (`llama`) has layers that hand one another keys and values: they cannot be learned one at a time",
+        "use `quantize.gptq`",
+    )),
     (MIXTURE, "quantize.rtn", (
         "R601",
         (

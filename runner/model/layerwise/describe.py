@@ -41,12 +41,16 @@ def describe(request: Mapping[str, Any]) -> dict[str, Any]:
             description = of_model(model, *(_shapes(request[key]) for key in ("tensors", "packed")))
             if not (problems or description.missing or description.misshaped):
                 problems += refusals.running(folder, bool(request["own_code"]), model)
-                problems = problems or stream_check.problems(model.config, bool(request["own_code"]))
+                streamed = stream_check.Streamed(problems)
+                if not problems:
+                    streamed = stream_check.check(model.config, bool(request["own_code"]))
+                problems = streamed.problems
                 stored = {each.name: each.stored for each in description.parameters}
                 called = linear_calls.linears(model, description.linears.modules)
                 description = replace(
                     description,
                     linears=replace(called, mixtures=description.linears.mixtures),
+                    hands_state=streamed.hands_state,
                     caches=attention_caches.described(model, stored),
                 )
             description = replace(description, problems=problems + _companions(folder, request))

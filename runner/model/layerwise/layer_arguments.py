@@ -100,6 +100,11 @@ class LayerArguments:
         return self._folder / f"arguments-{layer}-{span[0]}"
 
 
+def hands_state(calls: list[Call]) -> bool:
+    """Whether layers that are called so hand one another more than hidden states: keys and values."""
+    return bool(_separate_states(calls)[1])
+
+
 def _separate_states(calls: list[Call]) -> tuple[list[Call], list[Any]]:
     """The calls with every empty dictionary or list replaced by the number of a state, and those states."""
     states: list[Any] = []

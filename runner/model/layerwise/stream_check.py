@@ -7,6 +7,7 @@ What is outside the layers gets numbers that take no memory: a value for each ro
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 from runner.contracts.model_description import Problem
 from runner.errors import RecipeError
 from runner.model.layerwise.empty_model import build_with_buffers
+from runner.model.layerwise.layer_arguments import hands_state
 from runner.model.layerwise.layer_list import find_layers
 from runner.model.layerwise.outside_layers import OutsideLayers
 
@@ -22,8 +24,20 @@ STAGE = "stream"
 _TOKENS = 8
 
 
-def problems(config: Any, own_code: bool) -> tuple[Problem, ...]:
-    """Why a model cannot be run a layer at a time, with the code of the complaint as `error`; empty if it can."""
+@dataclass(frozen=True)
+class Streamed:
+    """What running a model around recorders shows.
+
+    problems     why it cannot be run a layer at a time, with the code of the complaint as `error`; empty if it can
+    hands_state  its layers hand one another more than hidden states: keys and values
+    """
+
+    problems: tuple[Problem, ...] = ()
+    hands_state: bool = False
+
+
+def check(config: Any, own_code: bool) -> Streamed:
+    """Run the forward of a model, without its weights, around recorders."""
     model, built = build_with_buffers(config, dtype=torch.float32, trust_remote_code=own_code)
     model.eval().requires_grad_(False)
     try:
@@ -32,10 +46,10 @@ def problems(config: Any, own_code: bool) -> tuple[Problem, ...]:
         ids = torch.arange(4, 4 + _TOKENS)[None] % int(config.get_text_config().vocab_size)
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            OutsideLayers(model, name, list(layers)).calls(ids)
+            _, calls = OutsideLayers(model, name, list(layers)).calls(ids)
     except RecipeError as error:
-        return tuple(Problem(STAGE, found.code, found.message) for found in error.diagnostics)
-    return ()
+        return Streamed(tuple(Problem(STAGE, found.code, found.message) for found in error.diagnostics))
+    return Streamed(hands_state=hands_state(calls))
 
 
 def _fill(model: nn.Module, layers: str, built: dict[str, torch.Tensor]) -> None:

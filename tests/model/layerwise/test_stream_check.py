@@ -33,7 +33,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_keeps_a_model_from_being_streamed(name: str) -> None:
-    [found] = stream_check.problems(model_types.config(name), own_code=False)
+    [found] = stream_check.check(model_types.config(name), own_code=False).problems
     assert (found.error, found.words) == REFUSED[name]
 
 
@@ -41,13 +41,17 @@ def test_what_keeps_a_model_from_being_streamed(name: str) -> None:
     "name", ["llama", "gpt2", "opt", "openai-gpt", "falcon_h1", "bert", "whisper", "gemma2", "git"]
 )
 def test_models_that_can(name: str) -> None:
-    assert stream_check.problems(model_types.config(name), own_code=False) == ()
+    assert stream_check.check(model_types.config(name), own_code=False) == stream_check.Streamed()
+
+
+def test_layers_that_hand_one_another_keys_and_values() -> None:
+    assert stream_check.check(model_types.config("gemma4_text"), own_code=False) == stream_check.Streamed((), True)
 
 
 def test_large_tables_take_no_memory() -> None:
     config: Any = AutoConfig.for_model("llama", **tiny.GROUPED | {"vocab_size": 2**18, "hidden_size": 2**12})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert stream_check.problems(config, own_code=False) == ()
+    assert stream_check.check(config, own_code=False).problems == ()
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 2**20  # KiB; the table has 4 GiB in float32
 
