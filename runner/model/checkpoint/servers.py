@@ -85,6 +85,7 @@ ROWS: tuple[Row, ...] = (  # the first that matches counts
         "vLLM's source", bits=(8,), symmetric=False),
     Row("vllm", ("pack-quantized", "gptq"), (8.0, 9.0), NATIVE, "", _HARDWARE, bits=(4, 8), rounded=False),
     Row("vllm", ("int-quantized",), _EVERYWHERE, REFUSED, _NO_KERNEL, "vLLM's source", rounded=False),
+    Row("vllm", ("int-quantized",), _EVERYWHERE, REFUSED, _NO_KERNEL, "vLLM's source", symmetric=False),
     Row("vllm", ("int-quantized",), (CPU, CPU), NATIVE, "", _HARDWARE, rounded=True),
     Row("vllm", ("int-quantized",), (7.5, 9.0), NATIVE, "", _HARDWARE, rounded=True),
     Row("vllm", ("float-quantized",), (8.9, 99.0), NATIVE, "", _FP8),

@@ -8,7 +8,7 @@ import pytest
 
 from runner.model.checkpoint import formats, servers
 from runner.model.checkpoint.quantization.cache_scheme import CacheScheme
-from runner.model.checkpoint.quantization.presets import PRESETS
+from runner.model.checkpoint.quantization.presets import PRESETS, resolve
 from runner.model.checkpoint.quantization.scheme import Scheme, integers
 from runner.model.checkpoint.servers import CPU, GPUS, verdict
 
@@ -26,6 +26,7 @@ W4, W8 = integers(4, 64, True), integers(8, "channel", True)
     ("float-quantized", PRESETS["fp8"], "a100", "fallback"), ("float-quantized", PRESETS["fp8"], "cpu", "refused"),
     ("int-quantized", PRESETS["w8a8"], "cpu", "native"), ("int-quantized", PRESETS["w8a8"], "t4", "native"),
     ("int-quantized", W8, "h100", "refused"), ("int-quantized", PRESETS["w8a8"], "b200", "unknown"),
+    ("int-quantized", resolve("w8a8", 8, "channel", False), "h100", "refused"),
     ("mxfp8-quantized", PRESETS["fp8"], "h100", "unknown"),
 ])  # fmt: skip
 def test_vllm(format: str, scheme: Scheme, gpu: str, how: str) -> None:
@@ -68,8 +69,8 @@ def test_rows_name_servers_formats_and_sources() -> None:
 
 
 def test_no_row_is_hidden_by_another() -> None:
-    schemes = [*PRESETS.values(), *(integers(b, g, s) for b in range(2, 9) for g in (64, "channel", "tensor")
-                                    for s in (True, False))]  # fmt: skip
+    schemes = [*PRESETS.values(), resolve("w8a8", 8, "channel", False)]
+    schemes += [integers(b, g, s) for b in range(2, 9) for g in (64, "channel", "tensor") for s in (True, False)]
     schemes += [replace(each, activations=None) for each in schemes]
     asked = [(format, scheme, gpu) for row in servers.ROWS for format in row.formats for scheme in (None, *schemes)
              for gpu in GPUS.values()]  # fmt: skip

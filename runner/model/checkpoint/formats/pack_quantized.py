@@ -51,6 +51,10 @@ def refuse(scheme: Scheme, matrix: Matrix) -> Refusal | None:
         return Refusal(
             f"is to be stored as {scheme.describe()}; `{NAME}` holds no scales of inputs", "leave out `format`"
         )
+    if _packs_zero_points(scheme) and scheme.activations is not None:
+        # Dequantized while it is loaded, a module is an ordinary one in transformers; vLLM has no kernel.
+        problem = f"is to be stored as {scheme.describe()}; with zero points, readers of `{NAME}` do not round inputs"
+        return Refusal(problem, "use `symmetric: true`")
     if uneven := group_sizes.refuse_uneven(scheme, matrix):
         return uneven
     return compressed_tensors_config.refuse_conv1d(matrix)

@@ -12,6 +12,7 @@ import pytest
 from runner.model.checkpoint import formats
 from runner.model.checkpoint.formats import gptq, int_quantized, pack_quantized
 from runner.model.checkpoint.quantization.format import Format, Matrix
+from runner.model.checkpoint.quantization.presets import resolve
 from runner.model.checkpoint.quantization.scheme import Scheme, integers
 from tests.model.checkpoint.formats.checkpoints import ALL, departures
 from tests.model.packed import GPTQ, PACK_QUANTIZED
@@ -65,6 +66,10 @@ def test_configs_that_cannot_be_read() -> None:
         (GPTQ, integers(4, 32, True), (96, 16), None, None),
         (GPTQ, integers(8, "channel", True), (98, 64), "has 98 columns; `gptq` at 8 bits packs them by 4",
          "add it to `ignore`, or `format: int-quantized` or `format: pack-quantized`"),
+        (PACK_QUANTIZED, resolve("w4a8", 4, 32, False), (96, 64),
+         ("is to be stored as 4-bit, asymmetric, groups of 32; inputs dynamically to 8-bit, symmetric, per token; with "
+          "zero points, readers of `pack-quantized` do not round inputs"), "use `symmetric: true`"),
+        (PACK_QUANTIZED, resolve("w4a8", 4, "tensor", False), (96, 64), None, None),
         ("int-quantized", integers(4, "channel", True), (96, 64),
          "is to be stored as 4-bit, symmetric, per channel; `int-quantized` holds 8-bit integers",
          "use 8 bits, or `format: gptq` or `format: pack-quantized`"),
