@@ -1,7 +1,7 @@
 """The stable code of every complaint about a recipe, with the one line that documents it.
 
 R1xx syntax, R2xx schema and params, R3xx across steps, R4xx model and data, R5xx machine, R6xx models and
-schemes, R7xx executors and environments.
+schemes, R7xx executors and environments, R8xx structure.
 """
 
 from __future__ import annotations
@@ -183,4 +183,8 @@ CODES: dict[str, str] = {
     "R710": "an environment is not defined",
     "R711": "a step that runs with runner's own packages is given an environment",
     "R712": "an environment does not resolve",
+    "R801": "the widths of a model cannot be cut as asked",
+    "R802": "more units are to be kept or left out than there are",
+    "R803": "groups of attention heads do not allow a number of heads",
+    "R804": "a width is no multiple of what it must be",
 }

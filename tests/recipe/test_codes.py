@@ -14,7 +14,7 @@ def mentioned(folder: Path) -> set[str]:
         code
         for file in folder.rglob("*.py")
         if file.name not in ("codes.py", "errors.py")
-        for code in re.findall(r"\bR[1-7]\d\d\b", file.read_text(encoding="utf-8"))
+        for code in re.findall(r"\bR[1-8]\d\d\b", file.read_text(encoding="utf-8"))
     }
 
 
