@@ -59,11 +59,13 @@ class LinearModule:
     name     in the model
     stored   the module in the checkpoint that holds its weight; None where no tensor of its own is stored there
     called   whether a forward calls it; None where no forward could be tried
+    flat     whether a forward gives it inputs [tokens, columns], without the dimension of windows
     """
 
     name: str
     stored: str | None
     called: bool | None = None
+    flat: bool = False
 
 
 @dataclass(frozen=True)

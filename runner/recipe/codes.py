@@ -159,6 +159,7 @@ CODES: dict[str, str] = {
     "R606": "a mixture of packed experts is to be quantized again",
     "R607": "experts whose inputs a server rounds are to be measured",
     "R612": "a scheme needs calibration data that the step does not name",
+    "R613": "a reader rounds the inputs of some modules in another way than servers",
     "R622": "there is no rotation of the size asked for",
     "R623": "the residual stream of a model cannot be rotated",
     "R631": "the pattern of a pruning does not divide the columns of a module",

@@ -24,7 +24,7 @@ from runner.model.checkpoint import adapter_config, formats
 from runner.model.checkpoint.quantization import checkpoint_config
 from runner.model.checkpoint.quantization.format import Matrix
 from runner.model.layerwise import memory_budget
-from runner.steps import experts
+from runner.steps import experts, rounded_inputs
 from runner.steps.fused_sites import refuse_split
 from runner.steps.layer_method import LayerMethod
 from runner.steps.patterns import matches
@@ -93,7 +93,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
             unloadable = checkpoint_config.refuse(packed, facts.linears, facts.tensors)
             if unloadable is not None:
                 found.append(Diagnostic("R413", *unloadable, path=("format",)))
-        found += refuse_split(params, packed, facts.sites)
+        found += refuse_split(params, packed, facts.sites) + rounded_inputs.warn_flat(packed, facts)
         found += _joined(facts)
     return found + experts.refuse(params, linears, facts)
 

@@ -20,20 +20,30 @@ def linears(model: Any, modules: Iterable[LinearModule]) -> Linears:
 
     They stay unmarked where the forward depends on values, which that device does not have.
     """
-    names = called(model)
-    marked = tuple(each if names is None else replace(each, called=each.name in names) for each in modules)
+    shapes = called(model)
+    marked = tuple(
+        each if shapes is None else replace(each, called=each.name in shapes, flat=shapes.get(each.name) == 2)
+        for each in modules
+    )
     return Linears(marked, needed(model))
 
 
-def called(model: Any) -> set[str] | None:
-    """The names of the linear modules that a forward calls; None where none can be run on the meta device."""
-    found: set[str] = set()
+def called(model: Any) -> dict[str, int] | None:
+    """The linear modules that a forward calls, by name, with the number of dimensions of their inputs.
+
+    None where no forward can be run on the meta device.
+    """
+    found: dict[str, int] = {}
     names: dict[int, list[str]] = {}
     handles = []
+
+    def note(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        found.update(dict.fromkeys(names[id(module)], inputs[0].ndim))
+
     for name, module in model.named_modules(remove_duplicate=False):
         if is_linear(module):
             if id(module) not in names:
-                handles.append(module.register_forward_pre_hook(lambda module, _: found.update(names[id(module)])))
+                handles.append(module.register_forward_pre_hook(note))
             names.setdefault(id(module), []).append(name)
     experts = {name: module for name, module in model.named_modules() if runs_one_by_one(module)}
     for name, module in experts.items():  # how many tokens each gets depends on values

@@ -124,11 +124,12 @@ def meta_forward(model: Any) -> None:
     floats; old ones take none like that.
     """
     ids = torch.zeros(1, _TOKENS, dtype=torch.long, device="meta")
-    ready = torch.zeros(1, 1, _TOKENS, _TOKENS, dtype=model.dtype, device="meta")
+    given = {"attention_mask": torch.zeros(1, 1, _TOKENS, _TOKENS, dtype=model.dtype, device="meta")}
     try:
         with torch.no_grad():
-            model(input_ids=ids, attention_mask=ready, use_cache=False)
+            model(input_ids=ids, **given, use_cache=False)
     except Exception as first:  # noqa: BLE001  as above
+        given = {}
         try:
             with torch.no_grad():
                 model(input_ids=ids, use_cache=False)
@@ -138,7 +139,7 @@ def meta_forward(model: Any) -> None:
             raise first from second
     try:
         with torch.no_grad():
-            model(input_ids=ids, attention_mask=ready, use_cache=True)
+            model(input_ids=ids, **given, use_cache=True)
     except Exception as error:
         if "meta" in str(error):
             raise Undecided from error

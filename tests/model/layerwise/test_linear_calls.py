@@ -44,14 +44,14 @@ def names(model: torch.nn.Module) -> set[str]:
 
 def test_every_linear_of_a_decoder_is_called() -> None:
     model = empty("llama", LLAMA)
-    assert linear_calls.called(model) == names(model)
+    assert set(linear_calls.called(model) or ()) == names(model)
 
 
 def test_cross_attention_without_an_encoder_is_not_called() -> None:
     model = empty("bart", BART)
     called = linear_calls.called(model)
     assert called is not None
-    assert {name for name in names(model) if ".encoder_attn." in name} == names(model) - called != set()
+    assert {name for name in names(model) if ".encoder_attn." in name} == names(model) - set(called) != set()
 
 
 def test_a_forward_that_depends_on_values_says_nothing() -> None:
@@ -62,7 +62,7 @@ def test_a_forward_that_depends_on_values_says_nothing() -> None:
 
 def test_experts_do_not_hide_what_a_forward_calls() -> None:
     model = empty("mixtral", MIXTRAL)
-    assert linear_calls.called(model) == names(model)
+    assert set(linear_calls.called(model) or ()) == names(model)
 
 
 @pytest.mark.parametrize(("kind", "sizes", "needed"), [("llama", LLAMA, False), ("falcon", FALCON, True)])
