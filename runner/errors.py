@@ -10,7 +10,7 @@
     └── Interrupted            75   stopped at a safe point; the same command goes on from there
 
 Codes of Diagnostics are stable: R1xx syntax, R2xx schema, R3xx cross-step, R4xx model and data, R5xx machine,
-R6xx models and schemes, R7xx executors and environments, R8xx structure.
+R6xx models and schemes, R7xx executors and environments, R8xx structure, engines and servers.
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ class Host:
         self.seed, self.device, self.threads, self.processes = 0, "cpu", 1, 1
         self.recipe_text = "version: 1\nname: test\n"
         self.ids, self.stop_after = ids, stop_after
+        self.has_environment = False
         self.limits: Mapping[str, float] = {}
         self.events: list[dict[str, Any]] = []
 

@@ -137,6 +137,11 @@ class Context(Protocol):
 class ForeignContext(Context, Protocol):
     """The context of a foreign kind: one whose module names an ENVIRONMENT."""
 
+    @property
+    def has_environment(self) -> bool:
+        """Whether the step has an environment: where ENVIRONMENT is empty, only one that its recipe names."""
+        ...
+
     def python(self) -> Path:
         """Return the interpreter of the step's environment, which is built where it is missing."""
         ...

@@ -17,7 +17,7 @@ what it calls import what they need. It holds these names:
                                      where it is given; without it the main input
     DISTRIBUTED: bool                optional: whether it supports `resources: {processes: N}`
     ENVIRONMENT: tuple[str, ...]     optional, of a foreign kind: the requirements of the environment that its tool runs
-                                     in (`ctx.python()`), where a recipe names none with `env`
+                                     in (`ctx.python()`), where a recipe names none with `env`; empty: then in none
     ALONE: bool                      optional: whether it measures the machine, so that nothing else may run meanwhile
     check(params, inputs) -> list[Diagnostic]      model-aware complaints; Diagnostic.path addresses params
     estimate(params, inputs) -> Cost
@@ -106,6 +106,7 @@ class Inputs:
     data: Mapping[str, DataFacts]  # by the parameter that names it
     machine: MachineFacts
     processes: int = 1  # of `resources: {processes: N}`
+    has_environment: bool = False  # whether the step names one with `env`
 
 
 class Kind(Protocol):

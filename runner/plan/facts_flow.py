@@ -32,6 +32,8 @@ class Wired(Protocol):
     def produces(self) -> str: ...
     @property
     def processes(self) -> int: ...
+    @property
+    def has_environment(self) -> bool: ...
 
 
 class FactsFlow:
@@ -53,7 +55,7 @@ class FactsFlow:
         given = {parameter: self._facts[id] for parameter, id in step.inputs.items()}
         checkpoint = given.pop("checkpoint")
         data = {parameter: self._data[name] for parameter, name in step.data.items()}
-        return Inputs(checkpoint, given, data, self.machine, step.processes)
+        return Inputs(checkpoint, given, data, self.machine, step.processes, step.has_environment)
 
     def is_known(self, step: Wired) -> bool:
         """Return whether all inputs of the step are known, so that its kind can check it."""

@@ -229,7 +229,7 @@ def _environments(recipe: Recipe, pinned: Mapping[lock.Entry, str]) -> tuple[dic
     complaints = []
     for step in recipe.steps:
         own = getattr(kinds.find(step.kind), "ENVIRONMENT", None)
-        if own is None:
+        if own is None or not (own or step.env):
             continue
         wanted = environments.Wanted.of(recipe.environments[step.env]) if step.env else environments.Wanted(tuple(own))
         text = pinned.get(("environments", step.env or step.kind))

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from runner.contracts.facts import CheckpointFacts
 from runner.errors import Diagnostic
-from runner.model.checkpoint import formats, servers
-from runner.model.checkpoint.quantization.scheme import Scheme
+from runner.model.checkpoint import loading, servers
 from runner.model.checkpoint.servers import REFUSED, UNKNOWN, Verdict
 from runner.recipe.types import Recipe
 
@@ -73,21 +72,4 @@ def _verdict(server: str, version: str, facts: CheckpointFacts, device: float | 
     if not servers.is_covered(server, version):
         oldest = ".".join(map(str, servers.OLDEST[server]))
         return Verdict(server, UNKNOWN, f"the table is about {server} {oldest} and later; `serve` allows {version}")
-    packing = None if facts.engine is not None else formats.parse(facts.quantization)
-    cache = packing.cache if packing is not None else None
-    verdicts = [servers.verdict(server, format, schemes, device, cache) for format, schemes in _stored(facts).items()]
-    return max(verdicts, key=lambda each: servers.HOW.index(each.how))
-
-
-def _stored(facts: CheckpointFacts) -> dict[str, set[Scheme]]:
-    """Return the formats of a checkpoint or engine, with the schemes of the weights in each."""
-    if facts.engine is not None:
-        return {str(facts.engine["format"]): set()}
-    packing = formats.parse(facts.quantization)
-    found: dict[str, set[Scheme]] = {}
-    for site in facts.sites if packing is not None else ():
-        format = formats.of_module(facts.tensors, site.name)
-        scheme = packing.scheme(site.name) if packing is not None else None
-        if format is not None and scheme is not None:
-            found.setdefault(format.NAME, set()).add(scheme)
-    return found or {servers.DENSE: set()}
+    return loading.verdict(server, facts, device)

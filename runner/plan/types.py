@@ -92,6 +92,10 @@ class PlannedStep:
     sites: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # names of the sites of its inputs, by parameter
     linears: Mapping[str, Linears] = field(default_factory=dict)  # the linear modules of their models, likewise
 
+    @property
+    def has_environment(self) -> bool:
+        return self.environment is not None
+
     def public(self) -> dict[str, Any]:
         """Return the JSON of plan.json: nothing machine-dependent beyond what is in `key_inputs`."""
         return {

@@ -44,6 +44,10 @@ class WiredStep:
     def processes(self) -> int:
         return int(self.step.resources.get("processes", 1))
 
+    @property
+    def has_environment(self) -> bool:
+        return self.step.env is not None
+
 
 def data_names(recipe: Recipe) -> list[str]:
     """Return the data entries that steps use, sorted."""

@@ -188,4 +188,7 @@ CODES: dict[str, str] = {
     "R802": "more units are to be kept or left out than there are",
     "R803": "groups of attention heads do not allow a number of heads",
     "R804": "a width is no multiple of what it must be",
+    "R861": "the program or the arguments of a server are incomplete",
+    "R862": "the program of a server is not installed",
+    "R863": "a server cannot load what a step is to serve by it",
 }

@@ -68,6 +68,10 @@ class StepContext:
         """Return the entries of a parameter of task names that are local files or folders, with their paths."""
         return {entry: Path(path) for entry, path in self._request.tasks.get(parameter, {}).items()}
 
+    @property
+    def has_environment(self) -> bool:
+        return self._request.environment is not None
+
     def python(self) -> Path:
         """Return the interpreter of the step's environment, which is built where it is missing."""
         if self._request.environment is None:

@@ -1,0 +1,29 @@
+"""How a server loads a checkpoint or an engine, by its facts and the table of runner.model.checkpoint.servers."""
+
+from __future__ import annotations
+
+from runner.contracts.facts import CheckpointFacts
+from runner.model.checkpoint import formats, servers
+from runner.model.checkpoint.quantization.scheme import Scheme
+
+
+def verdict(server: str, facts: CheckpointFacts, device: float | None) -> servers.Verdict:
+    """Return how `server` loads what `facts` describe on a device: the worst over its formats and schemes."""
+    packing = None if facts.engine is not None else formats.parse(facts.quantization)
+    cache = packing.cache if packing is not None else None
+    found = [servers.verdict(server, format, schemes, device, cache) for format, schemes in _stored(facts).items()]
+    return max(found, key=lambda each: servers.HOW.index(each.how))
+
+
+def _stored(facts: CheckpointFacts) -> dict[str, set[Scheme]]:
+    """Return the formats of a checkpoint or engine, with the schemes of the weights in each."""
+    if facts.engine is not None:
+        return {str(facts.engine["format"]): set()}
+    packing = formats.parse(facts.quantization)
+    found: dict[str, set[Scheme]] = {}
+    for site in facts.sites if packing is not None else ():
+        format = formats.of_module(facts.tensors, site.name)
+        scheme = packing.scheme(site.name) if packing is not None else None
+        if format is not None and scheme is not None:
+            found.setdefault(format.NAME, set()).add(scheme)
+    return found or {servers.DENSE: set()}

@@ -1,0 +1,51 @@
+"""What a step gives a server: arguments, variables, and where its program is found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from runner.recipe.schema.load import defaults
+from runner.runtime.serving import commands
+
+
+def server(**params: object) -> commands.Server:
+    return commands.find(defaults("evaluate.served", {"data": "text", **params}))
+
+
+def test_own_arguments_follow_and_own_variables_replace() -> None:
+    found = server(server="vllm", arguments=["--dtype", "bfloat16"], variables={"VLLM_CPU_KVCACHE_SPACE": "4"})
+    assert found.program == "vllm"
+    assert found.arguments[:2] == ("serve", "{model}")
+    assert found.arguments[-2:] == ("--dtype", "bfloat16")
+    assert found.variables["VLLM_CPU_KVCACHE_SPACE"] == "4"
+    assert found.variables["VLLM_NO_USAGE_STATS"] == "1"
+
+
+def test_another_server_is_asked_for_its_own_model_unless_it_is_given_a_name() -> None:
+    assert server(server="other", program="x", arguments=["{port}"]).model is None
+    assert server(server="other", program="x", arguments=["{port}", "--alias={name}"]).model == "{name}"
+
+
+def test_fields_that_nothing_fills() -> None:
+    assert commands.unknown_fields(["{model}", "{prot}", "{{", "--x={port}", "}", "{}"]) == ["prot", "}", ""]
+
+
+def test_an_environment_comes_before_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("path", "environment"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "vllm").write_text("#!/bin/sh\n")
+        (tmp_path / folder / "vllm").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+    monkeypatch.setenv("PYTHONPATH", "/somewhere")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    vllm, python = server(server="vllm"), tmp_path / "environment" / "python"
+    assert commands.program(vllm, None) == str(tmp_path / "path" / "vllm")
+    assert commands.program(vllm, python) == str(tmp_path / "environment" / "vllm")
+    assert commands.program(server(server="llama.cpp"), python) is None
+    found = commands.environment(vllm, python, "cpu", 3)
+    assert found["PATH"] == f"{tmp_path / 'environment'}:{tmp_path / 'path'}"
+    assert (found["OMP_NUM_THREADS"], found["HF_HUB_OFFLINE"], found["CUDA_VISIBLE_DEVICES"]) == ("3", "1", "")
+    assert not {"PYTHONPATH", "OMP_WAIT_POLICY"} & set(found)
+    assert commands.environment(vllm, None, "cuda", 3)["PYTHONPATH"] == "/somewhere"
