@@ -1,8 +1,9 @@
 """A server of the OpenAI API over transformers' own model code: completions, streams, echoes and token ids.
 
-    python openai_server.py serve MODEL --served-model-name NAME --host HOST --port PORT [--text-only] [--dies-at N] [--canned]
+    python openai_server.py serve MODEL --served-model-name NAME --host HOST --port PORT
 
-`--canned` answers each prompt with "a", without a model; `--dies-at` ends the process at a request. `--text-only` leaves out what not every server has: token ids, log-probabilities, numbers of tokens, streamed or not.
+`--text-only` leaves out what not every server has: token ids, log-probabilities, numbers of tokens. `--canned` answers
+each prompt with "a", without a model; `--dies-at` is the request at which the process ends.
 """
 
 from __future__ import annotations
