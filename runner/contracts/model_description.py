@@ -52,6 +52,11 @@ class Parameter:
     module: str
 
 
+def is_of_experts(parameter: Parameter) -> bool:
+    """Return whether a parameter holds weights of experts, by the names that transformers gives modules and classes."""
+    return "experts" in parameter.name.split(".") or "Expert" in parameter.module
+
+
 @dataclass(frozen=True)
 class LinearModule:
     """A linear module of the model, as readers of quantized checkpoints find them: by its class.

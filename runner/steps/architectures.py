@@ -15,7 +15,8 @@ _MEASURES = frozenset({"evaluate.perplexity", "evaluate.divergence"})
 _CACHES = _MEASURES | {"evaluate.tasks", "evaluate.latency", "evaluate.parity", "quantize.kv"}
 # These go through the decoder layers one after another, whatever the layers are.
 _LAYERWISE = _MEASURES | {"quantize.rtn", "quantize.gptq", "prune.magnitude", "prune.wanda"}
-_MIXTURES = _LAYERWISE | {"prune.sparsegpt", "recover.eora", "recover.lora"}  # adapters are of their other modules
+# Adapters are of their other modules; layers are left out with their experts.
+_MIXTURES = _LAYERWISE | {"prune.depth", "prune.sparsegpt", "recover.eora", "recover.lora"}
 # The sweep (docs/models.md) found other numbers for them than transformers has.
 _DIFFERENT = frozenset({"inkling2", "inkling2_text", "zaya"})
 _STATE_SPACE = (".A_log", ".time_decay", ".recurrent_param")

@@ -52,8 +52,8 @@ def test_what_works_is_not_refused(facts: CheckpointFacts, kind: str) -> None:
         "R441",
         f"`m` (`mixtral`) is a mixture of experts: it holds `{EXPERT}`; `recover.scales` cannot change mixtures yet",
         (
-            "kinds that can are `evaluate.divergence`, `evaluate.perplexity`, `prune.magnitude`, `prune.sparsegpt`, "
-            "`prune.wanda`, `quantize.gptq`, `quantize.rtn`, `recover.eora` and `recover.lora`"
+            "kinds that can are `evaluate.divergence`, `evaluate.perplexity`, `prune.depth`, `prune.magnitude`, "
+            "`prune.sparsegpt`, `prune.wanda`, `quantize.gptq`, `quantize.rtn`, `recover.eora` and `recover.lora`"
         ),
     )),
     (replace(DENSE, description=ModelDescription(hands_state=True)), "quantize.signround", (

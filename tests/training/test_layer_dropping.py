@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,18 @@ import torch
 from torch import nn
 
 from runner.contracts.model_config import ModelConfig
-from runner.errors import Interrupted
+from runner.errors import Interrupted, RecipeError
 from runner.model.architecture.inspect import facts
 from runner.model.checkpoint import derived
 from runner.model.checkpoint.reader import CheckpointReader
+from runner.model.layerwise import same_layers
 from runner.model.layerwise.layer_list import find_layers
 from runner.model.layerwise.stream_run import StreamRun
+from runner.plan.resolve_inputs import described
 from runner.steps.layer_stream import hooks
 from runner.training import layer_dropping, layer_selection
 from tests.host import Host
+from tests.steps.transform import checkpoints
 from tests.tiny import ARCHITECTURES, save, tokens
 
 
@@ -84,6 +88,54 @@ def test_the_facts_foretold_are_those_of_the_cut(name: str, tmp_path: Path) -> N
     }
     assert (foretold.sites, foretold.layer_count, foretold.layers_prefix) == (found.sites, 2, found.layers_prefix)
     assert foretold.architecture == before.architecture
+
+
+@pytest.mark.parametrize("name", ["llama_tied", "gpt2", "qwen3_moe"])
+def test_the_description_foretold_is_that_of_the_cut(name: str, tmp_path: Path) -> None:
+    """So that steps after a cut are planned on its modules; also of mixtures."""
+    folder = checkpoints.save(tmp_path / "model", name)
+    layer_dropping.cut(folder, [0, 2], tmp_path / "cut")
+    before = described(facts(folder, str(folder)), folder)
+    found, foretold = described(facts(tmp_path / "cut", "cut"), tmp_path / "cut"), layer_selection.facts(before, [0, 2])
+    assert foretold.sites == found.sites
+    assert foretold.description is not None
+    assert found.description is not None
+    assert replace(foretold.description, warnings=()) == replace(found.description, warnings=())
+
+
+def test_numbers_of_layers_are_counted_anew() -> None:
+    mixture = {"num_hidden_layers": 6, "mlp_only_layers": [0, 3], "decoder_sparse_step": 2, "first_k_dense_replace": 2}
+    assert layer_selection.config(ModelConfig.of(mixture), [0, 1, 3, 5]) == {
+        "num_hidden_layers": 4, "mlp_only_layers": [0, 2], "decoder_sparse_step": 1, "first_k_dense_replace": 2,
+    }  # fmt: skip
+    plain = {"num_hidden_layers": 2, "mlp_only_layers": [1, 0]}
+    assert layer_selection.config(ModelConfig.of(plain), [1]) == {"num_hidden_layers": 1, "mlp_only_layers": [0]}
+
+
+def test_a_sparse_step_becomes_a_list_of_dense_layers(tmp_path: Path) -> None:
+    """By transformers' own construction of the smaller model, whose layers are compared with those that stay."""
+    folder = checkpoints.save(tmp_path / "model", "qwen3_moe")
+    config = json.loads((folder / "config.json").read_text())
+    source = config | {"decoder_sparse_step": 2, "mlp_only_layers": [3]}
+    (folder / "config.json").write_text(json.dumps(source))
+    cut = layer_selection.config(ModelConfig.of(source), [1, 2, 3])
+    assert same_layers.difference(folder, cut, [1, 2, 3]) is None
+    assert same_layers.difference(folder, cut | {"mlp_only_layers": []}, [1, 2, 3]) == (
+        "`mlp` of layer 2 would be a Qwen3MoeSparseMoeBlock"
+    )
+    assert same_layers.difference(folder, cut | {"num_hidden_layers": 2}, [1, 2, 3]) == "the model has 2 layers"
+
+
+def test_what_no_configuration_describes_is_refused(tmp_path: Path) -> None:
+    folder = checkpoints.save(tmp_path / "model", "diffllama")
+    with pytest.raises(RecipeError) as caught:
+        layer_dropping.cut(folder, [0, 2], tmp_path / "cut")
+    [found] = caught.value.diagnostics
+    assert (found.code, found.help) == ("R806", "leave the step out, or use `prune.width`")
+    assert found.message == (
+        f"layers of `{folder}` (`diffllama`) cannot be left out: `lambda_init` of `self_attn` of layer 2 would be "
+        "0.35550906759096934, not 0.4707130183435842"
+    )
 
 
 def test_bytes_are_copied_and_companions_come_along(tmp_path: Path) -> None:
@@ -184,7 +236,27 @@ def test_influence_is_measured_once(tmp_path: Path) -> None:
         layer_dropping.influence(folder, ids, "cpu", measuring(stopped))
     host = Host(tmp_path, "evaluate.perplexity", folder, ids)
     found = layer_dropping.influence(folder, ids, "cpu", measuring(host))
-    assert len(host.layers()) == len(found) == 3
-    assert json.loads((tmp_path / "influence.json").read_text()) == found
+    assert host.layers() == [2, 3]
+    assert len(found) == 3
     assert layer_dropping.influence(folder, ids, "cpu", measuring(host)) == found
-    assert len(host.layers()) == 3
+    assert host.layers() == [2, 3]
+    whole = Host(tmp_path / "whole", "evaluate.perplexity", folder, ids)
+    assert layer_dropping.influence(folder, ids, "cpu", measuring(whole)) == found
+
+
+def test_losses_without_a_layer_are_those_of_plain_forwards(tmp_path: Path) -> None:
+    folder, ids = save(tmp_path / "model", "llama"), tokens()
+    stopped = Host(tmp_path, "evaluate.perplexity", folder, ids, stop_after=1)
+    with pytest.raises(Interrupted):
+        layer_dropping.losses_without(folder, ids, "cpu", measuring(stopped))
+    host = Host(tmp_path, "evaluate.perplexity", folder, ids)
+    found = layer_dropping.losses_without(folder, ids, "cpu", measuring(host))
+    assert host.layers() == [2, 3]
+    expected = []
+    for keep in ([1, 2], [0, 2], [0, 1], [0, 1, 2]):
+        logits = logits_without(folder, keep, ids)[:, :-1].flatten(0, 1)
+        expected.append(float(nn.functional.cross_entropy(logits, ids[:, 1:].flatten())))
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert layer_dropping.losses_without(folder, ids, "cpu", measuring(host)) == found
+    assert host.layers() == [2, 3]
+    assert list((host.scratch_dir / "influence").iterdir()) == []

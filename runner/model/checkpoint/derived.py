@@ -4,7 +4,7 @@ Every step that makes a checkpoint ends here. Its changes to the tensors are one
 
     Parts      parts of a CheckpointWriter, laid out in new shards
     Patches    new values in the files of the source, whose layout stays
-    Selection  some tensors of the source as they are, under other names, in one file
+    Selection  some tensors of the source as they are, under other names
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from runner.model.checkpoint.companions import COMPRESSION, copy_companions, wri
 from runner.model.checkpoint.headers import INDEX, read_config, read_headers
 from runner.model.checkpoint.reader import DTYPES, CheckpointReader, require_finite
 from runner.model.checkpoint.safetensors_writer import copy_range, write_all, written
-from runner.model.checkpoint.writer import CheckpointWriter, copy_tensors
+from runner.model.checkpoint.writer import CheckpointWriter, copy_shards
 
 if TYPE_CHECKING:
     import torch
@@ -118,13 +118,17 @@ def _put(target: int, header: TensorHeader, value: torch.Tensor) -> None:
 
 @dataclass(frozen=True)
 class Selection:
-    """Tensors of the source under other names: `names` has old → new; `reason` explains why the others are dropped."""
+    """Tensors of the source under other names: `names` has old → new; `reason` explains why the others are dropped.
+
+    They are laid out in shards of up to `max_shard_bytes`; None for one file.
+    """
 
     names: Mapping[str, str]
     reason: str
+    max_shard_bytes: int | None = None
 
     def write(self, source: CheckpointReader, out: Path) -> None:
-        copy_tensors(out / "model.safetensors", source, self.names)
+        copy_shards(out, source, self.names, self.max_shard_bytes)
 
     def fate(self, name: str) -> TensorFate | None:
         if name in self.names:

@@ -127,8 +127,10 @@ class CheckpointWriter:
                     self.path(part).unlink(missing_ok=True)
         if len(shards) == 1:
             return tuple(shards)
+        weights = {piece.entry.name: name for name, pieces in shards.items() for piece in pieces}
+        total = sum(piece.entry.nbytes for pieces in shards.values() for piece in pieces)
         with written(out / _INDEX) as file:
-            write_all(file, _index(shards))
+            write_all(file, _index(weights, total))
         return tuple(sorted((*shards, _INDEX)))
 
     def _plan(self, max_shard_bytes: int, order: Sequence[str] | None) -> dict[str, list[_Piece]]:
@@ -147,9 +149,7 @@ class CheckpointWriter:
                     size = 0
                 filled[-1].append(_Piece(part, offset, entry))
                 size += entry.nbytes
-        if len(filled) == 1:
-            return {"model.safetensors": filled[0]}
-        return {f"model-{i:05d}-of-{len(filled):05d}.safetensors": pieces for i, pieces in enumerate(filled, 1)}
+        return dict(zip(_shard_names(len(filled)), filled, strict=True))
 
     def _missing(self, part: str) -> StepFailed:
         return StepFailed(
@@ -188,9 +188,34 @@ def copy_tensors(path: Path, reader: CheckpointReader, names: Mapping[str, str])
             copy_range(reader.file(source.shard), source.begin, entry.nbytes, file, what)
 
 
-def _index(shards: Mapping[str, Sequence[_Piece]]) -> bytes:
-    weights = {piece.entry.name: name for name, pieces in shards.items() for piece in pieces}
-    total = sum(piece.entry.nbytes for pieces in shards.values() for piece in pieces)
+def copy_shards(out: Path, reader: CheckpointReader, names: Mapping[str, str], max_shard_bytes: int | None) -> None:
+    """Write tensors of another checkpoint to `out`, byte for byte, in shards up to a size; `names` has old → new."""
+    filled: list[dict[str, str]] = [{}]
+    size = 0
+    for old, new in sorted(names.items(), key=lambda pair: pair[1]):
+        own = reader.header(old).nbytes
+        if filled[-1] and max_shard_bytes is not None and size + own > max_shard_bytes:
+            filled.append({})
+            size = 0
+        filled[-1][old] = new
+        size += own
+    shards = dict(zip(_shard_names(len(filled)), filled, strict=True))
+    for shard, tensors in shards.items():
+        copy_tensors(out / shard, reader, tensors)
+    if len(shards) > 1:
+        weights = {new: shard for shard, tensors in shards.items() for new in tensors.values()}
+        with written(out / _INDEX) as file:
+            write_all(file, _index(weights, sum(reader.header(old).nbytes for old in names)))
+
+
+def _shard_names(count: int) -> list[str]:
+    """Return the names of the files of a checkpoint in `count` shards, as transformers has them."""
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+def _index(weights: Mapping[str, str], total: int) -> bytes:
     index = {"metadata": {"total_size": total}, "weight_map": weights}
     return (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
 

@@ -18,7 +18,14 @@ from typing import Any
 from torch import nn
 
 from runner.contracts import model_description
-from runner.contracts.model_description import LinearModule, Linears, ModelDescription, Parameter, Problem
+from runner.contracts.model_description import (
+    LinearModule,
+    Linears,
+    ModelDescription,
+    Parameter,
+    Problem,
+    is_of_experts,
+)
 from runner.errors import RecipeError
 from runner.model.layerwise import attention_caches, linear_calls, mixtures, refusals, stream_check, tensor_names
 from runner.model.layerwise.conversions import Conversions
@@ -84,7 +91,7 @@ def of_model(
     failed = () if lacking or extra else tuple(made.failed)
     converted = bool(made.failed)  # of which parameters they are is known to transformers alone
     layers, count = _layers(model)
-    experts = next((each.name for each in parameters if _of_experts(each)), "")
+    experts = next((each.name for each in parameters if is_of_experts(each)), "")
     found = mixtures.find(model, layers, names, made) if layers and experts and not converted else ()
     followed = {f"{each.name}." for each in found if not each.unfollowed}
     return ModelDescription(
@@ -133,11 +140,6 @@ def _layers(model: Any) -> tuple[str, int]:
     except RecipeError:
         return "", 0
     return name, len(layers)
-
-
-def _of_experts(parameter: Parameter) -> bool:
-    """Whether a parameter holds weights of experts, by the names that transformers gives modules and classes."""
-    return "experts" in parameter.name.split(".") or "Expert" in parameter.module
 
 
 def _kind(module: nn.Module) -> str:

@@ -84,6 +84,9 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
 def layer_complaints(params: Params, facts: CheckpointFacts) -> list[Diagnostic]:
     """Return complaints about the layers that the student is to keep."""
     student, count = params.get("student") or {}, facts.layer_count
+    refused = layer_selection.refuse(facts) if wanted_layers(params, count) is not None else None
+    if refused is not None:
+        return [replace(refused, path=("student",))]
     if student.get("drop", 0) >= count:
         message = f"`drop` leaves out {student['drop']} decoder layers; the checkpoint has {count}"
         return [Diagnostic("R491", message, f"drop {count - 1} or fewer", path=("student", "drop"))]
