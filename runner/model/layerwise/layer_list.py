@@ -15,7 +15,8 @@ def find_layers(model: nn.Module, config: Any) -> tuple[str, nn.ModuleList]:
     text = config.get_text_config()
     count = getattr(text, "decoder_layers", None) or getattr(text, "num_hidden_layers", None)
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count and not sites.in_tower(name):
+        if count and isinstance(module, nn.ModuleList) and len(module) == count and not sites.in_tower(name):
             return name, module
-    number = "" if count is None else f"{count} "
-    raise RecipeError([Diagnostic("R404", f"{type(model).__name__} has no list of {number}decoder layers")])
+    number = f"{count} " if count else ""
+    why = ": its configuration says that it has 0" if count == 0 else ""
+    raise RecipeError([Diagnostic("R404", f"{type(model).__name__} has no list of {number}decoder layers{why}")])

@@ -37,6 +37,13 @@ def test_what_keeps_a_model_from_being_streamed(name: str) -> None:
     assert (found.error, found.words) == REFUSED[name]
 
 
+def test_a_configuration_without_layers() -> None:
+    config: Any = AutoConfig.for_model("llama", **tiny.GROUPED | {"num_hidden_layers": 0})
+    [found] = stream_check.problems(config, own_code=False)
+    words = "LlamaForCausalLM has no list of decoder layers: its configuration says that it has 0"
+    assert (found.error, found.words) == ("R404", words)
+
+
 @pytest.mark.parametrize(
     "name", ["llama", "gpt2", "opt", "openai-gpt", "falcon_h1", "bert", "whisper", "gemma2", "git"]
 )
