@@ -10,6 +10,7 @@ import math
 
 import torch
 
+from runner.errors import StepFailed
 from runner.model.layerwise.method import Transformed
 
 UNSTRUCTURED = "unstructured"
@@ -121,9 +122,13 @@ def parsed(pattern: str) -> tuple[int, int]:
 
 
 def _finite(scores: torch.Tensor) -> torch.Tensor:
-    """Return the scores, or raise ValueError where one is NaN or infinite: a NaN has no rank."""
+    """Return the scores; StepFailed where one is NaN or infinite: a NaN has no rank."""
     if not bool(torch.isfinite(scores.sum())) and not bool(torch.isfinite(scores).all()):
-        raise ValueError("scores must be finite")
+        bad = int((~torch.isfinite(scores)).sum())
+        raise StepFailed(
+            f"{bad} of {scores.numel()} scores are not finite",
+            "weights or statistics hold NaN or infinity: check the checkpoint, or store it in another dtype",
+        )
     return scores
 
 

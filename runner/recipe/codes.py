@@ -113,6 +113,7 @@ CODES: dict[str, str] = {
     "R451": "something differs from the lock",
     "R453": "transformers refuses a value of config.json",
     "R454": "transformers cannot read generation_config.json",
+    "R455": "a model computes NaN whatever its weights are",
     "R460": "a text cannot be found",
     "R461": "a text cannot be read",
     "R462": "a field is missing from the data",

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runner.errors import StepFailed
 from runner.methods import pruning_masks
 
 
@@ -110,11 +111,11 @@ def test_a_matrix_of_zeros_loses_its_first_weights() -> None:
 
 def test_what_cannot_be_ranked_is_refused() -> None:
     scores = torch.tensor([[1.0, float("nan"), 2.0, 3.0]])
-    with pytest.raises(ValueError, match=r"^scores must be finite$"):
+    with pytest.raises(StepFailed, match=r"^1 of 4 scores are not finite$"):
         pruning_masks.mask_rows(scores, 0.5)
-    with pytest.raises(ValueError, match=r"^scores must be finite$"):
+    with pytest.raises(StepFailed, match=r"^1 of 4 scores are not finite$"):
         pruning_masks.mask_matrix(scores, 0.5)
-    with pytest.raises(ValueError, match=r"^scores must be finite$"):
+    with pytest.raises(StepFailed, match=r"^1 of 4 scores are not finite$"):
         pruning_masks.mask_pattern(scores, 2, 4)
     with pytest.raises(ValueError, match=r"^6 columns are not a multiple of 4$"):
         pruning_masks.mask_pattern(torch.zeros(1, 6), 2, 4)

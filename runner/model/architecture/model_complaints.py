@@ -110,7 +110,9 @@ def _refused(problem: Problem, config: Mapping[str, Any], source: str) -> Diagno
             "download its files again: tokenizer.json, tokenizer_config.json and those beside them",
         )
     if problem.stage == "stream":
-        return Diagnostic(problem.error, problem.words, "choose a model whose decoder layers follow one another")
+        order = "choose a model whose decoder layers follow one another"
+        numbers = "correct config.json, or download it again; positions are computed from `rope_parameters`"
+        return Diagnostic(problem.error, problem.words, numbers if problem.error == "R455" else order)
     given = [f"`{key}` = {_value(config[key])}" for key in problem.keys if key in config]
     does = {"config": "refuses", "model": "cannot build", "forward": "cannot run"}[problem.stage]
     model = "config.json of" if problem.stage == "config" else "the model of"

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from runner.errors import StepFailed
 from runner.model.layerwise.activation_file import Activations, batches
 from runner.model.layerwise.forward_modes import Lane, Span
 from runner.model.layerwise.layer_arguments import SCOUT, LayerArguments
@@ -46,7 +47,7 @@ class HiddenStates:
                 hidden, calls = self.streamed.calls(self.ids[span[0] : span[1]].to(self.streamed.device))
                 self._arguments.record(span, calls)
                 for lane in range(self.lanes) if layer == 0 else ():
-                    self.file(lane, 0).write(span[0], hidden)
+                    self._write(lane, 0, span[0], hidden)
         finally:
             self.streamed.free_rest()
         return layer == 0 or self._intact(layer, digests)
@@ -78,8 +79,21 @@ class HiddenStates:
 
     def lane(self, lane: int, layer: int, module: torch.nn.Module) -> Lane:
         """Return the lane that runs `module` as decoder layer `layer`."""
-        source, target = self.file(lane, layer), self.file(lane, layer + 1)
-        return Lane(module, source.read, target.write, partial(self._arguments.call, lane, layer))
+        write = partial(self._write, lane, layer + 1)
+        return Lane(module, self.file(lane, layer).read, write, partial(self._arguments.call, lane, layer))
+
+    def _write(self, lane: int, layer: int, start: int, hidden: torch.Tensor) -> None:
+        """Put what enters `layer` on disk, [batch, length, hidden] from window `start` on.
+
+        StepFailed where it has NaN or infinity: nothing that is computed from it would mean anything.
+        """
+        if not bool(hidden.isfinite().all()):
+            where = f"decoder layer {layer - 1} gives" if layer else "the embedding gives"
+            raise StepFailed(
+                f"{where} NaN or infinity for the windows from {start} on",
+                "evaluate the model before the step that broke it; float16 overflows above 65504: take bfloat16",
+            )
+        self.file(lane, layer).write(start, hidden)
 
     def scout(self, layer: int) -> tuple[torch.Tensor, tuple[Any, ...], dict[str, Any]]:
         """What `layer` could be called with for two tokens: hidden states [1, 2, hidden] and the other arguments."""

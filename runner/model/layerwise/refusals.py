@@ -127,12 +127,12 @@ def meta_forward(model: Any) -> None:
     given = {"attention_mask": torch.zeros(1, 1, _TOKENS, _TOKENS, dtype=model.dtype, device="meta")}
     try:
         with torch.no_grad():
-            model(input_ids=ids, **given, use_cache=False)
+            model(input_ids=ids, **given, use_cache=False).logits  # noqa: B018  a tuple has none
     except Exception as first:  # noqa: BLE001  as above
         given = {}
         try:
             with torch.no_grad():
-                model(input_ids=ids, use_cache=False)
+                model(input_ids=ids, use_cache=False).logits  # noqa: B018
         except Exception as second:
             if "meta" in str(first):
                 raise Undecided from first

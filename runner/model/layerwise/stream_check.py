@@ -7,6 +7,7 @@ What is outside the layers gets numbers that take no memory: a value for each ro
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from runner.errors import RecipeError
 from runner.model.layerwise.empty_model import build_with_buffers
 from runner.model.layerwise.layer_arguments import hands_state
 from runner.model.layerwise.layer_list import find_layers
+from runner.model.layerwise.layer_probes import Call
 from runner.model.layerwise.outside_layers import OutsideLayers
 
 STAGE = "stream"
@@ -47,9 +49,21 @@ def check(config: Any, own_code: bool) -> Streamed:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _, calls = OutsideLayers(model, name, list(layers)).calls(ids)
+        if found := sorted({key for call in calls for key in _not_numbers(call)}):
+            words = f"{type(model).__name__} hands its decoder layers NaN as `{found[0]}`, whatever its weights are"
+            return Streamed((Problem(STAGE, "R455", words),))
     except RecipeError as error:
         return Streamed(tuple(Problem(STAGE, found.code, found.message) for found in error.diagnostics))
     return Streamed(hands_state=hands_state(calls))
+
+
+def _not_numbers(call: Call) -> Iterator[str]:
+    """The names of the arguments of a layer that hold NaN; masks may hold infinities."""
+    args, kwargs = call
+    for name, value in (*((f"argument {number}", value) for number, value in enumerate(args, 1)), *kwargs.items()):
+        tensors = value if isinstance(value, tuple | list) else (value,)
+        if any(bool(tensor.isnan().any()) for tensor in tensors if isinstance(tensor, torch.Tensor)):
+            yield name
 
 
 def _fill(model: nn.Module, layers: str, built: dict[str, torch.Tensor]) -> None:

@@ -39,9 +39,17 @@ def test_what_keeps_a_model_from_being_streamed(name: str) -> None:
 
 def test_a_configuration_without_layers() -> None:
     config: Any = AutoConfig.for_model("llama", **tiny.GROUPED | {"num_hidden_layers": 0})
-    [found] = stream_check.problems(config, own_code=False)
+    [found] = stream_check.check(config, own_code=False).problems
     words = "LlamaForCausalLM has no list of decoder layers: its configuration says that it has 0"
     assert (found.error, found.words) == ("R404", words)
+
+
+def test_positions_that_are_no_numbers() -> None:
+    rope = {"rope_type": "default", "rope_theta": -0.5}
+    config: Any = AutoConfig.for_model("llama", **tiny.GROUPED | {"rope_parameters": rope})
+    [found] = stream_check.check(config, own_code=False).problems
+    words = "LlamaForCausalLM hands its decoder layers NaN as `position_embeddings`, whatever its weights are"
+    assert (found.error, found.words) == ("R455", words)
 
 
 @pytest.mark.parametrize(
