@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import environment, run
+from runner.recipe import load
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 BEGIN = "<!-- figures: made by python -m benchmarks.recipes -->"
@@ -104,6 +105,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     rows: dict[str, Figures] = {}
     for recipe in sorted(RECIPES.glob("*.yaml")):
+        if load.load(recipe).search is not None:
+            continue  # its trials are many jobs
         if args.jobs:
             rows[recipe.name] = figures(finished(recipe, args.jobs))
             continue

@@ -27,6 +27,7 @@ COMMANDS = {
     "new": "write a commented starter recipe for a model",
     "steps": "list the kinds of steps, or describe one",
     "jobs": "list, show, accept, sign or remove jobs",
+    "search": "show the trials of a search, or write its best one as a recipe",
     "generate": "write text with what a job made",
     "verify": "hash every file of a job again, against its records",
     "reproduce": "apply a job again in an empty store, and compare digests",

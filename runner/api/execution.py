@@ -47,11 +47,14 @@ def apply(
     Finished steps stay in the store in any case; `Job(plan.job_id, plan.jobs)` opens the job.
 
     Raises, before anything is computed, StoreError or MachineError where the jobs folder cannot be written, UsageError
-    for a gate that refers to a job that is not there and for `timeout` in another thread than the main one, and
-    Interrupted where `wait` is False and another process applies the plan.
+    for a recipe with a `search`, for a gate that refers to a job that is not there and for `timeout` in another thread
+    than the main one, and Interrupted where `wait` is False and another process applies the plan.
     """
     if not isinstance(plan, JobPlan):
         raise TypeError(f"apply() takes a plan, as `runner.plan(recipe)` returns it; got {plan!r}")
+    if plan.plan.recipe.search is not None:
+        file = plan.plan.recipe.file
+        raise UsageError(f"{file} has a `search`, and a plan is of one job", f"`runner apply {file}` runs the search")
     if timeout is not None and threading.current_thread() is not threading.main_thread():
         raise UsageError("`timeout` works only in the main thread, where signals arrive", "call `apply` there")
     planned = plan.with_models()

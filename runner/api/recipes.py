@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from runner.api.folders import digest_cache, jobs_folder
@@ -44,6 +44,17 @@ def load_all(path: str | os.PathLike[str], *, sets: Params = (), locked: bool = 
     """
     file = os.fspath(path)
     return recipe_file.load_all(file, arguments(sets), lock_file.use(file, strict=locked).pins)
+
+
+def trials(
+    path: str | os.PathLike[str], *, sets: Params = (), locked: bool = False
+) -> Callable[[Mapping[str, bool | int | float | str]], Recipe]:
+    """Return a function from the values of a trial to its recipe; `path` is that of a recipe with a `search`.
+
+    Arguments and errors are those of `load`. The function raises RecipeError for values that the recipe cannot have.
+    """
+    file = os.fspath(path)
+    return recipe_file.trials(file, arguments(sets), lock_file.use(file, strict=locked).pins)
 
 
 def validate(

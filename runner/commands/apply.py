@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from runner.commands.folders import Task
     from runner.commands.several import Applied
+    from runner.commands.together import How
     from runner.execute.executor import Maker
     from runner.execute.settings import ApplySettings
     from runner.execute.stopping import Stopping
@@ -108,6 +109,9 @@ def run(opts: Options) -> int:
         tasks = folders.tasks(opts.recipes, opts.resolving)
         with cluster.connected(opts.executor, opts.remote, root) as found:
             opts = replace(opts, resolving=replace(opts.resolving, offer=found.offer), maker=found.maker)
+            searches = [task.recipe for task in tasks if task.recipe is not None and task.recipe.search is not None]
+            if searches:
+                return _with_searches([task for task in tasks if task.recipe not in searches], searches, opts)
             if len(tasks) != 1 or tasks[0].recipe is None:
                 return _several(tasks, opts)
             applied = _apply(tasks[0].recipe, opts, Stopping(opts.timeout))
@@ -118,9 +122,43 @@ def run(opts: Options) -> int:
     return applied.code
 
 
+def _with_searches(tasks: Sequence[Task], searches: Sequence[Recipe], opts: Options) -> int:
+    """Apply recipes without a search, then run the searches of the others, one after another."""
+    from runner.commands import reports, searching, several
+    from runner.report.console import console, show
+    from runner.report.search import after_apply
+
+    codes = [_several(tasks, replace(opts, junit=None))] if tasks else []
+    out = console()
+    jobs: list[str] = []
+    for recipe in searches:
+        ended = searching.run(recipe, _how(opts, keep_going=True))
+        jobs += dict.fromkeys(each.job for each in ended.archive.trials if each.job is not None)
+        codes.append(ended.code)
+        if opts.progress == "jsonl":
+            from runner.progress.events import make
+            from runner.progress.jsonl import JsonLines
+
+            fields = searching.summary(ended)
+            JsonLines(sys.stdout).send(make("search_finished", **fields))
+        else:
+            show(["", *after_apply(ended.archive, ended.code, opts.command, out.width)], out)
+        if ended.code in searching.STOPS:
+            break
+    reports.write_junit(opts.junit, opts.resolving.jobs, jobs)
+    return several.worst(codes)
+
+
+def _how(opts: Options, *, keep_going: bool) -> How:
+    from runner.commands import together
+    from runner.execute.application import Manner
+
+    manner = Manner(keep_going, opts.timeout, opts.maker)
+    return together.How(opts.resolving, _settings(opts), opts.progress, manner)
+
+
 def _several(tasks: Sequence[Task], opts: Options) -> int:
     from runner.commands import reports, several, together
-    from runner.execute.application import Manner
     from runner.progress.events import make
     from runner.progress.jsonl import JsonLines
     from runner.report.console import console, show
@@ -139,9 +177,7 @@ def _several(tasks: Sequence[Task], opts: Options) -> int:
     started = time.perf_counter()
     at_once = opts.maker is not None or (opts.executor.at_once or 1) > 1
     if at_once:
-        manner = Manner(keep_going, opts.timeout, opts.maker)
-        how = together.How(opts.resolving, _settings(opts), opts.progress, manner)
-        outcomes = together.run(tasks, how)
+        outcomes = together.run(tasks, _how(opts, keep_going=keep_going))
     else:
         outcomes = several.run(tasks, one, keep_going=keep_going, timeout=opts.timeout)
     took = time.perf_counter() - started if at_once else None

@@ -12,6 +12,9 @@ from runner.commands import folders, options
 
 if TYPE_CHECKING:
     from runner.plan.types import Preview
+    from runner.recipe.search_types import Search
+    from runner.recipe.types import Recipe
+    from runner.search.forecast import Forecast
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,17 @@ def run(opts: Options) -> int:
     for task in tasks:
         if task.error is not None:
             raise task.error
+    recipes = [task.recipe for task in tasks if task.recipe is not None]
+    searches = [_search(recipe, opts.resolving) for recipe in recipes if recipe.search is not None]
     found = [
-        (task.name, folders.planned(task.recipe, opts.resolving).preview) for task in tasks if task.recipe is not None
-    ]
+        (task.name, folders.planned(task.recipe, opts.resolving).preview)
+        for task in tasks if task.recipe is not None and task.recipe.search is None
+    ]  # fmt: skip
     out = console()
+    if searches:
+        _show_searches(searches, opts.json)
+        if not found or opts.json:
+            return 0
     if len(found) == 1:
         if opts.json:
             print(json.dumps(report.document(found[0][1]), indent=2, ensure_ascii=False))
@@ -68,6 +78,32 @@ def run(opts: Options) -> int:
     for step, names in common:
         show([f"`{step}` is shared by {f'all {len(found)}' if len(names) == len(found) else ', '.join(names)}"], out)
     return 0
+
+
+def _search(recipe: Recipe, how: options.Resolving) -> tuple[str, Search, Forecast]:
+    from runner.api import recipes
+    from runner.search import forecast
+
+    trials = recipes.trials(recipe.file, sets=how.sets, locked=how.locked)
+    if recipe.search is None:
+        raise ValueError(recipe.file)
+    found = forecast.forecast(
+        recipe.search, recipe.params, lambda values: folders.planned(trials(values), how).preview
+    )  # fmt: skip
+    return recipe.name, recipe.search, found
+
+
+def _show_searches(searches: Sequence[tuple[str, Search, Forecast]], as_json: bool) -> None:
+    from runner.report import search_preview as report
+    from runner.report.console import console, show
+
+    documents = [report.document(*each) for each in searches]
+    if as_json:
+        print(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2, ensure_ascii=False))
+        return
+    out = console()
+    for each in searches:
+        show([*report.lines(*each, out.width), ""], out)
 
 
 def totals(found: Sequence[tuple[str, Preview]]) -> str:

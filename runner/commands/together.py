@@ -39,7 +39,7 @@ def run(tasks: Sequence[Task], how: How) -> list[Outcome]:
     planned, refused = _plans(tasks, how)
     if not planned or (refused and not how.manner.keep_going):
         return [refused.get(index) or several.not_started(task) for index, task in enumerate(tasks)]
-    done = _apply(tasks, planned, how)
+    done = apply_planned(tasks, planned, how)
     return [refused.get(index) or done[index] for index in range(len(tasks))]
 
 
@@ -57,7 +57,8 @@ def _plans(tasks: Sequence[Task], how: How) -> tuple[dict[int, JobPlan], dict[in
     return planned, refused
 
 
-def _apply(tasks: Sequence[Task], planned: dict[int, JobPlan], how: How) -> dict[int, Outcome]:
+def apply_planned(tasks: Sequence[Task], planned: dict[int, JobPlan], how: How) -> dict[int, Outcome]:
+    """Apply the plans of tasks, by their index, and return their outcomes likewise."""
     from runner.api import execution
     from runner.execute.stopping import Stopping
     from runner.progress.board import Board

@@ -17,6 +17,8 @@ from typing import Any
 from runner.job.files import canonical
 
 SCHEMA = 1
+# Suffixes of files with weights: a checkpoint, an ONNX graph, an engine, a compiled package, GGUF.
+WEIGHTS = (".safetensors", ".onnx", ".onnx_data", ".data", ".engine", ".xz", ".pt2", ".gguf")
 
 
 @dataclass(frozen=True)
@@ -93,3 +95,9 @@ def parse(text: str) -> Record:
 def now() -> str:
     """Return the time in ISO 8601, UTC, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def weight_bytes(record: Record) -> int | None:
+    """Return the bytes of the files with weights that a step made; None where it made none."""
+    sizes = [fact.size for fact in record.files if fact.path.endswith(WEIGHTS)]
+    return sum(sizes) if sizes else None

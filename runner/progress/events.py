@@ -24,6 +24,8 @@ below. Steps emit `layer`, `train`, `progress`, `metric` and `message`; the work
     job_finished    job, directory, exit_code, seconds, memory, output (path or null)
     summary         jobs: [{name, file, job, directory, verdict, exit_code, seconds, run, cached, text}], exit_code:
                     sent at the end of an apply of several jobs; in no events.jsonl
+    search_finished search, status, exit_code, trials (how many), winner (number or null), job, values: of the winner;
+                    sent at the end of a search; in no events.jsonl
 
 Where several jobs run at once, `--progress jsonl` adds `job` to every event; a step is then known by job and index.
 """
@@ -39,6 +41,7 @@ Event = dict[str, Any]
 NAMES = frozenset({
     "job_started", "step_started", "step_cached", "waiting", "layer", "train", "progress", "metric", "message",
     "step_finished", "step_failed", "gate", "interrupted", "job_finished", "summary",
+    "search_finished",
 })  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """The stable code of every complaint about a recipe, with the one line that documents it.
 
 R1xx syntax, R2xx schema and params, R3xx across steps, R4xx model and data, R5xx machine, R6xx models and
-schemes, R7xx executors and environments, R8xx structure.
+schemes, R7xx executors and environments, R8xx structure and searches.
 """
 
 from __future__ import annotations
@@ -193,6 +193,17 @@ CODES: dict[str, str] = {
     "R806": "no configuration describes fewer layers of a model",
     "R807": "decoder layers that hold different tensors are not named",
     "R808": "layers are to be measured without text",
+    "R821": "`search` names no param of the recipe",
+    "R822": "a value of `search` does not fit its param",
+    "R823": "a space of `search` contradicts itself, or leaves nothing to vary",
+    "R824": "a condition of `search` cannot be decided, or is never met",
+    "R825": "`search` measures what no step measures",
+    "R826": "`search` has an objective twice",
+    "R827": "a budget of `search` is zero",
+    "R828": "constraints of `search` contradict one another",
+    "R829": "`search` varies a param that nothing refers to",
+    "R830": "the sampler of `search` does not suit its space",
+    "R831": "a recipe has `matrix` and `search`",
     "R861": "the program or the arguments of a server are incomplete",
     "R862": "the program of a server is not installed",
     "R863": "a server cannot load what a step is to serve by it",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from runner import wording
 from runner.errors import Diagnostic, RecipeError, UsageError
 from runner.recipe import step_graph, usage
-from runner.recipe.compose import extends, matrix, params, when
+from runner.recipe.compose import extends, matrix, params, search, when
 from runner.recipe.origins.locate import Pins
 from runner.recipe.origins.place import FilePlace, Place
 from runner.recipe.schema import load as schema
@@ -18,6 +18,8 @@ from runner.recipe.schema import step_entries, validate
 from runner.recipe.syntax import nodes
 from runner.recipe.syntax.nodes import Node
 from runner.recipe.types import DataSpec, ModelSpec, Path, Recipe, Step
+
+_NOT_OF_A_JOB = ("extends", "matrix", "search", "steps")
 
 
 def load(path: str | os.PathLike[str], sets: Sequence[str] = (), pins: Pins | None = None) -> Recipe:
@@ -61,12 +63,19 @@ def loads_all(
     merged_recipe = extends.merge_place(text, place or FilePlace(file), pins or Pins())
     root = merged_recipe.root
     expansion, complaints = matrix.expand(root, sets)
+    if "search" in root.entries and "matrix" in root.entries:
+        message = "a recipe has `matrix` or `search`, not both: each decides which jobs there are"
+        complaints.append(Diagnostic("R831", message, "keep one of them", root.keys.get("search")))
     _raise(complaints)
     recipes: list[Recipe] = []
     failed: list[tuple[matrix.Combination, Sequence[Diagnostic]]] = []
     for combination in expansion.combinations:
         try:
-            recipes.append(_loaded(merged_recipe, file, sets, combination, expansion.names))
+            recipe, root = _loaded(merged_recipe, file, sets, combination, expansion.names)
+            used = usage.used_params(merged_recipe.root)
+            searched, complaints = search.read(root, recipe, sets, used)
+            _raise(complaints)
+            recipes.append(replace(recipe, search=searched))
         except RecipeError as error:
             failed.append((combination, error.diagnostics))
     _raise(matrix.merge_complaints(failed, len(expansion.combinations)))
@@ -80,8 +89,11 @@ def _loaded(
     sets: Sequence[str],
     combination: matrix.Combination,
     names: Sequence[str],
-) -> Recipe:
-    """Return the recipe of one combination; `names` are the params that any combination sets."""
+) -> tuple[Recipe, Node]:
+    """Return the recipe of one combination, and its tree with references replaced.
+
+    `names` are the params that any combination sets.
+    """
     root = merged_recipe.root
     values, complaints = params.resolve(root, sets, combination)
     complaints += [] if complaints else usage.unused_sets(root, sets)
@@ -96,7 +108,26 @@ def _loaded(
     recipe = replace(recipe, parents=merged_recipe.parents)
     found = step_graph.check(recipe, gone, merged_recipe.removed)
     _raise([complaint for complaint in found if complaint.severity == "error"])
-    return replace(recipe, warnings=(*unused, *found))
+    return replace(recipe, warnings=(*unused, *found)), root
+
+
+def trials(
+    path: str | os.PathLike[str], sets: Sequence[str] = (), pins: Pins | None = None
+) -> Callable[[Mapping[str, params.Value]], Recipe]:
+    """Return a function from the values of a trial to its recipe: that of the file, which has a `search`, without it.
+
+    Arguments are those of `load`. The function raises RecipeError for values that the recipe cannot have.
+    """
+    file = os.fspath(path)
+    place, content = extends.read(file)
+    merged_recipe = extends.merge_place(content, place, pins or Pins())
+    pin = place.pin(content)
+
+    def recipe(values: Mapping[str, params.Value]) -> Recipe:
+        found, _ = _loaded(merged_recipe, file, sets, dict(values), tuple(values))
+        return replace(found, parents=(pin, *found.parents)) if pin else found
+
+    return recipe
 
 
 def _undefined(root: Node, complaints: list[Diagnostic]) -> list[Diagnostic]:
@@ -117,7 +148,7 @@ def _raise(complaints: list[Diagnostic]) -> None:
 
 
 def _not_substituted(path: Path) -> bool:
-    return path in (("params",), ("matrix",), ("version",), ("extends",)) or (
+    return path in (("params",), ("matrix",), ("version",), ("extends",), ("search", "space")) or (
         len(path) == 3 and path[0] == "steps" and path[2] == "when"
     )
 
@@ -159,7 +190,7 @@ def _without_left_out(root: Node, left_out: Mapping[int, str]) -> tuple[Node, di
 
 
 def _recipe(root: Node, file: str, values: Mapping[str, Any], chosen: Mapping[str, Any]) -> Recipe:
-    written = {key: value for key, value in nodes.plain(root).items() if key not in ("extends", "matrix", "steps")}
+    written = {key: value for key, value in nodes.plain(root).items() if key not in _NOT_OF_A_JOB}
     filled = schema.fill(schema.recipe_schema(), written)
     filled["params"] = dict(values)
     entries = [_step(nodes.plain(step), index) for index, step in enumerate(root.entries["steps"].items)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runner.errors import Diagnostic, Span
+from runner.recipe.search_types import Search
 
 Path = tuple[str | int, ...]
 
@@ -71,7 +72,8 @@ class Recipe:
     `document` is the standalone mapping (params substituted, parents merged, defaults filled), which `yaml_text.dump`
     writes as recipe.yaml. `spans` places values of the written text by path. `matrix` has the
     values of this combination of `matrix`, for every param that any combination sets. `parents` are those from
-    elsewhere. `references` has by path the text, such as `${bits}`, that a value was written as.
+    elsewhere. `references` has by path the text, such as `${bits}`, that a value was written as. With `search`, the
+    recipe is that of the params' own values, and its trials are others.
     """
 
     file: str
@@ -90,6 +92,7 @@ class Recipe:
     serve: Mapping[str, str] = field(default_factory=dict)  # servers → version, and `gpu`
     warnings: tuple[Diagnostic, ...] = ()  # accepted, but probably not intended
     environments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # as written, by name
+    search: Search | None = None
 
     def __repr__(self) -> str:
         chosen = "".join(f" {name}={value!r}" for name, value in self.matrix.items())

@@ -9,12 +9,13 @@ from runner.recipe.compose import params
 from runner.recipe.syntax.nodes import Node, walk
 
 _NO_REFERENCES = ("params", "matrix", "version", "extends")
+_SPACE = ("search", "space")  # its values are written out, its conditions name params
 
 
 def unused_sets(root: Node, sets: Sequence[str]) -> list[Diagnostic]:
     """Return complaints (R228) about `--set` of a param that nothing refers to."""
     written = root.entries.get("params")
-    defined, used = (written.entries if written is not None else {}), _used_params(root)
+    defined, used = (written.entries if written is not None else {}), used_params(root)
     return [
         Diagnostic("R228", f"`--set {given}` changes nothing: the recipe nowhere refers to `${{{name}}}`",
                    f"leave it out, or write `${{{name}}}` where the value belongs", written.keys.get(name))
@@ -25,7 +26,7 @@ def unused_sets(root: Node, sets: Sequence[str]) -> list[Diagnostic]:
 def warnings(root: Node, file: str) -> list[Diagnostic]:
     """Return warnings (R229) about unused params and data entries of `file` itself, not of a parent."""
     texts = set(_step_texts(root))
-    sections = [("params", "param", _used_params(root))]
+    sections = [("params", "param", used_params(root))]
     if not any("${" in text for text in texts):  # else a param may be the name of a data entry
         sections.append(("data", "data entry", texts))
     return [
@@ -36,14 +37,14 @@ def warnings(root: Node, file: str) -> list[Diagnostic]:
     ]
 
 
-def _used_params(root: Node) -> set[str]:
+def used_params(root: Node) -> set[str]:
     """Return the params that values refer to, directly or through other params, and that `when` names."""
     written = root.entries.get("params")
     defined = written.entries if written is not None else {}
     open = set()
     for path, node in walk(root):
         if isinstance(node.value, str) and path[0] not in _NO_REFERENCES:
-            condition = len(path) == 3 and path[0] == "steps" and path[2] == "when"
+            condition = len(path) > 2 and path[-1] == "when" and (path[0] == "steps" or path[:2] == _SPACE)
             open |= set((params.NAME.findall if condition else _references)(node.value))
     used: set[str] = set()
     while open:

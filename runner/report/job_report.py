@@ -191,13 +191,9 @@ def _text(path: Path) -> str:
         return ""
 
 
-# Suffixes of files with weights: a checkpoint, an ONNX graph, an engine, a compiled package, GGUF.
-_WEIGHTS = (".safetensors", ".onnx", ".onnx_data", ".data", ".engine", ".xz", ".pt2", ".gguf")
-
-
 def weights(folder: Path) -> int:
     """Return the bytes of the files with weights of a checkpoint or an engine."""
-    return sum(path.stat().st_size for path in files.walk(folder) if path.suffix in _WEIGHTS)
+    return sum(path.stat().st_size for path in files.walk(folder) if path.suffix in records.WEIGHTS)
 
 
 def _model_weights(model: Mapping[str, Any]) -> int | None:
@@ -224,7 +220,6 @@ def _step(job: Path, root: Path, entry: Mapping[str, Any], last: board.StepBoard
         state = board.PENDING
     if record is not None and state in (board.PENDING, board.STOPPED):
         state = board.CACHED
-    sizes = [fact.size for fact in record.files if fact.path.endswith(_WEIGHTS)] if record else []
     return StepReport(
         id=entry["id"],
         kind=entry["kind"],
@@ -234,7 +229,7 @@ def _step(job: Path, root: Path, entry: Mapping[str, Any], last: board.StepBoard
         seconds=record.seconds if record else (last.seconds if last else None),
         memory=record.memory if record else None,
         resumed_at=record.resumed_at if record else None,
-        size=sum(sizes) if sizes else None,
+        size=records.weight_bytes(record) if record else None,
         metrics=dict(record.metrics) if record else dict(last.metrics) if last else {},
         errors=tuple(layer_errors(record.details)) if record else tuple(last.errors.values()) if last else (),
         gates=tuple(last.gates) if last else (),

@@ -36,7 +36,7 @@ help: write a list of steps, each of the form `- kind: {parameter: value}`
 r.yaml:3:1: error[R205]: unknown key `modle` of the recipe; did you mean `model`?
     3 | modle: {source: x}
       | ^^^^^
-help: it may have `version`, `name`, `description`, `extends`, `params`, `matrix`, `model`, `serve`, `seed`, `data`, `environments` and `steps`
+help: it may have `version`, `name`, `description`, `extends`, `params`, `matrix`, `search`, `model`, `serve`, `seed`, `data`, `environments` and `steps`
 """,
     ),
     Case(

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 SMALL = {
     "samples": 16, "train_samples": 16, "evaluation_samples": 4, "sequence_length": 128, "batch_size": 2, "gate": 5.0,
-    "steps": 2, "distill_steps": 2, "recover_steps": 2,
+    "steps": 2, "distill_steps": 2, "recover_steps": 2, "trials": 3,
 }  # fmt: skip
 
 # `.ci/run` applies the first by a command of README.md; the others take half a minute and more each. Here they are
@@ -26,6 +26,7 @@ LONG = (
     "llama_w4_awq",
 )  # fmt: skip
 
+SEARCHES = ("llama_search",)  # these make several jobs
 every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 
 
@@ -65,7 +66,11 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "recipe",
-    [pytest.param(path, marks=pytest.mark.nightly) if path.stem in LONG else path for path in RECIPES],
+    [
+        pytest.param(path, marks=pytest.mark.nightly) if path.stem in LONG else path
+        for path in RECIPES
+        if path.stem not in SEARCHES
+    ],
     ids=lambda path: path.stem,
 )
 def test_applies_and_is_cached_afterwards(
@@ -83,6 +88,21 @@ def test_applies_and_is_cached_afterwards(
     steps = len(load.load(recipe).steps)
     assert len(re.findall(r" cached ", out)) == steps, out
     assert main(command) == 0
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", SEARCHES)
+def test_searches_and_writes_its_best(
+    name: str, jobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = ROOT / "recipes" / f"{name}.yaml"
+    command = ["apply", str(recipe), "--jobs", str(jobs), *sets(recipe, **SMALL), "--set", "largest=20000000"]
+    assert main(command) == 0
+    assert main(["search", "best", "--as", "best.yaml", "--jobs", str(jobs)]) == 0
+    capsys.readouterr()
+    assert main(["plan", "best.yaml", "--locked", "--jobs", str(jobs)]) == 0
+    assert "nothing to run: all 3 steps are cached" in capsys.readouterr().out
 
 
 @every_recipe

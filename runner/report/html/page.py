@@ -56,10 +56,11 @@ def html(job: JobReport) -> str:
         _digests(job),
     )
     body = tag("body", tag("main", _head(job, verdict, all_series), sections), _foot(job))
-    return "<!doctype html>\n" + tag("html", _meta(title), body, lang="en") + "\n"
+    return "<!doctype html>\n" + tag("html", meta(title), body, lang="en") + "\n"
 
 
-def _meta(title: str) -> Markup:
+def meta(title: str) -> Markup:
+    """Make the head of a page: its title, its style, and a policy that loads and runs nothing."""
     style = resources.files("runner.report.html").joinpath("style.css").read_text(encoding="utf-8")
     return tag(
         "head",

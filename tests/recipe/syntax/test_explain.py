@@ -8,8 +8,8 @@ from runner.errors import RecipeError
 from runner.recipe.load import loads
 
 KEYS = (
-    "it may have `version`, `name`, `description`, `extends`, `params`, `matrix`, `model`, `serve`, `seed`, `data`, "
-    "`environments` and `steps`"
+    "it may have `version`, `name`, `description`, `extends`, `params`, `matrix`, `search`, `model`, `serve`, `seed`, "
+    "`data`, `environments` and `steps`"
 )
 RECIPE = """\
 version: 1
