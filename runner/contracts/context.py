@@ -102,7 +102,7 @@ class Context(Protocol):
 
     @property
     def processes(self) -> int:
-        """Processes that train together; 1 for every other kind."""
+        """Processes that train together or share the batches of a step; 1 for every other kind."""
         ...
 
     @property

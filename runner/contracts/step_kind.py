@@ -15,7 +15,9 @@ what it calls import what they need. It holds these names:
                                      that the result is for or depends on; part of its key
     BASE: str                        optional: the parameter that names the checkpoint which the result is made from,
                                      where it is given; without it the main input
-    DISTRIBUTED: bool                optional: whether it supports `resources: {processes: N}`
+    DISTRIBUTED: bool                optional: whether it supports `resources: {processes: N}`, which its key then has
+    DIVISIBLE: bool                  optional: whether that many processes share its work and give the bytes of one, so
+                                     that its key does not have them
     ENVIRONMENT: tuple[str, ...]     optional, of a foreign kind: the requirements of the environment that its tool runs
                                      in (`ctx.python()`), where a recipe names none with `env`; empty: then in none
     ALONE: bool                      optional: whether it measures the machine, so that nothing else may run meanwhile

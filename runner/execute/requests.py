@@ -17,6 +17,7 @@ from runner.plan import lineages, resources
 from runner.plan.types import MODEL, Plan, PlannedStep, ResolvedModel
 from runner.recipe import secrets
 from runner.recipe.syntax import yaml_text
+from runner.steps import kinds
 
 
 def request(
@@ -40,7 +41,7 @@ def request(
         threads=resources.threads_of(step, settings.thread_count),
         store=str(store),
         recipe=plan.recipe.name,
-        recipe_text=_published(document),
+        recipe_text=published(document),
         inputs={
             name: replace(
                 given[id] if id in given else _made(entries[id], lineages.lineage_of(plan, id)),
@@ -63,7 +64,7 @@ def request(
     )
 
 
-def _published(document: Mapping[str, Any]) -> str:
+def published(document: Mapping[str, Any]) -> str:
     """Return the recipe as model cards show it: without secrets, and without resources, which change no result."""
     hidden = secrets.hide(document, secrets.values(document))
     if "steps" in hidden:
@@ -73,7 +74,8 @@ def _published(document: Mapping[str, Any]) -> str:
 
 def _without_resources(step: Mapping[str, Any]) -> dict[str, Any]:
     asked = step.get("resources", {})
-    deciding = {name: value for name, value in asked.items() if name == "processes"}
+    divisible = any(kinds.is_divisible(key) for key in step if "." in key)
+    deciding = {name: value for name, value in asked.items() if name == "processes" and not divisible}
     rest = {name: value for name, value in step.items() if name != "resources"}
     return {**rest, "resources": deciding} if deciding else rest
 

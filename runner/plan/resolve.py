@@ -198,7 +198,7 @@ class _Planner:
             inputs={parameter: known[id] for parameter, id in wired.inputs.items()},
             data={parameter: self.sources.data[name] for parameter, name in wired.data.items()},
             environment={**self.environment, **needed},
-            processes=wired.processes,
+            processes=1 if kinds.is_divisible(step.kind) else wired.processes,
             tasks=tasks,
         )
         return PlannedStep(

@@ -185,6 +185,8 @@ CODES: dict[str, str] = {
     "R710": "an environment is not defined",
     "R711": "a step that runs with runner's own packages is given an environment",
     "R712": "an environment does not resolve",
+    "R713": "several processes are asked for, and the experts of a mixture are changed by one",
+    "R714": "more processes are to share a step than can",
     "R801": "the widths of a model cannot be cut as asked",
     "R802": "more units are to be kept or left out than there are",
     "R803": "groups of attention heads do not allow a number of heads",

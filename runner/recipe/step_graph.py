@@ -15,6 +15,10 @@ from runner.recipe.types import ModelSpec, Path, Recipe, Step
 
 MODEL = "model"
 _RESERVED = {MODEL: "the recipe's model", references.ACCEPTED: "the last accepted job, in gates"}
+_SEVERAL = (
+    "leave `processes` out: training uses several, and `quantize.gptq`, `prune.wanda`, `prune.sparsegpt` and "
+    "`evaluate.perplexity`"
+)
 SOURCE = "source"  # the checkpoint that the engine a step takes was made from
 _TYPES = {
     CHECKPOINT: "an unquantized checkpoint", "quantized-checkpoint": "a quantized checkpoint", ENGINE: "an engine",
@@ -106,11 +110,10 @@ class _Checker:
     def all(self) -> list[Diagnostic]:
         self._main_input()
         processes = self.step.resources.get("processes", 1)
-        if processes > 1 and not getattr(kinds.module(self.step.kind), "DISTRIBUTED", False):
+        own = kinds.module(self.step.kind)
+        if processes > 1 and not (getattr(own, "DISTRIBUTED", False) or getattr(own, "DIVISIBLE", False)):
             message = f"`{self.step.kind}` runs in one process; `resources` asks for {processes}"
-            self._complain(
-                "R311", message, "leave `processes` out: only training uses several", ("resources", "processes")
-            )
+            self._complain("R311", message, _SEVERAL, ("resources", "processes"))
         self._environment()
         for name, value in _named(self.step, "checkpoint").items():
             self._checkpoint(name, value, (self.step.kind, name))

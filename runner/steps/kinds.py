@@ -70,6 +70,11 @@ def names() -> tuple[str, ...]:
     return kinds.kinds()
 
 
+def is_divisible(kind: str) -> bool:
+    """Return whether several processes share the work of a step of a kind without a change of its bytes."""
+    return bool(getattr(kinds.module(kind), "DIVISIBLE", False))
+
+
 def is_alone(kind: str) -> bool:
     """Return whether steps of a kind measure the machine, so that nothing else may run there meanwhile."""
     return bool(getattr(kinds.module(kind), "ALONE", False))

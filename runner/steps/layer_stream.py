@@ -86,6 +86,7 @@ class Compression:
 
     calibration   [windows, length] that compression.json records, windows None for all of the data
     options       the params of every module, where they are not those of the step alone
+    processes     how many share the calibration data
     """
 
     kind: str
@@ -94,6 +95,7 @@ class Compression:
     ids: torch.Tensor | None
     calibration: list[int | None] | None
     options: Mapping[str, Params] | None = None
+    processes: int = 1
 
     def storage(self, facts: CheckpointFacts, linears: Linears | None) -> Storage:
         """Return how the weights will be stored.
@@ -117,7 +119,7 @@ def compression(ctx: Context, method: LayerMethod) -> Compression:
     if ctx.params.get("data") is not None:
         data = ctx.data_facts("data")
         calibration = [data.samples, data.sequence_length]
-    return Compression(method.kind, method, ctx.params, ids, calibration)
+    return Compression(method.kind, method, ctx.params, ids, calibration, processes=ctx.processes)
 
 
 def compress(checkpoint: Artifact, how: Compression, run: StreamRun, ctx: Context) -> Result:
@@ -126,7 +128,7 @@ def compress(checkpoint: Artifact, how: Compression, run: StreamRun, ctx: Contex
     facts = of_artifact(checkpoint)
     with CheckpointReader(folder) as reader:
         output = Output(reader, facts, how.storage(facts, checkpoint.linears), run.scratch / "parts")
-        inputs = StreamInputs(folder, facts, ctx.device, how.ids)
+        inputs = StreamInputs(folder, facts, ctx.device, how.ids, processes=how.processes)
         method = resolved(how.method, how.params, facts, ctx.seed)
         if how.options is not None:
             method = replace(method, options=how.options)

@@ -24,7 +24,7 @@ from runner.model.checkpoint import adapter_config, formats
 from runner.model.checkpoint.quantization import checkpoint_config
 from runner.model.checkpoint.quantization.format import Matrix
 from runner.model.layerwise import memory_budget
-from runner.steps import experts, rounded_inputs
+from runner.steps import divided, experts, rounded_inputs
 from runner.steps.fused_sites import refuse_split
 from runner.steps.layer_method import LayerMethod
 from runner.steps.patterns import matches
@@ -95,7 +95,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
                 found.append(Diagnostic("R413", *unloadable, path=("format",)))
         found += refuse_split(params, packed, facts.sites) + rounded_inputs.warn_flat(packed, facts)
         found += _joined(facts)
-    return found + experts.refuse(params, linears, facts)
+    return found + experts.refuse(params, linears, facts) + divided.check(inputs) + divided.refuse_mixtures(inputs)
 
 
 def _joined(facts: CheckpointFacts) -> list[Diagnostic]:
@@ -224,9 +224,12 @@ def estimate(method: LayerMethod, params: Params, inputs: Inputs) -> Cost:
     square = tokens * squares(params, facts) * (3 if want == "cross" else 1) if products else 0
     seconds = 5 + copy_seconds + (forward + square) / machine.flops
     scratch = disk + 2 * lanes * tokens * hidden * value
+    if machine.device != "cpu":
+        seconds = 5 + copy_seconds + (forward + square) / (machine.flops * inputs.processes)
     if facts.linears.mixtures:  # what enters the experts of a layer, and what they give
         scratch += lanes * tokens * hidden * (value + 4)
-    return Cost(peak, disk, scratch, seconds)
+    matrices = 2 * lanes if products else 0
+    return divided.shared(Cost(peak, disk, scratch, seconds), inputs, divided.widest_sum(facts, matrices))
 
 
 def working_bytes(weights: int) -> int:

@@ -125,7 +125,7 @@ def _measure(
     folder.mkdir(exist_ok=True)
     method = Method(outlier_share, options, statistics="input_norms")
     source = ctx.inputs["checkpoint"].path
-    inputs = StreamInputs(source, facts, ctx.device, ctx.data("data"))
+    inputs = StreamInputs(source, facts, ctx.device, ctx.data("data"), processes=ctx.processes)
     run = StreamRun(folder, folder / "progress.json", replace(layer_stream.hooks(ctx), emit=_no_event))
 
     def note(index: int, changed: Mapping[str, Transformed]) -> dict[str, Any]:

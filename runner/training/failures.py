@@ -55,8 +55,3 @@ def diverged(what: str, value: float, step: int, rate: float, settings: Settings
         f"the {what} is {number} at step {step} of {settings.steps}, with learning rate {rate:.3g}; {state}",
         "; ".join(ways),
     )
-
-
-def first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -21,14 +21,14 @@ from typing import Any
 import torch
 
 from runner.contracts.context import Context
-from runner.errors import Diagnostic, Interrupted, MachineError, RecipeError, RunnerError, Span, StepFailed
+from runner.errors import Interrupted, MachineError, RunnerError, StepFailed
+from runner.system.process_errors import decode_error
 from runner.training import failures, training_checkpoints
 from runner.training.task import Task
 
 EVENTS, STOP, TASK = "events.jsonl", "stop", "task.json"
 PARENT = "RUNNER_TRAINING_PARENT"  # the process id of the parent: a process that finds another parent exits
 _POLL = 0.05
-_ERRORS: dict[str, type[RunnerError]] = {"MachineError": MachineError, "StepFailed": StepFailed}
 
 
 def run(ctx: Context, task: Task, progress: Path) -> None:
@@ -111,7 +111,7 @@ def failure(folder: Path, task: Task, returncode: int) -> RunnerError | None:
     """Return the first error of the processes, which caused the others; None where none failed."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("error-*.json"))]
     if found:
-        return decode_error(min(found, key=lambda error: (error["type"] == "other", error["time"])))
+        return decode_error(min(found, key=lambda error: (error["type"] == "other", error["time"])), "training process")
     if returncode == 0:
         return None
     killed = folder / "killed.json"
@@ -121,42 +121,4 @@ def failure(folder: Path, task: Task, returncode: int) -> RunnerError | None:
     return StepFailed(
         f"the training processes ended with status {returncode} and gave no reason",
         "the log of the step has what they wrote",
-    )
-
-
-def encode_error(error: BaseException, rank: int) -> dict[str, Any]:
-    """Encode an error as JSON, for the parent process."""
-    about: dict[str, Any] = {"time": time.time(), "rank": rank}
-    if isinstance(error, RecipeError):
-        found = [
-            {
-                "code": d.code, "message": d.message, "help": d.help, "path": list(d.path), "severity": d.severity,
-                "span": None if d.span is None else vars(d.span),
-            }
-            for d in error.diagnostics
-        ]  # fmt: skip
-        return {**about, "type": "RecipeError", "diagnostics": found}
-    if isinstance(error, RunnerError):
-        kind = type(error).__name__
-        return {
-            **about, "type": kind if kind in _ERRORS else "StepFailed", "message": error.message, "help": error.help
-        }  # fmt: skip
-    return {**about, "type": "other", "name": type(error).__name__, "message": failures.first_line(error)}
-
-
-def decode_error(value: dict[str, Any]) -> RunnerError:
-    """Decode an error of `encode_error`."""
-    if value["type"] == "RecipeError":
-        return RecipeError(
-            Diagnostic(
-                d["code"], d["message"], d["help"], None if d["span"] is None else Span(**d["span"]),
-                tuple(d["path"]), d["severity"],
-            )
-            for d in value["diagnostics"]
-        )  # fmt: skip
-    if value["type"] in _ERRORS:
-        return _ERRORS[value["type"]](value["message"], value["help"])
-    return StepFailed(
-        f"training process {value['rank']} failed with an unexpected {value['name']}: {value['message']}",
-        "the log of the step has its traceback",
     )

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from runner.system import parent_death
-from runner.training.launch import EVENTS, PARENT, STOP, TASK, encode_error, threads
+from runner.system.process_errors import encode_error
+from runner.training.launch import EVENTS, PARENT, STOP, TASK, threads
 from runner.training.task import Task
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from runner.errors import StepFailed
+from runner.system import process_errors
 from runner.training import failures, training_checkpoints
 from runner.training.task import Fitted, Task, Trainable
 from runner.training.trainer import FitTrainer, Hooks
@@ -69,7 +70,7 @@ def train(task: Task, hooks: Hooks) -> bool:
             if not failures.is_memory(error):
                 raise
             step = trainer.state.global_step if trainer is not None else None
-            what = failures.first_line(error)
+            what = process_errors.first_line(error)
             raise failures.out_of_memory(task, windows.shape[1], what, step) from error
     return True
 

@@ -429,3 +429,16 @@ def test_counts_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(counts, "_counted", {})
     monkeypatch.setattr(counts, "tokens", lambda *_: pytest.fail("counted again"))
     assert resolve.resolve(recipe(), cache_file=cache, device="cpu").key == first.key
+
+
+def test_processes_that_share_a_step_are_no_part_of_its_key() -> None:
+    plain, several = (
+        resolved(f"""
+steps:
+  - quantize.gptq: {{data: calibration}}
+{resources}""")
+        for resources in ("", "    resources: {processes: 2}\n")
+    )
+    assert [step.processes for step in several.steps] == [2]
+    assert several.steps[0].key == plain.steps[0].key
+    assert several.key == plain.key

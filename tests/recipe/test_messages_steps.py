@@ -260,12 +260,13 @@ help: put a step before it that makes one
     ),
     Case(
         "several processes for a kind that runs in one",
-        recipe("- quantize.gptq: {data: text}", "  resources: {processes: 2}"),
+        recipe("- quantize.rtn: {bits: 4}", "  resources: {processes: 2}"),
         """
-r.yaml:7:28: error[R311]: `quantize.gptq` runs in one process; `resources` asks for 2
+r.yaml:7:28: error[R311]: `quantize.rtn` runs in one process; `resources` asks for 2
     7 |     resources: {processes: 2}
       |                            ^
-help: leave `processes` out: only training uses several
+help: leave `processes` out: training uses several, and `quantize.gptq`, `prune.wanda`, `prune.sparsegpt` and \
+`evaluate.perplexity`
 """,
     ),
 ]

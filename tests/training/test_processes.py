@@ -16,8 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from runner.errors import Diagnostic, Interrupted, MachineError, RecipeError, RunnerError, Span, StepFailed
+from runner.errors import Interrupted, MachineError, StepFailed
 from runner.steps.kinds import find
+from runner.system.process_errors import decode_error, encode_error
 from runner.training import launch
 from runner.training.arguments import arguments
 from runner.training.run import fit
@@ -187,21 +188,8 @@ def test_more_processes_than_gpus(tmp_path: Path, model: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        StepFailed("it failed", "do this"),
-        MachineError("too little", None),
-        RecipeError([Diagnostic("R464", "short", "more", Span("a.yaml", 1, 2, 3, "text"), ("data", 0))]),
-    ],
-)
-def test_errors_survive_the_way_between_processes(error: RunnerError) -> None:
-    found = launch.decode_error(launch.encode_error(error, 1))
-    assert (type(found), found.render(), found.exit_code) == (type(error), error.render(), error.exit_code)
-
-
 def test_an_unexpected_error_names_its_process_and_type() -> None:
-    found = launch.decode_error(launch.encode_error(KeyError("x"), 1))
+    found = decode_error(encode_error(KeyError("x"), 1), "training process")
     assert found.render() == (
         "error: training process 1 failed with an unexpected KeyError: 'x'\nhelp: the log of the step has its traceback"
     )
@@ -210,7 +198,7 @@ def test_an_unexpected_error_names_its_process_and_type() -> None:
 def test_of_several_errors_the_first_expected_one_is_told(tmp_path: Path, model: Path) -> None:
     task = plain.task(plain.Caller(tmp_path, processes=2), model)
     for rank, error in enumerate((RuntimeError("connection closed by peer"), StepFailed("the loss is NaN"))):
-        (tmp_path / f"error-{rank}.json").write_text(json.dumps(launch.encode_error(error, rank)))
+        (tmp_path / f"error-{rank}.json").write_text(json.dumps(encode_error(error, rank)))
     found = launch.failure(tmp_path, task, 1)
     assert found is not None
     assert found.message == "the loss is NaN"

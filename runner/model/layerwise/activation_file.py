@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -21,28 +21,39 @@ CPU = torch.device("cpu")
 class Activations:
     """Hidden states [windows, length, hidden] of one dtype in one file. Written once in order, then read in any order.
 
+    Several processes may write one file, each windows of its own: `owned` are the numbers of those, all by default.
     `digest` is the sha256 of the sha256 of every window, so that a torn file is never resumed from. A batch is hashed
     and written by threads while the next one is computed, one batch behind; an error of that (a full disk) is raised by
     the next call. Batches for a GPU pass through pinned memory, so that neither side waits for the copy.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device = CPU) -> None:
+    def __init__(
+        self,
+        path: Path,
+        shape: tuple[int, int, int],
+        dtype: torch.dtype,
+        device: torch.device = CPU,
+        owned: Sequence[int] | None = None,
+    ) -> None:
         self.path = path
         self.shape = shape
         self.dtype = dtype
         self.device = device
         self.row = shape[1] * shape[2] * dtype.itemsize
-        self._hash = hashlib.sha256()
-        self._next = 0
+        self._owned = range(shape[0]) if owned is None else owned
+        self._digests: list[bytes] = []
+        self._written = 0
         self._file: int | None = None
         self._behind: Future[None] | None = None
 
     def write(self, start: int, hidden: torch.Tensor) -> None:
-        """Append windows [n, length, hidden]; `start` must be where the last write ended."""
-        if start != self._next:
-            raise ValueError(f"hidden states are written in order: expected window {self._next}, got {start}")
+        """Append windows [n, length, hidden]; `start` must be the first of those that this process has yet to write."""
+        expected = next(iter(self._owned[self._written : self._written + 1]), None)
+        if start != expected:
+            raise ValueError(f"hidden states are written in order: expected window {expected}, got {start}")
         if self._file is None:
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            os.ftruncate(self._file, self.shape[0] * self.row)  # other processes may have written theirs
         hidden = hidden.detach().to(dtype=self.dtype).contiguous()
         arrived = None
         if hidden.device.type == "cuda":
@@ -53,19 +64,18 @@ class Activations:
         data = as_bytes(hidden.cpu())
         self._wait()
         self._behind = _writer().submit(self._put, self._file, data, start * self.row, arrived)
-        self._next += hidden.shape[0]
+        self._written += hidden.shape[0]
 
     def _put(self, file: int, data: memoryview, offset: int, arrived: torch.cuda.Event | None) -> None:
         if arrived is not None:
             arrived.synchronize()
-        digests = self._digests(data)
+        digests = self._hashed(data)
         done = 0
         while done < len(data):
             done += os.pwrite(file, data[done:], offset + done)
-        for digest in digests:
-            self._hash.update(digest)
+        self._digests += digests
 
-    def _digests(self, data: memoryview) -> Iterator[bytes]:
+    def _hashed(self, data: memoryview) -> Iterator[bytes]:
         """Of every window in `data`, in order; they are made meanwhile, by as many threads as suit the machine."""
         rows = (data[begin : begin + self.row] for begin in range(0, len(data), self.row))
         return _hashers().map(lambda row: hashlib.sha256(row).digest(), rows)
@@ -92,9 +102,17 @@ class Activations:
             done += count
         return hidden.to(self.device, non_blocking=pinned)
 
-    def digest(self) -> str:
+    def window_digests(self) -> dict[int, bytes]:
+        """Return the digest of every window that this process wrote."""
         self._wait()
-        return self._hash.hexdigest()
+        return dict(zip(self._owned, self._digests, strict=False))
+
+    def digest(self, others: Sequence[Mapping[int, bytes]] = ()) -> str:
+        """Return the digest of all windows; `others` are the `window_digests` of other processes."""
+        found = self.window_digests()
+        for more in others:
+            found |= more
+        return hashlib.sha256(b"".join(found[window] for window in sorted(found))).hexdigest()
 
     def intact(self, digest: str) -> bool:
         """Whether the file holds exactly what was written under that digest."""

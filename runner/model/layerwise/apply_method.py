@@ -9,6 +9,7 @@ import torch
 
 from runner.model.checkpoint.quantization.quantized import Quantized
 from runner.model.layerwise.method import Linear, Method, Options, Statistics, Transformed
+from runner.model.layerwise.process_group import ProcessGroup
 
 Weights = Mapping[str, torch.Tensor]  # module's name in the checkpoint → weight [out, in], in the type it is stored in
 
@@ -33,6 +34,32 @@ def transform_group(
         top = torch.stack([largest(name) for name in sharing]).amax() if names[0] in method.shares_scale else None
         linear = Linear(tuple(names), stacked, weights[names[0]].dtype, top)
         done |= split(names, weights, transform(linear, seen, own))
+    return done
+
+
+def transform_together(
+    method: Method,
+    weights: Weights,
+    seen: Statistics | None,
+    largest: Callable[[str], torch.Tensor],
+    group: ProcessGroup,
+) -> dict[str, Transformed]:
+    """Transform linears that see one input in all processes: those that are solved together in one process each, in
+
+    turn. `seen` are the statistics, None in all processes but the first.
+    """
+    found = [names for names, _ in teams(method, weights)]
+    if group.count == 1 and seen is not None:
+        return transform_group(method, weights, seen, largest)
+    if len(found) > 1:
+        seen = group.broadcast(seen)
+    done: dict[str, Transformed] = {}
+    own = {}
+    for number, names in enumerate(found):
+        if number % group.count == group.rank and seen is not None:
+            own[number] = transform_group(method, {name: weights[name] for name in names}, seen, largest)
+    for number in range(len(found)):
+        done |= group.broadcast(own.get(number), number % group.count)
     return done
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from runner.errors import Diagnostic, RecipeError
 from runner.model.layerwise import adapter, block_attention, forward_modes, progress_file
-from runner.model.layerwise.apply_method import dense, transform_group
+from runner.model.layerwise.apply_method import dense, transform_together
 from runner.model.layerwise.dtypes import holds
 from runner.model.layerwise.expert_stream import ExpertsStandIn, MixtureRun
 from runner.model.layerwise.forward_modes import Lane, LayerRun
@@ -22,8 +22,9 @@ from runner.model.layerwise.layer_block import LayerBlock
 from runner.model.layerwise.linear import is_conv1d, is_linear
 from runner.model.layerwise.memory_budget import suspend_limit, suspended_bytes, widest
 from runner.model.layerwise.method import Method, Transformed
+from runner.model.layerwise.partial_sums import PartialSums
+from runner.model.layerwise.process_group import ALONE, ProcessGroup
 from runner.model.layerwise.statistics import largest
-from runner.model.layerwise.statistics_collector import StatisticsCollector
 from runner.model.layerwise.stream_run import ExpertSink, StreamInputs, StreamRun
 from runner.model.layerwise.streamed_model import StreamedModel, dense_copy
 from runner.system import heap
@@ -32,12 +33,12 @@ Mode = Callable[[], AbstractContextManager[Any]]
 
 
 class Calibrated:
-    """Layers for a method that looks at calibration inputs."""
+    """Layers for a method that looks at calibration inputs. Each process of `group` runs batches of its own."""
 
-    def __init__(self, inputs: StreamInputs, method: Method) -> None:
+    def __init__(self, inputs: StreamInputs, method: Method, group: ProcessGroup = ALONE) -> None:
         if inputs.ids is None:
             raise ValueError("the method needs calibration data")
-        self.inputs, self.method, self.ids = inputs, method, inputs.ids
+        self.inputs, self.method, self.ids, self.group = inputs, method, inputs.ids, group
         self.streamed = StreamedModel(inputs.folder, inputs.device)
         block_attention.use_blocks(self.streamed.model, self.streamed.device)
         self.experts = [self.streamed.separate_experts()]
@@ -51,7 +52,7 @@ class Calibrated:
         self.flow: HiddenStates  # set by `begin`
 
     def begin(self, progress: progress_file.Progress, run: StreamRun) -> progress_file.Progress:
-        self.flow = HiddenStates(self.streamed, self.ids, run.scratch, self.lanes)
+        self.flow = HiddenStates(self.streamed, self.ids, run.scratch, self.lanes, self.group)
         progress = begin_flow(self.flow, progress, run, mode_of(self.method))
         if self.method.block is not None and self.flow.has_state():
             message = f"{type(self.streamed.model).__name__} has layers that hand one another keys and values"
@@ -73,7 +74,7 @@ class Calibrated:
         if unreached := set(mixtures) - {names[0] for names in groups}:
             raise RuntimeError(f"two tokens did not reach the experts `{min(unreached)}`")
         changed: dict[str, Transformed] = {}
-        collectors: dict[int, StatisticsCollector] = {}
+        collectors: dict[int, PartialSums] = {}
         branches: list[Any] = []
         tops: dict[str, torch.Tensor] = {}
 
@@ -82,7 +83,10 @@ class Calibrated:
                 mixtures[groups[group][0]].collect(inputs)
                 return
             if group not in collectors:
-                collectors[group] = StatisticsCollector(self.method.statistics, inputs[0].shape[-1], inputs[0].device)
+                columns, device = inputs[0].shape[-1], inputs[0].device
+                collectors[group] = PartialSums(
+                    self.method.statistics, columns, device, len(flow.all_spans), self.group
+                )
             collectors[group].add(*inputs)
 
         def top(name: str) -> torch.Tensor:
@@ -99,7 +103,9 @@ class Calibrated:
             members = {self._stored(index, name): linears[name] for name in groups[group]}
             weights = {name: self._weight(name, module) for name, module in members.items()}
             tops.update({name: largest(weight) for name, weight in weights.items() if name in self.method.shares_scale})
-            done = transform_group(self.method, weights, collectors.pop(group).finish(), top)
+            collected = collectors.pop(group, None)  # a process without batches has none
+            seen = collected.finish() if collected is not None and self.group.is_first else None
+            done = transform_together(self.method, weights, seen, top, self.group)
             for name, result in done.items():
                 branches.extend(install(members[name], result, weights[name].dtype))
             changed.update(done)
@@ -175,7 +181,7 @@ class Calibrated:
     def _choose_mode(self) -> Callable[[LayerRun], None]:
         if not self.method.sequential:
             return forward_modes.run_at_once
-        tokens, value = self.ids.numel(), self.streamed.dtype.itemsize
+        tokens, value = -(-self.ids.numel() // self.group.count), self.streamed.dtype.itemsize
         width = self.inputs.facts.config.hidden_size
         held = suspended_bytes(tokens, width, widest(self.inputs.facts), value, self.lanes)
         limit = suspend_limit(device_bytes(self.streamed.device))
@@ -206,7 +212,7 @@ def begin_flow(
     if progress.layer == layers:
         return progress  # stopped while the folder was put together: no layer is left to feed
     with mode():
-        if flow.begin(progress.layer, progress.hidden):
+        if flow.group.broadcast(flow.begin(progress.layer, progress.hidden)):
             return progress
         run.hooks.emit("message", level="warning", text="the hidden states of the interrupted run are not intact: "
                        "starting again at the first layer")  # fmt: skip

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -18,7 +20,8 @@ import torch
 from runner.model.layerwise import progress_file
 from runner.model.layerwise.calibrated import Calibrated, Mode, mode_of
 from runner.model.layerwise.method import Method, Results, Transformed
-from runner.model.layerwise.stream_run import ExpertSink, StreamInputs, StreamRun
+from runner.model.layerwise.process_group import ALONE, ProcessGroup, started
+from runner.model.layerwise.stream_run import SILENT, ExpertSink, StreamInputs, StreamRun
 from runner.model.layerwise.weights_only import WeightsOnly
 from runner.system import heap
 
@@ -34,13 +37,29 @@ def transform(
     gets those of each expert before that, as soon as they are there. Finished layers of an interrupted run are not run
     again.
     """
-    return walk(open_layers(inputs, method), sink, run, experts, mode_of(method))
+    follow = partial(_follow, inputs, method, run.scratch, run.progress)
+    with started(inputs.processes, inputs.device, run.scratch, follow) as group:
+        return walk(open_layers(inputs, method, group), sink, run, experts, mode_of(method))
 
 
-def open_layers(inputs: StreamInputs, method: Method) -> WeightsOnly | Calibrated:
+def open_layers(inputs: StreamInputs, method: Method, group: ProcessGroup = ALONE) -> WeightsOnly | Calibrated:
     """The decoder layers of a checkpoint, ready for `walk`."""
     plain = method.statistics == "none" and method.block is None
-    return WeightsOnly(inputs, method) if plain else Calibrated(inputs, method)
+    return WeightsOnly(inputs, method) if plain else Calibrated(inputs, method, group)
+
+
+def _follow(inputs: StreamInputs, method: Method, scratch: Path, progress: Path, group: ProcessGroup) -> None:
+    """Run the same layers as the first process, which writes them, from the same one on."""
+    layers = open_layers(inputs, method, group)
+    count = inputs.facts.layer_count
+    begun = layers.begin(progress_file.load(progress, count), StreamRun(scratch, progress, SILENT))
+    with mode_of(method)():
+        for index in range(begun.layer, count):
+            layers.run(index, _no_experts)
+            layers.finished(index + 1)
+            layers.drop(index)
+            heap.trim()
+    layers.close()
 
 
 T_co = TypeVar("T_co", covariant=True)

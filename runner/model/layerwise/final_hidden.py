@@ -13,6 +13,7 @@ from runner.model.layerwise import progress_file
 from runner.model.layerwise.forward_modes import forward
 from runner.model.layerwise.hidden_states import HiddenStates
 from runner.model.layerwise.memory_budget import LOGIT_BYTES
+from runner.model.layerwise.process_group import ALONE, ProcessGroup
 from runner.model.layerwise.stream_run import StreamRun
 from runner.model.layerwise.streamed_model import StreamedModel
 from runner.system import heap
@@ -31,15 +32,22 @@ class Observer(Protocol):
 
 
 def final_hidden(
-    streamed: StreamedModel, ids: torch.Tensor, run: StreamRun, observer: Observer | None = None
+    streamed: StreamedModel,
+    ids: torch.Tensor,
+    run: StreamRun,
+    observer: Observer | None = None,
+    group: ProcessGroup = ALONE,
 ) -> HiddenStates:
-    """Run `ids` through every layer; file (0, len(streamed)) of the result holds what enters the last norm."""
+    """Run `ids` through every layer; file (0, len(streamed)) of the result holds what enters the last norm.
+
+    Each process of `group` runs windows of its own, and the first one keeps the progress.
+    """
     run.scratch.mkdir(parents=True, exist_ok=True)
-    flow = HiddenStates(streamed, ids, run.scratch)
+    flow = HiddenStates(streamed, ids, run.scratch, group=group)
     saved = progress_file.load(run.progress, len(streamed))
     heap.trim()  # what the making of the model left
     with torch.no_grad():
-        if not flow.begin(saved.layer, saved.hidden):
+        if not group.broadcast(flow.begin(saved.layer, saved.hidden)):
             saved = progress_file.Progress(len(streamed))
             flow.begin(0, [])
         for index in range(saved.layer, len(streamed)):
@@ -55,7 +63,8 @@ def final_hidden(
             if observer is not None:
                 saved.results.append(observer.result(index))
             saved.layer, saved.hidden = index + 1, flow.finished(index + 1)
-            saved.save(run.progress)
+            if group.is_first:
+                saved.save(run.progress)
             flow.drop(index)
             heap.trim()
             seconds = time.perf_counter() - started

@@ -13,6 +13,7 @@ from runner.model.layerwise.activation_file import Activations, batches
 from runner.model.layerwise.forward_modes import Lane, Span
 from runner.model.layerwise.layer_arguments import SCOUT, LayerArguments
 from runner.model.layerwise.memory_budget import batch_tokens
+from runner.model.layerwise.process_group import ALONE, ProcessGroup
 from runner.model.layerwise.streamed_model import StreamedModel
 
 
@@ -20,16 +21,22 @@ class HiddenStates:
     """Token windows `ids` [windows, length] on their way through one streamed model, in `lanes` versions of it.
 
     The file `hidden-<lane>-<i>` holds what enters layer i; a layer's input is removed when the next one is safe.
+    `spans` are the batches that this process of `group` runs.
     """
 
-    def __init__(self, streamed: StreamedModel, ids: torch.Tensor, folder: Path, lanes: int = 1) -> None:
+    def __init__(
+        self, streamed: StreamedModel, ids: torch.Tensor, folder: Path, lanes: int = 1, group: ProcessGroup = ALONE
+    ) -> None:
         self.streamed = streamed
         self.ids = ids
         self.folder = folder
         self.lanes = lanes
         self.windows, self.length = ids.shape
         tokens = batch_tokens(streamed.device.type, streamed.widest())
-        self.spans: list[Span] = list(batches(self.windows, self.length, tokens))
+        self.all_spans: list[Span] = list(batches(self.windows, self.length, tokens))
+        self.group = group
+        self.spans = [self.all_spans[batch] for batch in group.owned(len(self.all_spans))]
+        self._owned = [window for start, stop in self.spans for window in range(start, stop)]
         self._arguments = LayerArguments(folder, lanes)
         self._scout: torch.Tensor | None = None
         self._open: dict[tuple[int, int], Activations] = {}
@@ -57,6 +64,8 @@ class HiddenStates:
         return self._arguments.has_state()
 
     def _intact(self, layer: int, digests: list[str]) -> bool:
+        if not self.group.is_first:  # the first one decides
+            return not self._arguments.has_state() or self._arguments.load_states(self._state_file(layer), digests[-1])
         files = [self.file(lane, layer) for lane in range(self.lanes)]
         if self._arguments.has_state():
             if not digests or not self._arguments.load_states(self._state_file(layer), digests[-1]):
@@ -73,7 +82,7 @@ class HiddenStates:
             width = self.streamed.hidden_size
             path = self.folder / f"hidden-{lane}-{layer}"
             self._open[key] = Activations(
-                path, (self.windows, self.length, width), self.streamed.dtype, self.streamed.device
+                path, (self.windows, self.length, width), self.streamed.dtype, self.streamed.device, self._owned
             )
         return self._open[key]
 
@@ -102,18 +111,28 @@ class HiddenStates:
         return self._scout, *self._arguments.call(0, layer, SCOUT)
 
     def finished(self, layer: int) -> list[str]:
-        """The digests of what enters layer `layer`, all of it written: of each lane, then of what layers share."""
-        digests = [self.file(lane, layer).digest() for lane in range(self.lanes)]
-        if self._arguments.has_state():
-            digests.append(self._arguments.save_states(self._state_file(layer)))
+        """The digests of what enters layer `layer`, all of it written: of each lane, then of what layers share.
+
+        Empty in all processes but the first.
+        """
+        written = [self.file(lane, layer).window_digests() for lane in range(self.lanes)]
+        has_state = self._arguments.has_state()
+        _, *others = self.group.gather((written, self._arguments.states(self.spans) if has_state else {})) or [None]
+        if not self.group.is_first:
+            return []
+        digests = [self.file(lane, layer).digest([more[lane] for more, _ in others]) for lane in range(self.lanes)]
+        if has_state:
+            digests.append(self._arguments.save_states(self._state_file(layer), [states for _, states in others]))
         return digests
 
     def drop(self, layer: int) -> None:
         """Forget what entered `layer`."""
         self._arguments.drop(layer)
-        self._state_file(layer).unlink(missing_ok=True)
+        if self.group.is_first:
+            self._state_file(layer).unlink(missing_ok=True)
         for lane in range(self.lanes):
             file = self._open.pop((lane, layer), None)
             if file is not None:
                 file.close()
-            (self.folder / f"hidden-{lane}-{layer}").unlink(missing_ok=True)
+            if self.group.is_first:
+                (self.folder / f"hidden-{lane}-{layer}").unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Mapping, MutableMapping, MutableSequence
+from collections.abc import Callable, Mapping, MutableMapping, MutableSequence, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,9 +78,16 @@ class LayerArguments:
         """Whether layers hand one another more than hidden states."""
         return any(self._states.values())
 
-    def save_states(self, path: Path) -> str:
-        """Write the states of every batch as they are now; the digest of the file."""
-        torch.save(self._states, path)
+    def states(self, spans: Sequence[Span]) -> dict[tuple[int, Span], list[Any]]:
+        """The states of some batches as they are now, by lane and batch."""
+        return {(lane, span): found for (lane, span), found in self._states.items() if span in spans}
+
+    def save_states(self, path: Path, others: Sequence[Mapping[tuple[int, Span], list[Any]]] = ()) -> str:
+        """Write the states of every batch as they are now; the digest of the file. `others` are of other processes."""
+        states = dict(self._states)
+        for more in others:
+            states |= more
+        torch.save(states, path)
         return _digest(path)
 
     def load_states(self, path: Path, digest: str) -> bool:

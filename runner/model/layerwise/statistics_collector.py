@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from runner.model.layerwise import statistics
@@ -30,6 +32,30 @@ class StatisticsCollector:
             statistics.add_gram(self.gram, x)
         if self.cross is not None and unchanged is not None:
             statistics.add_cross(self.cross, unchanged.reshape(x.shape), x)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Return the tokens, on the CPU, and the sums: what another process needs to add them to its own."""
+        sums = (self.squares, self.gram, self.cross)
+        return [torch.tensor([self.tokens]), self.largest, *(each for each in sums if each is not None)]
+
+    def fill(self, receive: Callable[[list[torch.Tensor]], None]) -> None:
+        """Become what another collector has, whose `tensors` `receive` writes into those that it is given."""
+        tensors = self.tensors()
+        receive(tensors)
+        self.tokens = int(tensors[0])
+
+    def merge(self, other: StatisticsCollector) -> None:
+        """Add the sums of another collector."""
+        self.tokens += other.tokens
+        self.largest = torch.maximum(self.largest, other.largest)
+        for own, more in zip(self.tensors()[2:], other.tensors()[2:], strict=True):
+            own.add_(more)
+
+    def clear(self) -> None:
+        """Begin again from nothing."""
+        self.tokens = 0
+        for tensor in self.tensors()[1:]:
+            tensor.zero_()
 
     def finish(self) -> Statistics:
         return Statistics(

@@ -13,6 +13,7 @@ from runner.model.layerwise.method import Transformed
 if TYPE_CHECKING:
     import torch
 
+PARTS = 8  # parts of the calibration batches, and so the most processes that share them
 ExpertSink = Callable[[int, Mapping[str, Transformed]], None]  # takes the changed modules of an expert of a layer
 
 
@@ -33,6 +34,13 @@ class StreamHooks:
     emit: Emit
     safe_point: Callable[[], None]
     judge: Callable[[int, int, float | None], None] = lambda layer, layers, error: None
+
+
+def _nothing(*args: Any, **fields: Any) -> None:
+    """Do nothing."""
+
+
+SILENT = StreamHooks(_nothing, _nothing)  # of the further processes of a step: the first one reports and stops
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,7 @@ class StreamInputs:
     facts     of the checkpoint in `folder`
     ids       calibration windows [windows, length], int64; None for a method that collects no statistics
     original  folder of the unchanged model that "cross" compares with; None: the checkpoint itself
+    processes  how many share the calibration windows; it changes no byte of the result
     """
 
     folder: Path
@@ -65,3 +74,4 @@ class StreamInputs:
     device: str = "cpu"
     ids: torch.Tensor | None = None
     original: Path | None = None
+    processes: int = 1

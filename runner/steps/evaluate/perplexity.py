@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from runner.contracts import metric_ranges
 from runner.contracts.step_kind import CHECKPOINT, METRICS_ONLY, QUANTIZED, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic
-from runner.steps import forward_cost
+from runner.steps import divided, forward_cost
+
+if TYPE_CHECKING:
+    import torch
+
+    from runner.model.layerwise.process_group import ProcessGroup
+    from runner.model.layerwise.stream_run import StreamRun
 
 VERSION = 3
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = METRICS_ONLY
 REQUIRES = ()
+DIVISIBLE = True
 METRICS = {
     "perplexity": metric_ranges.PERPLEXITY,
     "loss": metric_ranges.AMOUNT,
@@ -22,39 +32,65 @@ METRICS = {
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
-    return forward_cost.check(params, inputs)
+    return forward_cost.check(params, inputs) + divided.check(inputs)
 
 
 def estimate(params: Params, inputs: Inputs) -> Cost:
-    return forward_cost.estimate_forward([inputs.checkpoint], inputs.data["data"], inputs.machine)
+    cost = forward_cost.estimate_forward([inputs.checkpoint], inputs.data["data"], inputs.machine)
+    return divided.shared(cost, inputs)
 
 
 def run(ctx: Context) -> Result:
+    from runner.model.layerwise.process_group import started
+    from runner.steps.layer_stream import stream_run
+
+    ids, run = ctx.data("data"), stream_run(ctx)
+    folder = ctx.inputs["checkpoint"].path
+    follow = partial(_follow, folder, ctx.device, ids, run.scratch, run.progress)
+    with started(ctx.processes, ctx.device, run.scratch, follow) as group:
+        found = _losses(folder, ctx.device, ids, run, group)
+    windows, length = ids.shape
+    total = 0.0
+    for start in sorted(found):
+        for each in found[start]:
+            total += each
+    tokens = windows * (length - 1)
+    loss = total / tokens
+    return Result(
+        metrics={"perplexity": math.exp(loss), "loss": loss, "tokens": tokens, "windows": windows},
+        details={"sequence_length": length},
+    )
+
+
+def _follow(folder: Path, device: str, ids: torch.Tensor, scratch: Path, progress: Path, group: ProcessGroup) -> None:
+    from runner.model.layerwise.stream_run import SILENT, StreamRun
+
+    _losses(folder, device, ids, StreamRun(scratch, progress, SILENT), group)
+
+
+def _losses(
+    folder: Path, device: str, ids: torch.Tensor, run: StreamRun, group: ProcessGroup
+) -> dict[int, list[float]]:
+    """Return the sums of losses by the first window of each batch, in the first process of all batches."""
     import torch
     from torch.nn.functional import cross_entropy
 
     from runner.model.layerwise.final_hidden import final_hidden, position_chunks
     from runner.model.layerwise.streamed_model import StreamedModel
-    from runner.steps.layer_stream import stream_run
 
-    ids = ctx.data("data")
-    streamed = StreamedModel(ctx.inputs["checkpoint"].path, ctx.device)
-    flow = final_hidden(streamed, ids, stream_run(ctx))
+    streamed = StreamedModel(folder, device)
+    flow = final_hidden(streamed, ids, run, group=group)
     final = flow.file(0, len(streamed))
     streamed.load_rest(embedding=False)
-    total = torch.zeros((), dtype=torch.float64)
+    own: dict[int, list[float]] = {}
     with torch.no_grad():
         for start, stop in flow.spans:
             hidden = final.read(start, stop)
             window = ids[start:stop].to(streamed.device)
+            own[start] = []
             for keep in position_chunks(flow.length, stop - start, streamed.vocabulary_size):
                 logits = streamed.logits(hidden, keep)
                 targets = window[:, keep + 1]
-                total += cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum").double().cpu()
-            ctx.emit("progress", phase="logits", done=stop, total=flow.windows, unit="windows")
-    tokens = flow.windows * (flow.length - 1)
-    loss = float(total) / tokens
-    return Result(
-        metrics={"perplexity": math.exp(loss), "loss": loss, "tokens": tokens, "windows": flow.windows},
-        details={"sequence_length": flow.length},
-    )
+                own[start].append(float(cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")))
+            run.hooks.emit("progress", phase="logits", done=stop, total=flow.windows, unit="windows")
+    return {start: losses for more in group.gather(own) for start, losses in more.items()}

@@ -12,10 +12,11 @@ from runner.steps.layer_method import ERRORS, LayerMethod
 from runner.steps.owl import bind
 from runner.steps.prune.magnitude import transform as by_magnitude
 
-VERSION = 1
+VERSION = 2
 CONSUMES = (CHECKPOINT,)
 PRODUCES = CHECKPOINT
 REQUIRES = ()
+DIVISIBLE = True
 METRICS = {**ERRORS, **EXPERTS}
 
 

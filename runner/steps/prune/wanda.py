@@ -9,10 +9,11 @@ from runner.steps.layer_method import LayerMethod
 from runner.steps.owl import bind
 from runner.steps.prune.magnitude import transform as by_magnitude
 
-VERSION = 5
+VERSION = 6
 CONSUMES = (CHECKPOINT,)
 PRODUCES = CHECKPOINT
 REQUIRES = ()
+DIVISIBLE = True
 METRICS = EXPERTS
 
 

@@ -15,10 +15,11 @@ from runner.steps.layer_method import ERRORS
 from runner.steps.layerwise import LayerMethod, bind
 from runner.steps.quantize.rtn import without_statistics
 
-VERSION = 8
+VERSION = 9
 CONSUMES = (CHECKPOINT,)
 PRODUCES = QUANTIZED
 REQUIRES = ()
+DIVISIBLE = True
 METRICS = {**ERRORS, **EXPERTS}
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from runner.model.checkpoint.reader import CheckpointReader
     from runner.model.layerwise.method import Results
 
-VERSION = 5
+VERSION = 6
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = SAME
 REQUIRES = ()

@@ -26,7 +26,7 @@ from runner.steps.patterns import matches
 if TYPE_CHECKING:
     import torch
 
-VERSION = 4
+VERSION = 5
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = SAME
 REQUIRES = ()
