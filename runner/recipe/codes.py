@@ -187,6 +187,7 @@ CODES: dict[str, str] = {
     "R712": "an environment does not resolve",
     "R713": "several processes are asked for, and the experts of a mixture are changed by one",
     "R714": "more processes are to share a step than can",
+    "R715": "a foreign tool does not know the type of a model",
     "R801": "the widths of a model cannot be cut as asked",
     "R802": "more units are to be kept or left out than there are",
     "R803": "groups of attention heads do not allow a number of heads",

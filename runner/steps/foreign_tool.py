@@ -93,7 +93,7 @@ def _made(script: str, ctx: ForeignContext) -> Path:
     last = ""
     with subprocess.Popen(
         [ctx.python(), program, request], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        errors="replace",
+        errors="replace", cwd=ctx.scratch_dir,  # some leave logs where they are
     ) as process:  # fmt: skip
         try:
             for line in process.stdout or ():
@@ -115,6 +115,9 @@ def _made(script: str, ctx: ForeignContext) -> Path:
 
 def _take(tool: CheckpointReader, linear: Linear, statistics: Statistics, params: Params) -> Transformed:
     """Return the weight that the tool stored for a module, in the scheme that the step was planned with."""
+    from runner.model.checkpoint import formats
+    from runner.model.checkpoint.reader import DTYPE_NAMES, DTYPES
+
     (name,) = linear.names
     wanted = targets.stored_scheme(params)
     found = tool.packing.scheme(name) if tool.packing is not None and tool.format(name) is not None else None
@@ -122,8 +125,11 @@ def _take(tool: CheckpointReader, linear: Linear, statistics: Statistics, params
         how = found.describe() if found is not None else "dense"
         raise StepFailed(f"the tool stored `{name}` as {how}; the plan has {wanted.describe()}", _REPORT)
     quantized = tool.read_quantized(name)
-    if not bool((quantized.scale.to(linear.dtype).double() == quantized.scale.double()).all()):
-        raise StepFailed(f"the scales of `{name}` do not fit {linear.dtype}, the type of the model", _REPORT)
+    if quantized.groups is not None:
+        raise StepFailed(f"the tool stored the columns of `{name}` in groups that are no neighbours", _REPORT)
+    stored = DTYPES[formats.find(params["format"]).scale_dtype(wanted, DTYPE_NAMES[linear.dtype])]
+    if not bool((quantized.scale.to(stored).double() == quantized.scale.double()).all()):
+        raise StepFailed(f"the scales of `{name}` do not fit {stored}, the type that they are to be stored in", _REPORT)
     error = quantized.dequantize(linear.dtype).float() - linear.weight
     total = linear.weight.square().sum().clamp_min(1e-30)
     return Transformed(quantized=quantized, metrics={"weight_error": float(error.square().sum() / total)})
