@@ -112,8 +112,8 @@ def _malformed(config: Mapping[str, Any], source: str) -> Diagnostic | None:
     classes, quantization = config.get("architectures"), config.get("quantization_config")
     if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
         wrong = f"`architectures` = {json.dumps(classes)[:60]}; it must be a list of names of classes"
-    elif quantization is not None and not isinstance(quantization, dict):
-        wrong = f"`quantization_config` = {json.dumps(quantization)[:60]}; it must be an object"
+    elif quantization is not None and not (isinstance(quantization, dict) and quantization):
+        wrong = f"`quantization_config` = {json.dumps(quantization)[:60]}; it must be an object that names a method"
     else:
         return None
     message = f"config.json of {source} has {wrong}"

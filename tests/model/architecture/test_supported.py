@@ -114,7 +114,8 @@ def test_dense_models_may_have_empty_keys_of_mixtures() -> None:
 @pytest.mark.parametrize(("changes", "wrong"), [
     ({"architectures": [None]}, "`architectures` = [null]; it must be a list of names of classes"),
     ({"architectures": "Llama"}, '`architectures` = "Llama"; it must be a list of names of classes'),
-    ({"quantization_config": [4]}, "`quantization_config` = [4]; it must be an object"),
+    ({"quantization_config": [4]}, "`quantization_config` = [4]; it must be an object that names a method"),
+    ({"quantization_config": {}}, "`quantization_config` = {}; it must be an object that names a method"),
 ])  # fmt: skip
 def test_keys_of_the_wrong_type(changes: dict[str, Any], wrong: str) -> None:
     found = supported.refuse_config({"model_type": "llama", **changes}, "`m`")
