@@ -19,12 +19,9 @@ SMALL = {
     "steps": 2, "distill_steps": 2, "recover_steps": 2, "trials": 3,
 }  # fmt: skip
 
-# `.ci/run` applies the first by a command of README.md; the others take half a minute and more each. Here they are
-# applied nightly, and the steps that they are made of have tests of their own.
-LONG = (
-    "llama_int4", "llama_int4_onnx", "llama_int8_edge", "llama_2of4_recovered", "llama_gguf", "llama_int3_scales",
-    "llama_w4_awq",
-)  # fmt: skip
+# Every recipe is applied nightly; here those that take seconds. `.ci/run` applies llama_int4 by a command of README.md,
+# and the steps that the others are made of have tests of their own.
+QUICK = ("llama_int8_rtn", "llama_fp8", "llama_nvfp4")
 
 SEARCHES = ("llama_search",)  # these make several jobs
 every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -67,7 +64,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "recipe",
     [
-        pytest.param(path, marks=pytest.mark.nightly) if path.stem in LONG else path
+        path if path.stem in QUICK else pytest.param(path, marks=pytest.mark.nightly)
         for path in RECIPES
         if path.stem not in SEARCHES
     ],
