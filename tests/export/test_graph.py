@@ -37,7 +37,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 # Each takes ten seconds of two cores; these differ most from one another, the others are compared nightly.
-SHORT = ("llama", "gemma2", "phi3", "opt", "gpt2")
+SHORT = ("llama", "gemma2", "opt")
 
 
 def checkpoint(folder: Path, name: str) -> Path:
