@@ -44,7 +44,7 @@ CUTS = (
                                             "criterion": "magnitude"}),
     Cut("hidden-random", "prune.width", {"data": "calibration", "hidden_size": {"drop": 0.25}, "criterion": "random"}),
     Cut("depth", "prune.depth", {"data": "calibration", "drop": 2}, heals=True),
-    Cut("depth-perplexity", "prune.depth", {"data": "calibration", "drop": 2, "choose": "perplexity"}, heals=True),
+    Cut("depth-perplexity", "prune.depth", {"data": "calibration", "drop": 2, "choose": "perplexity"}),
     Cut("depth-even", "prune.depth", {"drop": 2, "choose": "even"}),
 )  # fmt: skip
 HEALING = {"data": "train", "batch_size": 4, "alpha": 0, "temperature": 1, "learning_rate": 0.0007}
