@@ -45,6 +45,9 @@ class CheckpointFacts:
     facts of the checkpoint it was made from, and `engine` is the content of its engine.json. `description` is
     transformers' description of the model; None where it was not asked for.
 
+    `measured`, of the result of a step that measures sites, says what it measures of this checkpoint: `candidates`,
+    `sites`, and once it is there its `result`, a runner.contracts.sensitivity.Sensitivity.
+
     `unpacked` has the tensors that are stored in low precision, where these are the facts of the numbers that they
     stand for: name → what the form is called in which they are stored.
     """
@@ -60,6 +63,7 @@ class CheckpointFacts:
     engine: Mapping[str, Any] | None = None
     description: ModelDescription | None = None
     unpacked: Mapping[str, str] = field(default_factory=dict)
+    measured: Mapping[str, Any] | None = None
     tokenizer: Path | None = None  # the folder of its tokenizer on this machine, while planning
 
     @property

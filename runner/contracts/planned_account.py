@@ -13,7 +13,7 @@ The account of what was written is `runner.contracts.account`. Standard library 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from runner.contracts.account import Account
@@ -36,10 +36,17 @@ class Entry:
 
 @dataclass(frozen=True)
 class PlannedAccount:
-    """What a step does with every tensor of its input; `written` has the shape of every tensor of its result."""
+    """What a step does with every tensor of its input; `written` has the shape of every tensor of its result.
+
+    A shape is None where only the run decides it.
+    """
 
     entries: tuple[Entry, ...]
-    written: Mapping[str, tuple[int, ...]]
+    written: Mapping[str, tuple[int, ...] | None]
+
+    def without_shapes(self, names: Collection[str]) -> PlannedAccount:
+        """Return the same without the shapes of some tensors."""
+        return replace(self, written={name: None if name in names else self.written[name] for name in self.written})
 
     def by_role(self) -> dict[str, dict[str, tuple[int, int]]]:
         """Return role → fate → (tensors, bytes), roles in descending order of their bytes."""
@@ -72,18 +79,19 @@ class PlannedAccount:
 
 
 def check_written(
-    planned: Mapping[str, tuple[int, ...]],
+    planned: Mapping[str, tuple[int, ...] | None],
     written: Mapping[str, tuple[int, ...]],
     unchanged: Collection[str],
     account: Account | None,
 ) -> None:
-    """Raise StepFailed where the tensors of a checkpoint, name → shape, are not those of the plan.
+    """Raise StepFailed where the tensors of a checkpoint, name → shape, are not those of the plan (None: any shape).
 
     `unchanged` are those that the plan calls kept or passed: the writer must have copied them, by its `account`.
     """
     missing = sorted(set(planned) - set(written))
     strange = sorted(set(written) - set(planned))
-    other = sorted(name for name in set(planned) & set(written) if tuple(planned[name]) != tuple(written[name]))
+    shapes = {name: tuple(shape) for name, shape in planned.items() if shape is not None}
+    other = sorted(name for name in set(shapes) & set(written) if shapes[name] != tuple(written[name]))
     copied = account.unchanged() if account is not None else frozenset()
     rewritten = sorted(name for name in unchanged if name in written and name not in copied)
     faults = [

@@ -24,16 +24,18 @@ what it calls import what they need. It holds these names:
     check(params, inputs) -> list[Diagnostic]      model-aware complaints; Diagnostic.path addresses params
     estimate(params, inputs) -> Cost
     outcome(params, inputs) -> CheckpointFacts      what the produced checkpoint will look like; of an engine, the
-                                                    checkpoint it is made from with `engine` set (not for metrics)
+                                                    checkpoint it is made from with `engine` set; of metrics only where
+                                                    later steps read them: the checkpoint with `measured` set
     changes(params, inputs) -> Collection[str]      optional: the tensors of the main input whose values the step may
                                                     change; where it is absent, all that belong to the model
     adds(params, inputs) -> Mapping[str, str]       optional: the tensors of the result that come from none of the
                                                     input, each with the reason
+    unsettled(params, inputs) -> Collection[str]    optional: the tensors of the result whose shape only the run decides
     source_facts(inputs) -> CheckpointFacts         optional: the source of the step's result, if not its main input
     run(ctx) -> Result                              of a checkpoint, with the account of tensors that the function
                                                     returned which wrote it (`runner.model.checkpoint.derived.write`)
 
-Parameters have their names, types, ranges, defaults and descriptions in the schema alone. Five annotations there
+Parameters have their names, types, ranges, defaults and descriptions in the schema alone. Six annotations there
 define what a parameter refers to:
 
     "x-runner-ref": "data"          the name of an entry of the recipe's `data`
@@ -41,6 +43,7 @@ define what a parameter refers to:
                                     allows a mapping with `source` and `revision`, another model; "source" is the
                                     checkpoint that the step's engine was made from
     "x-runner-ref": "engine"        the id of an earlier step that makes an engine
+    "x-runner-ref": "sensitivity"   the id of an earlier step of `analyze.sensitivity`
     "x-runner-ref": "tasks"         names of tasks, or task files (runner.data.harness_tasks); `ctx.files` has the paths
     "x-runner-ref": "gates"         quality gates; never part of a step's key
 """

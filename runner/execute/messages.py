@@ -77,7 +77,7 @@ class Request:
     processes: int = 1
     environment: Mapping[str, Any] | None = None  # of a foreign tool: runner.plan.environments.Environment.document
     account: Mapping[str, Any] | None = None  # the account of tensors of its input, for the record
-    written: Mapping[str, tuple[int, ...]] | None = None  # the shapes of the tensors that it must write
+    written: Mapping[str, tuple[int, ...] | None] | None = None  # the shapes of the tensors that it must write
     unchanged: tuple[str, ...] = ()  # tensors of its input that it must copy
     limits: Mapping[str, float] = field(default_factory=dict)  # gates with a fixed upper limit: metric → limit
     tasks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # parameter → entry as written → its path

@@ -87,6 +87,10 @@ class Store:
         _seen[path] = (signature, entry)
         return entry
 
+    def out(self, key: str) -> Path:
+        """Return the folder with the files of the entry under `key`."""
+        return self.root / key / "out"
+
     def has(self, key: str) -> bool:
         return isinstance(self.look(key), StoreEntry)
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
+from runner.contracts import sensitivity
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.model_description import Linears
 from runner.contracts.planned_account import PlannedAccount
 from runner.contracts.step_kind import ENGINE, METRICS_ONLY, Cost, DataFacts, Inputs, MachineFacts
 from runner.errors import Diagnostic
 from runner.plan import tensor_account
-from runner.steps import architectures, kinds
+from runner.steps import architectures, auto_bits, kinds
 
 
 class Wired(Protocol):
@@ -90,7 +92,8 @@ class FactsFlow:
         before, after = kinds.source_facts(kind, inputs), self._facts[step.id]
         if not (before.tensors or after.tensors):
             return None, []
-        return tensor_account.account(before, after, changes, kinds.adds(kind, step.params, inputs))
+        found, complaints = tensor_account.account(before, after, changes, kinds.adds(kind, step.params, inputs))
+        return found.without_shapes(kinds.unsettled(kind, step.params, inputs)), complaints
 
     def linears(self, step: Wired) -> dict[str, Linears]:
         """Return the linear modules of the model of each input, by parameter, where the model was described."""
@@ -106,6 +109,24 @@ class FactsFlow:
 
     def advance(self, step: Wired) -> None:
         """Record the outcome of the step, for those after it; not called for a step that was refused."""
-        if step.produces != METRICS_ONLY and self.is_known(step):
-            made = kinds.find(step.kind).outcome(step.params, self.inputs(step))
+        kind = kinds.find(step.kind)
+        if (step.produces != METRICS_ONLY or hasattr(kind, "outcome")) and self.is_known(step):
+            made = kind.outcome(step.params, self.inputs(step))
             self._facts[step.id] = replace(made, unpacked={})
+
+    def found(self, step: Wired, folder: Path) -> None:
+        """Record what a step measured, after `advance`; `folder` has its files. Steps that measure no sites have none.
+
+        Raises what runner.contracts.sensitivity.read raises.
+        """
+        facts = self._facts.get(step.id)
+        if facts is not None and facts.measured is not None and step.produces == METRICS_ONLY:
+            self._facts[step.id] = replace(facts, measured={**facts.measured, "result": sensitivity.read(folder)})
+
+    def is_measured(self, step: Wired) -> bool:
+        """Return whether a step assigns bits by a measurement that is there already."""
+        return self.is_known(step) and auto_bits.is_measured(step.params, self.inputs(step))
+
+    def assignment(self, step: Wired) -> Mapping[str, Any]:
+        """Return the bits that such a step assigns to modules."""
+        return auto_bits.assignment(step.params, self.inputs(step))

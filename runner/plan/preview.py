@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from runner.contracts.step_kind import Cost
-from runner.errors import Diagnostic
+from runner.errors import Diagnostic, RecipeError
 from runner.model.checkpoint.stored_types import stored_type
 from runner.model.source import unpacked
 from runner.plan import machine, resolve_inputs, resources
@@ -29,6 +29,10 @@ class StoreView(Protocol):
 
     def has(self, key: str) -> bool:
         """Return whether the step is committed and its files are unchanged."""
+        ...
+
+    def out(self, key: str) -> Path:
+        """Return the folder with the files of a committed step."""
         ...
 
     def partial(self, key: str) -> tuple[int, int] | None:
@@ -58,10 +62,13 @@ def preview(
     forecasts: list[Forecast] = []
     for step in plan.steps:
         done = None if store.has(step.key) else store.partial(step.key) or (0, 0)
+        assignment = _assignment(plan, flow, step)
         state = "cached" if done is None else "resume" if done[0] > 0 else "run"
         cost = _NOTHING if done is None else _rest(flow.cost(step), done)
         flow.advance(step)
-        forecast = Forecast(step, state, reason(step, state, states, previous), cost)
+        if done is None:
+            flow.found(step, store.out(step.key))
+        forecast = Forecast(step, state, reason(step, state, states, previous), cost, assignment=assignment)
         if done is not None and done[0] > 0:
             at, unit = min(done[0] + 1, done[1]), store.unit(step.key)
             forecast = replace(forecast, resume_layer=at, layers=done[1], unit=unit)
@@ -72,6 +79,20 @@ def preview(
     if complaints:
         raise machine.MachineRefusal(complaints)
     return result
+
+
+def _assignment(plan: Plan, flow: FactsFlow, step: PlannedStep) -> Mapping[str, Any] | None:
+    """Return the bits that a step assigns, where its measurement is there. Raises RecipeError where none are possible.
+
+    A plan is made without the store: a budget that only the measurement shows to be impossible is found here.
+    """
+    if not flow.is_measured(step):
+        return None
+    source = plan.recipe.steps[step.index]
+    wrong = [d.at(plan.recipe.step_span(source, d.path)) for d in flow.check(step) if d.severity == "error"]
+    if wrong:
+        raise RecipeError(wrong)
+    return flow.assignment(step)
 
 
 def _rest(cost: Cost, done: tuple[int, int]) -> Cost:

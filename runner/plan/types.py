@@ -137,7 +137,8 @@ class Plan:
 class Forecast:
     """The forecast of one step: `state` is "cached", "run" or "resume"; `reason` is a phrase.
 
-    `unit` is what `resume_layer` and `layers` count: "layer", or "step" of a training.
+    `unit` is what `resume_layer` and `layers` count: "layer", or "step" of a training. `assignment` is that of a step
+    with `bits: auto` whose measurement is in the store (runner.steps.bits_assignment).
     """
 
     step: PlannedStep
@@ -147,6 +148,7 @@ class Forecast:
     resume_layer: int | None = None
     layers: int | None = None
     unit: str = "layer"
+    assignment: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def _references(recipe: Recipe, step: Step, earlier: Sequence[WiredStep]) -> tup
     data: dict[str, str] = {}
     for parameter, target in sorted(load.references(step.kind).items()):
         value = step.params.get(parameter)
-        if isinstance(value, str) and target in ("checkpoint", "engine", "data"):
+        if isinstance(value, str) and target in ("checkpoint", "engine", "sensitivity", "data"):
             if target == "checkpoint":
                 value = step_graph.source_of(value, inputs["checkpoint"], {e.id: e.inputs for e in earlier})
             (data if target == "data" else inputs)[parameter] = value

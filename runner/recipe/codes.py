@@ -1,7 +1,7 @@
 """The stable code of every complaint about a recipe, with the one line that documents it.
 
 R1xx syntax, R2xx schema and params, R3xx across steps, R4xx model and data, R5xx machine, R6xx models and
-schemes, R7xx executors and environments, R8xx structure and searches.
+schemes, R7xx executors and environments, R8xx structure, choices of bits and searches.
 """
 
 from __future__ import annotations
@@ -196,6 +196,13 @@ CODES: dict[str, str] = {
     "R806": "no configuration describes fewer layers of a model",
     "R807": "decoder layers that hold different tensors are not named",
     "R808": "layers are to be measured without text",
+    "R811": "`bits: auto` and the parameters that belong to it are not given together",
+    "R812": "no assignment of bits meets the budget",
+    "R813": "a measurement was made under other settings than those of the step that reads it",
+    "R814": "a measurement does not have the modules that a step assigns bits to",
+    "R815": "a budget decides nothing",
+    "R816": "a model cannot be measured in this way",
+    "R817": "a step is named as a measurement and makes none",
     "R821": "`search` names no param of the recipe",
     "R822": "a value of `search` does not fit its param",
     "R823": "a space of `search` contradicts itself, or leaves nothing to vary",

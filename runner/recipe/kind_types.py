@@ -11,6 +11,8 @@ CHECKPOINT = "checkpoint"
 CHECKPOINTS = (CHECKPOINT, "quantized-checkpoint")
 SAME = "same"
 ENGINE = "engine"
+SENSITIVITY = "sensitivity"  # a reference to a step of the kind MEASURING
+MEASURING = "analyze.sensitivity"
 
 
 def consumes(kind: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 from runner import wording
 from runner.errors import Diagnostic, Span
 from runner.recipe import kind_types, references
-from runner.recipe.kind_types import CHECKPOINT, CHECKPOINTS, ENGINE, SAME
+from runner.recipe.kind_types import CHECKPOINT, CHECKPOINTS, ENGINE, MEASURING, SAME, SENSITIVITY
 from runner.recipe.schema import kinds, load
 from runner.recipe.types import ModelSpec, Path, Recipe, Step
 
@@ -119,6 +119,8 @@ class _Checker:
             self._checkpoint(name, value, (self.step.kind, name))
         for name, value in _named(self.step, ENGINE).items():
             self._engine(name, value, (self.step.kind, name))
+        for name, value in _named(self.step, SENSITIVITY).items():
+            self._measurement(name, value, (self.step.kind, name))
         for name, value in _named(self.step, "data").items():
             self._data(name, value)
         for name in _gate_parameters(self.step):
@@ -204,6 +206,13 @@ class _Checker:
         if self._earlier(label, name, path, known, help) and name not in known:
             message = f"`{label}` names `{name}`, and `{self.before[name].kind}` makes no engine"
             self._complain("R307", message, help, path)
+
+    def _measurement(self, label: str, name: str, path: Path) -> None:
+        known = [id for id, step in self.before.items() if step.kind == MEASURING]
+        help = f"it may name {wording.ticked(known, 'or')}" if known else f"put a step of `{MEASURING}` before it"
+        if self._earlier(label, name, path, known, help) and name not in known:
+            message = f"`{label}` names `{name}`, and `{self.before[name].kind}` measures no sensitivity"
+            self._complain("R817", message, help, path)
 
     def _earlier(self, label: str, name: str, path: Path, known: Sequence[str], help: str | None) -> bool:
         if name in self.before:

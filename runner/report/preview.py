@@ -8,7 +8,7 @@ from rich.text import Text
 
 from runner.plan.types import Forecast, Preview
 from runner.progress import units
-from runner.report import tensor_account
+from runner.report import assigned_bits, tensor_account
 from runner.report.table import table
 
 STYLES = {"cached": "green", "run": "", "resume": "cyan"}
@@ -25,6 +25,7 @@ def lines(preview: Preview, width: int) -> list[Text]:
         Text(),
         *table(rows, width, ">" + "<" * 3 + ">" * 3 + "<", head=True),
         *_tensors(preview),
+        *_assignments(preview),
         *_served(preview),
         Text(),
         *_totals(preview),
@@ -36,6 +37,12 @@ def _tensors(preview: Preview) -> list[Text]:
     """Return the account of tensors of each step, one line each."""
     accounts = [(f.step.id, f.step.account.document()) for f in preview.forecasts if f.step.account is not None]
     return [Text(), *(Text(f"{id}: {tensor_account.line(found)}", "dim") for id, found in accounts)] if accounts else []
+
+
+def _assignments(preview: Preview) -> list[Text]:
+    """Return the bits that steps assign, where that is known, one line each."""
+    known = [(forecast.step.id, forecast.assignment) for forecast in preview.forecasts if forecast.assignment]
+    return [Text(), *(Text(f"{id}: {assigned_bits.line(found)}", "dim") for id, found in known)] if known else []
 
 
 def _served(preview: Preview) -> list[Text]:
@@ -118,6 +125,7 @@ def _step(forecast: Forecast) -> dict[str, Any]:
         "id": step.id, "kind": step.kind, "key": step.key, "state": forecast.state, "reason": forecast.reason,
         "resume_layer": forecast.resume_layer, "layers": forecast.layers, "unit": forecast.unit, "memory": cost.memory,
         "disk": cost.disk, "scratch": cost.scratch, "seconds": cost.seconds,
+        "assignment": None if forecast.assignment is None else dict(forecast.assignment),
         "tensors": step.account.document() if step.account is not None else None,
     }  # fmt: skip
 

@@ -18,6 +18,7 @@ REFERENCES = {
     "data": "an entry of `data`",
     "checkpoint": "`model` or the id of an earlier step",
     "engine": "the id of an earlier step that makes an engine",
+    "sensitivity": "the id of an earlier step of `analyze.sensitivity`",
     "gates": "metric → {max: x}, {min: x}, {max_ratio_to: step, value: x} or {min_ratio_to: step, value: x}",
 }
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import MachineFacts, Params
 from runner.model.layerwise.method import Linear, Statistics, Transformed
-from runner.steps.layerwise import distinct_inputs
+from runner.steps.stream_cost import distinct_inputs
 from runner.steps.targets import stored_scheme
 
 if TYPE_CHECKING:

@@ -59,6 +59,12 @@ def adds(kind: Kind, params: Params, inputs: Inputs) -> Mapping[str, str]:
     return {} if own is None else dict(own(params, inputs))
 
 
+def unsettled(kind: Kind, params: Params, inputs: Inputs) -> Collection[str]:
+    """Return the tensors of a step's result whose shape is not known before it runs."""
+    own: Any = getattr(kind, "unsettled", None)
+    return frozenset() if own is None else frozenset(own(params, inputs))
+
+
 def source_facts(kind: Kind, inputs: Inputs) -> CheckpointFacts:
     """Return the checkpoint that a step derives its result from: its main input, or that which its kind names."""
     own: Any = getattr(kind, "source_facts", None)

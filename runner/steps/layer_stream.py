@@ -112,14 +112,15 @@ class Compression:
         )
 
 
-def compression(ctx: Context, method: LayerMethod) -> Compression:
-    """Return the method of the step of `ctx`, with its parameters and calibration data."""
-    ids = ctx.data("data") if method.wants(ctx.params) != "none" or method.block is not None else None
+def compression(ctx: Context, method: LayerMethod, params: Params | None = None) -> Compression:
+    """Return the method of the step of `ctx`, with its parameters, or those given, and calibration data."""
+    params = ctx.params if params is None else params
+    ids = ctx.data("data") if method.wants(params) != "none" or method.block is not None else None
     calibration: list[int | None] | None = None
-    if ctx.params.get("data") is not None:
+    if params.get("data") is not None:
         data = ctx.data_facts("data")
         calibration = [data.samples, data.sequence_length]
-    return Compression(method.kind, method, ctx.params, ids, calibration, processes=ctx.processes)
+    return Compression(method.kind, method, params, ids, calibration, processes=ctx.processes)
 
 
 def compress(checkpoint: Artifact, how: Compression, run: StreamRun, ctx: Context) -> Result:

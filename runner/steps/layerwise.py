@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,15 +23,15 @@ from runner.model.checkpoint import adapter_config, formats
 from runner.model.checkpoint.quantization import checkpoint_config
 from runner.model.checkpoint.quantization.format import Matrix
 from runner.model.layerwise import memory_budget
-from runner.steps import divided, experts, rounded_inputs
+from runner.steps import auto_bits, divided, experts, rounded_inputs
+from runner.steps.bits_assignment import is_auto
 from runner.steps.fused_sites import refuse_split
 from runner.steps.layer_method import LayerMethod
 from runner.steps.patterns import matches
+from runner.steps.stream_cost import active_weights, expert_inputs, squares, stacks, working_bytes
 from runner.steps.targets import chosen, planned, scheme
 
-__all__ = [
-    "LayerMethod", "bind", "check", "distinct_inputs", "estimate", "outcome", "run", "stacks", "unmatched",
-]  # fmt: skip
+__all__ = ["LayerMethod", "bind", "check", "estimate", "outcome", "run", "unmatched"]
 
 HEAD = "lm_head"
 _ALONE = "it changes linear modules of decoder layers alone"
@@ -51,12 +50,35 @@ def bind(method: LayerMethod) -> Bound:
 
 
 def run(method: LayerMethod, ctx: Context) -> Result:
+    from runner.model.architecture.inspect import of_artifact
     from runner.steps import layer_stream as stream
 
-    return stream.compress(ctx.inputs["checkpoint"], stream.compression(ctx, method), stream.stream_run(ctx), ctx)
+    checkpoint = ctx.inputs["checkpoint"]
+    params, assignment = auto_bits.settled(ctx, of_artifact(checkpoint))
+    result = stream.compress(checkpoint, stream.compression(ctx, method, params), stream.stream_run(ctx), ctx)
+    return replace(result, details={**result.details, **assignment})
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
+    """Return the complaints about a step; with `bits: auto` those about the first candidate that has any."""
+    found = auto_bits.check(params, inputs)
+    if not is_auto(params):
+        return found + _check(params, inputs)
+    if any(each.severity == "error" for each in found):
+        return found
+    stages: list[Callable[[Inputs], list[Diagnostic]]] = [
+        *(partial(_check, own) for own in auto_bits.each_candidate(params, inputs)),
+        partial(auto_bits.check_budget, params),
+        lambda given: _check(auto_bits.planned(params, given), given),
+    ]
+    for stage in stages:
+        found += [each for each in stage(inputs) if each not in found]
+        if any(each.severity == "error" for each in found):
+            break
+    return found
+
+
+def _check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     facts = inputs.checkpoint
     found = adapter_config.adapter_conflicts(facts.adapter, "this step would change those") + unmatched(params, facts)
     linears = chosen(params, facts)
@@ -189,6 +211,7 @@ def undivided_patterns(linears: Mapping[Site, Params]) -> list[Diagnostic]:
 
 
 def estimate(method: LayerMethod, params: Params, inputs: Inputs) -> Cost:
+    params = auto_bits.planned(params, inputs)
     facts, machine = inputs.checkpoint, inputs.machine
     disk = sum(tensor.nbytes for tensor in outcome(params, inputs).tensors.values())
     biggest = max((i.size for i in facts.sites), default=0)
@@ -232,63 +255,10 @@ def estimate(method: LayerMethod, params: Params, inputs: Inputs) -> Cost:
     return divided.shared(Cost(peak, disk, scratch, seconds), inputs, divided.widest_sum(facts, matrices))
 
 
-def working_bytes(weights: int) -> int:
-    """Return the bytes of float32 copies while weights are solved: the weight, its working copy, its grid search."""
-    return 4 * 4 * weights
-
-
-def stacks(method: LayerMethod, facts: CheckpointFacts) -> dict[int, int]:
-    """Return input width → the most weights solved at once.
-
-    Linears of one width in a layer may have the same input.
-    """
-    found: dict[int, int] = {0: 0}
-    by_layer: dict[tuple[int, str, int], int] = {}
-    for linear in facts.sites:
-        size = linear.size
-        key = (linear.layer, linear.expert, linear.columns)
-        by_layer[key] = size + (by_layer.get(key, 0) if method.stacked else 0)
-        found[linear.columns] = max(found.get(linear.columns, 0), by_layer[key])
-    return found
-
-
-def distinct_inputs(facts: CheckpointFacts) -> list[int]:
-    """Return the widths of the distinct inputs of linears, over all layers.
-
-    Of the linears of one width in a layer, two or three have the same input: in the usual block q, k and v, and gate
-    and up, while the other two have inputs of their own.
-    """
-    plain = [linear for linear in facts.sites if not linear.is_expert]
-    linears = Counter(linear.layer for linear in plain)
-    alike = Counter((linear.layer, linear.columns) for linear in plain)
-    groups = {key: count if linears[key[0]] <= 4 else (count + 1) // 2 for key, count in sorted(alike.items())}
-    return [width for (_, width), count in groups.items() for _ in range(count)] + expert_inputs(facts)
-
-
-def expert_inputs(facts: CheckpointFacts) -> list[int]:
-    """Return the widths of the distinct inputs of experts, over all layers: each has one, and its last matrix one."""
-    experts = (site for site in facts.sites if site.is_expert)
-    return list({(site.expert, site.role == "expert_down"): site.columns for site in experts}.values())
-
-
-def squares(params: Params, facts: CheckpointFacts) -> float:
-    """Return the squared widths that the second moments of a token take; an expert sees a part of the tokens."""
-    experts = sum(width**2 for width in expert_inputs(facts))
-    all_inputs = sum(width**2 for width in distinct_inputs(facts))
-    parts = [m.active / m.experts for m in facts.linears.mixtures if m.active and m.experts]
-    share = sum(parts) / len(parts) if parts and params.get("experts") == "routed" else 1.0
-    return all_inputs - experts + share * experts
-
-
-def active_weights(facts: CheckpointFacts) -> int:
-    """Return the weights that a token is multiplied by: of the experts of a layer, those that it is routed to."""
-    parts = {m.layer: m.active / m.experts for m in facts.linears.mixtures if m.active and m.experts}
-    return int(sum(site.size * (parts.get(site.layer, 1.0) if site.is_expert else 1.0) for site in facts.sites))
-
-
 def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
     """Return the facts of the result: packed tensors replace the weights that get a scheme."""
     facts = inputs.checkpoint
+    params = auto_bits.planned(params, inputs)
     tensors = dict(facts.tensors)
     stored = planned(params, facts)
     for linear in facts.sites:

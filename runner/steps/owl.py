@@ -22,7 +22,8 @@ from runner.errors import Diagnostic
 from runner.model.layerwise.method import Linear, Statistics, Transformed
 from runner.steps import layerwise
 from runner.steps.layer_method import LayerMethod
-from runner.steps.layerwise import Bound, active_weights
+from runner.steps.layerwise import Bound
+from runner.steps.stream_cost import active_weights
 from runner.steps.targets import chosen
 
 UNIFORM = "uniform"

@@ -22,7 +22,7 @@ LOGIT_BYTES = 18  # of every logit of a forward: itself, its float32 copy, the l
 _STATE_BYTES = 16  # of a trained parameter: float32 itself, its gradient, two moments of AdamW
 _SAVED_BYTES = 12  # of it in a training checkpoint: itself and the moments
 _START = 8.0  # seconds until the first step: imports, loading
-_STREAMS = 4  # how often an activation is read or written, forward and backward
+STREAMS = 4  # how often an activation is read or written, forward and backward
 _BANDWIDTH = 1.2e9  # bytes a second of one core, in operations that touch a value once or twice (measured)
 
 
@@ -76,8 +76,8 @@ def estimate(
     peak = processes * int(RUNTIME + state + forward + extra)
     products = (4 * weights + 2 * min(trained, weights) + 2 * weights * own.gradient_checkpointing) + 2 * trained
     seen = own.steps * own.batch_size * length
-    traffic = _STREAMS * (memory_of_layer(model, value) * model.layer_count + vocabulary(model) * logit_bytes)
-    seconds = seen * (products / inputs.machine.flops + _traffic_seconds(traffic, inputs))
+    traffic = STREAMS * (memory_of_layer(model, value) * model.layer_count + vocabulary(model) * logit_bytes)
+    seconds = seen * (products / inputs.machine.flops + traffic_seconds(traffic, inputs))
     saved = trained * (2 * _SAVED_BYTES + 12)  # two checkpoints, two best states, the result
     return Need(peak, disk, saved + 8 * windows * length + disk, _START * processes + seconds)
 
@@ -124,7 +124,7 @@ def _has_bf16(inputs: Inputs) -> bool:
     return fast_bf16()
 
 
-def _traffic_seconds(bytes_: float, inputs: Inputs) -> float:
+def traffic_seconds(bytes_: float, inputs: Inputs) -> float:
     """Return the seconds that moving a token's activations takes."""
     machine = inputs.machine
     return bytes_ / (5e11 if machine.device == "cuda" else _BANDWIDTH * machine.cpus)

@@ -46,6 +46,9 @@ class FakeStore:
     def has(self, key: str) -> bool:
         return key in self.done
 
+    def out(self, key: str) -> Path:
+        return self.root / key
+
     def partial(self, key: str) -> tuple[int, int] | None:
         return self.parts.get(key)
 

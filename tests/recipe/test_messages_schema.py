@@ -229,7 +229,7 @@ help: begin each with `- ` to make it a step of its own
         "not one of",
         recipe("- quantize.gptq: {data: text, bits: 5}"),
         """
-r.yaml:6:39: error[R203]: `bits` must be one of 2, 3, 4, 8; got 5
+r.yaml:6:39: error[R203]: `bits` must be one of 2, 3, 4, 8, "auto"; got 5
     6 |   - quantize.gptq: {data: text, bits: 5}
       |                                       ^
 help: `runner steps quantize.gptq` lists every parameter
@@ -269,7 +269,7 @@ help: `runner steps quantize.gptq` lists every parameter
         "nothing where a value is wanted",
         recipe("- quantize.gptq:", "    data: text", "    bits:"),
         """
-r.yaml:8:12: error[R203]: `bits` must be one of 2, 3, 4, 8; got nothing
+r.yaml:8:12: error[R203]: `bits` must be one of 2, 3, 4, 8, "auto"; got nothing
     8 |       bits:
       |            ^
 help: `runner steps quantize.gptq` lists every parameter

@@ -20,7 +20,7 @@ from runner.recipe.load import loads
 from runner.recipe.schema.load import defaults
 from runner.steps.gptq_solver import solving_seconds
 from runner.steps.kinds import find
-from runner.steps.layerwise import distinct_inputs
+from runner.steps.stream_cost import distinct_inputs
 from tests.host import Host
 from tests.tiny import save, tokens
 

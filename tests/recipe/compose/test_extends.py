@@ -104,7 +104,7 @@ def test_places_are_those_of_the_file_that_holds_the_value(folder: Path) -> None
 def test_a_complaint_about_the_parent_names_the_parent() -> None:
     write("sub/child.yaml", "extends: ../parent.yaml\nparams: {bits: 5}\nsteps:\n  - quantize.gptq: {grid: best}\n")
     assert complaint_of("sub/child.yaml") == (
-        "parent.yaml:10:39: error[R203]: `bits` must be one of 2, 3, 4, 8; got 5 (from `${bits}`)\n"
+        'parent.yaml:10:39: error[R203]: `bits` must be one of 2, 3, 4, 8, "auto"; got 5 (from `${bits}`)\n'
         '   10 |   - quantize.gptq: {data: text, bits: "${bits}", overrides: {"*.q_proj": {bits: 8}}}\n'
         "      |                                       ^^^^^^^^^\n"
         "help: `runner steps quantize.gptq` lists every parameter\n\n"

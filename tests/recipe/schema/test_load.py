@@ -107,7 +107,7 @@ def test_the_bundle_takes_a_recipe_that_changes_another(validator: Any, step: st
         recipe("- quantize.rtn: {}", "  prune.magnitude: {}"),
         recipe("- quantize.gptq: {data: text, bits: 5}"),
         recipe('- quantize.gptq: {data: text, bits: "4"}'),
-        recipe('- quantize.gptq: {data: text, bits: "1${bits}"}'),
+        recipe('- quantize.gptq: {data: text, dampening_fraction: "1${bits}"}'),
         recipe('- quantize.gptq: {data: text, symmetric: "$${x}y"}'),
         recipe("- quantize.gptq: {data: text, group_size: 8}"),
         recipe("- quantize.gptq: {data: text, bit: 4}"),
@@ -138,6 +138,7 @@ def test_the_bundle_describes_what_it_completes() -> None:
     assert {name: part.get("default") for name, part in gptq.items()} == {
         **loads(recipe("- quantize.gptq: {data: text}"), "r.yaml").steps[0].params,
         "data": None,
+        **dict.fromkeys(("sensitivity", "budget", "candidates")),  # of `bits: auto`
         "scheme": None,  # without it the parameters that follow it have their own defaults
     }
 
@@ -177,7 +178,7 @@ def test_an_unknown_kind() -> None:
 
 def test_references() -> None:
     assert load.references("evaluate.divergence") == {"data": "data", "against": "checkpoint", "gates": "gates"}
-    assert load.references("quantize.rtn") == {"data": "data", "gates": "gates"}
+    assert load.references("quantize.rtn") == {"data": "data", "sensitivity": "sensitivity", "gates": "gates"}
     assert load.references("prune.magnitude") == {}
 
 
