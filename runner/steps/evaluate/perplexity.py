@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from runner.contracts import metric_ranges
 from runner.contracts.step_kind import CHECKPOINT, METRICS_ONLY, QUANTIZED, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic
 from runner.steps import divided, forward_cost
+from runner.steps.perplexities import perplexity
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +57,7 @@ def run(ctx: Context) -> Result:
     tokens = windows * (length - 1)
     loss = total / tokens
     return Result(
-        metrics={"perplexity": math.exp(loss), "loss": loss, "tokens": tokens, "windows": windows},
+        metrics={"perplexity": perplexity(loss), "loss": loss, "tokens": tokens, "windows": windows},
         details={"sequence_length": length},
     )
 

@@ -6,7 +6,6 @@ arXiv:2402.02834); both are measured in runner/training/layer_dropping.py.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from runner.errors import Diagnostic
 from runner.model.checkpoint import adapter_config
 from runner.model.layerwise import memory_budget
 from runner.steps import forward_cost
+from runner.steps.perplexities import perplexity
 from runner.training import layer_selection
 
 VERSION = 1
@@ -171,5 +171,5 @@ def _measured(ctx: Context, folder: Path, stay: int, evenly: list[int]) -> tuple
         influence = layer_dropping.influence(folder, ctx.data("data"), ctx.device, stream_run(ctx))
         return layer_selection.most_influential(stay, influence), {"influence": influence}
     *losses, complete = layer_dropping.losses_without(folder, ctx.data("data"), ctx.device, stream_run(ctx))
-    perplexities = {"perplexity": math.exp(complete), "perplexity_without": [math.exp(loss) for loss in losses]}
+    perplexities = {"perplexity": perplexity(complete), "perplexity_without": [perplexity(loss) for loss in losses]}
     return layer_selection.most_influential(stay, losses), perplexities
