@@ -39,6 +39,7 @@ class Mixture:
     active       how many of them a token is routed to; 0 where the model does not say
     unfollowed   why single experts cannot be changed; "" where they can
     unpackable   why transformers cannot load experts that are stored packed; "" where it can
+    groups       the equal groups of neighbouring experts of which a router chooses some first; 1 where it has none
     """
 
     name: str
@@ -48,6 +49,7 @@ class Mixture:
     active: int = 0
     unfollowed: str = ""
     unpackable: str = ""
+    groups: int = 1
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Mixture:

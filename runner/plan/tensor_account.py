@@ -31,6 +31,7 @@ def account(
     for site in before.sites:
         if site.index is not None:
             held.setdefault(site.tensor, []).append(site.name)
+    fewer = _fewer_experts(before, after)
     entries: list[Entry] = []
     lost: list[str] = []
     used: set[str] = set()
@@ -51,6 +52,8 @@ def account(
                 fate, reason = PASSED, "the architecture leaves it unread"
         elif _layer(before, name) >= after.layer_count:
             fate, reason = DROPPED, f"{after.layer_count} of {before.layer_count} decoder layers stay"
+        elif fewer and changed and name not in after.tensors:
+            fate, reason = DROPPED, fewer
         else:
             fate, reason = DROPPED, ""
             lost.append(name)
@@ -72,6 +75,12 @@ def _new_by_module(before: Mapping[str, TensorHeader], after: Mapping[str, Tenso
         if name not in before:
             found.setdefault(name.rpartition(".")[0], []).append(name)
     return found
+
+
+def _fewer_experts(before: CheckpointFacts, after: CheckpointFacts) -> str:
+    """Return why tensors of experts are dropped; "" where all experts stay."""
+    had, has = (max((each.experts for each in facts.linears.mixtures), default=0) for facts in (before, after))
+    return f"{has} of {had} experts stay" if has < had else ""
 
 
 def _layer(facts: CheckpointFacts, name: str) -> int:

@@ -4,14 +4,14 @@ Every step that makes a checkpoint ends here. Its changes to the tensors are one
 
     Parts      parts of a CheckpointWriter, laid out in new shards
     Patches    new values in the files of the source, whose layout stays
-    Selection  some tensors of the source as they are, under other names
+    Selection  some tensors of the source, or rows of them, with their bytes, under other names
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -121,22 +121,27 @@ class Selection:
     """Tensors of the source under other names: `names` has old → new; `reason` explains why the others are dropped.
 
     They are laid out in shards of up to `max_shard_bytes`; None for one file.
+
+    rows     of an old tensor, the places of its first axis that are written, in that order
+    reasons  why single tensors are dropped, where it is not `reason`
     """
 
     names: Mapping[str, str]
     reason: str
     max_shard_bytes: int | None = None
+    rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, source: CheckpointReader, out: Path) -> None:
-        copy_shards(out, source, self.names, self.max_shard_bytes)
+        copy_shards(out, source, self.names, self.max_shard_bytes, self.rows)
 
     def fate(self, name: str) -> TensorFate | None:
         if name in self.names:
-            return TensorFate(COPIED, (self.names[name],))
-        return TensorFate(DROPPED, (), self.reason)
+            return TensorFate(CHANGED if name in self.rows else COPIED, (self.names[name],))
+        return TensorFate(DROPPED, (), self.reasons.get(name, self.reason))
 
     def copied(self, name: str) -> bool:
-        return name in self.names
+        return name in self.names and name not in self.rows
 
 
 @dataclass(frozen=True)

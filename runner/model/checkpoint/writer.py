@@ -30,6 +30,7 @@ from runner.model.checkpoint.safetensors_writer import (
 if TYPE_CHECKING:
     import torch
 
+    from runner.contracts.facts import TensorHeader
     from runner.model.checkpoint.reader import CheckpointReader
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B\s*$", re.IGNORECASE)
@@ -176,24 +177,49 @@ class CheckpointWriter:
                 os.close(file)
 
 
-def copy_tensors(path: Path, reader: CheckpointReader, names: Mapping[str, str]) -> None:
-    """Write a file of tensors of another checkpoint, byte for byte; `names` has old → new."""
+def copy_tensors(
+    path: Path, reader: CheckpointReader, names: Mapping[str, str], rows: Mapping[str, Sequence[int]] | None = None
+) -> None:
+    """Write a file of tensors of another checkpoint, byte for byte; `names` has old → new.
+
+    Of an old tensor in `rows` only those places of its first axis are written, in that order.
+    """
+    chosen = rows or {}
     found = {new: reader.header(old) for old, new in names.items()}
-    entries = aligned(Entry(name, h.dtype, h.shape, h.nbytes) for name, h in sorted(found.items()))
+    entries = aligned(_entry(h, name, chosen.get(h.name)) for name, h in sorted(found.items()))
     with written(path) as file:
         write_all(file, header(entries))
         for entry in entries:
             source = found[entry.name]
             what = f"{source.shard}, tensor `{source.name}`,"
-            copy_range(reader.file(source.shard), source.begin, entry.nbytes, file, what)
+            stride, places = source.nbytes, [0]
+            if source.name in chosen:
+                stride, places = source.nbytes // source.shape[0], list(chosen[source.name])
+            for place in places:
+                copy_range(reader.file(source.shard), source.begin + place * stride, stride, file, what)
 
 
-def copy_shards(out: Path, reader: CheckpointReader, names: Mapping[str, str], max_shard_bytes: int | None) -> None:
-    """Write tensors of another checkpoint to `out`, byte for byte, in shards up to a size; `names` has old → new."""
+def _entry(source: TensorHeader, name: str, rows: Sequence[int] | None) -> Entry:
+    """Return the entry by which a tensor, or only `rows` of its first axis, is written under a name."""
+    if rows is None:
+        return Entry(name, source.dtype, source.shape, source.nbytes)
+    size = source.nbytes // source.shape[0] * len(rows)
+    return Entry(name, source.dtype, (len(rows), *source.shape[1:]), size)
+
+
+def copy_shards(
+    out: Path,
+    reader: CheckpointReader,
+    names: Mapping[str, str],
+    max_shard_bytes: int | None,
+    rows: Mapping[str, Sequence[int]] | None = None,
+) -> None:
+    """Write tensors of another checkpoint to `out`, as `copy_tensors` does, in shards up to a size."""
+    sizes = {old: _entry(reader.header(old), old, (rows or {}).get(old)).nbytes for old in names}
     filled: list[dict[str, str]] = [{}]
     size = 0
     for old, new in sorted(names.items(), key=lambda pair: pair[1]):
-        own = reader.header(old).nbytes
+        own = sizes[old]
         if filled[-1] and max_shard_bytes is not None and size + own > max_shard_bytes:
             filled.append({})
             size = 0
@@ -201,11 +227,11 @@ def copy_shards(out: Path, reader: CheckpointReader, names: Mapping[str, str], m
         size += own
     shards = dict(zip(_shard_names(len(filled)), filled, strict=True))
     for shard, tensors in shards.items():
-        copy_tensors(out / shard, reader, tensors)
+        copy_tensors(out / shard, reader, tensors, rows)
     if len(shards) > 1:
         weights = {new: shard for shard, tensors in shards.items() for new in tensors.values()}
         with written(out / _INDEX) as file:
-            write_all(file, _index(weights, sum(reader.header(old).nbytes for old in names)))
+            write_all(file, _index(weights, sum(sizes.values())))
 
 
 def _shard_names(count: int) -> list[str]:

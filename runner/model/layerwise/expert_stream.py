@@ -31,6 +31,7 @@ from runner.model.layerwise.token_file import TokenFile
 from runner.system import heap
 
 Emit = Callable[[int, Mapping[str, Transformed]], None]  # the number of an expert, and what became of its matrices
+Watch = Callable[[int, torch.Tensor, torch.Tensor], None]  # the number of an expert, outputs, their shares
 
 _ROWS = 256  # rows of products are multiples of it: libraries keep memory for every shape that they have multiplied
 
@@ -142,6 +143,20 @@ class MixtureRun:
                 if len(self.lanes) > 1:
                     self._add_outputs(1, expert, self.lanes[1].weights(expert))
             heap.trim()  # what this expert left would be in the way of what the next one needs
+        self._give()
+
+    def measure(self, watch: Watch) -> None:
+        """Compute all outputs of unchanged experts; `watch` gets those of each expert in each batch.
+
+        These are outputs [tokens, columns] of the tokens routed to it, and the weight of each in the layer's [tokens].
+        """
+        for expert in range(self.lanes[0].mixture.experts):
+            self._add_outputs(0, expert, self.lanes[0].weights(expert), watch)
+            heap.trim()
+        self._give()
+
+    def _give(self) -> None:
+        """Let the forwards go on with what was computed."""
         for lane, calls in zip(self.lanes, self.calls, strict=True):
             lane.stand_in.given = self._reader(calls.outputs)
 
@@ -193,13 +208,17 @@ class MixtureRun:
     def _used(self, weight: torch.Tensor) -> torch.Tensor:
         return weight.to(self.device, self.dtype)
 
-    def _add_outputs(self, lane: int, expert: int, weights: Mapping[str, torch.Tensor]) -> None:
+    def _add_outputs(
+        self, lane: int, expert: int, weights: Mapping[str, torch.Tensor], watch: Watch | None = None
+    ) -> None:
         calls, run = self.calls[lane], self.lanes[lane]
         used = [self._used(weight) for weight in weights.values()]
         for batch, rows, x in self._rows(lane, expert, False):
             start, stop = self.places[batch]
             out = run.outer(expert, run.inner(expert, x, used[:-1]), used[-1])
             share = (calls.shares[batch] * (calls.experts[batch] == expert)).sum(-1)[rows - start]
+            if watch is not None:
+                watch(expert, out, share)
             total = calls.outputs.read(start, stop)
             total[rows - start] += (out.cpu() * share.to(out.dtype)[:, None]).float()
             calls.outputs.write(start, total)

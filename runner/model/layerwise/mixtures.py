@@ -44,7 +44,8 @@ def find(model: Any, layers: str, names: NameMap, made: Conversions) -> tuple[Mi
             matrices += each.matrices()
             unfollowed = unfollowed or each.unfollowed
             unpackable = unpackable or each.unpackable
-        found.append(Mixture(name, layer, count, tuple(matrices), _active(model, name), unfollowed, unpackable))
+        active, groups = _active(model, name), _groups(model, name)
+        found.append(Mixture(name, layer, count, tuple(matrices), active, unfollowed, unpackable, groups))
     return tuple(found)
 
 
@@ -55,6 +56,15 @@ def _active(model: Any, name: str) -> int:
         if isinstance(count, int):
             return count
     return 0
+
+
+def _groups(model: Any, name: str) -> int:
+    """Of how many groups of experts a router chooses some first, as the modules around the experts have it."""
+    for module in model.get_submodule(name.rpartition(".")[0]).modules():
+        count = getattr(module, "num_group", getattr(module, "n_group", None))
+        if isinstance(count, int) and count > 1:
+            return count
+    return 1
 
 
 def _modules(model: Any, layers: str) -> Iterator[tuple[str, nn.Module]]:
