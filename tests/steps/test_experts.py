@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -198,6 +199,21 @@ def test_running_again_gives_the_bytes_of_suspended_forwards(tmp_path: Path, mon
     apply(facts, tmp_path / "again", "quantize.gptq", IDS[:24], **GPTQ)
     one, other = (tmp_path / each / "out" / "model.safetensors" for each in ("suspended", "again"))
     assert one.read_bytes() == other.read_bytes()
+
+
+def test_experts_multiply_in_few_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries keep what they have compiled for every shape: with 64 experts of 15 layers, gigabytes."""
+    facts = saved(tmp_path / "model", "mixtral")
+    rows: list[int] = []
+
+    def linear(x: torch.Tensor, *args: Any) -> torch.Tensor:
+        rows.append(len(x))
+        return torch.nn.functional.linear(x, *args)
+
+    monkeypatch.setattr("runner.model.layerwise.expert_stream.functional", SimpleNamespace(linear=linear))
+    apply(facts, tmp_path / "step", "prune.wanda", IDS[:24], expert_min_tokens=0)
+    assert rows
+    assert all(count % 64 == 0 for count in rows)
 
 
 def test_routers_and_gates_stay(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def find(facts: CheckpointFacts, keep: int) -> FewerExperts:
     unread = () if facts.description is None else facts.description.ignored
     for name in unread:
         if "experts" in name.split("."):
-            raise _refused("R845", f"{source} holds `{name}`, experts that transformers does not read and none can cut")
+            raise _refused("R845", f"{source} holds `{name}`, experts that transformers does not read")
     text = {**facts.config.text, **dict.fromkeys(keys, keep)}
     nested = facts.config.text is not facts.config.raw
     config = {**facts.config.raw, "text_config": text} if nested else text
@@ -128,7 +128,9 @@ def facts_of(facts: CheckpointFacts, cut: FewerExperts) -> CheckpointFacts:
     for old, new in cut.names(facts.tensors, kept).items():
         header = facts.tensors[old]
         shape = (cut.keep, *header.shape[1:]) if old in cut.rows else header.shape
-        tensors[new] = TensorHeader(new, header.dtype, shape, "", 0, DTYPE_BYTES[header.dtype] * math.prod(shape))
+        tensors[new] = TensorHeader(
+            new, header.dtype, shape, "the result", 0, DTYPE_BYTES[header.dtype] * math.prod(shape)
+        )
     found = _described(facts, cut.config, tensors)
     wrong = model_complaints.complaints(found, tensors, cut.config, facts.source)
     if wrong:

@@ -87,9 +87,7 @@ def _in_groups(key: str, value: Any, keep: int, groups: int, facts: CheckpointFa
     each = max(2, -(-fewer_experts.active(facts) // searched))
     if keep % groups == 0 and keep // groups >= each:
         return None
-    message = (
-        f"`{key}: {value}` leaves {keep} experts, and routers choose {searched} of {groups} equal groups first"
-    )
+    message = f"`{key}: {value}` leaves {keep} experts, and routers choose {searched} of {groups} equal groups first"
     remedy = f"keep a multiple of {groups} that is at least {groups * each}: {each} in every group"
     return Diagnostic("R843", message, remedy, path=(key,))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM
@@ -27,7 +27,6 @@ from runner.model.layerwise.describe import describe
 from runner.plan import tensor_account
 from runner.plan.resolve_inputs import described
 from runner.recipe.schema.load import defaults
-from runner.steps import kinds
 from runner.steps.prune import experts
 from tests import model_types
 from tests.host import Host
@@ -83,7 +82,7 @@ def refusals(facts: CheckpointFacts, **params: Any) -> list[tuple[str, str, str 
 
 
 def logits(folder: Path, dropped: Mapping[str, Sequence[int]] | None = None) -> torch.Tensor:
-    """The logits of plain transformers for FEW, where the routers beside the named modules of experts give some −inf."""
+    """The logits of plain transformers for FEW, where routers beside the named modules of experts give some −inf."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad(), _without(model, dropped or {}):
         found: torch.Tensor = model(input_ids=FEW).logits
@@ -276,7 +275,6 @@ def test_groups_of_experts(tmp_path: Path) -> None:
 
 def test_what_the_configuration_cannot_say(tmp_path: Path) -> None:
     facts = saved(tmp_path / "model", "mixtral")
-    folder = tmp_path / "model"
     text = {key: value for key, value in facts.config.raw.items() if key != "num_local_experts"}
     unsaid = replace(facts, config=replace(facts.config, raw=text, text=text))
     other = "choose another model, or prune weights within its experts"
@@ -289,7 +287,6 @@ def test_what_the_configuration_cannot_say(tmp_path: Path) -> None:
     assert refusals(replace(facts, description=replace(facts.description, linears=uneven)), keep=2) == [
         ("R844", "the mixtures of `model` (`mixtral`) have 4 and 8 experts, and one number is to be written", other)
     ]
-    tensors = load_file(folder / "model.safetensors")
     name = "model.layers.0.block_sparse_moe.gate.weight"
     numbers = {**facts.tensors, name: replace(facts.tensors[name], dtype="I64")}
     assert refusals(replace(facts, tensors=numbers), keep=2) == [
@@ -297,7 +294,10 @@ def test_what_the_configuration_cannot_say(tmp_path: Path) -> None:
     ]
     unread = replace(facts.description, ignored=("model.layers.4.mlp.experts.0.up_proj.weight",))
     assert refusals(replace(facts, description=unread), keep=2) == [
-        ("R845", "`model` (`mixtral`) holds `model.layers.4.mlp.experts.0.up_proj.weight`, experts that transformers "
-         "does not read and none can cut", other)
-    ]  # fmt: skip
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        ("R845", f"`model` (`mixtral`) holds `{unread.ignored[0]}`, experts that transformers does not read", other)
+    ]
+    grown = {**facts.tensors, name: replace(facts.tensors[name], shape=(4, 32, 1))}
+    message = "transformers would not load `model` (`mixtral`) with 2 experts"
+    assert refusals(replace(facts, tensors=grown), keep=2) == [
+        ("R844", f"{message}: `{name}` is [2, 32, 1] in the result, the model wants [2, 32]", other)
+    ]

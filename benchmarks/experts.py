@@ -1,0 +1,144 @@
+"""What dropping experts costs: a small mixture trained on the embedded text, cut by every criterion.
+
+    python -m benchmarks.experts --work WORK
+
+The mixture is a Mixtral with the embeddings, attention and norms of `demo:tiny-llama` and 16 experts of 96 neurons in
+each of its 6 layers, 4 of them for each token, which start at random; all of it is trained. It is kept in WORK/mixture.
+Perplexity is that of the first windows of the evaluation split, which the training did not see. `random` is run with
+several seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks import tokens
+from benchmarks.measure import environment, run
+
+EXPERTS, ACTIVE, WIDTH = 16, 4, 96
+RATIOS = (0.25, 0.5)
+CRITERIA = ("reap", "frequency", "norm")
+
+
+def train(folder: Path, steps: int, batch: int = 8, length: int = 256, learning_rate: float = 1.5e-3) -> None:
+    """Train the mixture with AdamW and a cosine schedule, and save it; print the loss on the way."""
+    import shutil
+
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    load: Any = transformers.AutoModelForCausalLM.from_pretrained
+    start = load(tokens.TINY_LLAMA, dtype=torch.float32)
+    base = start.config
+    config = transformers.MixtralConfig(
+        vocab_size=base.vocab_size, hidden_size=base.hidden_size, intermediate_size=WIDTH,
+        num_hidden_layers=base.num_hidden_layers, num_attention_heads=base.num_attention_heads,
+        num_key_value_heads=base.num_key_value_heads, head_dim=base.head_dim, rms_norm_eps=base.rms_norm_eps,
+        max_position_embeddings=base.max_position_embeddings, rope_parameters=dict(base.rope_parameters),
+        num_local_experts=EXPERTS, num_experts_per_tok=ACTIVE, tie_word_embeddings=True, sliding_window=None,
+        router_aux_loss_coef=0.01, output_router_logits=True, bos_token_id=base.bos_token_id,
+        eos_token_id=base.eos_token_id, pad_token_id=base.pad_token_id, dtype="bfloat16",
+    )  # fmt: skip
+    model: Any = transformers.MixtralForCausalLM(config)
+    model.load_state_dict({k: v for k, v in start.state_dict().items() if ".mlp." not in k}, strict=False)
+    ids = torch.from_numpy(tokens.windows("train", None, length))
+    optimizer = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+    schedule = transformers.get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
+    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))
+    began = time.perf_counter()
+    for step in range(steps):
+        chosen = order[torch.arange(step * batch, (step + 1) * batch) % len(order)]
+        loss = model(input_ids=ids[chosen], labels=ids[chosen]).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % 50 == 49:
+            print(f"step {step + 1}: loss {loss.item():.3f}, {time.perf_counter() - began:.0f} s", file=sys.stderr)
+    model.config.output_router_logits = False
+    model.to(torch.bfloat16).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tokens.TINY_LLAMA / name, folder / name)
+
+
+def recipe(model: Path, criteria: tuple[str, ...], seed: int, windows: int) -> dict[str, Any]:
+    """One recipe with a branch for each criterion and ratio."""
+    steps: list[dict[str, Any]] = [{"evaluate.perplexity": {"data": "evaluation"}, "id": "dense-quality"}]
+    for ratio in RATIOS:
+        for criterion in criteria:
+            name = f"{criterion}-{round(100 * ratio)}"
+            given = {"data": "calibration", "ratio": ratio, "criterion": criterion}
+            steps.append({"prune.experts": given, "id": name, "from": "model"})
+            steps.append({"evaluate.perplexity": {"data": "evaluation"}, "id": f"{name}-quality", "from": name})
+    source = {"source": "demo:stdlib", "sequence_length": 512}
+    return {
+        "version": 1, "name": f"experts-{'-'.join(criteria)}-{seed}", "model": {"source": str(model)}, "seed": seed,
+        "data": {
+            "calibration": {**source, "split": "calibration", "samples": 64},
+            "evaluation": {**source, "split": "evaluation", "samples": windows},
+        },
+        "steps": steps,
+    }  # fmt: skip
+
+
+def measured(work: Path, document: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
+    """Apply a recipe; return the metrics of its steps by id."""
+    file = work / f"{document['name']}.yaml"
+    file.write_text(json.dumps(document, indent=1))
+    command = [sys.executable, "-m", "runner", "apply", file.name, "--jobs", "jobs", "--progress", "plain"]
+    run(command, cwd=work, log=work / f"{document['name']}.log", cores=[0, 1], env=environment(2))
+    job = max((work / "jobs").glob(f"{document['name']}-*"), key=lambda path: path.stat().st_mtime)
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in (job / "steps").glob("*/record.json")]
+    return {record["id"]: record["metrics"] for record in records}
+
+
+def table(dense: float, rows: list[tuple[str, list[tuple[float, float, float]]]]) -> str:
+    """Markdown: a row for each criterion, and for each ratio the perplexity and what is lost of tokens and energy."""
+    heads = [f"{round(100 * ratio)} % dropped: perplexity | tokens lost | energy lost" for ratio in RATIOS]
+    lines = [f"| dense: {dense:.3f} | {' | '.join(heads)} |", "|---|" + "---|" * (3 * len(RATIOS))]
+    for name, values in rows:
+        cells = " | ".join(f"{p:.3f} | {100 * t:.1f} % | {100 * e:.1f} %" for p, t, e in values)
+        lines.append(f"| {name} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def row(metrics: Mapping[str, Mapping[str, float]], criterion: str) -> list[tuple[float, float, float]]:
+    found = []
+    for ratio in RATIOS:
+        name = f"{criterion}-{round(100 * ratio)}"
+        perplexity, lost = metrics[f"{name}-quality"]["perplexity"], metrics[name]
+        found.append((perplexity, lost["tokens_lost"], lost["energy_lost"]))
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="a folder for the model and the jobs; made if missing")
+    parser.add_argument("--steps", type=int, default=600, help="training steps of 8 × 256 tokens; default: 600")
+    parser.add_argument("--windows", type=int, default=100, help="windows of 512 tokens that judge; default: 100")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of `random`; default: 3")
+    args = parser.parse_args(argv)
+    work = args.work.absolute()
+    work.mkdir(parents=True, exist_ok=True)
+    model = work / "mixture"
+    if not (model / "config.json").is_file():
+        train(model, args.steps)
+    metrics = measured(work, recipe(model, CRITERIA, 0, args.windows))
+    rows = [(criterion, row(metrics, criterion)) for criterion in CRITERIA]
+    for seed in range(args.seeds):
+        found = measured(work, recipe(model, ("random",), seed, args.windows))
+        rows += [(f"random, seed {seed}", row(found, "random"))]
+    print(table(metrics["dense-quality"]["perplexity"], rows), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
