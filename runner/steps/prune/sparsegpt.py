@@ -12,7 +12,7 @@ from runner.steps.layer_method import ERRORS, LayerMethod
 from runner.steps.owl import bind
 from runner.steps.prune.magnitude import transform as by_magnitude
 
-VERSION = 2
+VERSION = 3
 CONSUMES = (CHECKPOINT,)
 PRODUCES = CHECKPOINT
 REQUIRES = ()

@@ -9,7 +9,7 @@ from runner.steps.layer_method import LayerMethod
 from runner.steps.owl import bind
 from runner.steps.prune.magnitude import transform as by_magnitude
 
-VERSION = 6
+VERSION = 7
 CONSUMES = (CHECKPOINT,)
 PRODUCES = CHECKPOINT
 REQUIRES = ()
