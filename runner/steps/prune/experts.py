@@ -18,7 +18,7 @@ from runner.methods import expert_choice
 from runner.model.architecture import fewer_experts
 from runner.model.checkpoint import adapter_config
 from runner.model.layerwise import memory_budget
-from runner.steps.layerwise import active_weights
+from runner.steps.stream_cost import active_weights
 
 if TYPE_CHECKING:
     from runner.model.layerwise.method import Results
