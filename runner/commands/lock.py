@@ -104,8 +104,9 @@ def _old(path: Path, upgrade: str | None) -> dict[Entry, Any]:
 def _resolved(opts: Options, old: Mapping[Entry, Any]) -> tuple[dict[str, Any], set[Entry]]:
     """Resolve the recipes again, with the pins that are not upgraded; return the lock, and the entries to upgrade."""
     from runner.api import folders
+    from runner.job.store import Store
     from runner.model.architecture import remote_code
-    from runner.plan import lock, lock_file, resolve
+    from runner.plan import assignments, lock, lock_file, resolve
     from runner.recipe import load
 
     remote_code.allow(opts.resolving.trust_remote_code)
@@ -124,7 +125,9 @@ def _resolved(opts: Options, old: Mapping[Entry, Any]) -> tuple[dict[str, Any], 
         resolve.resolve(recipe, cache_file=cache_file, device=opts.resolving.device, commits=lock.commits(pinned))
         for recipe in recipes
     ]
-    return lock_file.lock_plans(plans, cache_file, hub_files=True), chosen
+    store = Store(cache.parent)
+    assigned = [assignments.known(plan, store) for plan in plans]
+    return lock_file.lock_plans(plans, cache_file, hub_files=True, assigned=assigned), chosen
 
 
 def _named(opts: Options, name: str, old: Mapping[Entry, Any]) -> set[Entry]:

@@ -92,6 +92,9 @@ class JobSession:
         if code == 0 and not directory.has_environment():
             run.write_environment()
         made = [(step, entries[step.id]) for step in plan.steps if step.id in entries]
+        assigned = {step.id: own for step, entry in made if (own := entry.record.details.get("assignment"))}
+        if assigned:
+            directory.write_lock(plan, assigned)
         checkpoints = [entry for step, entry in made if step.produces != METRICS_ONLY]
         if checkpoints:
             directory.set_output(checkpoints[-1])

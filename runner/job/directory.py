@@ -28,6 +28,7 @@ from runner.job import files, locks
 from runner.job.entries import StoreEntry
 from runner.job.locks import Holder, Lock
 from runner.plan import lock_file
+from runner.plan.assignments import Assigned
 from runner.plan.types import Plan, PlannedStep
 from runner.recipe.syntax import yaml_text
 
@@ -95,7 +96,11 @@ class JobDirectory:
     def write_environment(self, plan: Plan, facts: Mapping[str, Any]) -> None:
         """Write environment.json, and recipe.lock with the versions of packages."""
         files.write_atomic(self.path / "environment.json", files.pretty(facts))
-        lock = lock_file.lock_plans([plan])
+        self.write_lock(plan)
+
+    def write_lock(self, plan: Plan, assigned: Assigned | None = None) -> None:
+        """Write recipe.lock, with the bits that steps assigned."""
+        lock = lock_file.lock_plans([plan], assigned=[assigned or {}])
         files.write_atomic(self.path / lock_file.SHARED, lock_file.dump(lock, "recipe.yaml"))
 
     def write_state(self, state: JobState) -> None:

@@ -66,6 +66,7 @@ class ModelCard:
     cache        how servers round keys and values; None: they do not
     late         transformers unpacks the weights in the first forward only
     auto_class   the class of transformers that loads it
+    bits         the bits of each module that the last step quantized
     """
 
     source: str
@@ -81,6 +82,7 @@ class ModelCard:
     cache: CacheScheme | None = None
     late: bool = False
     auto_class: str = supported.auto_class("")
+    bits: Mapping[str, int] = field(default_factory=dict)
 
 
 def text(card: ModelCard) -> str:
@@ -92,6 +94,7 @@ def text(card: ModelCard) -> str:
         "## What was done",
         "\n".join(f"{i}. {_step(kind, params)}" for i, (kind, params) in enumerate(card.steps, 1)),
         _sizes(card),
+        *_bits(card.bits),
         "## Use it",
         *_usage(card),
     ]
@@ -156,6 +159,37 @@ def _sizes(card: ModelCard) -> str:
     if card.adapter is not None:
         lines.append(f"- An adapter of rank {card.adapter['r']} beside them, in `{FOLDER}/`: load it too.")
     return "\n".join(lines)
+
+
+def _bits(bits: Mapping[str, int]) -> list[str]:
+    """Return the section on which modules have how many bits; none where all have the same."""
+    if len(set(bits.values())) < 2:
+        return []
+    places: dict[int, dict[str, list[int]]] = {}
+    for module, each in bits.items():
+        number = re.search(r"\.(\d+)\.", module)
+        place = module[number.end() :] if number else module
+        layers = places.setdefault(each, {}).setdefault(re.sub(r"\.\d+\.", ".*.", place), [])
+        if number:
+            layers.append(int(number[1]))
+    rows = [
+        f"| {each} | {'; '.join(_of_layers(place, layers) for place, layers in sorted(places[each].items()))} |"
+        for each in sorted(places)
+    ]
+    return ["## Bits of each module", "\n".join(["| bits | modules |", "|---|---|", *rows])]
+
+
+def _of_layers(place: str, layers: Sequence[int]) -> str:
+    """Return "`mlp.down_proj` of layers 0, 2–5": runs of numbers are joined."""
+    numbers = sorted(set(layers))
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    text = ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in runs)
+    return f"`{place}`" + (f" of layer{'s' if len(numbers) > 1 else ''} {text}" if text else "")
 
 
 def _bytes(count: int) -> str:
@@ -260,6 +294,7 @@ def render(origin: Origin, folder: Path, results: Sequence[Mapping[str, Any]] = 
             adapter=adapter_config(folder),
             cache=cache_scheme.parse(config.quantization),
             late=compressed_tensors_config.unpacks_late(config.quantization or {}),
+            bits={n: m["bits"] for layer in results for n, m in layer["modules"].items() if "bits" in m},
         )
     )
 

@@ -6,6 +6,7 @@
     data:     {"demo:stdlib#calibration": {digest}, "org/texts#train": {commit}}
     parents:  {"git+https://...": {commit, digest}, "pack:acme/int4": {digest, package}}
     packages: {torch: 2.13.0}              those that influence the bytes of results
+    assignments: {"gptq": {digest, bits}}  of steps with `bits: auto`, where the measurement was there
 
 Models and data have the names that the recipe uses, so that one lock covers every combination of a matrix. Entries of
 the lock that the recipe does not use have no effect and are no drift. Pure functions; lock_file reads and writes files.
@@ -24,12 +25,12 @@ from runner.recipe.origins.locate import Pins
 from runner.recipe.types import DataSpec, ModelSpec, Parent
 
 VERSION = 1
-SECTIONS = ("models", "data", "parents", "packages", "environments")
+SECTIONS = ("models", "data", "parents", "packages", "environments", "assignments")
 Document = Mapping[str, Any]
 Entry = tuple[str, str]  # section and name; ("runner", "") and ("seed", "")
 
 _NOUNS = {"models": "model", "data": "data", "parents": "parent", "packages": "package",
-          "environments": "environment"}  # fmt: skip
+          "environments": "environment", "assignments": "assignment"}  # fmt: skip
 _FILES_SHOWN = 4
 
 
@@ -64,10 +65,12 @@ def document(
     runner: str,
     packages: Mapping[str, str],
     files: Mapping[str, Mapping[str, str]] | None = None,
+    assignments: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Return the lock of all plans of a recipe.
 
-    `files` has, by model key, the digests of the files of Hub models that are on this machine.
+    `files` has, by model key, the digests of the files of Hub models that are on this machine; `assignments` are those
+    of runner.plan.assignments.
     """
     plans = list(plans)
     models = {
@@ -94,6 +97,7 @@ def document(
         "parents": {name: _parent(parents[name]) for name in sorted(parents)},
         "packages": dict(sorted(packages.items())),
         **({"environments": dict(sorted(environments.items()))} if environments else {}),
+        **({"assignments": {name: dict(entry) for name, entry in assignments.items()}} if assignments else {}),
     }
 
 
@@ -142,8 +146,9 @@ def nested(entries: Mapping[Entry, Any]) -> dict[str, Any]:
     sections = {
         section: {name: entries[of, name] for of, name in sorted(entries) if of == section} for section in SECTIONS
     }
-    if not sections["environments"]:
-        del sections["environments"]  # as in the locks of recipes without any
+    for section in ("environments", "assignments"):
+        if not sections[section]:
+            del sections[section]  # as in the locks of recipes without any
     return {"version": VERSION, **single, **sections}
 
 
@@ -153,6 +158,8 @@ def drift(lock: Document, now: Document) -> list[Drift]:
     found = []
     for entry, value in flat(now).items():
         if entry not in locked:
+            if entry[0] == "assignments":  # known only once something was measured
+                continue
             found.append(Drift(entry, "not in the lock"))
         elif (what := _difference(locked[entry], value)) is not None:
             found.append(Drift(entry, what))

@@ -14,7 +14,8 @@ from typing import Any
 
 import runner
 from runner.errors import Diagnostic, RecipeError, UsageError
-from runner.plan import lock, resolve_inputs
+from runner.plan import assignments, lock, resolve_inputs
+from runner.plan.assignments import Assigned
 from runner.plan.lock import Document, Drift
 from runner.plan.machine import package_version
 from runner.plan.types import Plan
@@ -71,8 +72,13 @@ def dump(document: Document, recipe: str) -> str:
     return HEAD.format(recipe=Path(recipe).name) + yaml_text.dump(document, inline=False)
 
 
-def lock_plans(plans: Sequence[Plan], cache_file: Path | None = None, hub_files: bool = False) -> dict[str, Any]:
-    """Return the lock of plans as they resolve now.
+def lock_plans(
+    plans: Sequence[Plan],
+    cache_file: Path | None = None,
+    hub_files: bool = False,
+    assigned: Sequence[Assigned] = (),
+) -> dict[str, Any]:
+    """Return the lock of plans as they resolve now; `assigned` has the assignments of each, where they are known.
 
     `hub_files` also hashes the files of Hub models that are on this machine.
     """
@@ -82,7 +88,8 @@ def lock_plans(plans: Sequence[Plan], cache_file: Path | None = None, hub_files:
             if model.commit is not None and model.path is not None:
                 key = lock.model_key(ModelSpec(model.source, model.revision))
                 files[key] = resolve_inputs.digest_files_of(model.path, model.facts, cache_file)
-    return lock.document(plans, runner.__version__, packages(plans), files)
+    entries = assignments.entries(zip(plans, assigned, strict=True)) if assigned else {}
+    return lock.document(plans, runner.__version__, packages(plans), files, entries)
 
 
 def packages(plans: Sequence[Plan]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from runner.contracts.sensitivity import Sensitivity
 from runner.errors import RunnerError
 from runner.job import files, listing, provenance, records
 from runner.job.directory import read_json
@@ -18,6 +19,7 @@ from runner.plan.types import MODEL
 from runner.progress import board
 from runner.progress.events import Event
 from runner.recipe.types import ModelSpec
+from runner.report import assigned_bits, delicate
 from runner.report.step_details import Curve, Layer, curve, layer_errors, layers
 
 
@@ -38,6 +40,7 @@ class StepReport:
     errors by layer, None where a layer has none. `input` is the source of its checkpoint: "model" or the id of a step.
     `measures` identifies how it measures: metrics of steps with equal ones may be compared. `forecast` is that of the
     run that computed it. `tensors` is its account of tensors. `messages` are warnings of the last run.
+    `sensitivity` is what it measured of groups of modules, `assignment` the bits that it assigned them.
     """
 
     id: str
@@ -63,6 +66,8 @@ class StepReport:
     curve: Curve | None = None
     tensors: Mapping[str, Any] = field(default_factory=dict)
     messages: tuple[str, ...] = ()
+    sensitivity: Sensitivity | None = None
+    assignment: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -241,6 +246,8 @@ def _step(job: Path, root: Path, entry: Mapping[str, Any], last: board.StepBoard
         layers=layers(record.details) if record else (),
         curve=curve(record.details) if record else None,
         tensors=_account(record),
+        sensitivity=delicate.parse(record.details) if record else None,
+        assignment=assigned_bits.parse(record.details) if record else None,
     )
 
 

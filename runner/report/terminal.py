@@ -10,7 +10,7 @@ from rich.text import Text
 
 from runner.progress import board, units
 from runner.progress.frame import ICONS
-from runner.report import findings, growth, loading, tensor_account
+from runner.report import assigned_bits, delicate, findings, growth, loading, tensor_account
 from runner.report.job_report import JobReport, StepReport
 from runner.report.table import table
 
@@ -81,6 +81,10 @@ def _more(step: StepReport, width: int) -> list[Text]:
         text.append(units.sparkline(step.errors, max(8, min(80, width - text.cell_len - 20))), "magenta")
         text.append(f" {board.figure(min(known))} to {board.figure(max(known))}")
         result.append(text)
+    if step.sensitivity is not None:
+        result += table([[f"{step.id}: {text}"] for text in delicate.sentences(step.sensitivity)], width, indent=1)
+    if step.assignment is not None:
+        result.append(Text(f" {step.id}: {assigned_bits.line(step.assignment)}"))
     if step.tensors:
         result.append(Text(f" {step.id}: tensors: {tensor_account.line(step.tensors)}"))
     for gate in step.gates:

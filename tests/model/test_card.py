@@ -116,6 +116,28 @@ def test_only_a_hub_model_is_a_base_model(source: str) -> None:
     assert f"Made from `{source}`" in text
 
 
+def test_modules_with_different_bits_are_listed() -> None:
+    bits = {f"model.layers.{layer}.mlp.{name}": 4 if layer in (0, 2, 3) else 3 for layer in range(5) for name in "ab"}
+    bits |= {"model.layers.1.mlp.a": 8, **{f"model.layers.0.mlp.experts.{n}.up": 2 for n in range(3)}}
+    text = card.text(replace(QUANTIZED, bits=bits))
+    assert (
+        """
+## Bits of each module
+
+| bits | modules |
+|---|---|
+| 2 | `mlp.experts.*.up` of layer 0 |
+| 3 | `mlp.a` of layer 4; `mlp.b` of layers 1, 4 |
+| 4 | `mlp.a` of layers 0, 2–3; `mlp.b` of layers 0, 2–3 |
+| 8 | `mlp.a` of layer 1 |
+
+## Use it
+"""
+        in text
+    )
+    assert "Bits of each module" not in card.text(replace(QUANTIZED, bits=dict.fromkeys(bits, 4)))
+
+
 def test_a_dense_checkpoint() -> None:
     text = card.text(replace(QUANTIZED, stored={}, metrics={}))
     assert "# tiny-7b, compressed\n" in text

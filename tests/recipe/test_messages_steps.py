@@ -69,6 +69,19 @@ help: it may name `model`
 """,
     ),
     Case(
+        "a measurement of a step that measures no sensitivity",
+        recipe(
+            "- evaluate.perplexity: {data: text}",
+            "- quantize.rtn: {bits: auto, sensitivity: perplexity, budget: {average_bits: 3}}",
+        ),
+        """
+r.yaml:7:45: error[R817]: `sensitivity` names `perplexity`, and `evaluate.perplexity` measures no sensitivity
+    7 |   - quantize.rtn: {bits: auto, sensitivity: perplexity, budget: {average_bits: 3}}
+      |                                             ^^^^^^^^^^
+help: put a step of `analyze.sensitivity` before it
+""",
+    ),
+    Case(
         "a graph of a step that makes no engine",
         recipe("- quantize.rtn: {}", "- build.onnx: {target: tensorrt}", "- build.tensorrt: {graph: rtn}"),
         """

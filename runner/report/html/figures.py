@@ -33,7 +33,7 @@ def sizes(job: JobReport) -> Markup | None:
     most = max(saved, key=lambda id: saved[id])
     if saved[most] > 0.05 * first and len(saved) > 1:
         text += f"; {most} saved the most, {units.size(saved[most])}"
-    return _figure(f"{text}.", plots.both(lambda width: plots.bars(rows, width), f"Bars of sizes. {text}."), "sizes")
+    return described(f"{text}.", plots.both(lambda width: plots.bars(rows, width), f"Bars of sizes. {text}."), "sizes")
 
 
 def quality(job: JobReport, series: Series) -> Markup | None:
@@ -60,7 +60,7 @@ def quality(job: JobReport, series: Series) -> Markup | None:
     if limit is not None and limit.value is not None:
         text += f" The dashed line is the gate's limit, {units.number(limit.value)}."
     text += " The scale does not begin at zero."
-    return _figure(text, plots.both(lambda width: plots.dots(rows, width, limit), f"Dots. {text}"), "quality")
+    return described(text, plots.both(lambda width: plots.dots(rows, width, limit), f"Dots. {text}"), "quality")
 
 
 def _point_label(artifact: str, step: str) -> str:
@@ -105,7 +105,7 @@ def errors(step: StepReport) -> Markup | None:
         lambda width: plots.columns(values, width, percent, x_label="layer", ghosts=ghosts, tops=tops),
         f"Columns of errors by layer. {text}",
     )
-    return _figure(text, drawn, "errors")
+    return described(text, drawn, "errors")
 
 
 def sensitivity(step: StepReport) -> Markup | None:
@@ -129,7 +129,7 @@ def sensitivity(step: StepReport) -> Markup | None:
     drawn = plots.both(
         lambda width: plots.cells(names, numbers, table, width, share), f"Cells of errors by layer and module. {text}"
     )
-    return _figure(text, drawn, "sensitivity")
+    return described(text, drawn, "sensitivity")
 
 
 def module_errors(layers: Sequence[Layer]) -> dict[tuple[str, int], float]:
@@ -164,7 +164,7 @@ def training(curve: Curve) -> Markup:
         lambda width: plots.lines(points, measured, width, figure, x_label="optimizer step", at=at),
         f"A curve of losses. {text}",
     )
-    return _figure(text, drawn, "loss")
+    return described(text, drawn, "loss")
 
 
 def sparsity(step: StepReport) -> Markup | None:
@@ -194,5 +194,6 @@ def percent(value: float) -> str:
     return f"{value * 100:.4g} %"
 
 
-def _figure(text: str, drawn: Markup, kind: str) -> Markup:
+def described(text: str, drawn: Markup, kind: str) -> Markup:
+    """Return a plot with the sentences that explain it."""
     return tag("figure", join(drawn), tag("figcaption", prose(text)), data_plot=kind)

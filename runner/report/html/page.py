@@ -8,7 +8,7 @@ from importlib import resources
 from runner.progress import units
 from runner.report import findings, report_json, tensor_account
 from runner.report.findings import Series
-from runner.report.html import figures
+from runner.report.html import bits_figures, figures
 from runner.report.html.elements import (
     ICONS,
     data_table,
@@ -206,7 +206,11 @@ def _effects(job: JobReport, all_series: Sequence[Series]) -> Markup | None:
 def _layers(job: JobReport) -> Markup | None:
     parts: list[Markup] = []
     for step in job.steps:
-        plots = [plot for plot in (figures.errors(step), figures.sensitivity(step), figures.sparsity(step)) if plot]
+        made = (
+            bits_figures.losses(step), bits_figures.assignment(step), figures.errors(step), figures.sensitivity(step),
+            figures.sparsity(step),
+        )  # fmt: skip
+        plots = [plot for plot in made if plot]
         parts += [tag("h3", f"{step.id} ", tag("small", step.kind)), *plots] if plots else []
     return section("Layer by layer", "layers", *parts) if parts else None
 
