@@ -10,6 +10,7 @@ import torch
 
 from runner.contracts.context import DataFacts
 from runner.contracts.step_kind import Inputs
+from runner.errors import Interrupted
 from runner.model.architecture.inspect import facts
 from runner.model.layerwise import calibrated
 from runner.plan.machine import machine_facts
@@ -114,6 +115,17 @@ def test_two_runs_and_both_ways_to_run_a_layer_give_the_same_bytes(
     monkeypatch.setattr(calibrated, "suspend_limit", lambda device_memory: 0)
     again = learned(tmp_path, "again", folder)
     assert digests(one.out_dir) == digests(two.out_dir) == digests(again.out_dir)
+
+
+def test_an_interrupted_step_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    folder = save(tmp_path / "model", "llama")
+    whole = learned(tmp_path, "whole", folder)
+    stopped = Host(tmp_path / "parts", "quantize.signround", folder, tokens(), stop_after=1, **SMALL)
+    with pytest.raises(Interrupted):
+        find("quantize.signround").run(stopped)
+    resumed = learned(tmp_path, "parts", folder)
+    assert resumed.layers() == [2, 3]
+    assert digests(resumed.out_dir) == digests(whole.out_dir)
 
 
 def test_the_seed_decides_the_order_of_batches(tmp_path: Path) -> None:
