@@ -139,6 +139,7 @@ class ModelDescription:
     duplicates    parameter → all stored tensors that stand for it, if several do
     linears       its linear modules
     caches        its attention modules with a cache; None where no forward could be tried
+    counts_heads  whether readers of caches find the number of their heads in the configuration
     built         stored tensors that transformers makes others of on loading, which the stream does too; those of
                   experts that can be followed are not among them
     experts       a parameter that holds weights of several experts, or of one of several; "" for a dense model
@@ -162,6 +163,7 @@ class ModelDescription:
     problems: tuple[Problem, ...] = ()
     linears: Linears = field(default_factory=Linears)
     caches: tuple[CachedAttention, ...] | None = None
+    counts_heads: bool = True
     experts: str = ""
     built: tuple[str, ...] = ()
     hands_state: bool = False

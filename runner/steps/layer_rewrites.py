@@ -115,6 +115,9 @@ def run(
             changed, worst = rotated.outside, [*worst, rotated.divergence]
         size = parse_size(ctx.params["max_shard_size"])
         account = output.finish(results, ctx.out_dir, size, model_card.render(ctx, results), changed)
+    if outside is None and not any(layer["changed"] for layer in results):
+        text = "no layer has a place where this rewrite keeps what it computes: every weight is as it was"
+        ctx.emit("message", level="warning", text=text)
     found = layer_stream.summary(ctx.out_dir, results)
     proof = {"divergence": max(worst, default=0.0), "rounding": max((r["rounding"] for r in results), default=0.0)}
     return replace(found, metrics={**found.metrics, **proof}, account=account)

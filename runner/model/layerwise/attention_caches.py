@@ -108,6 +108,12 @@ def described(model: Any, stored: Mapping[str, str | None]) -> tuple[CachedAtten
     return tuple(CachedAttention(name, stored_name(name, stored.get), *heads.get(name, (0, 0))) for name in found)
 
 
+def counts_heads(model: Any) -> bool:
+    """Whether compressed-tensors finds the heads of every cache: in `num_key_value_heads` of its configuration."""
+    configs = [getattr(module, "config", model.config) for module in within(model).values()]
+    return all(hasattr(config, "num_key_value_heads") for config in configs)
+
+
 def stored_name(name: str, stored: Callable[[str], str | None]) -> str:
     """The name of an attention module in the checkpoint, by those of its projections; its own where none is stored."""
     for projection in _PROJECTIONS:

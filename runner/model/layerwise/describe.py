@@ -59,6 +59,7 @@ def describe(request: Mapping[str, Any]) -> dict[str, Any]:
                     linears=replace(called, mixtures=description.linears.mixtures),
                     hands_state=streamed.hands_state,
                     caches=attention_caches.described(model, stored),
+                    counts_heads=attention_caches.counts_heads(model),
                 )
             description = replace(description, problems=problems + _companions(folder, request))
     return model_description.to_json(replace(description, warnings=tuple(dict.fromkeys(warnings))))

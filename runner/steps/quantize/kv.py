@@ -75,6 +75,9 @@ def _unreadable(facts: CheckpointFacts) -> Diagnostic | None:
     if not caches:
         message = f"readers find no cache in {source}: no attention module has a `k_proj`, `v_proj` or `qkv_proj`"
         return Diagnostic("R651", message, "leave the cache as it is")
+    if not facts.description.counts_heads:
+        message = f"readers find the heads of a cache in `num_key_value_heads`, which {source} does not set"
+        return Diagnostic("R651", message, "leave the cache as it is")
     strange = next((each for each in caches if not each.key_heads or each.key_heads != each.value_heads), None)
     if strange is not None:
         kept = "as many keys as values" if strange.key_heads else "keys and values of its own"

@@ -165,6 +165,9 @@ def test_the_plan_accounts_for_the_scales(tmp_path: Path) -> None:
         ("gpt2", "  - quantize.kv: {}\n",
          ("R651: readers find no cache in `MODEL` (`gpt2`): no attention module has a `k_proj`, `v_proj` or "
          "`qkv_proj`; leave the cache as it is")),
+        ("opt", "  - quantize.kv: {}\n",
+         ("R651: readers find the heads of a cache in `num_key_value_heads`, which `MODEL` (`opt`) does not set; "
+         "leave the cache as it is")),
         ("llama", "  - quantize.kv: {}\n  - quantize.kv: {}\n    id: again\n",
          "R653: `MODEL` has scales for its cache already; leave one of the two out"),
         ("llama", "  - quantize.rtn: {bits: 4, group_size: 32, format: gptq}\n  - quantize.kv: {}\n",
@@ -174,7 +177,7 @@ def test_the_plan_accounts_for_the_scales(tmp_path: Path) -> None:
          ("R652: `build.onnx` takes no checkpoint with scales for its cache of keys and values; "
          "put `quantize.kv` after it")),
     ],
-    ids=["ones", "gpt2", "twice", "gptq", "engine"],
+    ids=["ones", "gpt2", "opt", "twice", "gptq", "engine"],
 )  # fmt: skip
 def test_what_cannot_be(name: str, steps: str, expected: str, tmp_path: Path) -> None:
     model = tiny.save(tmp_path / "model", name, vocab_size=4096)

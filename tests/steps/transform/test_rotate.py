@@ -169,6 +169,15 @@ def test_embeddings_and_head_get_a_tensor_each(tmp_path: Path) -> None:
     assert ties(described(facts(host.out_dir, "m"), host.out_dir)) == {} == ties(planned)
 
 
+def test_a_rewrite_without_effect_says_so(tmp_path: Path) -> None:
+    """Gemma 4 has a norm on values, which no rotation passes."""
+    host = step(tmp_path / "step", "transform.rotate", save(tmp_path / "model", "gemma4_text"), residual=False)
+    ROTATE.run(host)
+    assert [event["text"] for event in host.events if event["event"] == "message"] == [
+        "no layer has a place where this rewrite keeps what it computes: every weight is as it was"
+    ]
+
+
 def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
     folder = save(tmp_path / "model", "llama_tied", torch.bfloat16)
     whole = step(tmp_path / "whole", "transform.rotate", folder)
