@@ -43,7 +43,8 @@ def refuse_adapters(linears: Iterable[Site], key: str, remedy: str) -> list[Diag
     if not experts:
         return []
     others = f" and {len(experts) - 1:,} more" if len(experts) > 1 else ""
-    message = f"`{experts[0]}`{others} of a mixture would get an adapter, and peft adapts linear modules alone"
+    why = "adapters of experts (peft's `target_parameters`) are not made here"
+    message = f"`{experts[0]}`{others} of a mixture would get an adapter; {why}"
     return [Diagnostic("R605", message, remedy, path=(key,))]
 
 

@@ -389,7 +389,8 @@ def test_adapters_of_attention_beside_packed_experts(tmp_path: Path, kind: str, 
 def test_experts_get_no_adapter(tmp_path: Path) -> None:
     facts = saved(tmp_path / "model", "qwen3_moe")
     first = "model.layers.0.mlp.experts.0.down_proj"
-    message = f"`{first}` and 47 more of a mixture would get an adapter, and peft adapts linear modules alone"
+    why = "adapters of experts (peft's `target_parameters`) are not made here"
+    message = f"`{first}` and 47 more of a mixture would get an adapter; {why}"
     data = {"data": DataFacts("calibration", len(IDS), IDS.shape[1], IDS.nbytes, "0" * 64)}
     for kind, other, remedy in (
         ("recover.lora", "teacher", 'name the others, such as `target_modules: ["*.self_attn.*"]`'),
