@@ -76,6 +76,7 @@ def cores(args: argparse.Namespace) -> list[int]:
 
 def recipe(task: Task) -> str:
     """The recipe of one step with the defaults of the product but for the task's parameters. JSON is YAML."""
+    calibrates = {"data": "calibration"} if task.step != "quantize.rtn" else {}
     document = {
         "version": 1,
         "name": "benchmark",
@@ -89,7 +90,7 @@ def recipe(task: Task) -> str:
             }
         },
         "steps": [
-            {task.step: {"data": "calibration", "bits": task.bits, "group_size": task.group_size, **task.params}},
+            {task.step: {**calibrates, "bits": task.bits, "group_size": task.group_size, **task.params}},
         ],
     }
     return json.dumps(document, indent=1)

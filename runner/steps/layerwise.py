@@ -222,7 +222,7 @@ def estimate(method: LayerMethod, params: Params, inputs: Inputs) -> Cost:
     if (want == "none" and not learns) or "data" not in inputs.data:
         seconds = 2.5 + copy_seconds + facts.nbytes / machine.disk_bytes_per_second + 60 * weights / machine.flops
         # About a byte for each weight, in code and scales, twice while they are packed; experts are written one by one.
-        layer = memory_budget.changed_layer_bytes(facts, 1) * (1 if expert_inputs(facts) else 2)
+        layer = memory_budget.changed_layer_bytes(facts, 1, copies=0) * (1 if expert_inputs(facts) else 2)
         return Cost(memory_budget.WEIGHTS_RUNTIME + working_bytes(biggest) + layer, disk, disk, seconds)
     data = inputs.data["data"]
     lanes, products = 2 if want == "cross" or learns else 1, want in ("hessian", "cross")

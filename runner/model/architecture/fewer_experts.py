@@ -35,7 +35,7 @@ class FewerExperts:
 
     config   config.json of the result
     count    the experts that each mixture has, `keep` those that it will have
-    rows     tensor with a row for each expert, on its first axis → the name of its mixture
+    rows     tensor with a row for each expert, on its first axis longer than 1 → the name of its mixture
     own      tensor of one expert → its mixture, the number of the expert, and its name with {} for that number
     """
 
@@ -114,8 +114,13 @@ def _with_rows(mixture: Mixture, facts: CheckpointFacts) -> Iterator[str]:
         if stored.dtype.startswith(("I", "U")):
             message = f"`{stored.name}` holds whole numbers, which may be those of experts that are to be dropped"
             raise _refused("R845", message)
-        if stored.shape[:1] == (mixture.experts,) and each.kind not in (NORM, EMBEDDING):
+        if _rows(stored.shape) == mixture.experts and each.kind not in (NORM, EMBEDDING):
             yield stored.name
+
+
+def _rows(shape: Sequence[int]) -> int:
+    """The length of the first axis longer than 1."""
+    return next((length for length in shape if length > 1), 1)
 
 
 def facts_of(facts: CheckpointFacts, cut: FewerExperts) -> CheckpointFacts:
@@ -127,7 +132,10 @@ def facts_of(facts: CheckpointFacts, cut: FewerExperts) -> CheckpointFacts:
     tensors = {}
     for old, new in cut.names(facts.tensors, kept).items():
         header = facts.tensors[old]
-        shape = (cut.keep, *header.shape[1:]) if old in cut.rows else header.shape
+        shape = header.shape
+        if old in cut.rows:
+            axis = shape.index(cut.count)
+            shape = (*shape[:axis], cut.keep, *shape[axis + 1 :])
         tensors[new] = TensorHeader(
             new, header.dtype, shape, "the result", 0, DTYPE_BYTES[header.dtype] * math.prod(shape)
         )

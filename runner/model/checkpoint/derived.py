@@ -122,7 +122,7 @@ class Selection:
 
     They are laid out in shards of up to `max_shard_bytes`; None for one file.
 
-    rows     of an old tensor, the places of its first axis that are written, in that order
+    rows     of an old tensor, the places of its first axis longer than 1 that are written, in that order
     reasons  why single tensors are dropped, where it is not `reason`
     """
 

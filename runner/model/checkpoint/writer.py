@@ -182,7 +182,7 @@ def copy_tensors(
 ) -> None:
     """Write a file of tensors of another checkpoint, byte for byte; `names` has old → new.
 
-    Of an old tensor in `rows` only those places of its first axis are written, in that order.
+    Of an old tensor in `rows` only those places of its first axis longer than 1 are written, in that order.
     """
     chosen = rows or {}
     found = {new: reader.header(old) for old, new in names.items()}
@@ -194,17 +194,23 @@ def copy_tensors(
             what = f"{source.shard}, tensor `{source.name}`,"
             stride, places = source.nbytes, [0]
             if source.name in chosen:
-                stride, places = source.nbytes // source.shape[0], list(chosen[source.name])
+                stride, places = source.nbytes // source.shape[_axis(source)], list(chosen[source.name])
             for place in places:
                 copy_range(reader.file(source.shard), source.begin + place * stride, stride, file, what)
 
 
 def _entry(source: TensorHeader, name: str, rows: Sequence[int] | None) -> Entry:
-    """Return the entry by which a tensor, or only `rows` of its first axis, is written under a name."""
+    """Return the entry by which a tensor, or only some `rows`, is written under a name."""
     if rows is None:
         return Entry(name, source.dtype, source.shape, source.nbytes)
-    size = source.nbytes // source.shape[0] * len(rows)
-    return Entry(name, source.dtype, (len(rows), *source.shape[1:]), size)
+    axis = _axis(source)
+    shape = (*source.shape[:axis], len(rows), *source.shape[axis + 1 :])
+    return Entry(name, source.dtype, shape, source.nbytes // source.shape[axis] * len(rows))
+
+
+def _axis(source: TensorHeader) -> int:
+    """Return the first axis longer than 1, whose places are ranges of bytes."""
+    return next(axis for axis, length in enumerate(source.shape) if length > 1)
 
 
 def copy_shards(

@@ -61,8 +61,8 @@ def layer_bytes(facts: CheckpointFacts, value: int) -> int:
     return max(layer_weights(facts) * value, 0 if facts.quantization else facts.layer_nbytes())
 
 
-def changed_layer_bytes(facts: CheckpointFacts, value: int) -> int:
-    """Bytes of one decoder layer while it is changed: of its experts no more than one is there."""
+def changed_layer_bytes(facts: CheckpointFacts, value: int, copies: int = 2) -> int:
+    """Bytes of one decoder layer while it is changed: of its experts no more than one is there, in so many `copies`."""
     if not any(site.is_expert for site in facts.sites):
         return layer_bytes(facts, value)
     rest = [0] * facts.layer_count
@@ -72,7 +72,7 @@ def changed_layer_bytes(facts: CheckpointFacts, value: int) -> int:
             one[site.expert] = one.get(site.expert, 0) + site.size
         else:
             rest[site.layer] += site.size * value
-    return max(rest) + 2 * max(one.values()) * value
+    return max(rest) + copies * max(one.values()) * value
 
 
 def layer_weights(facts: CheckpointFacts) -> int:
