@@ -66,9 +66,14 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Scored:
-    """What became of a layer: the scores of its units, the units that stay, and what it loses: site → metrics."""
+    """What became of a layer: the units that stay, and what it loses: site → metrics.
+
+    scores       of its units by the criterion, with those of channels that are chosen over all layers
+    activations  the scores of units by their activations, whatever the criterion: the measure of what is lost
+    """
 
     scores: Scores
+    activations: Scores
     kept: Kept
     modules: Mapping[str, Mapping[str, float]]
 
@@ -92,17 +97,18 @@ class ScoredLayers:
         layer = self.streamed.load(index)
         lane = self.flow.lane(0, index, layer)
         seen = self._activations(index, layer, lane)
-        scores = self._scores(index, layer, seen)
+        activations = {axis: squares.sqrt().float().cpu() for axis, squares in seen.items()}
+        scores = {axis: score.float().cpu() for axis, score in self._scores(index, activations).items()}
         kept = self.scoring.keep({axis: score for axis, score in scores.items() if axis != HIDDEN})
         modules = {}
         for role, axis in (("o", HEADS), ("down", FEED_FORWARD)):
             if axis in kept:
                 site, module = self._module(index, layer, role)
                 error = self._error(lane, module, columns(kept[axis], self._channels(axis)))
-                share = unit_importance.lost(scores[axis], kept[axis])
+                share = unit_importance.lost(activations[axis], kept[axis])
                 modules[site] = {"error": error, "lost_importance": share}
         self.streamed.free(index)
-        return Scored({axis: score.float().cpu() for axis, score in scores.items()}, kept, modules)
+        return Scored(scores, activations, kept, modules)
 
     def _activations(self, index: int, layer: nn.Module, lane: Lane) -> dict[str, torch.Tensor]:
         """Run every batch through the layer; return the score of units by what they give, squared, float64."""
@@ -134,12 +140,11 @@ class ScoredLayers:
             handle.remove()
         return found
 
-    def _scores(self, index: int, layer: nn.Module, seen: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _scores(self, index: int, activations: Scores) -> dict[str, torch.Tensor]:
         """Return the score of every unit by the criterion."""
         scoring = self.scoring
         if scoring.criterion == "activation":
-            groups = torch.zeros(scoring.before.key_value_heads)
-            return {**{axis: squares.sqrt() for axis, squares in seen.items()}, GROUPS: groups}
+            return {**activations, GROUPS: torch.zeros(scoring.before.key_value_heads)}
         if scoring.criterion == "random":
             generator = torch.Generator().manual_seed(scoring.seed + index)
             return {axis: torch.rand(scoring.before.of(axis), generator=generator) for axis in units.AXES}

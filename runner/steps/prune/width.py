@@ -36,6 +36,9 @@ METRICS = {
 }  # fmt: skip
 
 
+_SEEN = "activations"  # beside the scores of a layer: those of channels by their activations
+
+
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     facts = inputs.checkpoint
     found = adapter_config.adapter_conflicts(facts.adapter, "this step would cut those")
@@ -85,7 +88,7 @@ def run(ctx: Context) -> Result:
     saved = CheckpointWriter(ctx.scratch_dir / "scores")
 
     def keep(index: int, scored: Scored) -> dict[str, Any]:
-        saved.add(f"layer-{index:05d}", scored.scores)
+        saved.add(f"layer-{index:05d}", {**scored.scores, _SEEN: scored.activations[HIDDEN]})
         modules = {site: dict(metrics) for site, metrics in sorted(scored.modules.items())}
         heads = {"heads": list(scored.kept[HEADS])} if HEADS in scored.kept else {}
         return {"layer": index, "modules": modules, **heads}
@@ -115,7 +118,7 @@ def _scores(path: Path) -> Scores:
 
 def _kept(scoring: Scoring, scores: list[Scores], facts: CheckpointFacts, folder: Path) -> list[Kept]:
     """Return the units that stay in each layer; channels of hidden states by the sum of their scores over layers."""
-    inside = [{axis: score for axis, score in each.items() if axis != HIDDEN} for each in scores]
+    inside = [{axis: score for axis, score in each.items() if axis not in (HIDDEN, _SEEN)} for each in scores]
     kept: list[Kept] = [scoring.keep(each) for each in inside]
     if HIDDEN in scoring.axes:
         total = sum((each[HIDDEN] for each in scores[1:]), scores[0][HIDDEN])
@@ -142,7 +145,7 @@ def _hidden_losses(results: Any, scores: list[Scores], kept: list[Kept], facts: 
 
     for result, each, stay in zip(results, scores, kept, strict=True):
         if HIDDEN in stay:
-            share = lost(each[HIDDEN], stay[HIDDEN])
+            share = lost(each[_SEEN], stay[HIDDEN])
             for site in facts.sites:
                 if site.layer == result["layer"] and site.role in ("q", "qkv", "gate", "gate_up"):
                     result["modules"].setdefault(site.name, {})["lost_importance"] = share

@@ -161,6 +161,8 @@ def test_other_criteria_choose_other_units(criterion: str, tmp_path: Path) -> No
     usual = pruned(tmp_path / "usual", folder, **cut)
     assert digests(host.out_dir) != digests(usual.out_dir)
     assert host.result.metrics["divergence"] < 1e-5  # type: ignore[attr-defined]
+    lost = [each.result.metrics["lost_importance"] for each in (host, usual)]  # type: ignore[attr-defined]
+    assert lost[0] > lost[1]  # of activations, whatever the criterion
     if criterion == "magnitude":
         before, after = (load_file(path / "model.safetensors") for path in (folder, host.out_dir))
         squares = torch.zeros(32, dtype=torch.float64)
