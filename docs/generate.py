@@ -53,7 +53,7 @@ as this page does.
 | a quarter of the size | `quantize.gptq` at 4 bits; at 3 for a fifth of it, at more loss |
 | less loss from the same bits | `transform.awq`, `.smooth` or `.rotate` before it ([Rewrites](transforms.md)) |
 | the zeros that GPUs skip | `prune.wanda` with `pattern: "2:4"`, and `recover.lora` after it |
-| fewer layers | `distill.logits` with `student: {drop: N}` |
+| fewer layers, neurons or heads | `prune.depth`, `prune.width`, then `distill.logits` ([how](structured-pruning.md)) |
 | back what was lost | see [Getting quality back](training.md) |
 | one figure for what was lost | `evaluate.perplexity` before and after, with a gate |
 | a finer one, that sees what perplexity averages away | `evaluate.divergence` |
