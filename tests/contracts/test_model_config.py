@@ -25,6 +25,7 @@ ALLOWED = {
     "model/checkpoint/unpacking/": "keys of single ways in which other tools store weights",
     "model/layerwise/gguf_checkpoint.py": "a configuration of transformers that a GGUF file was read into",
     "training/layer_selection.py": "it writes config.json: every list with an entry for each layer",
+    "steps/foreign_tools/run_autogptq.py": "it writes config.json as transformers of its time reads it",
     "data/special_tokens.py": "token ids, which generation_config.json has under the same names",
 }
 KEYS = frozenset({
