@@ -121,8 +121,12 @@ def _undivided(axis: str, params: Params, total: int, multiple: int) -> Diagnost
     """Return a complaint about a count that is no multiple, or where no smaller multiple is there."""
     spec, noun = params[axis], _NOUNS[axis]
     if total <= multiple:
-        message = f"`multiple_of` {params['multiple_of']} leaves nothing to cut of {total} {noun}"
-        return Diagnostic("R804", message, "lower it", path=("multiple_of",))
+        own = params["multiple_of"]
+        alone = (
+            f"`multiple_of` {own} leaves" if own == multiple else f"`multiple_of` {own} and the number of heads leave"
+        )
+        message = f"{alone} nothing to cut of {total} {noun}"
+        return Diagnostic("R804", message, "lower `multiple_of`", path=("multiple_of",))
     if _is_share(spec):
         return None
     key, value = next(iter(spec.items()))

@@ -26,6 +26,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "signround on two flows": ("quantize.signround", {"scheme": "fp8", "start": "rounding", "steps": 4}),
     "sparsegpt": ("prune.sparsegpt", {"pattern": "2:4"}),
     "sparsegpt with OWL": ("prune.sparsegpt", {"sparsity": 0.5, "allocation": "owl"}),
+    "width": ("prune.width", {"feed_forward": {"drop": 0.25}, "hidden_size": {"keep": 24}, "multiple_of": 8}),
+    "depth": ("prune.depth", {"drop": 2}),
+    "depth by perplexity": ("prune.depth", {"drop": 2, "choose": "perplexity"}),
     "kv": ("quantize.kv", {"per": "head"}),
     "weighted rounding": ("quantize.rtn", {"bits": 3, "group_size": 16, "grid": "weighted_mse"}),
 }

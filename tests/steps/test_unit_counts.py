@@ -70,7 +70,7 @@ def refused(model: Widths = MODEL, **params: Any) -> tuple[str, str, str, tuple[
          ("R804", "`hidden_size` leaves 246 of 256 channels, which `multiple_of` 64 does not divide",
           "drop 64, or lower `multiple_of`", ("hidden_size", "drop"))),
         ({"hidden_size": {"drop": 0.1}, "multiple_of": 256},
-         ("R804", "`multiple_of` 256 leaves nothing to cut of 256 channels", "lower it", ("multiple_of",))),
+         ("R804", "`multiple_of` 256 leaves nothing to cut of 256 channels", "lower `multiple_of`", ("multiple_of",))),
     ],
 )  # fmt: skip
 def test_what_is_refused(params: dict[str, Any], expected: tuple[Any, ...]) -> None:
@@ -109,6 +109,10 @@ def test_heads_that_must_divide_the_hidden_size() -> None:
     assert refused(LLAMA, hidden_size={"keep": 160}, multiple_of=16) == (
         "R804", f"`hidden_size` leaves 160 channels, which 12 heads do not divide; {strict}", "keep a multiple of 48",
         ("hidden_size",),
+    )  # fmt: skip
+    assert refused(LLAMA, hidden_size={"drop": 0.1}, multiple_of=64) == (
+        "R804", "`multiple_of` 64 and the number of heads leave nothing to cut of 192 channels", "lower `multiple_of`",
+        ("multiple_of",),
     )  # fmt: skip
     odd = Widths(feed_forward=64, heads=10, key_value_heads=2, hidden_size=40, head_size=4, divided=True)
     assert refused(odd, heads={"keep": 6}) == (
