@@ -3,8 +3,8 @@
     python -m benchmarks.bits --work WORK [--random 30] [--samples 32] [--windows 16]
 
 GPTQ to each assignment on the embedded model (or `--model`), then perplexity on the evaluation text. Random assignments
-draw one of 2, 3, 4 and 8 bits for each group of modules that servers fuse. A measured loss is the increase of
-log-perplexity.
+draw one of 2, 3, 4 and 8 bits for each group of modules that servers fuse, and round to nearest, as the sensitivities
+are measured; a measured loss is the increase of log-perplexity, on half the windows.
 """
 
 from __future__ import annotations
@@ -61,23 +61,24 @@ def spearman(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def recipe(args: argparse.Namespace, assignments: Mapping[str, Step], measured: bool) -> dict[str, Any]:
-    """Return a recipe that measures, where asked, and quantizes and evaluates each assignment."""
+    """Return a recipe that measures, where asked, and quantizes and evaluates each assignment; else by rounding."""
     windows = {"source": "demo:stdlib", "sequence_length": 512}
     steps: list[Step] = [{"evaluate.perplexity": {"data": "evaluation"}, "id": "dense", "from": "model"}]
     for measure in MEASURES if measured else ():
         data = "few" if measure == "kl" else "calibration"
         steps.append({"analyze.sensitivity": {"data": data, "measure": measure}, "id": measure, "from": "model"})
     for id, params in assignments.items():
-        steps.append({"quantize.gptq": {"data": "calibration", **params}, "id": id, "from": "model"})
+        step = {"quantize.gptq": {"data": "calibration", **params}} if measured else {"quantize.rtn": params}
+        steps.append({**step, "id": id, "from": "model"})
         steps.append({"evaluate.perplexity": {"data": "evaluation"}, "id": f"{id}-quality", "from": id})
     return {
         "version": 1,
         "name": "bits",
         "model": {"source": args.model},
         "data": {
-            "calibration": {**windows, "split": "calibration", "samples": args.samples},
-            "evaluation": {**windows, "split": "evaluation", "samples": args.windows},
-            **({"few": {**windows, "split": "calibration", "samples": 8}} if measured else {}),
+            "evaluation": {**windows, "split": "evaluation", "samples": args.windows // (1 if measured else 2)},
+            **({"calibration": {**windows, "split": "calibration", "samples": args.samples}} if measured else {}),
+            **({"few": {**windows, "split": "calibration", "samples": args.few}} if measured else {}),
         },
         "steps": steps,
     }
@@ -96,6 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--layers", type=int, default=6, help="decoder layers of the model")
     parser.add_argument("--random", type=int, default=30, help="random assignments")
     parser.add_argument("--samples", type=int, default=32, help="calibration windows of 512 tokens")
+    parser.add_argument("--few", type=int, default=4, help="calibration windows for `measure: kl`")
     parser.add_argument("--windows", type=int, default=16, help="evaluation windows of 512 tokens")
     args = parser.parse_args(argv)
     args.work.mkdir(parents=True, exist_ok=True)
@@ -116,9 +118,11 @@ def main(argv: list[str] | None = None) -> int:
     measured = {measure: Sensitivity.from_json(records[measure].details["sensitivity"]) for measure in MEASURES}
     groups = [tuple(group.sites) for group in measured["kl"].groups]
     assignments = drawn(groups, args.random, seed=1)
-    written = {f"r{n}": {"overrides": {name: {"bits": bits} for name, bits in own.items()}}
+    written = {f"r{n}": {"group_size": 128, "overrides": {name: {"bits": bits} for name, bits in own.items()}}
                for n, own in enumerate(assignments)}  # fmt: skip
+    sys.stdout.flush()
     metrics = apply(args, "bits-random", recipe(args, written, measured=False)).metrics
+    dense = metrics["dense"]["perplexity"]
     lost = [math.log(metrics[f"r{n}-quality"]["perplexity"] / dense) for n in range(args.random)]
     print(f"\nLoss of {args.random} random assignments: {min(lost):.4f} to {max(lost):.4f} nats\n")
     print("| measure | Spearman | forecast over measured, median |\n|---|---|---|")

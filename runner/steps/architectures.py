@@ -14,7 +14,14 @@ _MEASURES = frozenset({"evaluate.perplexity", "evaluate.divergence"})
 # They round keys and values as the checkpoint says; `quantize.kv` refuses them itself.
 _CACHES = _MEASURES | {"evaluate.tasks", "evaluate.latency", "evaluate.parity", "quantize.kv"}
 # These go through the decoder layers one after another, whatever the layers are.
-_LAYERWISE = _MEASURES | {"quantize.rtn", "quantize.gptq", "prune.magnitude", "prune.wanda", "prune.experts"}
+_LAYERWISE = _MEASURES | {
+    "analyze.sensitivity",
+    "quantize.rtn",
+    "quantize.gptq",
+    "prune.magnitude",
+    "prune.wanda",
+    "prune.experts",
+}
 # Adapters are of their other modules; layers are left out with their experts.
 _MIXTURES = _LAYERWISE | {"prune.depth", "prune.sparsegpt", "recover.eora", "recover.lora"}
 # The sweep (docs/models.md) found other numbers for them than transformers has.

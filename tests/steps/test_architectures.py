@@ -52,9 +52,9 @@ def test_what_works_is_not_refused(facts: CheckpointFacts, kind: str) -> None:
         "R441",
         f"`m` (`mixtral`) is a mixture of experts: it holds `{EXPERT}`; `recover.scales` cannot change mixtures yet",
         (
-            "kinds that can are `evaluate.divergence`, `evaluate.perplexity`, `prune.depth`, `prune.experts`, "
-            "`prune.magnitude`, `prune.sparsegpt`, `prune.wanda`, `quantize.gptq`, `quantize.rtn`, `recover.eora` "
-            "and `recover.lora`"
+            "kinds that can are `analyze.sensitivity`, `evaluate.divergence`, `evaluate.perplexity`, `prune.depth`, "
+            "`prune.experts`, `prune.magnitude`, `prune.sparsegpt`, `prune.wanda`, `quantize.gptq`, `quantize.rtn`, "
+            "`recover.eora` and `recover.lora`"
         ),
     )),
     (replace(DENSE, description=ModelDescription(hands_state=True)), "quantize.signround", (
@@ -82,8 +82,8 @@ def test_what_works_is_not_refused(facts: CheckpointFacts, kind: str) -> None:
         "R447",
         f"{HOLDS}; they have not been tried with `recover.lora`",
         (
-            "kinds that work are `evaluate.divergence`, `evaluate.perplexity`, `prune.experts`, `prune.magnitude`, "
-            "`prune.wanda`, `quantize.gptq` and `quantize.rtn`"
+            "kinds that work are `analyze.sensitivity`, `evaluate.divergence`, `evaluate.perplexity`, "
+            "`prune.experts`, `prune.magnitude`, `prune.wanda`, `quantize.gptq` and `quantize.rtn`"
         ),
     )),
     (UNKNOWN, "quantize.rtn", (

@@ -12,11 +12,15 @@ import pytest
 import torch
 
 from runner.contracts import sensitivity
+from runner.contracts.context import Artifact
+from runner.contracts.lineage import Lineage
 from runner.contracts.sensitivity import Sensitivity
 from runner.contracts.step_kind import DataFacts, Inputs
 from runner.errors import StepFailed
+from runner.model.architecture import probe
 from runner.model.architecture.inspect import facts
 from runner.model.checkpoint.headers import read_headers
+from runner.model.layerwise.describe import describe
 from runner.plan.machine import machine_facts
 from runner.recipe.schema.load import defaults
 from runner.steps import auto_bits, bits_assignment
@@ -24,6 +28,9 @@ from runner.steps.kinds import find, unsettled
 from tests.host import Host
 from tests.model.layerwise.test_engine import digests
 from tests.model.layerwise.test_final_hidden import plain_logits, streamed_logits
+from tests.steps.test_experts import host as mixture_host
+from tests.steps.test_experts import saved as mixture
+from tests.sweep import IDS
 from tests.tiny import save, tokens
 
 GROUPED: dict[str, Any] = {"group_size": 16}
@@ -281,6 +288,28 @@ def test_modules_with_bits_of_their_own_count_and_stay(folder: Path, measured: P
     weights = sum(site.size for site in facts(folder, "model").sites)
     assert 8 * quantized / weights == pytest.approx(assigned["average_bits"], abs=1e-4)
     assert assigned["average_bits"] <= 7
+
+
+def test_the_experts_of_a_layer_get_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(probe, "_answer", describe)
+    given = mixture(tmp_path / "model", "mixtral")
+    sensitive = mixture_host(given, tmp_path / "measured", "analyze.sensitivity", IDS, group_size=8, candidates=[2, 4])
+    find("analyze.sensitivity").run(sensitive)
+    own = params(group_size=8, budget={"average_bits": 7}, grid="mse")
+    step = mixture_host(given, tmp_path / "step", "quantize.rtn", None, **own)
+    measured = Artifact(sensitive.out_dir, "metrics", "0" * 64, Lineage("a local model"))
+    step.inputs = {**step.inputs, "sensitivity": measured}
+    assigned = find("quantize.rtn").run(step).details["assignment"]
+    by_layer: dict[str, set[int]] = {}
+    for name, bits in assigned["bits"].items():
+        if ".experts." in name:
+            by_layer.setdefault(name.partition(".experts.")[0], set()).add(bits)
+    assert all(len(bits) == 1 for bits in by_layer.values())
+    headers = read_headers(step.out_dir)
+    assert sum(header.nbytes for header in headers.values()) == assigned["bytes"]
+    assert assigned["average_bits"] <= 7
+    assert len(set(assigned["bits"].values())) == 2
 
 
 def test_a_running_step_says_what_it_assigned(folder: Path, measured: Path, tmp_path: Path) -> None:

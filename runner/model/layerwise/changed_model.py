@@ -43,8 +43,8 @@ class ChangedModel:
             self.flow.begin(0, [])
             if self.flow.has_state():
                 what = f"the layers of {type(self.streamed.model).__name__} hand one another keys and values"
-                help = "use `measure: output_error`"
-                raise RecipeError([Diagnostic("R816", f"{what}: none can be run by itself", help, path=("measure",))])
+                message = f"{what}: none can be run by itself"
+                raise RecipeError([Diagnostic("R816", message, "use `measure: output_error`", path=("measure",))])
             for index in range(len(self.streamed)):
                 self.streamed.load(index)
                 lane = self.flow.lane(0, index, self.streamed.layers[index])

@@ -54,6 +54,9 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
         message = f"`measure: {measure}` runs the model as a whole, and experts are read one at a time"
         help = 'use `measure: output_error`, or leave them out: `ignore: [lm_head, "*.experts.*"]`'
         found.append(Diagnostic("R816", message, help, path=("measure",)))
+    if measure != "output_error" and facts.description is not None and facts.description.hands_state:
+        message = f"the layers of `{facts.source}` hand one another keys and values: none can be run by itself"
+        found.append(Diagnostic("R816", message, "use `measure: output_error`", path=("measure",)))
     return found
 
 

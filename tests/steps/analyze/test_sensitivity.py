@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,17 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from runner.contracts import sensitivity
+from runner.contracts.context import DataFacts
+from runner.contracts.facts import CheckpointFacts
+from runner.contracts.model_description import ModelDescription
 from runner.contracts.sensitivity import Sensitivity
+from runner.contracts.step_kind import Inputs
 from runner.errors import Interrupted
-from runner.model.architecture import probe
+from runner.model.architecture import inspect, probe
 from runner.model.layerwise.describe import describe
+from runner.model.layerwise.linear import is_conv1d
+from runner.plan.machine import machine_facts
+from runner.recipe.schema.load import defaults
 from runner.steps.kinds import find
 from tests.host import Host
 from tests.steps.test_experts import EXPERTS, host, saved
@@ -191,6 +199,73 @@ def test_an_interrupted_measurement_goes_on_and_ends_with_the_same_file(
 def test_gptq_leaves_less_than_rounding(folder: Path, by_errors: Sensitivity, tmp_path: Path) -> None:
     solved = measured(tmp_path, folder, solver="gptq")
     assert all(a.losses["2"] < b.losses["2"] for a, b in zip(solved.groups, by_errors.groups, strict=True))
+
+
+def described(facts: CheckpointFacts, **changes: Any) -> list[str]:
+    """Return the complaints about measuring the checkpoint."""
+    params = defaults(KIND, {"data": "calibration", **changes})
+    data = {"data": DataFacts("calibration", 6, 24, 0, "")}
+    found = find(KIND).check(params, Inputs(facts, {}, data, machine_facts("cpu")))
+    return [f"{d.severity}[{d.code}] {'.'.join(map(str, d.path))}: {d.message}; {d.help}" for d in found]
+
+
+def test_whole_messages(folder: Path) -> None:
+    facts = inspect.facts(folder, "model")
+    assert described(facts) == described(facts, measure="kl") == []
+    assert described(facts, ignore=["*"]) == ["error[R410] ignore: `ignore` leaves no linear module to measure; None"]
+    assert described(facts, ignore=["w_proj"]) == [
+        (
+            "error[R412] ignore.w_proj: `ignore` names `w_proj`, which matches no linear module of this model; its "
+            "linear modules are `down_proj`, `gate_proj`, `k_proj`, `o_proj`, `q_proj`, `up_proj`, `v_proj`"
+        )
+    ]
+    handing = replace(facts, description=ModelDescription(hands_state=True))
+    assert described(handing) == []
+    assert described(handing, measure="gradient") == [
+        (
+            "error[R816] measure: the layers of `model` hand one another keys and values: none can be run by itself; "
+            "use `measure: output_error`"
+        )
+    ]
+    sites = tuple(replace(site, role="expert_down") if site.role == "down" else site for site in facts.sites)
+    assert described(replace(facts, sites=sites), measure="kl") == [
+        (
+            "error[R816] measure: `measure: kl` runs the model as a whole, and experts are read one at a time; "
+            'use `measure: output_error`, or leave them out: `ignore: [lm_head, "*.experts.*"]`'
+        )
+    ]
+
+
+def test_the_forecast_of_memory_says_what_holds_the_model(folder: Path) -> None:
+    facts, machine = inspect.facts(folder, "model"), machine_facts("cpu")
+    data = {"data": DataFacts("calibration", 64, 512, 0, "")}
+    large = replace(facts, tensors={n: replace(t, shape=(*t.shape, 1 << 16)) for n, t in facts.tensors.items()})
+    given = Inputs(large, {}, data, machine)
+    need = {
+        measure: find(KIND).estimate(defaults(KIND, {"data": "c", "measure": measure}), given)
+        for measure in ("output_error", "gradient", "kl")
+    }
+    held = 4 * large.parameters
+    assert need["output_error"].memory < held < min(need["gradient"].memory, need["kl"].memory)
+    assert all(cost.disk == 0 for cost in need.values())
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "opt", "phi3", "qwen3", "gpt_neox", "llama_tied"])
+def test_divergences_on_other_architectures(name: str, tmp_path: Path) -> None:
+    folder = save(tmp_path / "model", name)
+    group = measured(tmp_path / "kl", folder, measure="kl", candidates=[3]).groups[-1]
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    with torch.no_grad():
+        before = model(tokens()).logits[:, :-1].log_softmax(-1)
+        for name in group.sites:
+            weight = load_file(tmp_path / "kl" / "scratch" / "rounded" / f"{name}.safetensors")["3"]
+            base = name if name in dict(model.named_modules()) else f"{model.base_model_prefix}.{name}"
+            module = model.get_submodule(base)
+            module.get_parameter("weight").copy_(weight.T if is_conv1d(module) else weight)
+        after = model(tokens()).logits[:, :-1].log_softmax(-1)
+    naive = float((before.exp() * (before - after)).sum(-1).mean())
+    assert group.losses["3"] == pytest.approx(naive, rel=1e-4)
 
 
 def test_the_experts_of_a_layer_are_one_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
