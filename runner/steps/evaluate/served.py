@@ -122,7 +122,7 @@ def run(ctx: ForeignContext) -> Result:
 
     ids = ctx.data("data").numpy()
     wanted = expected(ctx, ids)
-    server = commands.find(ctx.params)
+    server = commands.find(ctx.params, in_environment=ctx.has_environment)
     python = ctx.python() if ctx.has_environment else None
     program = commands.program(server, python)
     if program is None:

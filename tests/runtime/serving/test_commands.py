@@ -23,6 +23,16 @@ def test_own_arguments_follow_and_own_variables_replace() -> None:
     assert found.variables["VLLM_NO_USAGE_STATS"] == "1"
 
 
+def test_vllm_runs_by_the_interpreter_of_an_environment() -> None:
+    """Its CPU build of the index has no metadata by the name that its program asks for."""
+    params = defaults("evaluate.served", {"data": "text", "server": "vllm", "arguments": ["--dtype", "float32"]})
+    found = commands.find(params, in_environment=True)
+    assert (found.program, found.arguments[:3]) == ("python", ("-m", "vllm.entrypoints.openai.api_server", "--model"))
+    assert found.arguments[-2:] == ("--dtype", "float32")
+    own = {**params, "program": "/opt/vllm"}
+    assert commands.find(own, in_environment=True).program == "/opt/vllm"
+
+
 def test_another_server_is_asked_for_its_own_model_unless_it_is_given_a_name() -> None:
     assert server(server="other", program="x", arguments=["{port}"]).model is None
     assert server(server="other", program="x", arguments=["{port}", "--alias={name}"]).model == "{name}"
