@@ -105,8 +105,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     rows: dict[str, Figures] = {}
     for recipe in sorted(RECIPES.glob("*.yaml")):
-        if load.load(recipe).search is not None:
-            continue  # its trials are many jobs
+        if recipe.stem == "peers" or load.load(recipe).search is not None:
+            continue  # their trials and tools are many jobs
         if args.jobs:
             rows[recipe.name] = figures(finished(recipe, args.jobs))
             continue

@@ -112,6 +112,7 @@ def dispatch(arguments: list[str]) -> int:
     from runner.recipe import secrets  # not for `--help`
 
     # Events, locks and messages show it, to be run again: secrets are hidden in it and must be given again.
+    args.words = arguments
     args.command_line = shlex.join(["runner", *map(secrets.hide_in_word, arguments)])
     return command.run(command.read_options(args))
 

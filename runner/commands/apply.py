@@ -28,11 +28,15 @@ if TYPE_CHECKING:
     from runner.recipe.types import Recipe
 
 
+_DETACH = "--detach"
+
+
 @dataclass(frozen=True)
 class Options:
     """`progress` is "live", "plain", "jsonl" or "none". `command` is the command line, printed to resume with.
 
-    `maker` makes the executor of a cluster, once it is connected.
+    `maker` makes the executor of a cluster, once it is connected. `detach` has the words of the command to start
+    without a terminal; it is empty for one that runs here.
     """
 
     recipes: tuple[str, ...]
@@ -48,6 +52,7 @@ class Options:
     junit: Path | None
     command: str
     maker: Maker | None = None
+    detach: tuple[str, ...] = ()
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -78,6 +83,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_trust(parser)
     options.add_junit(parser)
     parser.add_argument(
+        _DETACH, action="store_true", help="plan, then go on in the background, also after this terminal is closed"
+    )
+    parser.add_argument(
         "--no-wait", dest="wait", action="store_false", help="do not wait for another apply of the same plan"
     )
 
@@ -88,6 +96,7 @@ def read_options(args: argparse.Namespace) -> Options:
         remote=options.remote_url(args), wait=args.wait, timeout=args.timeout, keep_going=args.keep_going,
         executor=options.executor(args),
         progress=_progress(args.progress), junit=args.junit, command=args.command_line,
+        detach=tuple(word for word in args.words if word != _DETACH) if args.detach else (),
     )  # fmt: skip
 
 
@@ -109,6 +118,8 @@ def run(opts: Options) -> int:
         tasks = folders.tasks(opts.recipes, opts.resolving)
         with cluster.connected(opts.executor, opts.remote, root) as found:
             opts = replace(opts, resolving=replace(opts.resolving, offer=found.offer), maker=found.maker)
+            if opts.detach:
+                return _detach(tasks, opts)
             searches = [task.recipe for task in tasks if task.recipe is not None and task.recipe.search is not None]
             if searches:
                 return _with_searches([task for task in tasks if task.recipe not in searches], searches, opts)
@@ -155,6 +166,24 @@ def _how(opts: Options, *, keep_going: bool) -> How:
 
     manner = Manner(keep_going, opts.timeout, opts.maker)
     return together.How(opts.resolving, _settings(opts), opts.progress, manner)
+
+
+def _detach(tasks: Sequence[Task], opts: Options) -> int:
+    """Plan every job, so that complaints are seen here, and start the same command without a terminal."""
+    from runner.commands import detached, folders
+    from runner.report.console import console, show
+
+    jobs = []
+    for task in tasks:
+        if task.error is not None:
+            raise task.error
+        if task.recipe is not None:
+            jobs.append(folders.planned(task.recipe, opts.resolving).job_id)
+    pid, log = detached.start(opts.detach, opts.resolving.jobs)
+    several = "1 job goes on" if len(jobs) == 1 else f"{len(jobs)} jobs go on"
+    lines = [f"{several} in the background as process {pid}:", *(f"  {job}" for job in jobs), "", f"output: {log}"]
+    show([*lines, f"`runner jobs` shows how far they are; `kill {pid}` stops at a safe point"], console())
+    return 0
 
 
 def _several(tasks: Sequence[Task], opts: Options) -> int:

@@ -137,6 +137,7 @@ def _show(found: Job, opts: Options) -> int:
     ]  # fmt: skip
     if job.holder is not None:
         rows.append(["applied by", str(job.holder)])
+    rows += [["batch job", f"{each.number}: step {each.step}, log {each.log}"] for each in job.batch_jobs]
     show(table(rows, out.width, indent=0), out)
     show(["", f"`runner report {job.id}` shows what its steps did"], out)
     return 0

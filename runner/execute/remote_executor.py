@@ -110,7 +110,7 @@ class RemoteExecutor:
         lost_in_a_row = 0
         while True:
             attempt = self._attempt(task, shipped)
-            advanced = False
+            before, advanced = _progress(task), False
             try:
                 for event in self._events(task, attempt):
                     advanced = advanced or event["event"] in ("layer", "train")
@@ -124,7 +124,8 @@ class RemoteExecutor:
             except Lost as lost:
                 if self._killed.is_set() or self._is_stopped(task):
                     return Interrupted.exit_code
-                lost_in_a_row = 1 if advanced else lost_in_a_row + 1
+                # The events of its last layers may be lost with the machine; what it finished is in a shared store.
+                lost_in_a_row = 1 if advanced or _progress(task) != before else lost_in_a_row + 1
                 if lost_in_a_row >= _ATTEMPTS:
                     error = f"the step lost its worker {lost_in_a_row} times without finishing a layer: {lost}"
                     help = "`runner doctor` examines the cluster (`--executor`); the same command continues"
@@ -152,3 +153,8 @@ class RemoteExecutor:
                 if event["event"] == node_step.DIED:
                     raise Lost(f"on {attempt.host} {event['error'].splitlines()[0]}")
                 yield event
+
+
+def _progress(task: Task) -> tuple[int, int] | None:
+    """Return the layers or training steps of a task that are finished in the store, and how many there are."""
+    return task.run.store.partial(task.step.key)

@@ -22,12 +22,13 @@ from runner.execute import node_step
 from runner.execute.executor import Reports, Task
 from runner.execute.node_step import NodeStep, Shipment
 from runner.execute.remote_executor import Lost, RemoteExecutor
+from runner.job import batch_jobs
+from runner.job.batch_jobs import BatchJob
 from runner.plan import machine, resources
 from runner.plan.machine import MachineRefusal
 from runner.plan.resources import Node, Offer, threads_of
 from runner.progress.events import Event, encode
 
-FOLDER = ".slurm"  # in the store: submitit's files, and the events of running jobs
 REQUEUED = "requeued"  # an event of a job that will start again
 _POLL = 0.5  # seconds between looks at the file of events
 _GRACE = 60  # seconds in which a job that must end stops at a safe point
@@ -69,7 +70,7 @@ def make(reports: Reports, store: Path, given: Mapping[str, str], at_once: int |
     given = {"cluster": "slurm", **given}
 
     def attempt(task: Task, shipped: Shipment) -> BatchAttempt:
-        return BatchAttempt(store / FOLDER, given["cluster"], parameters(task, given), shipped)
+        return BatchAttempt(store / batch_jobs.FOLDER, given["cluster"], parameters(task, given), shipped)
 
     return RemoteExecutor(reports, attempt, None, at_once)
 
@@ -159,6 +160,10 @@ class BatchAttempt:
             lines = str(error).strip().splitlines()
             raise MachineError(f"Slurm refuses the job: {lines[-1] if lines else error}", "check the options of "
                                "`--slurm` with `sbatch --test-only`") from error  # fmt: skip
+        asked = self._shipped.request
+        batch_jobs.note(
+            self._folder.parent, BatchJob(asked.key, asked.id, self._job.job_id, str(self._job.paths.stderr))
+        )
 
     def events(self) -> list[Event]:
         ended = self._job.done(force_check=False)
@@ -189,6 +194,7 @@ class BatchAttempt:
     def end(self, *, at_once: bool) -> None:
         if self._job is not None and not self._job.done(force_check=at_once):
             self._job.cancel(check=False)
+        batch_jobs.forget(self._folder.parent, self._shipped.request.key)
         self._file.unlink(missing_ok=True)
         Path(f"{self._file}.stop").unlink(missing_ok=True)
 

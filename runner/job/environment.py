@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import runner
@@ -18,16 +20,25 @@ _DECIDING = {
 }  # fmt: skip
 
 
-def packages() -> dict[str, str]:
-    """Return every installed package with its version, sorted by name."""
+@cache
+def packages() -> Mapping[str, str]:
+    """Return every installed package with its version, sorted by name, as they were when this process first asked.
+
+    A worker asks at each step: reading them takes longer than all else that a small step costs.
+    """
     import importlib.metadata  # imported here: a cached apply does not need it
 
     found: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
-        name = distribution.metadata["Name"]
-        if name:  # a half-removed package has none
-            found.setdefault(name.lower().replace("_", "-"), distribution.version)  # the first on sys.path is imported
+        # importlib's own properties parse all of a file with the standard library's reader of e-mails, each time.
+        head = (distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or "").partition("\n\n")[0]
+        name, version = _NAME.search(head), _VERSION.search(head)
+        if name and version:  # a half-removed package has none
+            found.setdefault(name[1].lower().replace("_", "-"), version[1])  # the first on sys.path is imported
     return dict(sorted(found.items()))
+
+
+_NAME, _VERSION = re.compile(r"^Name: *(.+?) *$", re.MULTILINE), re.compile(r"^Version: *(.+?) *$", re.MULTILINE)
 
 
 def cpu_model() -> str:
@@ -82,5 +93,5 @@ def facts(device: str, threads: int) -> dict[str, Any]:
         "instructions": instructions(),
         "threads": threads,
         "device": device,
-        "packages": packages(),
+        "packages": dict(packages()),
     }

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import UsageError
-from runner.job import files, locks
+from runner.job import batch_jobs, files, locks
+from runner.job.batch_jobs import BatchJob
 from runner.job.directory import JobDirectory, read_json
 from runner.job.locks import Holder
 from runner.job.store import Store
@@ -21,7 +22,8 @@ class JobSummary:
     """A job in short. `status` is job.json's, but "interrupted" for a run that was killed, and "new" before any run.
 
     `done` counts the steps that are in the store, of `steps`; `size` is in bytes and counts every file once;
-    `started`, `finished` and `seconds` are those of the last run. `matrix` has the values of its combination.
+    `started`, `finished` and `seconds` are those of the last run. `matrix` has the values of its combination,
+    `batch_jobs` the steps that Slurm has.
     """
 
     id: str
@@ -37,6 +39,7 @@ class JobSummary:
     size: int
     holder: Holder | None
     matrix: Mapping[str, Any] = field(default_factory=dict)
+    batch_jobs: tuple[BatchJob, ...] = ()
 
 
 def jobs(root: Path) -> list[JobSummary]:
@@ -68,6 +71,7 @@ def load(root: Path, name: str) -> JobSummary:
         size=_size(directory.path),
         holder=holder,
         matrix=plan.get("matrix", {}),
+        batch_jobs=tuple(batch_jobs.of_steps(root / "store", keys)),
     )
 
 

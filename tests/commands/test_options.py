@@ -17,7 +17,7 @@ EXAMPLES = {
     "apply": ["a.yaml", "--set", "bits=3"], "plan": ["a.yaml"], "validate": ["a.yaml"], "show": ["a.yaml"],
     "lock": ["a.yaml"], "pack": ["folder"], "new": ["demo:tiny-llama"], "steps": [], "jobs": [], "schema": [],
     "generate": ["a-", "text"], "verify": ["a-"], "reproduce": ["a-"], "store": ["ls"], "report": ["a-"],
-    "diff": ["a-", "b-"], "compare": [], "doctor": [], "env": ["list"],
+    "diff": ["a-", "b-"], "compare": [], "doctor": [], "env": ["list"], "search": ["show"],
 }  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def test_the_shared_groups(monkeypatch: pytest.MonkeyPatch) -> None:
         "resolving": dataclasses.asdict(options.Resolving(("bits=3", "x=y"), Path("elsewhere"), "cpu", True, False)),
         "offline": False, "threads": None, "remote": "s3://bucket", "wait": True, "timeout": None, "keep_going": None,
         "progress": "plain", "junit": None, "command": "runner",
-        "executor": {"name": "local", "address": None, "sbatch": (), "at_once": None}, "maker": None,
+        "executor": {"name": "local", "address": None, "sbatch": (), "at_once": None}, "maker": None, "detach": (),
     }  # fmt: skip
     assert read("store", "gc", "--older-than", "2h").older_than == 7200.0  # type: ignore[attr-defined]
     assert read("lock", "--upgrade", "a.yaml").upgrade == ""  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ import pytest
 from runner.errors import MachineError
 from runner.execute import slurm_executor
 from runner.execute.executor import Executor, Reports
-from runner.job import locks
+from runner.job import batch_jobs, locks
 from runner.job.store import Store
 from runner.plan.resources import Node
 from runner.plan.types import Plan
@@ -50,7 +50,7 @@ def test_jobs_with_a_shared_prefix_run_it_once_with_the_bytes_of_this_machine(tm
     (tmp_path / "trace").unlink()
     applied(plans, tmp_path / "local", None)
     assert digests(tmp_path / "jobs") == digests(tmp_path / "local")
-    assert list((tmp_path / "jobs" / "store" / slurm_executor.FOLDER).glob("*.jsonl")) == []
+    assert list((tmp_path / "jobs" / "store" / batch_jobs.FOLDER).glob("*.jsonl")) == []
 
 
 def hanging(tmp_path: Path, do: str) -> tuple[Plan, Path]:

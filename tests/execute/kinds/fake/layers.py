@@ -1,7 +1,8 @@
 """A step of layers that computes nothing, but can be told to misbehave.
 
-`params`: layers, size (bytes of a layer), trace (a file that gets one line for every finished layer), control (a file
-of JSON {"layer", "do"}: what to do when a layer begins; without the file, nothing).
+`params`: layers, size (bytes of a layer), pause (seconds that a layer takes), trace (a file that gets one line for
+every finished layer), control (a file of JSON {"layer", "do"}: what to do when a layer begins; without the file,
+nothing).
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ def run(ctx: Context) -> Result:
     for layer in range(done, layers):
         ctx.safe_point()
         misbehave(ctx, layer)
+        time.sleep(ctx.params.get("pause", 0.0))
         salt = f"{source.digest}/{ctx.seed}/{layer}".encode()
         part = (hashlib.sha256(salt).digest() * (size // 32 + 1))[:size]
         replace(ctx.scratch_dir / f"part-{layer}", part)
