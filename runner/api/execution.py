@@ -17,7 +17,7 @@ from runner.execute.settings import ApplySettings
 from runner.execute.stopping import Stopping
 from runner.job.remote import Remote
 from runner.model.architecture import remote_code
-from runner.progress.board import Board, StepBoard, gate_text
+from runner.progress.board import Board, StepBoard, gate_text, is_missed
 from runner.progress.events import Event, Sink
 
 Callback = Callable[[Event], None]
@@ -124,7 +124,7 @@ def _raise(plan: JobPlan, board: Board, code: int) -> NoReturn:
     """Raise the error of an exit code, with the details from the events."""
     help = f"`runner report {plan.job_id}` shows what its steps did"
     if code == GateFailed.exit_code:
-        missed = [(step.id, gate) for step in board.steps.values() for gate in step.gates if not gate["passed"]]
+        missed = [(step.id, gate) for step in board.steps.values() for gate in step.gates if is_missed(gate)]
         raise GateFailed("; ".join(f"step `{id}`: {gate_text(gate)}" for id, gate in missed), help)
     if code in (Interrupted.exit_code, _ENDED):
         raise Interrupted(f"job `{plan.job_id}` stopped before its end", "apply the same plan again: it goes on there")

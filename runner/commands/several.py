@@ -156,13 +156,13 @@ def _annotate(error: RunnerError) -> None:
 
 def reason(board: Board) -> str:
     """Describe the first gate that was missed or step that failed; "" where there is none."""
-    from runner.progress.board import gate_text
+    from runner.progress.board import gate_text, is_missed
 
     for step in board.steps.values():
         if step.failure is not None:
             return f"{step.id}: {str(step.failure['error']).splitlines()[0]}"
         for gate in step.gates:
-            if not gate["passed"]:
+            if is_missed(gate):
                 return f"{step.id}: {gate_text(gate)}"
     return ""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
+from typing import Any
 
 from runner.errors import GateFailed, StoreError
+from runner.execute import missed_gates
 from runner.execute.executor import Task
 from runner.execute.job_session import JobSession, exit_code_of
 from runner.execute.remote_results import RemoteResults
@@ -16,12 +18,14 @@ from runner.plan import resources
 from runner.plan.types import PlannedStep
 from runner.progress.events import Event, make
 from runner.recipe import references
+from runner.steps import kinds
 
 
 class JobSteps:
     """A job on its way through its plan. `entries` are its results so far, by step id, in the order of the plan.
 
-    `code` is the exit code once the job has failed or was stopped, else 0; `error` the exception where one ended it.
+    `code` is the exit code once the job has failed, was stopped, or has nothing more to run after a missed gate, else
+    0; `error` the exception where one ended it.
     """
 
     def __init__(self, session: JobSession) -> None:
@@ -35,6 +39,8 @@ class JobSteps:
         self.timed_out = False
         self.is_closed = False
         self._running: set[str] = set()
+        self._stopped: set[str] = set()  # steps that do not run for a missed gate
+        self._missed = False
         self._waiting: dict[str, str] = {}
         plan, preview = session.run.plan, session.preview
         forecasts = {f.step.index: f for f in preview.forecasts} if preview else {}
@@ -47,7 +53,8 @@ class JobSteps:
 
     @property
     def is_done(self) -> bool:
-        return len(self.entries) == len(self.session.run.plan.steps)
+        """Whether every step has its result, but for those that a missed gate stopped."""
+        return all(step.id in self.entries or step.id in self._stopped for step in self.session.run.plan.steps)
 
     @property
     def is_running(self) -> bool:
@@ -62,7 +69,7 @@ class JobSteps:
     def ready(self) -> Iterator[PlannedStep]:
         """Yield the steps that can start: those whose inputs are there, in the order of the plan."""
         for step in self.session.run.plan.steps:
-            if step.id in self.entries or step.id in self._running:
+            if step.id in self.entries or step.id in self._running or step.id in self._stopped:
                 continue
             if all(id in self.entries for id in self._needs[step.id]):
                 yield step
@@ -114,7 +121,10 @@ class JobSteps:
 
     def failed(self, step: PlannedStep, code: int) -> None:
         self._running.discard(step.id)
-        self.code = self.code or code
+        if code == GateFailed.exit_code:  # it ended early, at a limit that it was given
+            self._miss(step, missed_gates.dependents_of_failed(self.session.run.plan.steps, step))
+        else:
+            self.code = self.code or code
 
     def interrupted(self, step: PlannedStep) -> None:
         self._running.discard(step.id)
@@ -133,7 +143,22 @@ class JobSteps:
         self.entries = {id: entries[id] for id in sorted(entries, key=order.__getitem__)}
         self._remote.push(step, entry)
         self.session.run.directory.link_step(step, entry)
-        if not self._pass_gates(step, entry):
+        missed = [rule for rule in self._missed_rules(step, entry) if rule.get("on_miss") != missed_gates.WARN]
+        if missed:
+            stops = [rule for rule in missed if rule.get("on_miss") != missed_gates.CONTINUE]
+            self._miss(step, missed_gates.dependents(self.session.run.plan.steps, step, stops))
+        elif self._missed and self.is_done:
+            self.code = self.code or GateFailed.exit_code
+
+    def _miss(self, step: PlannedStep, stopped: Sequence[str]) -> None:
+        """Take note that a gate of a step was missed, and of the steps that do not run for it."""
+        self._missed = True
+        for id in stopped:
+            if id not in self._stopped | {step.id}:
+                index, text = self.session.run.plan.step(id).index, f"it does not run: `{step.id}` missed a gate"
+                self.session.run.send(make("message", step=index, level="info", text=text))
+        self._stopped.update(stopped)
+        if self.is_done:
             self.code = self.code or GateFailed.exit_code
 
     def _check_inputs(self, step: PlannedStep, entry: StoreEntry) -> None:
@@ -144,25 +169,36 @@ class JobSteps:
                 text = f"it was made from a result of `{id}` with other bytes, digest {made_from}"
                 self.session.run.warn(step, text)
 
-    def _pass_gates(self, step: PlannedStep, entry: StoreEntry) -> bool:
-        """Judge every gate of a step, send all verdicts, and return whether all passed."""
+    def _missed_rules(self, step: PlannedStep, entry: StoreEntry) -> list[Mapping[str, Any]]:
+        """Judge every gate of a step, send all verdicts, and return the rules of those that were missed."""
         run = self.session.run
         earlier: dict[str, Mapping[str, float] | None] = {
             id: other.record.metrics for id, other in self.entries.items()
         }
         for text, metrics in run.references.items():
             earlier[text] = metrics.get(references.parse(text).step or step.id, {}) if metrics is not None else None
-        verdicts = [gates.judge(m, rule, entry.record.metrics, earlier) for m, rule in sorted(step.gates.items())]
+        verdicts = [
+            gates.judge(metric, rule, entry.record.metrics, earlier, self._samples(step, metric, rule))
+            for metric, rule in sorted(step.gates.items())
+        ]
         for verdict in verdicts:
             run.send(make("gate", step=step.index, id=step.id, **asdict(verdict)))
-        return all(verdict.passed for verdict in verdicts)
+        return [step.gates[verdict.metric] for verdict in verdicts if not verdict.passed]
+
+    def _samples(self, step: PlannedStep, metric: str, rule: Mapping[str, Any]) -> gates.Samples | None:
+        """Return the values of which a metric and its reference are made, for a gate with a confidence."""
+        noise = kinds.noise(step.kind, metric) if "confidence" in rule else None
+        if noise is None:
+            return None
+        reference = references.from_rule(rule)
+        other = self.entries.get(reference.step or "") if reference is not None else None
+        name = noise.samples or metric
+        own, compared = ((found.record.details.get("samples") or {}).get(name) if found else None for found in (
+            self.entries[step.id], other,
+        ))  # fmt: skip
+        return gates.Samples(noise, own, compared)
 
 
 def _needs(step: PlannedStep, ids: set[str]) -> set[str]:
     """Return the steps that must be done before a step starts: its inputs, and those that its gates compare with."""
-    found = set(step.inputs.values())
-    for rule in step.gates.values():
-        reference = references.from_rule(rule)
-        if reference is not None and reference.job is None and reference.step is not None:
-            found.add(reference.step)
-    return (found & ids) - {step.id}
+    return ({*step.inputs.values(), *missed_gates.compared(step)} & ids) - {step.id}

@@ -10,6 +10,7 @@ from typing import Any
 from runner.contracts.lineage import Lineage
 from runner.contracts.step_kind import CHECKPOINT, QUANTIZED
 from runner.errors import MachineError
+from runner.execute import missed_gates
 from runner.execute.messages import DataRef, InputRef, Request
 from runner.execute.settings import ApplySettings
 from runner.job.entries import StoreEntry
@@ -57,7 +58,11 @@ def request(
         tasks={name: {entry: str(path) for entry, path in found.paths.items()} for name, found in step.tasks.items()},
         processes=step.processes,
         environment=step.environment.document() if step.environment is not None else None,
-        limits={metric: float(rule["max"]) for metric, rule in step.gates.items() if "max" in rule},
+        limits={
+            metric: float(rule["max"])
+            for metric, rule in step.gates.items()
+            if "max" in rule and rule.get("on_miss", missed_gates.STOP) == missed_gates.STOP
+        },
         account=step.account.document() if step.account else None,
         written=step.account.written if step.account else None,
         unchanged=step.account.unchanged() if step.account else (),

@@ -75,8 +75,8 @@ class StepBoard:
 
     @property
     def missed(self) -> bool:
-        """Whether a quality gate of this step was missed."""
-        return any(not gate.get("passed") for gate in self.gates)
+        """Whether a quality gate of this step was missed, other than one that only warns."""
+        return any(is_missed(gate) for gate in self.gates)
 
     def seconds_per_layer(self) -> float | None:
         """Return the mean over the last eight layers; None before the first one ended."""
@@ -247,9 +247,25 @@ def failure_lines(event: Event) -> list[str]:
     return lines + ([f"log: {log}"] if log and str(log) not in str(help) else [])
 
 
+def is_missed(gate: Event) -> bool:
+    """Return whether a gate was missed, other than one that only warns."""
+    return not gate.get("passed") and gate.get("on_miss") != "warn"
+
+
+def gate_level(gate: Event) -> str:
+    """Return the level of a gate's verdict: "good" where it passed, "warn" where it only warns, else "bad"."""
+    return "good" if gate.get("passed") else "bad" if is_missed(gate) else "warn"
+
+
+def gate_word(gate: Event) -> str:
+    """Return "passed", "missed" or "undecided"; with "(only a warning)" where a gate that was not passed only warns."""
+    word = "passed" if gate.get("passed") else "undecided" if gate.get("undecided") else "missed"
+    return word if gate.get("passed") or is_missed(gate) else f"{word} (only a warning)"
+
+
 def gate_text(event: Event) -> str:
     """Return `gate passed: perplexity 15.52 (at most 19.2)`; for a missed gate, also by how much."""
-    verdict = "gate passed: " if event["passed"] else "gate missed: "
+    verdict = f"gate {gate_word(event)}: "
     if event.get("text"):
         return verdict + str(event["text"])
     metric, value, limit = event["metric"], event["value"], event["limit"]

@@ -19,7 +19,8 @@ below. Steps emit `layer`, `train`, `progress`, `metric` and `message`; the work
     message         step (or null), level ("info", "warning"), text
     step_finished   step, id, kind, key, digest, seconds, memory, metrics
     step_failed     step, id, kind, error (text), help (or null), exit_code, log (path or null)
-    gate            step, id, metric, value, limit, rule (text), passed
+    gate            step, id, metric, value, limit, rule (text), passed, text, on_miss ("stop", "continue", "warn"),
+                    undecided, low, high (the bounds of its interval, null without a confidence)
     interrupted     step (or null), resume (the command to continue with)
     job_finished    job, directory, exit_code, seconds, memory, output (path or null)
     summary         jobs: [{name, file, job, directory, verdict, exit_code, seconds, run, cached, text}], exit_code:

@@ -31,6 +31,9 @@ INDENT = 3
 TIME_CELLS = 9
 
 
+GATE_STYLES = {"good": "green", "warn": "yellow", "bad": "bold red"}
+
+
 def live(board: b.Board, now: float, width: int, height: int) -> list[Text]:
     """Return at most `height` lines for the time `now`; the running step and its bar are always among them."""
     steps = [board.steps[index] for index in sorted(board.steps)]
@@ -67,7 +70,7 @@ def final(board: b.Board, width: int) -> list[Text]:
         lines.append(row)
         if known:
             lines += [_indented(units.metric(n, v)) for n, v in units.shown(step.metrics.items())]
-        lines += [_indented(b.gate_text(gate), "green" if gate["passed"] else "bold red") for gate in step.gates]
+        lines += [_indented(b.gate_text(gate), GATE_STYLES[b.gate_level(gate)]) for gate in step.gates]
         if step.failure is not None:
             error, *rest = b.failure_lines(step.failure)
             lines += [_indented(error, "red"), *map(_indented, rest)]

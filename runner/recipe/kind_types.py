@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from runner.recipe.schema import kinds
 
@@ -37,8 +37,18 @@ def measures(kind: str, metric: str) -> bool:
 
 def declared(kind: str, metric: str) -> str | None:
     """Return the name by which a kind declares a metric."""
-    patterns = {name: re.sub(r"<[^<>]*>", ".+", re.escape(name)) for name in metrics(kind)}
+    return matching(metrics(kind), metric)
+
+
+def matching(names: Iterable[str], metric: str) -> str | None:
+    """Return the first of the names that stands for a metric; <...> in one stands for any text."""
+    patterns = {name: re.sub(r"<[^<>]*>", ".+", re.escape(name)) for name in names}
     return next((name for name, pattern in patterns.items() if re.fullmatch(pattern, metric)), None)
+
+
+def noisy(kind: str) -> tuple[str, ...]:
+    """Return the metrics of a kind of which it is known how sure they are, which gates with a confidence need."""
+    return tuple(getattr(kinds.module(kind), "NOISE", ()))
 
 
 def serves(kind: str, wanted: Sequence[str]) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from runner import wording
 from runner.errors import Diagnostic, Span
-from runner.recipe import kind_types, references
+from runner.recipe import gate_rules, kind_types, references
 from runner.recipe.kind_types import CHECKPOINT, CHECKPOINTS, ENGINE, MEASURING, SAME, SENSITIVITY
 from runner.recipe.schema import kinds, load
 from runner.recipe.types import ModelSpec, Path, Recipe, Step
@@ -260,6 +260,8 @@ class _Checker:
             self._complain("R309", message, f"it measures {wording.ticked(known)}" if known else None, path)
             return
         self._bounds(metric, rule, path)
+        for code, message, help, key in gate_rules.complaints(self.step, metric, rule, self.before, self.later):
+            self._complain(code, message, help, (*path, key))
         for key in references.KEYS:
             name = rule.get(key)
             if name is None or references.parse(name).job is not None:

@@ -151,7 +151,7 @@ def gate_sentence(gate: Event) -> str:
 def verdict(job: JobReport) -> Verdict:
     """Return the verdict on a job: a level, a headline word, and one or two sentences."""
     judged = gates(job)
-    missed = [(step, gate) for step, gate in judged if not gate.get("passed")]
+    missed = [(step, gate) for step, gate in judged if board.is_missed(gate)]
     if job.status == "gate-missed" or (missed and job.status == "done"):
         text = "; ".join(f"Step {step.id}: {gate_sentence(gate)}" for step, gate in missed)
         return Verdict("bad", "gate missed", f"{text or 'A quality gate was missed'}. Everything is kept.")
@@ -166,7 +166,12 @@ def verdict(job: JobReport) -> Verdict:
         return Verdict("warn", "interrupted", f"{text}; the same command continues from there.")
     if job.status != "done":
         return Verdict("idle", job.status, "The job has not ended." if job.status == "running" else "Nothing ran yet.")
+    warned = [(step, gate) for step, gate in judged if not gate.get("passed")]
     passed = f"{'Its one gate' if len(judged) == 1 else f'All {len(judged)} gates'} passed." if judged else "No gates."
+    if warned:
+        text = "; ".join(f"Step {step.id}: {gate_sentence(gate)}" for step, gate in warned)
+        count = f"{len(judged) - len(warned)} of {units.plural(len(judged), 'gate')} passed"
+        return Verdict("warn", "done with a warning", f"{count}. {text}.")
     smaller = times_smaller(job.size_before, job.size_after)
     main = headline(series(job))
     parts = [f"The weights are {smaller}"] if smaller else []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from runner.progress import board, units
+from runner.progress import board, frame, units
 from runner.progress.frame import ICONS
 from runner.report import assigned_bits, delicate, findings, growth, loading, tensor_account
 from runner.report.job_report import JobReport, StepReport
@@ -58,7 +58,7 @@ def _steps(job: JobReport, width: int) -> list[Text]:
     rows: list[list[Text | str]] = [["", "step", "kind", "state", "time", "memory", "size", "metrics"]]
     grown = growth.step(job)
     for step in job.steps:
-        missed = any(not gate.get("passed") for gate in step.gates)
+        missed = any(board.is_missed(gate) for gate in step.gates)
         icon, style = ("✗", "bold red") if missed else ("!", "bold yellow") if step is grown else ICONS[step.state]
         rows.append([
             Text(icon, style), step.id, Text(step.kind, "dim"), step.state,
@@ -88,7 +88,7 @@ def _more(step: StepReport, width: int) -> list[Text]:
     if step.tensors:
         result.append(Text(f" {step.id}: tensors: {tensor_account.line(step.tensors)}"))
     for gate in step.gates:
-        style = "green" if gate.get("passed") else "bold red"
+        style = frame.GATE_STYLES[board.gate_level(gate)]
         result.append(Text(f" {step.id}: {board.gate_text(gate)}", style))
     if step.failure is not None:
         error, *rest = board.failure_lines(step.failure)

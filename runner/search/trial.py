@@ -14,11 +14,12 @@ from runner.job import records
 from runner.job.directory import read_json
 from runner.job.records import Record
 from runner.progress import units
+from runner.progress.board import is_missed
 from runner.recipe.search_types import BYTES, Measure, Search, Value
 
 MET, MISSED, REFUSED, FAILED = "met", "missed", "refused", "failed"
 _NOT_MEASURED = 1.0  # added to the violation of a trial that stopped before its objectives were measured
-_UNDECIDED = 1e-3  # the violation of a gate whose value is within its limit, but not surely
+_UNDECIDED = 1e-3  # the violation of a gate that was not decided
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def read(root: Path, job: str, search: Search, number: int, values: Mapping[str,
     """Return the trial of a job that is `finished`."""
     found = _records(root, job)
     measured = tuple(_measure(found.get(measure.step), measure) for measure in search.measures)
-    missed = [gate for gate in _gates(root / job / "events.jsonl") if _counts(gate)]
+    missed = [gate for gate in _gates(root / job / "events.jsonl") if is_missed(gate)]
     violation = sum(_excess(gate) for gate in missed)
     reasons = [f"{gate.get('id')}: {gate.get('text')}" for gate in missed]
     for constraint, value in zip(search.constraints, measured[len(search.objectives) :], strict=True):
@@ -121,13 +122,9 @@ def _gates(path: Path) -> Iterator[dict[str, Any]]:
     yield from found
 
 
-def _counts(gate: Mapping[str, Any]) -> bool:
-    return not gate["passed"] and gate.get("on_miss") != "warn"
-
-
 def _excess(gate: Mapping[str, Any]) -> float:
     if gate.get("undecided"):
-        return max(_UNDECIDED, _relative(gate.get("value"), gate.get("limit")) if gate.get("beyond") else 0.0)
+        return _UNDECIDED
     return _relative(gate.get("value"), gate.get("limit"))
 
 

@@ -6,8 +6,10 @@ from collections.abc import Collection, Mapping
 from typing import Any, cast
 
 from runner.contracts.facts import CheckpointFacts
+from runner.contracts.noise import Noise
 from runner.contracts.step_kind import Inputs, Kind, MachineFacts, Params, Requirement
 from runner.errors import MachineError
+from runner.recipe import kind_types
 from runner.recipe.schema import kinds
 from runner.steps import targets
 from runner.steps.layer_method import LayerMethod
@@ -69,6 +71,13 @@ def source_facts(kind: Kind, inputs: Inputs) -> CheckpointFacts:
     """Return the checkpoint that a step derives its result from: its main input, or that which its kind names."""
     own: Any = getattr(kind, "source_facts", None)
     return inputs.checkpoint if own is None else cast(CheckpointFacts, own(inputs))
+
+
+def noise(kind: str, metric: str) -> Noise | None:
+    """Return of which values a metric of a kind is made; None where the kind keeps none."""
+    declared: Mapping[str, Noise] = getattr(kinds.module(kind), "NOISE", {})
+    name = kind_types.matching(declared, metric)
+    return declared[name] if name is not None else None
 
 
 def names() -> tuple[str, ...]:

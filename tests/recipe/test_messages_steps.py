@@ -285,7 +285,44 @@ help: leave `processes` out: training uses several, and `quantize.gptq`, `prune.
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+CONFIDENT = [
+    Case("confidence-of-a-count", recipe(
+        "- evaluate.perplexity: {data: text, gates: {tokens: {max: 9, confidence: 0.9}}}"), """
+r.yaml:6:76: error[R832]: `confidence` cannot be given for `tokens`: how far `evaluate.perplexity` knows it is not known
+    6 |   - evaluate.perplexity: {data: text, gates: {tokens: {max: 9, confidence: 0.9}}}
+      |                                                                            ^^^
+help: it is for `perplexity` and `loss`"""),
+    Case("confidence-with-a-job", recipe(
+        "- evaluate.divergence: {data: text, gates: {kl: {max_ratio_to: accepted, value: 1, confidence: 0.9}}}"), """
+r.yaml:6:98: error[R833]: `confidence` compares window by window, and of `accepted` only metrics are known
+    6 |   - evaluate.divergence: {data: text, gates: {kl: {max_ratio_to: accepted, value: 1, confidence: 0.9}}}
+      |                                                                                                  ^^^
+help: compare with a step of this recipe"""),
+    Case("confidence-with-other-data", recipe(
+        "- evaluate.perplexity: {data: text}", "  id: first", "- evaluate.perplexity:", "    data: other",
+        "    gates: {loss: {max_ratio_to: first, value: 1, confidence: 0.9}}",
+        head=HEAD + "data: {text: {source: t, sequence_length: 8}, other: {source: o, sequence_length: 8}}\n"), """
+r.yaml:10:65: error[R834]: `confidence` compares window by window, and `first` does not measure as this step does
+   10 |       gates: {loss: {max_ratio_to: first, value: 1, confidence: 0.9}}
+      |                                                                 ^^^
+help: give both the same parameters"""),
+    Case("mended-by-nothing", recipe("- evaluate.perplexity: {data: text, gates: {loss: {max: 9, mended_by: more}}}",
+        "- recover.lora: {data: text, steps: 1}"), """
+r.yaml:6:73: error[R835]: `mended_by` names `more`, which is no later step
+    6 |   - evaluate.perplexity: {data: text, gates: {loss: {max: 9, mended_by: more}}}
+      |                                                                         ^^^^
+help: it may name `lora`"""),
+    Case("mended-and-continued", recipe(
+        "- evaluate.perplexity: {data: text, gates: {loss: {max: 9, on_miss: warn, mended_by: lora}}}",
+        "- recover.lora: {data: text, steps: 1}"), """
+r.yaml:6:88: error[R835]: `mended_by` is for `on_miss: stop`; with `warn` other steps run anyway
+    6 |   - evaluate.perplexity: {data: text, gates: {loss: {max: 9, on_miss: warn, mended_by: lora}}}
+      |                                                                                        ^^^^
+help: leave one of them out"""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", [*CASES, *CONFIDENT], ids=lambda case: case.name)
 def test_whole_message(case: Case) -> None:
     assert complaint_of(case.text, case.sets) == case.message.strip("\n")
 

@@ -21,7 +21,7 @@ from runner.report.job_report import JobReport, StepReport
 
 SUMMARY_LIMIT = 1024 * 1024  # bytes of all summaries of one workflow step
 _ICONS = {"good": "✅", "bad": "❌", "warn": "⚠️", "idle": "⚪"}
-_PASSED = {True: "✅", False: "❌"}
+_VERDICTS = {"good": "✅", "warn": "⚠️", "bad": "❌"}  # of gates
 
 
 def active() -> bool:
@@ -90,7 +90,9 @@ class Annotations:
             return command("error", self._hide(text), self._place(event), f"{event['id']} failed")
         if name == "gate" and not event["passed"]:
             place = self._place(event, "gates", str(event["metric"]))
-            return command("error", self._hide(findings.gate_sentence(event)), place, f"{event['id']}: gate missed")
+            level = "error" if board.is_missed(event) else "warning"
+            title = f"{event['id']}: gate {board.gate_word(event)}"
+            return command(level, self._hide(findings.gate_sentence(event)), place, title)
         if name == "message" and event.get("level") == "warning":
             return command("warning", self._hide(str(event["text"])), self._place(event), "runner")
         return None
@@ -138,7 +140,7 @@ def markdown(job: JobReport, *, steps: bool = True) -> str:
     verdict = findings.verdict(job)
     lines = [f"### {_ICONS[verdict.level]} {_cell(findings.title(job))}: {verdict.word}", "", _cell(verdict.text), ""]
     for step, gate in findings.gates(job):
-        lines.append(f"- {_PASSED[bool(gate.get('passed'))]} {_cell(step.id)}: {_cell(findings.gate_sentence(gate))}")
+        lines.append(f"- {_VERDICTS[board.gate_level(gate)]} {_cell(step.id)}: {_cell(findings.gate_sentence(gate))}")
     if findings.gates(job):
         lines.append("")
     if steps:

@@ -74,7 +74,7 @@ def _job(job: JobReport) -> tuple[ElementTree.Element, _Counts]:
         for gate in step.gates:
             rule = str(gate.get("rule") or units.number(gate.get("limit"))).replace("`", "")
             case = _case(name + ".gates", f"{step.id}: {gate['metric']} {rule}", 0.0, counts)
-            if not gate.get("passed"):
+            if board.is_missed(gate):
                 counts.failures += 1
                 message = findings.gate_sentence(gate)
                 case.append(_element("failure", message, message=message, type="gate"))

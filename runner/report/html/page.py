@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import resources
 
-from runner.progress import units
+from runner.progress import board, units
 from runner.report import findings, report_json, tensor_account
 from runner.report.findings import Series
 from runner.report.html import bits_figures, figures
@@ -145,7 +145,7 @@ def _gates(job: JobReport) -> Markup | None:
         return None
     rows = [
         (
-            state_mark("passed" if gate.get("passed") else "missed", "good" if gate.get("passed") else "bad"),
+            state_mark(board.gate_word(gate), board.gate_level(gate)),
             f"{step.id}: {findings.label(str(gate['metric']))}",
             number_text(gate.get("value")),
             sentence(str(gate.get("rule") or number_text(gate.get("limit")))),

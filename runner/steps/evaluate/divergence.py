@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from runner.contracts import metric_ranges
+from runner.contracts.noise import Noise, rounded
 from runner.contracts.step_kind import CHECKPOINT, METRICS_ONLY, QUANTIZED, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic
 from runner.steps import forward_cost
 
-VERSION = 3
+VERSION = 4
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = METRICS_ONLY
 REQUIRES = ()
 METRICS = {"kl": metric_ranges.AMOUNT, "top1_agreement": metric_ranges.SHARE, "tokens": metric_ranges.COUNT}
+NOISE = {"kl": Noise(), "top1_agreement": Noise()}
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
@@ -49,7 +51,8 @@ def run(ctx: Context) -> Result:
     base.load_rest(embedding=False)
     mine.load_rest(embedding=False)
     vocabulary = mine.vocabulary_size
-    total, agree = torch.zeros((), dtype=torch.float64), 0
+    sums = torch.zeros(my_flow.windows, dtype=torch.float64)
+    agree = torch.zeros(my_flow.windows, dtype=torch.int64)
     with torch.no_grad():
         for start, stop in my_flow.spans:
             theirs = base_final.read(start, stop)
@@ -57,11 +60,13 @@ def run(ctx: Context) -> Result:
             for keep in position_chunks(my_flow.length, 2 * (stop - start), vocabulary):
                 p = base.logits(theirs, keep).log_softmax(-1)
                 q = mine.logits(ours, keep).log_softmax(-1)
-                total += kl_div(q, p, log_target=True, reduction="sum").double().cpu()
-                agree += int((p.argmax(-1) == q.argmax(-1)).sum())
+                sums[start:stop] += kl_div(q, p, log_target=True, reduction="none").sum(-1).double().sum(1).cpu()
+                agree[start:stop] += (p.argmax(-1) == q.argmax(-1)).sum(1).cpu()
             ctx.emit("progress", phase="logits", done=stop, total=my_flow.windows, unit="windows")
     tokens = my_flow.windows * (my_flow.length - 1)
+    each = my_flow.length - 1
+    samples = {"kl": rounded((sums / each).tolist()), "top1_agreement": rounded((agree / each).tolist())}
     return Result(
-        metrics={"kl": float(total) / tokens, "top1_agreement": agree / tokens, "tokens": tokens},
-        details={"sequence_length": my_flow.length, "windows": my_flow.windows},
+        metrics={"kl": float(sums.sum()) / tokens, "top1_agreement": int(agree.sum()) / tokens, "tokens": tokens},
+        details={"sequence_length": my_flow.length, "windows": my_flow.windows, "samples": samples},
     )

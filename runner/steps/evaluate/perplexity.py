@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.contracts import metric_ranges
+from runner.contracts.noise import Noise, rounded
 from runner.contracts.step_kind import CHECKPOINT, METRICS_ONLY, QUANTIZED, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic
 from runner.steps import divided, forward_cost
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from runner.model.layerwise.process_group import ProcessGroup
     from runner.model.layerwise.stream_run import StreamRun
 
-VERSION = 3
+VERSION = 4
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = METRICS_ONLY
 REQUIRES = ()
@@ -29,6 +30,7 @@ METRICS = {
     "tokens": metric_ranges.COUNT,
     "windows": metric_ranges.COUNT,
 }
+NOISE = {"perplexity": Noise("loss", exponential=True), "loss": Noise("loss")}
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
@@ -50,15 +52,12 @@ def run(ctx: Context) -> Result:
     with started(ctx.processes, ctx.device, run.scratch, follow) as group:
         found = _losses(folder, ctx.device, ids, run, group)
     windows, length = ids.shape
-    total = 0.0
-    for start in sorted(found):
-        for each in found[start]:
-            total += each
+    sums = [each for start in sorted(found) for each in found[start]]
     tokens = windows * (length - 1)
-    loss = total / tokens
+    loss = sum(sums) / tokens
     return Result(
         metrics={"perplexity": perplexity(loss), "loss": loss, "tokens": tokens, "windows": windows},
-        details={"sequence_length": length},
+        details={"sequence_length": length, "samples": {"loss": rounded(each / (length - 1) for each in sums)}},
     )
 
 
@@ -71,7 +70,7 @@ def _follow(folder: Path, device: str, ids: torch.Tensor, scratch: Path, progres
 def _losses(
     folder: Path, device: str, ids: torch.Tensor, run: StreamRun, group: ProcessGroup
 ) -> dict[int, list[float]]:
-    """Return the sums of losses by the first window of each batch, in the first process of all batches."""
+    """Return the summed losses of the windows of each batch by its first one, in the first process of all batches."""
     import torch
     from torch.nn.functional import cross_entropy
 
@@ -87,10 +86,12 @@ def _losses(
         for start, stop in flow.spans:
             hidden = final.read(start, stop)
             window = ids[start:stop].to(streamed.device)
-            own[start] = []
+            sums = torch.zeros(stop - start, dtype=torch.float64)
             for keep in position_chunks(flow.length, stop - start, streamed.vocabulary_size):
                 logits = streamed.logits(hidden, keep)
                 targets = window[:, keep + 1]
-                own[start].append(float(cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")))
+                losses = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+                sums += losses.view_as(targets).double().sum(1).cpu()
+            own[start] = sums.tolist()
             run.hooks.emit("progress", phase="logits", done=stop, total=flow.windows, unit="windows")
     return {start: losses for more in group.gather(own) for start, losses in more.items()}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from runner.contracts import metric_ranges
+from runner.contracts.noise import Noise, rounded
 from runner.contracts.step_kind import (
     CHECKPOINT,
     METRICS_ONLY,
@@ -24,11 +25,15 @@ from runner.errors import Diagnostic, StepFailed
 from runner.model.layerwise import memory_budget
 from runner.wording import did_you_mean
 
-VERSION = 1
+VERSION = 2
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = METRICS_ONLY
 REQUIRES = (Requirement("lm-eval", "eval"),)
 METRICS = {"<task>/<metric>": metric_ranges.UNKNOWN}
+_ANSWER = Noise(unit="questions", is_share=True)
+NOISE = dict.fromkeys(
+    ("<task>/acc", "<task>/acc_norm", "<task>/exact_match", "<task>/exact_match/<filter>"), _ANSWER
+)  # fmt: skip
 
 LENGTH = 512  # tokens of a question, for the forecast
 QUESTIONS = 1000  # of a task, where nothing limits them
@@ -81,6 +86,7 @@ def run(ctx: Context) -> Result:
     )
     seed = ctx.seed % 2**32
     found: dict[str, float] = {}
+    answers: dict[str, list[float]] = {}
     versions: dict[str, Any] = {}
     shots: dict[str, Any] = {}
     for done, spec in enumerate(specs):
@@ -88,14 +94,15 @@ def run(ctx: Context) -> Result:
         ctx.emit("progress", phase="tasks", done=done, total=len(specs), unit="tasks")
         results = simple_evaluate(
             harness, tasks=[spec], task_manager=manager, num_fewshot=ctx.params.get("num_fewshot"),
-            limit=ctx.params.get("limit"), log_samples=False, bootstrap_iters=100, random_seed=seed,
+            limit=ctx.params.get("limit"), log_samples=True, bootstrap_iters=100, random_seed=seed,
             numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed,
         )  # fmt: skip
         found |= metrics(results["results"])
+        answers |= samples(results["samples"])
         versions |= results["versions"]
         shots |= results["n-shot"]
     ctx.emit("progress", phase="tasks", done=len(specs), total=len(specs), unit="tasks")
-    return Result(metrics=found, details={"versions": versions, "num_fewshot": shots})
+    return Result(metrics=found, details={"versions": versions, "num_fewshot": shots, "samples": answers})
 
 
 def metrics(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
@@ -110,6 +117,21 @@ def metrics(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if comma and number and math.isfinite(value):
                 found[f"{task}/{metric}" if filter_ == "none" else f"{task}/{metric}/{filter_}"] = float(value)
+    return found
+
+
+def samples(answered: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[float]]:
+    """Return the value of every question, in their order, of the metrics in NOISE: 1 where the answer was right."""
+    found: dict[str, list[float]] = {}
+    for task, entries in answered.items():
+        for name in sorted({entry["filter"] for entry in entries}):
+            own = sorted(
+                (entry for entry in entries if entry["filter"] == name), key=lambda entry: int(entry["doc_id"])
+            )
+            for metric in ("acc", "acc_norm", "exact_match"):
+                if all(metric in entry for entry in own):
+                    label = f"{task}/{metric}" if name == "none" else f"{task}/{metric}/{name}"
+                    found[label] = rounded(float(entry[metric]) for entry in own)
     return found
 
 

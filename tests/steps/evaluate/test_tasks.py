@@ -67,7 +67,13 @@ def test_part_of_a_task_and_worked_examples(tmp_path: Path) -> None:
     part, count = result(tmp_path / "part", limit=0.1, num_fewshot=1), result(tmp_path / "count", limit=10)
     assert part.metrics["continuation/acc_stderr"] > 0.1  # of ten questions
     assert count.metrics["continuation/acc"] * 10 == pytest.approx(sum(plain(10)))
-    assert part.details == {"versions": {"continuation": 1}, "num_fewshot": {"continuation": 1}}
+    assert {name: part.details[name] for name in ("versions", "num_fewshot")} == {
+        "versions": {"continuation": 1}, "num_fewshot": {"continuation": 1},
+    }  # fmt: skip
+    assert count.details["samples"]["continuation/acc"] == [float(right) for right in plain(10)]
+    assert sum(part.details["samples"]["continuation/acc_norm"]) / 10 == pytest.approx(
+        part.metrics["continuation/acc_norm"]
+    )
     assert count.details["num_fewshot"] == {"continuation": 0}
 
 
