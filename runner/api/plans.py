@@ -114,7 +114,7 @@ def plan(
     if root.exists() and not root.is_dir():
         raise UsageError(f"the jobs folder {root} is a file", "name another with --jobs")
     cache, locking = digest_cache(root), lock_file.use(recipe.file, strict=locked)
-    resolved = resolve.resolve(recipe, cache_file=cache, device=device, commits=locking.commits)
+    resolved = resolve.resolve(recipe, cache_file=cache, device=device, commits=locking.commits, offer=offer)
     drifted = locking.check([resolved], cache)
     found = preview.preview(resolved, Store(root / "store"), _previous(root, recipe.name, recipe.matrix), offer)
     return JobPlan(replace(found, notes=(*drifted, *found.notes)), root, trust_remote_code)

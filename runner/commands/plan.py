@@ -23,6 +23,8 @@ class Options:
     resolving: options.Resolving
     offline: bool
     json: bool
+    executor: options.ExecutorOptions
+    remote: str | None
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -32,14 +34,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_offline(parser)
     options.add_locked(parser)
     options.add_trust(parser)
+    options.add_executor(parser)
+    options.add_remote(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def read_options(args: argparse.Namespace) -> Options:
-    return Options(tuple(args.recipes), options.resolving(args), args.offline, args.json)
+    return Options(
+        tuple(args.recipes), options.resolving(args), args.offline, args.json, options.executor(args),
+        options.remote_url(args),
+    )  # fmt: skip
 
 
 def run(opts: Options) -> int:
+    from runner.commands import cluster
+
+    with cluster.connected(opts.executor, opts.remote, opts.resolving.jobs) as found:
+        return _plan(replace(opts, resolving=replace(opts.resolving, offer=found.offer)))
+
+
+def _plan(opts: Options) -> int:
     from runner.report import preview as report
     from runner.report.console import console, show
 

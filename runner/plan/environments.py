@@ -21,7 +21,7 @@ from typing import Any
 from runner.errors import MachineError
 from runner.plan.machine import package_version
 
-_SECONDS = 600
+_SECONDS = 3600  # some environments are gigabytes
 _LINES_SHOWN = 12
 
 

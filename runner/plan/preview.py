@@ -53,7 +53,7 @@ def preview(
     by default this machine. Raises MachineRefusal (exit 4) where it lacks memory, disk or other resources for the steps
     that would run.
     """
-    facts = machine.machine_facts(plan.device)
+    facts = resources.machine_of(offer, plan.device)
     found = resolve_inputs.Found(plan.model, plan.model.path)
     models = {id: model.facts for id, model in plan.given().items()}
     data, _ = resolve_inputs.measure_data(plan.recipe, found, plan.data, store.root / CACHE)

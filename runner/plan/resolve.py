@@ -13,7 +13,8 @@ from runner.model.source import hub, unpacked
 from runner.plan import environments, keys, lock, overlap, resolve_inputs, serving, wiring
 from runner.plan.environments import Environment
 from runner.plan.facts_flow import FactsFlow
-from runner.plan.machine import MachineRefusal, machine_facts, package_version, resolve_device
+from runner.plan.machine import MachineRefusal, package_version, resolve_device
+from runner.plan.resources import Offer, machine_of
 from runner.plan.tasks import find_tasks
 from runner.plan.types import MODEL, UNPACKED, Plan, PlannedStep, ResolvedData, ResolvedModel, ResolvedTasks
 from runner.plan.wiring import WiredStep
@@ -31,15 +32,17 @@ def resolve(
     cache_file: Path | None = None,
     device: str = "auto",
     commits: Mapping[lock.Entry, str] | None = None,
+    offer: Offer | None = None,
 ) -> Plan:
     """Return the plan of a recipe: the same for the same recipe, model, data, packages and device, byte for byte.
 
-    `cache_file` caches digests and token counts; `commits` are those that a lock pins. Raises RecipeError with every
+    `cache_file` caches digests and token counts; `commits` are those that a lock pins; `offer` has the machines that
+    will compute, where that is not this one: steps are checked against those. Raises RecipeError with every
     complaint about models, data and steps; steps that depend on something refused are not checked. Raises MachineError
     for a missing device or package.
     """
     resolved_device = resolve_device(device)
-    machine = machine_facts(resolved_device)
+    machine = machine_of(offer, resolved_device)
     made_with = environment(resolved_device)
     sources, complaints = _sources(recipe, cache_file, commits or {})
     wired, refused = wiring.wire(recipe, sources.models)

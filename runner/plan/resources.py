@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from runner import wording
 from runner.contracts.step_kind import MachineFacts
@@ -96,6 +96,18 @@ def threads_of(step: PlannedStep, default: int) -> int:
 def of_this_machine(facts: MachineFacts) -> Offer:
     """Return what this machine offers to one step."""
     return Offer("this machine", (Node(facts.cpus, facts.memory, len(machine.gpu_names())),))
+
+
+def machine_of(offer: Offer | None, device: str) -> MachineFacts:
+    """Return the facts of the machine that will compute: this one, with the processors and memory that an offer has.
+
+    Which device computes is decided here, on the machine that plans.
+    """
+    facts = machine.machine_facts(device)
+    if offer is None or not offer.nodes:
+        return facts
+    memory = max(node.memory for node in offer.nodes)
+    return replace(facts, cpus=max(node.cpus for node in offer.nodes), memory=memory, memory_available=memory)
 
 
 def lacking(demand: Demand, offer: Offer) -> tuple[tuple[str, ...], str] | None:

@@ -27,7 +27,7 @@ def check(inputs: Inputs) -> list[Diagnostic]:
         return [Diagnostic("R714", message, "leave `processes` out, or use `--device cpu`")]
     if machine.device == "cpu" and asked > machine.cpus:
         cores = "1 core" if machine.cpus == 1 else f"{machine.cpus} cores"
-        return [Diagnostic("R484", f"{text} is more than the {cores} of this machine", f"use at most {machine.cpus}")]
+        return [Diagnostic("R484", f"{text} is more than the {cores} of the machine", f"use at most {machine.cpus}")]
     return []
 
 

@@ -14,6 +14,7 @@ from runner.contracts.step_kind import Requirement
 from runner.errors import MachineError, RecipeError
 from runner.model.source import hub, locate
 from runner.plan import machine, resolve, resolve_inputs
+from runner.plan.resources import Node, Offer, machine_of
 from runner.plan.types import Plan
 from runner.recipe.types import ModelSpec
 from runner.steps import kinds
@@ -442,3 +443,24 @@ steps:
     assert [step.processes for step in several.steps] == [2]
     assert several.steps[0].key == plain.steps[0].key
     assert several.key == plain.key
+
+
+def test_steps_are_checked_against_the_machines_that_compute() -> None:
+    steps = """
+steps:
+  - quantize.gptq: {data: calibration}
+    resources: {processes: 8}
+"""
+    cores = machine.machine_facts("cpu").cpus
+    made = recipe(steps, HEAD)
+    cluster = Offer("the Ray cluster", (Node(2, 10**9), Node(64, 4 * 10**11)))
+    plan = resolve.resolve(made, device="cpu", offer=cluster)
+    assert plan.steps[0].processes == 8
+    facts = machine_of(cluster, "cpu")
+    assert (facts.cpus, facts.memory, facts.memory_available) == (64, 4 * 10**11, 4 * 10**11)
+    small = Offer("the Ray cluster", (Node(2, 10**9),))
+    with pytest.raises(RecipeError) as caught:
+        resolve.resolve(made, device="cpu", offer=small)
+    (complaint,) = caught.value.diagnostics
+    assert complaint.message == "`resources: {processes: 8}` is more than the 2 cores of the machine"
+    assert machine_of(None, "cpu").cpus == cores

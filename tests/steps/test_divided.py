@@ -41,7 +41,7 @@ def test_what_processes_cannot_share(kind: str) -> None:
     assert said(kind, given(4)) == []
     assert said(kind, given(8, replace(CPU, device="cuda"))) == []
     assert said(kind, given(5)) == [
-        "error[R484]: `resources: {processes: 5}` is more than the 4 cores of this machine\nhelp: use at most 4"
+        "error[R484]: `resources: {processes: 5}` is more than the 4 cores of the machine\nhelp: use at most 4"
     ]
     assert said(kind, given(9)) == [
         (
