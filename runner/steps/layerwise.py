@@ -16,10 +16,12 @@ from functools import partial
 
 from runner.contracts.context import Context, Result
 from runner.contracts.facts import DTYPE_BYTES, CheckpointFacts, TensorHeader
+from runner.contracts.planned_account import check_written
 from runner.contracts.sites import Site
 from runner.contracts.step_kind import Cost, Inputs, Params
 from runner.errors import Diagnostic
 from runner.model.checkpoint import adapter_config, formats
+from runner.model.checkpoint.headers import read_headers
 from runner.model.checkpoint.quantization import checkpoint_config
 from runner.model.checkpoint.quantization.format import Matrix
 from runner.model.layerwise import memory_budget
@@ -54,8 +56,12 @@ def run(method: LayerMethod, ctx: Context) -> Result:
     from runner.steps import layer_stream as stream
 
     checkpoint = ctx.inputs["checkpoint"]
-    params, assignment = auto_bits.settled(ctx, of_artifact(checkpoint))
+    facts = of_artifact(checkpoint)
+    params, assignment = auto_bits.settled(ctx, facts)
     result = stream.compress(checkpoint, stream.compression(ctx, method, params), stream.stream_run(ctx), ctx)
+    if assignment:  # the plan could not know the shapes
+        shapes = {name: header.shape for name, header in _made(params, facts).tensors.items()}
+        check_written(shapes, {name: h.shape for name, h in read_headers(ctx.out_dir).items()}, (), result.account)
     return replace(result, details={**result.details, **assignment})
 
 
@@ -257,8 +263,11 @@ def estimate(method: LayerMethod, params: Params, inputs: Inputs) -> Cost:
 
 def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
     """Return the facts of the result: packed tensors replace the weights that get a scheme."""
-    facts = inputs.checkpoint
-    params = auto_bits.planned(params, inputs)
+    return _made(auto_bits.planned(params, inputs), inputs.checkpoint)
+
+
+def _made(params: Params, facts: CheckpointFacts) -> CheckpointFacts:
+    """Return the facts of what a step with the bits of every module makes of a checkpoint."""
     tensors = dict(facts.tensors)
     stored = planned(params, facts)
     for linear in facts.sites:
