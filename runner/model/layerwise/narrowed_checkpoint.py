@@ -28,6 +28,7 @@ from runner.model.layerwise.layer_probes import Call
 from runner.model.layerwise.layer_trials import as_float32
 from runner.model.layerwise.streamed_model import StreamedModel
 from runner.model.layerwise.unit_scores import Kept, columns, index_of, masking
+from runner.system import heap
 
 TOLERANCE = 1e-3  # of what a layer adds to its input, in float32; a wrong row moves it by tenths
 TOKENS = 16  # of the comparison
@@ -95,19 +96,18 @@ def compare(narrowing: Narrowing, before: StreamedModel, after: StreamedModel) -
     pair = _Pair(narrowing, before, after)
     ids = torch.arange(2 * TOKENS).view(2, TOKENS).remainder(before.vocabulary_size).to(before.device)
     with torch.no_grad(), pair.same_norms():
-        for model in (before, after):
-            model.load_rest(dtype=torch.float32)
-        (wide, theirs), (hidden, ours) = before.calls(ids), after.calls(ids)
-        last = torch.tensor([TOKENS - 1])
+        hidden, ours, found = _around(after, ids, lambda narrow: narrow)
+        for name in pair.norms():
+            after.load_module(name)
+        wide, theirs, expected = _around(before, ids, lambda _: pair.spread(hidden))
+        after.free_rest()
         shares = [
             _share(hidden, wide[..., pair.stay], torch.zeros_like(hidden)),
-            _share(after.logits(hidden, last), before.logits(pair.spread(hidden), last), torch.zeros(())),
+            _share(found, expected, torch.zeros_like(expected)),
         ]
         waves = torch.sin(torch.arange(hidden.numel(), device=hidden.device)).view_as(hidden)
         inputs = hidden + 0.1 * hidden.std() * waves.to(hidden.dtype)
         shares += [pair.layer(index, inputs, theirs[index], ours[index]) for index in range(len(before))]
-        for model in (before, after):
-            model.free_rest()
     worst = max(shares)
     if not worst <= TOLERANCE:
         raise StepFailed(
@@ -116,6 +116,18 @@ def compare(narrowing: Narrowing, before: StreamedModel, after: StreamedModel) -
             "this is a fault of the step's kind: report it; nothing of this step was kept",
         )
     return worst
+
+
+def _around(
+    model: StreamedModel, ids: torch.Tensor, final: Callable[[torch.Tensor], torch.Tensor]
+) -> tuple[torch.Tensor, list[Call], torch.Tensor]:
+    """Return embedded tokens, the arguments of layers, and the last logits of `final` of the former, in float32."""
+    model.load_rest(dtype=torch.float32)
+    hidden, calls = model.calls(ids)
+    logits = model.logits(final(hidden), torch.tensor([TOKENS - 1]))
+    model.free_rest()
+    heap.trim()
+    return hidden, calls, logits
 
 
 class _Pair:
@@ -145,6 +157,17 @@ class _Pair:
         wide[..., self.stay] = hidden
         return wide
 
+    def norms(self) -> list[str]:
+        """Return the norms of hidden states outside the decoder layers that became narrower."""
+        inside = f"{self.before.layers_name}."
+        modules = self.before.model.named_modules()
+        return [name for name, module in modules
+                if is_norm(module) and not name.startswith(inside) and self._is_narrower(name)]  # fmt: skip
+
+    def _is_narrower(self, norm: str) -> bool:
+        wide, narrow = (each.model.get_submodule(norm).get_parameter("weight") for each in (self.before, self.after))
+        return bool(wide.numel() != narrow.numel())
+
     @contextmanager
     def same_norms(self) -> Iterator[None]:
         """Let norms of hidden states in the original give what those of the narrower model do."""
@@ -154,10 +177,8 @@ class _Pair:
 
         handles = []
         for name, module in self.before.model.named_modules():
-            if is_norm(module):
-                other = self.after.model.get_submodule(name)
-                if other.get_parameter("weight").numel() != module.get_parameter("weight").numel():
-                    handles.append(module.register_forward_hook(narrow(other)))
+            if is_norm(module) and self._is_narrower(name):
+                handles.append(module.register_forward_hook(narrow(self.after.model.get_submodule(name))))
         try:
             yield
         finally:

@@ -51,7 +51,7 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     facts, machine = inputs.checkpoint, inputs.machine
     passed = forward_cost.estimate_forward([facts], inputs.data["data"], machine)
     disk = outcome(params, inputs).nbytes
-    compared = 8 * memory_budget.layer_weights(facts) + 2 * memory_budget.rest_bytes(facts, 4)
+    compared = 8 * memory_budget.layer_weights(facts) + 3 * memory_budget.rest_bytes(facts, 4)
     peak = max(passed.memory, memory_budget.RUNTIME + compared)
     peak += 0 if machine.device == "cpu" else memory_budget.CUDA_RUNTIME
     seconds = passed.seconds + 3 * (disk + facts.nbytes) / machine.disk_bytes_per_second
