@@ -90,7 +90,7 @@ def recipe(model: Path, criteria: tuple[str, ...], seed: int, windows: int) -> d
     return {
         "version": 1, "name": f"experts-{'-'.join(criteria)}-{seed}", "model": {"source": str(model)}, "seed": seed,
         "data": {
-            "calibration": {**source, "split": "calibration", "samples": 64},
+            "calibration": {**source, "split": "calibration", "samples": 32},
             "evaluation": {**source, "split": "evaluation", "samples": windows},
         },
         "steps": steps,

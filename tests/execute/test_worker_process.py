@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -37,3 +38,26 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(tmp_path: Path, mo
     found = environment(tmp_path / "log")
     assert found["OMP_WAIT_POLICY"] == "active"
     assert "GOMP_SPINCOUNT" not in found
+
+
+_MANY_SHAPES = """
+import torch
+from pathlib import Path
+torch.set_num_threads(1)
+weight = torch.ones(64, 64, dtype=torch.bfloat16)
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+with torch.inference_mode():
+    for rows in range(1, 501):
+        torch.nn.functional.linear(torch.ones(rows, 64, dtype=torch.bfloat16), weight)
+        if rows == 100:
+            before = resident()
+print(resident() - before)
+"""
+
+
+def test_products_of_many_shapes_leave_no_memory_behind(tmp_path: Path) -> None:
+    """A mixture of experts multiplies another number of tokens for every expert of every batch."""
+    command = [sys.executable, "-c", _MANY_SHAPES]
+    done = subprocess.run(command, env=environment(tmp_path / "log"), capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 20e6
