@@ -118,15 +118,18 @@ class Nodes:
 
 
 def strike(driver: subprocess.Popen[bytes], jobs: Path, nodes: Nodes, chance: random.Random) -> str:
-    """Kill a driver, a node, or the worker of a step where one runs; return which."""
+    """Kill a driver, a node, or the worker of a step, for which it waits a while; return which."""
     what = chance.choice(("driver", "node", "worker"))
     if what == "worker":
-        held = [locks.holder(path) for path in sorted((jobs / "store" / ".locks").glob("*.lock"))]
-        pids = sorted(holder.pid for holder in held if holder is not None and holder.pid != os.getpid())
-        if pids:
-            with suppress(ProcessLookupError):
-                os.kill(chance.choice(pids), signal.SIGKILL)
-            return "worker"
+        limit = time.monotonic() + 30
+        while time.monotonic() < limit and driver.poll() is None:
+            held = [locks.holder(path) for path in sorted((jobs / "store" / ".locks").glob("*.lock"))]
+            pids = sorted(holder.pid for holder in held if holder is not None and holder.pid)
+            if pids:
+                with suppress(ProcessLookupError):
+                    os.kill(chance.choice(pids), signal.SIGKILL)
+                return "worker"
+            time.sleep(0.02)
         what = "node"
     if what == "node":
         nodes.kill_one(chance)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import runner
-from runner.system import cpu
+from runner.system import cpu, installed
 
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
 # The facts, besides packages, that can change the sums of a step (the order and the width of additions).
@@ -26,19 +25,7 @@ def packages() -> Mapping[str, str]:
 
     A worker asks at each step: reading them takes longer than all else that a small step costs.
     """
-    import importlib.metadata  # imported here: a cached apply does not need it
-
-    found: dict[str, str] = {}
-    for distribution in importlib.metadata.distributions():
-        # importlib's own properties parse all of a file with the standard library's reader of e-mails, each time.
-        head = (distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or "").partition("\n\n")[0]
-        name, version = _NAME.search(head), _VERSION.search(head)
-        if name and version:  # a half-removed package has none
-            found.setdefault(name[1].lower().replace("_", "-"), version[1])  # the first on sys.path is imported
-    return dict(sorted(found.items()))
-
-
-_NAME, _VERSION = re.compile(r"^Name: *(.+?) *$", re.MULTILINE), re.compile(r"^Version: *(.+?) *$", re.MULTILINE)
+    return installed.versions()
 
 
 def cpu_model() -> str:

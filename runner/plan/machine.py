@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import math
 import os
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from runner.contracts.step_kind import MachineFacts
 from runner.errors import Diagnostic, MachineError
+from runner.system import installed
 from runner.system.cpu import fast_bf16, flags
 
 _DISK_BYTES_PER_SECOND = 5e8  # written and synced; a slow SSD, a fast hard disk
@@ -82,10 +82,7 @@ def _no_cuda() -> tuple[str, str] | None:
 
 def package_version(package: str) -> str | None:
     """Return the version of an installed package, without importing it."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return installed.version(package)
 
 
 @functools.cache
