@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from runner.errors import RecipeError, RunnerError, UsageError
 
 if TYPE_CHECKING:
     from runner.plan.lock import Entry
+    from runner.recipe.origins.locate import Pins
     from runner.recipe.types import Recipe
 
 EVERYTHING = ""
@@ -107,7 +109,6 @@ def _resolved(opts: Options, old: Mapping[Entry, Any]) -> tuple[dict[str, Any], 
     from runner.job.store import Store
     from runner.model.architecture import remote_code
     from runner.plan import assignments, lock, lock_file, resolve
-    from runner.recipe import load
 
     remote_code.allow(opts.resolving.trust_remote_code)
     chosen = (
@@ -118,7 +119,7 @@ def _resolved(opts: Options, old: Mapping[Entry, Any]) -> tuple[dict[str, Any], 
         else set()
     )
     pinned = _without(old, chosen)
-    recipes = load.load_all(opts.recipe, opts.resolving.sets, lock.parent_pins(pinned))
+    recipes = _recipes(opts, lock.parent_pins(pinned))
     cache = folders.digest_cache(opts.resolving.jobs)
     cache_file = cache if cache.parent.is_dir() else None  # locking writes no file but the lock
     plans = [
@@ -128,6 +129,22 @@ def _resolved(opts: Options, old: Mapping[Entry, Any]) -> tuple[dict[str, Any], 
     store = Store(cache.parent)
     assigned = [assignments.known(plan, store) for plan in plans]
     return lock_file.lock_plans(plans, cache_file, hub_files=True, assigned=assigned), chosen
+
+
+def _recipes(opts: Options, pins: Pins) -> list[Recipe]:
+    """Return the recipes to lock: those of a matrix, or of a search some trials, in which every choice occurs."""
+    from runner.recipe import load
+    from runner.search import forecast
+
+    found: list[Recipe] = []
+    for recipe in load.load_all(opts.recipe, opts.resolving.sets, pins):
+        found.append(recipe)
+        if recipe.search is not None:
+            trial = load.trials(opts.recipe, opts.resolving.sets, pins)
+            for values in forecast.covering(recipe.search, recipe.params):
+                with suppress(RecipeError):  # a trial that cannot be planned is refused, and no fault of the recipe
+                    found.append(trial(values))
+    return found
 
 
 def _named(opts: Options, name: str, old: Mapping[Entry, Any]) -> set[Entry]:

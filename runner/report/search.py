@@ -13,6 +13,7 @@ from runner.search import archive, front
 from runner.search.archive import Archive
 from runner.search.trial import FAILED, MET, MISSED, REFUSED, Trial, figure
 
+_VERBS = {MISSED: "missed a limit", REFUSED: "was refused", FAILED: "failed", MET: ""}
 _STYLES = {MET: "green", REFUSED: "yellow", FAILED: "bold red"}
 
 
@@ -21,18 +22,21 @@ def lines(state: Archive, width: int) -> list[Text]:
     search = state.search
     best = {trial.number for trial in front.front(search, state.trials)}
     names = [one.name for one in search.space]
-    head: list[Cell] = ["", "trial", *names, *(measure.name for measure in measures(search)), "verdict", "what"]
+    head: list[Cell] = ["", "trial", *names, *_labels(search), "verdict"]
     rows: list[list[Cell]] = [head]
     for trial in state.trials:
         cells: list[Cell] = [Text("●" if trial.number in best else "", "green"), str(trial.number)]
         cells += [units.number(trial.values[name]) if name in trial.values else "–" for name in names]
         cells += [figure(measure, value) for measure, value in measured(search, trial)]
-        rows.append([*cells, Text(trial.state, _STYLES.get(trial.state, "yellow")), trial.reason])
+        rows.append([*cells, Text(trial.state, _STYLES.get(trial.state, "yellow"))])
     count = len(names) + len(measures(search)) + 1
+    missed = [f"trial {trial.number} {_VERBS[trial.state]}: {trial.reason}" for trial in state.trials if trial.reason]
     return [
         Text(heading(state), "bold"),
-        *(table(rows, width, "<" + ">" * count + "<<", indent=0, head=True) if state.trials else []),
+        *(table(rows, width, "<" + ">" * count + "<", indent=0, head=True) if state.trials else []),
         Text(),
+        *(Text(text, "dim") for text in missed),
+        *([Text()] if missed else []),
         *map(Text, sentences(state)),
     ]
 
@@ -81,6 +85,13 @@ def sentences(state: Archive) -> list[str]:
 def measures(search: Search) -> list[Measure]:
     """Return what a search measures, each once."""
     return [Measure(*key) for key in dict.fromkeys((one.step, one.metric) for one in search.measures)]
+
+
+def _labels(search: Search) -> list[str]:
+    """Return the heads of the columns of measures: the metrics, with their steps where these alone are ambiguous."""
+    found = measures(search)
+    names = [one.name for one in search.space] + [measure.metric for measure in found]
+    return [measure.metric if names.count(measure.metric) == 1 else measure.name for measure in found]
 
 
 def measured(search: Search, trial: Trial) -> list[tuple[Measure, float | None]]:

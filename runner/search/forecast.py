@@ -12,6 +12,7 @@ from runner.recipe.compose import spaces
 from runner.recipe.search_types import Dimension, Search, Value, describe
 
 MOST_PLANNED = 12  # trials that are planned to forecast all
+_MOST_COUNTED = 10_000  # combinations
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,7 @@ def forecast(
     search: Search, defaults: Mapping[str, Value], preview: Callable[[Mapping[str, Value]], Preview]
 ) -> Forecast:
     """Plan some trials of a search with `preview`: all of a small space, else some drawn at random."""
-    size = spaces.size(search.space)
-    found = list(spaces.points(search.space, defaults)) if size is not None and size <= 10_000 else None
-    chosen = _drawn(search.space, defaults)
-    if found is not None:
-        chosen = found if len(found) <= MOST_PLANNED else random.Random(0).sample(found, MOST_PLANNED)
+    found, chosen = _chosen(search, defaults)
     previews: list[Preview] = []
     refused: list[tuple[str, str]] = []
     for point in chosen:
@@ -63,6 +60,30 @@ def forecast(
         memory=max((f.cost.memory for each in previews for f in each.forecasts), default=0),
         refused=tuple(refused),
     )  # fmt: skip
+
+
+def covering(search: Search, defaults: Mapping[str, Value]) -> list[dict[str, Value]]:
+    """Return points in which every choice occurs that the params' own values allow, and those that `forecast` plans."""
+    points = _chosen(search, defaults)[1]
+    for one in search.space:
+        for value in one.choices:
+            point: dict[str, Value] = {}
+            for each in search.space:
+                if spaces.is_active(each, {**defaults, **point}):
+                    point[each.name] = value if each is one else defaults[each.name]
+            points.append(point)
+    return points
+
+
+def _chosen(
+    search: Search, defaults: Mapping[str, Value]
+) -> tuple[list[dict[str, Value]] | None, list[dict[str, Value]]]:
+    """Return all points of a space, None where they are too many, and those to plan."""
+    size = spaces.size(search.space)
+    if size is None or size > _MOST_COUNTED:
+        return None, _drawn(search.space, defaults)
+    found = list(spaces.points(search.space, defaults))
+    return found, list(found) if len(found) <= MOST_PLANNED else random.Random(0).sample(found, MOST_PLANNED)
 
 
 def _drawn(space: Sequence[Dimension], defaults: Mapping[str, Value]) -> list[dict[str, Value]]:

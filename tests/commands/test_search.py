@@ -150,8 +150,9 @@ def test_trials_end_in_four_ways(run: Run, folder: Path) -> None:
     )
     code, out, _ = run("search", "show", "toy")
     assert code == 0
-    assert re.search(r"^   trial +points +fail +after\.points +shrink\.bytes +verdict", out, re.MULTILINE)
+    assert re.search(r"^   trial +points +fail +after\.points +bytes +verdict$", out, re.MULTILINE)
     assert out.count("●") == 1
+    assert re.search(r"^trial \d was refused: `points` must be a number of at least 0; got -1", out, re.MULTILINE)
     document = json.loads(run("search", "show", "--json")[1])
     assert document["front"] == [document["winner"]]
     assert run("search", "show", "--html", "page.html")[1] == "wrote page.html\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from runner.recipe.load import loads
 from tests.recipe.cases import HEAD, Case, complaint_of
 
 PARAMS = "params: {bits: 4, ratio: 0.5, method: rtn, idle: 1}\n"
@@ -144,3 +145,11 @@ r.yaml:8:5: error[R208]: `search.space.bits` must be a list of values, or a rang
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_message(case: Case) -> None:
     assert complaint_of(case.text, case.sets) == case.message
+
+
+def test_what_set_decides_varies_no_more() -> None:
+    """Also the params whose condition is false then."""
+    space = '    method: [rtn, gptq]\n    bits: [3, 4]\n    ratio: {low: 0.1, high: 0.5, when: method == "gptq"}\n'
+    found = loads(searched(space), "r.yaml", ("method=rtn",)).search
+    assert found is not None
+    assert [one.name for one in found.space] == ["bits"]

@@ -170,6 +170,8 @@ class _Reader:
             return True
         if any(when.evaluate(one.when, {**self.values, **point}) for point in spaces.points(named, self.values)):
             return True
+        if names & self.fixed:
+            return False  # `--set` decides it
         message = f"`{one.name}` never varies: `when: {one.when}` is false whatever the params above it are"
         self.complain("R824", message, "change the condition, or take the param out", path)
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from runner.progress import units
 from runner.recipe.search_types import MAXIMIZE, Measure, describe
 from runner.report import search as report
 from runner.report.html import page, plots
@@ -65,19 +64,16 @@ def _axis(measure: Measure) -> Axis:
 
 def _trials(state: Archive) -> Markup:
     search = state.search
-    names = [one.name for one in search.space]
     measures = report.measures(search)
     rows: list[tuple[Part, ...]] = [
         (
             str(trial.number),
-            *(units.number(trial.values[name]) if name in trial.values else "" for name in names),
+            tag("span", describe(trial.values), tag("small", f"job {trial.job}") if trial.job else None, class_="step"),
             *(figure(measure, value) for measure, value in report.measured(search, trial)),
             state_mark(trial.state, _LEVELS[trial.state]),
             sentence(trial.reason),
-            tag("code", trial.job) if trial.job else "",
         )
         for trial in state.trials
     ]
-    head = ("trial", *names, *(measure.name for measure in measures), "verdict", "why", "job")
-    numbers = range(len(names) + len(measures) + 1)
-    return section("Trials", "trials", data_table("Every trial in order", head, rows, numbers))
+    head = ("trial", "chosen", *(measure.name for measure in measures), "verdict", "why")
+    return section("Trials", "trials", data_table("Every trial in order", head, rows, range(2, 2 + len(measures))))
