@@ -10,6 +10,8 @@ what it calls import what they need. It holds these names:
     REQUIRES: tuple[Requirement, ...]   packages beyond the base installation, with the extra that installs them
     METRICS: Mapping[str, Range]     the metrics that a gate may name, and the values that each can have; names alone
                                      where the values are not known; "<task>/<metric>" stands for any text in <...>
+    NOISE: Mapping[str, Noise]       optional: the metrics that are means of values of single windows or questions,
+                                     which `details["samples"]` has; gates on them may have a `confidence`
     requires(params) -> tuple[Requirement, ...]   optional: replaces REQUIRES for these parameters
     environment(params, machine) -> Mapping[str, str]   optional: properties of the machine, beyond required packages,
                                      that the result is for or depends on; part of its key

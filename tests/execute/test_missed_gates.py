@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from runner.execute import missed_gates
-from tests.execute.test_scheduler import several
+from runner.job.store import Store
+from runner.progress import board
+from tests.execute.test_scheduler import _record, several
 from tests.job.plans import plan
 
 GATE = {"loss": {"max": 1.0}}
@@ -78,3 +83,40 @@ def test_of_several_gates_all_must_be_mended() -> None:
     rules: list[dict[str, Any]] = [{"max": 1.0, "mended_by": "mend"}, {"max": 1.0}]
     assert missed_gates.dependents(made, made[1], rules[:1]) == ["engine"]
     assert missed_gates.dependents(made, made[1], rules) == ["mend", "engine", "more"]
+
+
+@pytest.mark.parametrize(
+    ("shift", "rule", "code", "word"),
+    [
+        (0.005, {}, 0, "passed"),
+        (0.0195, {}, 3, "undecided"),
+        (0.0195, {"on_miss": "warn"}, 0, "undecided (only a warning)"),
+        (0.04, {}, 3, "missed"),
+    ],
+)
+def test_a_confidence_compares_the_windows_in_the_records(
+    tmp_path: Path, shift: float, rule: dict[str, Any], code: int, word: str
+) -> None:
+    """A real kind, whose results are in the store: the gate is judged from the losses of their windows."""
+    gate = {"perplexity": {"max_ratio_to": "baseline", "value": 1.02, "confidence": 0.95, **rule}}
+    made = plan([
+        {"id": "baseline", "kind": "evaluate.perplexity", "produces": "metrics", "params": {"n": 1}},
+        {"id": "quality", "kind": "evaluate.perplexity", "produces": "metrics", "params": {"n": 2}, "gates": gate},
+    ])  # fmt: skip
+    draw = np.random.default_rng(0)
+    base = draw.normal(2.5, 0.5, 64)
+    store = Store(tmp_path / "store")
+    store.prepare()
+    for step, losses in zip(made.steps, (base, base + draw.normal(shift, 0.02, 64)), strict=True):
+        record = replace(
+            _record(step, {}, {"perplexity": math.exp(losses.mean())}), details={"samples": {"loss": losses.tolist()}}
+        )
+        store.commit(store.stage(step.key), record)
+    (job,), executor, kept, _ = several(tmp_path, [made])
+    assert (job.code, executor.asked) == (code, [])
+    found = kept[0].one("gate")
+    assert board.gate_text(found).startswith(f"gate {word}: `perplexity` is ")
+    assert found["undecided"] == word.startswith("undecided")
+    assert ("64 windows: its 95 % interval is " in found["text"]) == found["undecided"]
+    assert found["low"] < found["value"] < found["high"]
+    assert board.gate_level(found) == ("good" if word == "passed" else "warn" if rule else "bad")
