@@ -224,6 +224,8 @@ CODES: dict[str, str] = {
     "R844": "a model with fewer experts could not be configured or loaded",
     "R845": "a checkpoint holds what would be wrong with fewer experts",
     "R846": "experts are to be chosen by data that the step does not name",
+    "R851": "tensors of a GGUF file get another type than was asked for",
+    "R852": "llama.cpp computes a model within fewer positions than it has",
     "R861": "the program or the arguments of a server are incomplete",
     "R862": "the program of a server is not installed",
     "R863": "a server cannot load what a step is to serve by it",

@@ -111,14 +111,14 @@ class Reference(Transformers):
 
 
 class Gguf(Transformers):
-    """The runtime of a GGUF file, by transformers' own reader of that format, which unpacks it to float32."""
+    """The runtime of a GGUF file that this project wrote: its weights unpacked to float32 in transformers' model."""
 
     name = "gguf"
 
     def __init__(self, folder: Path, file: str, device: str = "cpu") -> None:
-        from transformers import AutoModelForCausalLM
+        from runner.runtime import gguf_model
 
         with contextlib.redirect_stderr(io.StringIO()):  # its progress bars would mix with the generated text
-            model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+            model = gguf_model.load(folder, folder / file)
         place = torch.device(device)
-        self._start(model.eval().to(place), place)
+        self._start(model.to(place), place)

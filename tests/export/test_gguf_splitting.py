@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from runner.export import gguf_splitting
+from runner.export import gguf_known, gguf_splitting
 from runner.export.gguf_splitting import NAMES
 
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
@@ -48,3 +48,10 @@ def test_each(expressions: tuple[str, ...]) -> None:
 ], ids=str)  # fmt: skip
 def test_others(part: dict[str, Any] | None) -> None:
     assert gguf_splitting.name(part, ignore_merges=False) is None
+
+
+def test_tokenizers_that_llama_cpp_knows_by_their_tokens() -> None:
+    """The digest of SmolLM2's ids, which were taken from its tokenizer: its name in llama.cpp is smollm."""
+    assert gguf_known.NAMES["855059429035d75a914d1eda9f10a876752e281a054a7a3d421ef0533e5b6249"] == "smollm"
+    assert gguf_known.name([1, 2, 3]) is None
+    assert len(gguf_known.NAMES) == 93

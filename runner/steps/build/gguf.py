@@ -4,48 +4,98 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import CHECKPOINT, ENGINE, QUANTIZED, Context, Cost, Inputs, Params, Requirement, Result
 from runner.errors import Diagnostic, RecipeError, StepFailed
-from runner.export import gguf_architecture
+from runner.export import gguf_architecture, gguf_metadata, gguf_refusals, gguf_types
+from runner.export.gguf_tensors import Entry, entries
 from runner.model.checkpoint import adapter_config
 from runner.model.checkpoint.headers import model_config
 from runner.model.layerwise import memory_budget
+from runner.steps import forward_cost
 
-VERSION = 2
+if TYPE_CHECKING:
+    import torch
+
+VERSION = 3
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = ENGINE
 REQUIRES = (Requirement("gguf", "gguf"),)
 METRICS = ()
 
+if TYPE_CHECKING:
+    import torch
+
+_ROUNDED = 6e5  # weights that a core finds scales and integers for in a second (measured)
+
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
-    """Check that the architecture is supported, and that blocks can hold every packed module."""
+    """Check that architecture and tokenizer are supported, and that blocks can hold every packed module.
+
+    Tensors that get another type than was asked for are warned of.
+    """
     from runner.export import preflight
     from runner.export.gguf_blocks import BLOCK, block_type_for
 
     facts = inputs.checkpoint
     found = adapter_config.adapter_conflicts(facts.adapter, "GGUF has no place for it")
-    refusal = gguf_architecture.refuse(facts.config)
+    refusal = gguf_refusals.refuse(facts.config)
     if refusal is not None:
-        return [*found, Diagnostic("R479", refusal[0], refusal[1])]
-    found += _tokenizer(facts)
-    packed = {name: scheme for name, (_, scheme) in preflight.schemes(facts).items()}
+        return [*found, Diagnostic("R479", *refusal)]
+    found += _tokenizer(facts) + _window(facts)
     wrong: dict[tuple[str, str], list[str]] = {}
-    for linear in facts.sites:
-        scheme = packed.get(linear.name)
-        if linear.columns % BLOCK and (scheme is not None or params["dense"].startswith("q")):
-            key = f"has {linear.columns} columns, which blocks of {BLOCK} do not divide", "use `dense: f16`"
-            if scheme is not None:
-                key = key[0], f"leave it out of the quantization, or {gguf_architecture.ANOTHER}"
-            wrong.setdefault(key, []).append(linear.name)
-        elif scheme is not None and not isinstance(fit := block_type_for(scheme), str):
+    for linear, scheme in preflight.schemes(facts).values():
+        if linear.columns % BLOCK:
+            what = f"has {linear.columns} columns, which blocks of {BLOCK} do not divide"
+            remedy = f"leave it out of the quantization, or {gguf_refusals.ANOTHER}"
+            wrong.setdefault((what, remedy), []).append(linear.name)
+        elif not isinstance(fit := block_type_for(scheme), str):
             wrong.setdefault(fit, []).append(linear.name)
-    for (what, remedy), names in wrong.items():
-        more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-        found.append(Diagnostic("R479", f"`{names[0]}`{more} {what}", remedy))
-    return found
+    found += [Diagnostic("R479", f"{_several(names)} {what}", remedy) for (what, remedy), names in wrong.items()]
+    return found + _placed(params, facts)
+
+
+def _several(names: list[str]) -> str:
+    more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+    return f"`{names[0]}`{more}"
+
+
+def _tied(facts: CheckpointFacts) -> bool:
+    """Return whether the head is the embedding, as far as headers tell: where both are stored, equal bytes decide."""
+    return bool(facts.config.text.get("tie_word_embeddings", True)) and "lm_head.weight" not in facts.tensors
+
+
+def _placed(params: Params, facts: CheckpointFacts) -> list[Diagnostic]:
+    """Return complaints about tensors without a place, and warnings of those that get another type."""
+    planned, left = entries(facts, params, tied=_tied(facts))
+    if left:
+        name = gguf_architecture.of(facts.config).name
+        what = f"{_several(left)} has no place in a GGUF file of the architecture {name}"
+        return [Diagnostic("R479", what, gguf_refusals.ANOTHER)]
+    changed: dict[tuple[int, str, str], list[Entry]] = {}
+    for entry in planned:
+        if entry.wanted and entry.type != entry.wanted:
+            changed.setdefault((entry.shape[-1], entry.wanted, entry.type), []).append(entry)
+    return [
+        Diagnostic(
+            "R851",
+            f"blocks of {gguf_types.SIZES[wanted][0]} do not divide the {columns} columns of "
+            f"{_several([entry.modules[0] for entry in found])}: stored as {got.upper()}, not {wanted.upper()}",
+            "llama.cpp does the same; a type with blocks of 32, such as q4_0, stores all matrices alike",
+            severity="warning",
+        )
+        for (columns, wanted, got), found in changed.items()
+    ]  # fmt: skip
+
+
+def _window(facts: CheckpointFacts) -> list[Diagnostic]:
+    promised = gguf_metadata.context(facts.config)
+    if promised == facts.config.context:
+        return []
+    what = f"llama.cpp ignores the sliding window of {promised} positions; the file promises that many, not more"
+    return [Diagnostic("R852", what, "use build.onnx for longer texts", severity="warning")]
 
 
 def _tokenizer(facts: CheckpointFacts) -> list[Diagnostic]:
@@ -63,17 +113,22 @@ def _tokenizer(facts: CheckpointFacts) -> list[Diagnostic]:
 
 
 def estimate(params: Params, inputs: Inputs) -> Cost:
-    """Return the cost; one tensor at a time is in memory, as float32 twice."""
+    """Return the cost; one matrix at a time is in memory, as float32 a few times."""
     facts = inputs.checkpoint
+    if gguf_refusals.refuse(facts.config) is not None:
+        return Cost(memory_budget.WEIGHTS_RUNTIME, facts.nbytes, 0, 5)
+    planned, _ = entries(facts, params, tied=_tied(facts))
     largest = max((math.prod(tensor.shape) for tensor in facts.tensors.values()), default=0)
-    linears = sum(i.size for i in facts.sites)
     widest = max((i.size for i in facts.sites), default=0)
-    width = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 1.0625, "q4_0": 0.5625, "q4_1": 0.625}
-    disk = facts.nbytes * 1.2 if facts.quantization else linears * width[params["dense"]]
-    disk += memory_budget.rest_bytes(facts, 2) * (width[params["embedding"]] / 2)
-    return Cost(
-        memory_budget.WEIGHTS_RUNTIME + 12 * max(largest, widest), int(disk), 0, 5 + facts.nbytes / 1e8
+    searched = [e for e in planned if not e.packed and e.type not in gguf_types.FLOATS]
+    seconds = 5 + facts.nbytes / 1e8 + sum(math.prod(e.shape) for e in searched) / (_ROUNDED * inputs.machine.cpus)
+    own = Cost(
+        memory_budget.WEIGHTS_RUNTIME + 12 * max(largest, widest), sum(entry.nbytes for entry in planned), 0, seconds
     )  # fmt: skip
+    if "data" not in inputs.data or not searched:
+        return own
+    forward = forward_cost.estimate_forward([facts], inputs.data["data"], inputs.machine)
+    return Cost(max(own.memory, forward.memory), own.disk, forward.scratch, own.seconds + forward.seconds)
 
 
 def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
@@ -85,4 +140,24 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
 def run(ctx: Context) -> Result:
     from runner.export.gguf_file import write
 
-    return write(ctx, gguf_architecture.described(model_config(ctx.inputs["checkpoint"].path)))
+    config = model_config(ctx.inputs["checkpoint"].path)
+    if (refusal := gguf_refusals.refuse(config)) is not None:
+        raise StepFailed(*refusal)
+    described = gguf_architecture.described(config)
+    return write(ctx, described, _importance(ctx) if ctx.params.get("data") is not None else {})
+
+
+def _importance(ctx: Context) -> dict[str, torch.Tensor]:
+    """Return the mean square of the inputs of each matrix that is not packed yet."""
+    from runner.export import preflight
+    from runner.model.architecture.inspect import of_artifact
+    from runner.model.layerwise import input_energies
+    from runner.model.layerwise.stream_run import StreamInputs
+    from runner.steps import layer_stream
+
+    checkpoint = ctx.inputs["checkpoint"]
+    facts = of_artifact(checkpoint)
+    packed = preflight.schemes(facts)
+    modules = [site.name for site in facts.sites if site.name not in packed]
+    inputs = StreamInputs(checkpoint.path, facts, ctx.device, ctx.data("data"))
+    return input_energies.measure(inputs, modules, layer_stream.stream_run(ctx))

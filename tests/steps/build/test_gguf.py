@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,57 +12,31 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from runner.contracts.model_config import ModelConfig
-from runner.contracts.step_kind import Inputs, Result
-from runner.errors import StepFailed
+from runner.contracts.step_kind import Inputs
+from runner.errors import Interrupted, StepFailed
+from runner.export import gguf_splitting
+from runner.export.gguf_architecture import TYPES
 from runner.model.architecture.inspect import facts
 from runner.plan.machine import machine_facts
+from runner.recipe.schema.load import defaults
 from runner.runtime import open as runtimes
 from runner.runtime.transformers import Transformers
 from runner.steps.kinds import find
 from tests import tiny
 from tests.host import Host
+from tests.steps.build import gguf_models
+from tests.steps.build.gguf_models import EXACT, KIND, MODEL, built, model
 
 gguf = pytest.importorskip("gguf")
-
-KIND = "build.gguf"
-MODEL = Path(__file__).parents[3] / "runner" / "demo" / "models" / "tiny-llama"
-EXACT = {"dense": "f32", "embedding": "f32"}
-# Wide enough for blocks of 32; heads, key-value heads and the width of a head all differ.
-SIZES = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 4096, "head_dim": 32}
-
-
-def model(folder: Path, name: str = "llama", dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
-    """A tiny model with the tokenizer of the embedded one."""
-    tiny.save(folder, name, dtype, **(SIZES | changes))
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(MODEL / file, folder)
-    return folder
-
-
-def vary(checkpoint: Path) -> None:
-    """Give biases and norms, which a new model has all 0 and 1, values of their own."""
-    path = checkpoint / "model.safetensors"
-    tensors = load_file(path)
-    generator = torch.Generator().manual_seed(5)
-    for name in sorted(tensors):
-        if tensors[name].ndim == 1:
-            tensors[name] += 0.3 * torch.randn(tensors[name].shape, generator=generator)
-    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def quantized(folder: Path, checkpoint: Path, **params: Any) -> Path:
     host = Host(folder, "quantize.rtn", checkpoint, **({"bits": 4, "group_size": 32} | params))
     find("quantize.rtn").run(host)
     return host.out_dir
-
-
-def built(folder: Path, checkpoint: Path, **params: Any) -> tuple[Path, Result]:
-    host = Host(folder / "gguf", KIND, checkpoint, **params)
-    result = find(KIND).run(host)
-    return host.out_dir, result
 
 
 def gap(made: Path, checkpoint: Path) -> float:
@@ -72,17 +47,33 @@ def gap(made: Path, checkpoint: Path) -> float:
     return float(np.abs(found - wanted).max() / np.abs(wanted).max())
 
 
-@pytest.mark.parametrize(("name", "changes"), [
-    ("llama", {}), ("llama_tied", {}), ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
-    ("llama", {"num_key_value_heads": 4, "rms_norm_eps": 1e-5}), ("mistral", {"sliding_window": None}),
-    ("qwen2", {"use_sliding_window": False, "sliding_window": None, "head_dim": 16}), ("qwen3", {"head_dim": 128}),
-], ids=["grouped", "tied", "theta", "plain heads", "mistral", "qwen2", "qwen3"])  # fmt: skip
-def test_transformers_reads_the_same_model(tmp_path: Path, name: str, changes: dict[str, Any]) -> None:
-    checkpoint = model(tmp_path / "model", name, **changes)
-    vary(checkpoint)
+@pytest.mark.parametrize("name", list(gguf_models.CASES))
+def test_the_file_holds_the_model(tmp_path: Path, name: str) -> None:
+    """benchmarks/readers/gguf_architectures.py compares the same models in llama.cpp."""
+    checkpoint = gguf_models.case(tmp_path / "model", name)
     made, result = built(tmp_path, checkpoint, **EXACT)
-    assert gap(made, checkpoint) < 1e-6
-    assert result.metrics == {"bytes": (made / "model.gguf").stat().st_size, "scale_rounding": 0.0}
+    assert gap(made, checkpoint) < 5e-6
+    size = (made / "model.gguf").stat().st_size
+    assert result.metrics == {"bytes": size, "scale_rounding": 0.0, "bits_per_weight": 32.0}
+    reader = gguf.GGUFReader(made / "model.gguf")
+    own = TYPES[json.loads((checkpoint / "config.json").read_text())["model_type"]].name
+    [architecture] = [key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == own]
+    known = {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[architecture]}
+    assert {re.sub(r"blk\.\d+", "blk.{bid}", tensor.name.rpartition(".")[0]) for tensor in reader.tensors} <= known
+
+
+@pytest.mark.parametrize("name", ["llama", "llama tied", "mistral", "qwen2", "phi3", "stablelm", "starcoder2"])
+def test_transformers_reads_the_same_model(tmp_path: Path, name: str) -> None:
+    """Others it reads as another model or not at all: see docs/engines.md."""
+    checkpoint = gguf_models.case(tmp_path / "model", name)
+    made, _ = built(tmp_path, checkpoint, **EXACT)
+    alone = Path(shutil.copytree(made, tmp_path / "alone", ignore=shutil.ignore_patterns("*.json")))
+    found: Any = AutoModelForCausalLM.from_pretrained(alone, gguf_file="model.gguf", dtype=torch.float32)
+    ids = tiny.tokens(2, 24, 4096)
+    with torch.inference_mode():
+        logits = found(ids).logits.numpy()
+    wanted = Transformers(checkpoint, dtype=torch.float32, exact=True).prefill(ids.numpy())
+    assert float(np.abs(logits - wanted).max() / np.abs(wanted).max()) < 1e-6
 
 
 @pytest.mark.parametrize(("params", "type"), [
@@ -117,7 +108,7 @@ def test_the_gguf_package_reads_the_weights(tmp_path: Path) -> None:
             assert found.tensor_type.name == "Q4_0"
             wanted = reader.read_module_weight(f"model.layers.1.{module}").float().numpy()
             np.testing.assert_allclose(gguf.dequantize(found.data, found.tensor_type), wanted, rtol=2**-11)
-    assert tensors["token_embd.weight"].tensor_type.name == "F16"
+    assert tensors["token_embd.weight"].tensor_type.name == "Q8_0"  # of 64 columns, where Q6_K takes 256
     assert tensors["output_norm.weight"].tensor_type.name == "F32"
 
 
@@ -169,7 +160,7 @@ def complaints(folder: Path, params: dict[str, Any] | None = None, **changes: An
     host = Host(folder.parent / "host", KIND, folder, **(params or {}))
     given = Inputs(checkpoint, {}, {}, machine_facts("cpu"))
     found = find(KIND).check(host.params, given)
-    assert all(diagnostic.code in ("R471", "R479") for diagnostic in found)
+    assert all(diagnostic.code in ("R471", "R479", "R851", "R852") for diagnostic in found)
     assert find(KIND).estimate(host.params, given).memory > 200 << 20
     return [(diagnostic.message, diagnostic.help) for diagnostic in found]
 
@@ -177,18 +168,56 @@ def complaints(folder: Path, params: dict[str, Any] | None = None, **changes: An
 OTHER = "use build.onnx, or deploy the checkpoint itself"
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"model_type": "gpt2"}, "models of the type `gpt2` cannot be written as GGUF; llama, mistral, qwen2, qwen3 can"),
-    ({"attention_bias": True}, "config.json has `attention_bias` = True, which GGUF's llama models do not have"),
-    ({"sliding_window": 8}, "config.json has `sliding_window` = 8, which GGUF's llama models do not have"),
-    ({"hidden_act": "gelu"}, "config.json has `hidden_act` = gelu; GGUF's llama models have silu"),
-    ({"rope_parameters": {"rope_type": "llama3"}},
-     "the rotary embedding is of the type `llama3`; only `default` is written as GGUF"),
-], ids=["type", "bias", "window", "activation", "rope"])  # fmt: skip
-def test_models_that_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+SCALINGS = "`default`, `linear`, `yarn` or `llama3`"
+KNOWN = ", ".join(sorted(TYPES))
+SAVE = "load the model with transformers and save it again: it writes every number of a configuration"
+LINEAR = {"rope_type": "linear", "rope_theta": 1e4}
+
+
+@pytest.mark.parametrize(("changes", "message", "help"), [
+    ({"model_type": "gpt2"}, f"models of the type `gpt2` cannot be written as GGUF; {KNOWN} can", OTHER),
+    ({"sliding_window": 8}, "config.json has `sliding_window` = 8, which GGUF's llama models do not have", OTHER),
+    ({"layer_types": ["sliding_attention"] * 3},
+     "some layers attend to a sliding window, which GGUF's llama models do not have", OTHER),
+    ({"hidden_act": "gelu"}, "config.json has `hidden_act` = gelu; GGUF's llama models have silu", OTHER),
+    ({"rope_parameters": {"rope_type": "dynamic"}},
+     f"the rotary embedding is of the type `dynamic`; {SCALINGS} can be written for llama models", OTHER),
+    ({"rope_parameters": LINEAR}, "the rotary embedding is of the type `linear` without `factor`", OTHER),
+    ({"rope_parameters": {**LINEAR, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16,
+                          "truncate": False}},
+     "the rotary embedding has the type `yarn` with `truncate`, which llama.cpp computes otherwise", OTHER),
+    ({"rms_norm_eps": None},
+     "config.json does not give `rms_norm_eps`, which a GGUF file of the architecture llama says", SAVE),
+    ({"model_type": "gemma2", "hidden_activation": "gelu_pytorch_tanh", "head_dim": 32, "query_pre_attn_scalar": 24},
+     "config.json has `query_pre_attn_scalar` = 24; llama.cpp computes this model with 32", OTHER),
+    ({"model_type": "smollm3", "no_rope_layers": [0, 1, 1]},
+     "config.json has `no_rope_layers` other than every fourth layer, which llama.cpp leaves without", OTHER),
+    ({"model_type": "qwen3_moe", "norm_topk_prob": False, "num_experts": 4},
+     "config.json has `norm_topk_prob` = False; GGUF's qwen3moe models have True", OTHER),
+    ({"model_type": "olmoe", "num_experts": 4, "num_experts_per_tok": 2},
+     "config.json has `num_key_value_heads` = 2; GGUF's olmoe models have 4, all heads", OTHER),
+], ids=lambda value: "".join(value)[:24] if isinstance(value, dict) else "")  # fmt: skip
+def test_models_that_are_refused(tmp_path: Path, changes: dict[str, Any], message: str, help: str) -> None:
     folder = model(tmp_path / "model")
     assert complaints(folder) == []
-    assert complaints(folder, **changes) == [(message, OTHER)]
+    assert complaints(folder, **changes) == [(message, help)]
+
+
+def test_a_window_that_llama_cpp_ignores(tmp_path: Path) -> None:
+    folder = model(tmp_path / "model", "phi3", head_dim=None, sliding_window=None)
+    assert complaints(folder) == []
+    assert complaints(folder, sliding_window=48) == [(
+        "llama.cpp ignores the sliding window of 48 positions; the file promises that many, not more",
+        "use build.onnx for longer texts",
+    )]  # fmt: skip
+
+
+def test_tensors_without_a_place(tmp_path: Path) -> None:
+    folder = model(tmp_path / "model", attention_bias=True)
+    assert complaints(folder, model_type="smollm3") == [(
+        "`model.layers.0.self_attn.k_proj.bias` (and 11 more) has no place in a GGUF file of the architecture smollm3",
+        OTHER,
+    )]  # fmt: skip
 
 
 def test_integers_that_no_block_holds(tmp_path: Path) -> None:
@@ -202,36 +231,108 @@ def test_integers_that_no_block_holds(tmp_path: Path) -> None:
          "not fit the 8 bits of Q8_0"),
         "quantize with `symmetric: true`, or with at most 7 bits",
     )]  # fmt: skip
+
+
+def other(size: int, columns: int, names: str, got: str, wanted: str) -> tuple[str, str]:
+    """The warning of matrices that get another type."""
+    message = f"blocks of {size} do not divide the {columns} columns of {names}: stored as {got}, not {wanted}"
+    return message, "llama.cpp does the same; a type with blocks of 32, such as q4_0, stores all matrices alike"
+
+
+def test_columns_that_blocks_do_not_divide(tmp_path: Path) -> None:
     narrow = model(tmp_path / "narrow", intermediate_size=72)
     assert complaints(narrow) == []
-    assert complaints(narrow, {"dense": "q8_0"}) == [(
-        "`model.layers.0.mlp.down_proj` (and 2 more) has 72 columns, which blocks of 32 do not divide",
-        "use `dense: f16`",
-    )]  # fmt: skip
+    down, more = "`model.layers.0.mlp.down_proj` (and 2 more)", "(and 2 more)"
+    assert complaints(narrow, {"dense": "q8_0"}) == [other(32, 72, down, "F16", "Q8_0")]
+    assert complaints(narrow, {"dense": "q3_k_m", "embedding": "q4_k", "head": "q6_k"}) == [
+        other(256, 64, "`model.embed_tokens` (and 1 more)", "Q5_0", "Q4_K"),
+        other(256, 64, "`lm_head`", "Q8_0", "Q6_K"),
+        other(256, 64, "`model.layers.0.self_attn.q_proj` (and 11 more)", "Q4_0", "Q3_K"),
+        other(256, 64, "`model.layers.0.self_attn.v_proj` (and 1 more)", "Q5_1", "Q5_K"),
+        other(256, 128, f"`model.layers.0.self_attn.o_proj` {more}", "Q5_0", "Q4_K"),
+        other(256, 72, down, "F16", "Q4_K"),
+    ]  # fmt: skip
 
 
-def test_a_tokenizer_that_is_missing_or_of_another_sort(tmp_path: Path) -> None:
+def test_calibration_weighs_the_columns(tmp_path: Path) -> None:
+    """The error of outputs falls; a run that was interrupted ends with the same bytes."""
+    checkpoint = model(tmp_path / "model")
+    ids = tiny.tokens(6, 24, 4096)
+    plain, _ = built(tmp_path / "plain", checkpoint, dense="q2_k", embedding="f32")
+    weighed, result = built(tmp_path / "weighed", checkpoint, ids, dense="q2_k", embedding="f32")
+    assert gap(weighed, checkpoint) < gap(plain, checkpoint)
+    assert result.details["types"]["q4_0"] > 0  # no 64 columns for blocks of 256
+    stopped = Host(tmp_path / "stopped", KIND, checkpoint, ids, stop_after=2, dense="q2_k", embedding="f32")
+    with pytest.raises(Interrupted):
+        find(KIND).run(stopped)
+    stopped.stop_after = None
+    find(KIND).run(stopped)
+    assert (stopped.out_dir / "model.gguf").read_bytes() == (weighed / "model.gguf").read_bytes()
+
+
+CONVERT = "convert the checkpoint with llama.cpp's convert_hf_to_gguf.py"
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"byte_fallback": True}, "the tokenizer in `{}` joins tokens in another order than llama.cpp's of SentencePiece"),
+    ({"type": "Unigram"}, "the tokenizer in `{}` is of the kind Unigram, which is not written into GGUF"),
+    ({"byte_fallback": True, "merges": []},
+     "the tokenizer in `{}` treats spaces in another way than llama.cpp's of SentencePiece"),
+], ids=["order", "kind", "spaces"])  # fmt: skip
+def test_a_tokenizer_that_llama_cpp_has_not(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     folder = model(tmp_path / "model")
     path = folder / "tokenizer.json"
     document = json.loads(path.read_text())
-    document["model"]["byte_fallback"] = True
+    document["model"] |= changes
+    path.write_text(json.dumps(document))
+    planned = replace(facts(folder, "m"), tokenizer=folder)
+    [complaint] = find(KIND).check(defaults(KIND, {}), Inputs(planned, {}, {}, machine_facts("cpu")))
+    assert (complaint.code, complaint.message, complaint.help) == ("R479", message.format(folder), CONVERT)
+
+
+def test_a_tokenizer_that_splits_in_another_way_or_is_missing(tmp_path: Path) -> None:
+    folder = model(tmp_path / "model")
+    path = folder / "tokenizer.json"
+    document = json.loads(path.read_text())
+    document["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [{"type": "Whitespace"}, BYTES]}
     path.write_text(json.dumps(document))
     with pytest.raises(StepFailed) as caught:
         built(tmp_path, folder)
     assert caught.value.message == (
-        f"the tokenizer in `{folder}` is not byte-level BPE that splits texts in one of the ways that are written into "
-        "GGUF: dbrx, deepseek-coder, deepseek-v3, gpt-2, gpt-4o, llama-bpe, qwen2, qwen35, seed-coder, smollm, tekken"
+        f"the tokenizer in `{folder}` is none that llama.cpp names by its tokens, and splits texts in none of the ways "
+        f"that are known by their expressions: {', '.join(gguf_splitting.KNOWN)}"
     )
-    planned = replace(facts(folder, "m"), tokenizer=folder)
-    [complaint] = find(KIND).check({"dense": "f16"}, Inputs(planned, {}, {}, machine_facts("cpu")))
-    assert (complaint.code, complaint.message, complaint.help) == (
-        "R479", caught.value.message, "convert the checkpoint with llama.cpp's convert_hf_to_gguf.py"
-    )  # fmt: skip
+    assert caught.value.help == CONVERT
     path.unlink()
     with pytest.raises(StepFailed) as caught:
         built(tmp_path, folder)
     assert caught.value.message == f"`{folder}` has no tokenizer.json, which GGUF is made of"
     assert not (tmp_path / "gguf" / "out" / "model.gguf").exists()
+
+
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+
+
+def test_a_tokenizer_of_sentencepiece(tmp_path: Path) -> None:
+    folder = model(tmp_path / "model")
+    letters = {"<unk>": 0, "<s>": 1, "</s>": 2, "<0x0A>": 3, "▁": 4, "a": 5, "b": 6, "ab": 7, "▁ab": 8}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added = [{"id": n, "content": text, "special": True, **flags} for text, n in list(letters.items())[:3]]
+    document = {
+        "version": "1.0", "added_tokens": added, "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        ]},
+        "model": {"type": "BPE", "byte_fallback": True, "unk_token": "<unk>", "vocab": letters,
+                  "merges": [["a", "b"], ["▁", "ab"]]},
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    made, _ = built(tmp_path, folder)
+    fields = gguf.GGUFReader(made / "model.gguf").fields
+    read = {name.removeprefix("tokenizer.ggml."): field.contents() for name, field in fields.items()}
+    assert (read["model"], read["pre"], read["add_space_prefix"]) == ("llama", "default", True)
+    assert read["token_type"][:10] == [2, 3, 3, 6, 1, 1, 1, 1, 1, 5]
+    assert read["scores"][4:10] == [-2.0, -2.0, -2.0, 0.0, -1.0, -1000.0]
+    assert "merges" not in read
 
 
 def test_values_that_float16_cannot_hold(tmp_path: Path) -> None:

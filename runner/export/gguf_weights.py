@@ -1,0 +1,84 @@
+"""The bytes of the tensors of a GGUF file, from those of the checkpoint. One matrix at a time is in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from runner.errors import StepFailed
+from runner.export.gguf_blocks import BLOCK, PACKERS, Blocks, Integers, permutation
+from runner.export.gguf_layouts import FORMATS, pack
+from runner.export.gguf_tensors import Entry
+from runner.methods import block_quantization
+from runner.model.checkpoint.reader import CheckpointReader
+from runner.training.modules import packed_linear
+
+Importance = Mapping[str, torch.Tensor]  # module of the checkpoint → the mean square of each of its inputs [in]
+_FLOATS = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+
+
+def data(reader: CheckpointReader, entry: Entry, importance: Importance) -> Blocks:
+    """Return the bytes of a tensor [rows, bytes], and the largest rounding of a scale of integers in fp16.
+
+    StepFailed where the type cannot hold the values.
+    """
+    parts = [_part(reader, entry, source, importance) for source in entry.sources]
+    return Blocks(np.concatenate([part.data for part in parts]), max(part.rounding for part in parts))
+
+
+def _part(reader: CheckpointReader, entry: Entry, source: str, importance: Importance) -> Blocks:
+    module = source.removesuffix(".weight")
+    try:
+        if entry.packed:
+            return _packed(reader, entry, module)
+        weight = reader.read(source).float()
+        if entry.shifted:
+            weight = weight + 1
+        if entry.heads:
+            weight = weight[torch.from_numpy(permutation(len(weight), entry.heads))]
+        if entry.type in _FLOATS:
+            return Blocks(_float(weight, entry, source), 0.0)
+        rounded = block_quantization.quantize(weight, FORMATS[entry.type], importance.get(module))
+        return Blocks(pack(rounded, entry.type), 0.0)
+    except OverflowError as error:
+        raise StepFailed(f"`{module}`: {error}", "build.onnx keeps scales as they are") from None
+
+
+def _float(weight: torch.Tensor, entry: Entry, source: str) -> NDArray[np.uint8]:
+    found = weight.to(_FLOATS[entry.type])
+    if entry.type == "f16" and not bool(torch.isfinite(found).all()):
+        parameter = {"token_embd.weight": "embedding", "output.weight": "head"}.get(entry.name, "dense")
+        raise StepFailed(f"`{source}` has values that float16 cannot hold", f"use `{parameter}: bf16`")
+    rows = found.reshape(-1, found.shape[-1]) if weight.ndim > 1 else found.reshape(1, -1)
+    stored: NDArray[np.uint8] = rows.contiguous().view(torch.uint8).numpy()
+    return stored
+
+
+def _packed(reader: CheckpointReader, entry: Entry, module: str) -> Blocks:
+    weight = _integers(reader, module)
+    if entry.heads:
+        order = permutation(len(weight.values), entry.heads)
+        weight = Integers(weight.values[order], weight.zeros[order], weight.scales[order])
+    return PACKERS[entry.type](weight)
+
+
+def _integers(reader: CheckpointReader, module: str) -> Integers:
+    """Read the integers of a packed module with a scale for each block."""
+    found = packed_linear.read(reader, module)
+    if found.groups is not None:
+        raise StepFailed(
+            f"the groups of `{module}` are not runs of columns (g_idx of GPTQ's act-order), which blocks need",
+            "quantize with static groups, as this project does, or use build.onnx",
+        )
+    rows, count = found.words.shape[0], found.in_features // BLOCK
+    columns = found.columns()[::BLOCK]
+    scales = found.scale.float().expand(rows, -1)[:, columns]
+    middle = torch.full_like(found.scale, 2 ** (found.bits - 1)) if found.zero_point is None else found.zero_point
+    zeros = middle.expand(rows, -1)[:, columns].to(torch.int16)
+    return Integers(
+        found.integers().to(torch.int16).numpy(), zeros.numpy().reshape(rows, count),
+        np.ascontiguousarray(scales.numpy()),
+    )  # fmt: skip
