@@ -40,9 +40,6 @@ llama-cli -m {file} -p "..."          # llama.cpp
 runner generate path/to/this/folder "..."
 ```
 
-transformers reads it too, unpacked to float32:
-`AutoModelForCausalLM.from_pretrained("path/to/this/folder", gguf_file="{file}")`.
-
 ## Recipe
 
 ```yaml
