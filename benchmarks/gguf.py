@@ -2,8 +2,8 @@
 
     python -m benchmarks.gguf LIBRARIES MODEL WORK [TYPE …]
 
-LIBRARIES is as for `benchmarks.readers.llama_cpp_library`, MODEL a checkpoint, WORK an empty folder. Both quantizers are
-given the same importance, measured over 16 windows of 512 tokens of the embedded calibration text; perplexity is over 6
+LIBRARIES is as for `benchmarks.readers.llama_cpp_library`, MODEL a checkpoint, WORK an empty folder. Both quantizers
+are given the same importance, of 16 windows of 512 tokens of the embedded calibration text; perplexity is over 6
 windows of its evaluation text. Prints a row for each file: bytes of the file, share of the bytes of the checkpoint.
 """
 

@@ -31,6 +31,8 @@ def load(folder: Path, file: Path) -> Any:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    if not (folder / "config.json").is_file():
+        raise StepFailed(f"`{folder}` has no config.json", "build it again")
     config = model_config(folder)
     if (refusal := gguf_refusals.refuse(config)) is not None:
         raise StepFailed(*refusal)

@@ -69,5 +69,10 @@ def test_a_gguf_file_that_is_missing_or_damaged(tmp_path: Path) -> None:
         open.open(tmp_path)
     assert caught.value.message == f"`{tmp_path}` has no `model.gguf`, which its engine.json names"
     (tmp_path / "model.gguf").write_bytes(b"GGUFxxxx" * 8)
+    with pytest.raises(StepFailed) as caught:
+        open.open(tmp_path)
+    assert caught.value.message == f"`{tmp_path}` has no config.json"
+    model = Path(open.__file__).parents[1] / "demo" / "models" / "tiny-llama"
+    (tmp_path / "config.json").write_bytes((model / "config.json").read_bytes())
     with pytest.raises(StepFailed, match=r"model.gguf` cannot be read: "):
         open.open(tmp_path)

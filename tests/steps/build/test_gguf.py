@@ -47,7 +47,13 @@ def gap(made: Path, checkpoint: Path) -> float:
     return float(np.abs(found - wanted).max() / np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("name", list(gguf_models.CASES))
+# Those in which something of llama.cpp's form differs from transformers' each; the others are nightly.
+QUICK = ("llama3", "llama biases", "mixtral", "qwen2_moe", "olmo2 tied", "gemma3", "phi3 partly rotated", "granite")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.nightly) for name in gguf_models.CASES]
+)
 def test_the_file_holds_the_model(tmp_path: Path, name: str) -> None:
     """benchmarks/readers/gguf_architectures.py compares the same models in llama.cpp."""
     checkpoint = gguf_models.case(tmp_path / "model", name)
@@ -62,7 +68,12 @@ def test_the_file_holds_the_model(tmp_path: Path, name: str) -> None:
     assert {re.sub(r"blk\.\d+", "blk.{bid}", tensor.name.rpartition(".")[0]) for tensor in reader.tensors} <= known
 
 
-@pytest.mark.parametrize("name", ["llama", "llama tied", "mistral", "qwen2", "phi3", "stablelm", "starcoder2"])
+READ = ("llama", "llama tied", "mistral", "qwen2", "phi3", "stablelm", "starcoder2")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in ("llama", "stablelm") else pytest.param(name, marks=pytest.mark.nightly) for name in READ]
+)
 def test_transformers_reads_the_same_model(tmp_path: Path, name: str) -> None:
     """Others it reads as another model or not at all: see docs/engines.md."""
     checkpoint = gguf_models.case(tmp_path / "model", name)
@@ -115,12 +126,12 @@ def test_the_gguf_package_reads_the_weights(tmp_path: Path) -> None:
 def test_dense_weights_are_rounded_as_asked(tmp_path: Path) -> None:
     checkpoint = model(tmp_path / "model")
     sizes = {}
-    for type, limit in (("q8_0", 0.2), ("q4_1", 0.9), ("bf16", 0.2)):
+    for type, limit in (("q4_1", 0.9), ("bf16", 0.2)):
         made, result = built(tmp_path / type, checkpoint, dense=type, embedding=type)
         assert result.details["types"] == {"f32": 7, type: 23}
         assert 1e-5 < gap(made, checkpoint) < limit
         sizes[type] = result.metrics["bytes"]
-    assert sizes["q4_1"] < sizes["q8_0"] < sizes["bf16"]
+    assert sizes["q4_1"] < sizes["bf16"]
 
 
 def test_the_folder(tmp_path: Path) -> None:
