@@ -31,6 +31,7 @@ class Scheduler:
         keep_going: bool = True, timeout: float | None = None,
     ) -> None:  # fmt: skip
         self._jobs = jobs
+        self._left = list(jobs)  # those that are not closed
         self._executor = executor
         self._reports = reports
         self._stopping = stopping
@@ -67,7 +68,8 @@ class Scheduler:
     def _start_what_is_ready(self) -> None:
         """Take results from the store and start tasks, in the order of the jobs, while there is room."""
         self._waits = False
-        for job in self._jobs:
+        self._left = [job for job in self._left if not job.is_closed]
+        for job in self._left:
             if self._is_stopping or self._executor.is_full():
                 return
             if job.is_ended:
