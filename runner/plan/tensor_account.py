@@ -46,6 +46,8 @@ def account(
             fate, reason = CHANGED, f"stored as {', '.join(sorted(written))}"
         elif name in after.tensors:
             fate, reason = (CHANGED, "its values change") if changed else (KEPT, "the step does not concern it")
+            if changed and after.tensors[name].shape != header.shape:
+                reason = "it has fewer rows or columns"
             if not changed and name in before.unpacked:
                 fate, reason = CHANGED, f"stored as {before.unpacked[name]} in the model, dense in the result"
             if name in passed:

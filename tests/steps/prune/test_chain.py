@@ -43,6 +43,9 @@ def test_a_plan_follows_widths_and_depth() -> None:
     assert accounts["depth"].written["model.layers.4.mlp.down_proj.weight"] == (192, 576)
     assert "model.layers.5.mlp.down_proj.weight" not in accounts["depth"].written
     assert accounts["gptq"].written["model.layers.4.mlp.down_proj.weight_packed"] == (192, 72)
+    assert accounts["width"].reasons() == {
+        "changed": {"it has fewer rows or columns": 56}, "tied": {"shares `model.embed_tokens.weight`": 1},
+    }  # fmt: skip
     roles = accounts["smooth"].by_role()
     assert set(roles["q"]) == {"changed"}
     assert set(roles["embedding"]) == {"kept"}
