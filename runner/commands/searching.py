@@ -24,6 +24,7 @@ from runner.search.trial import Trial
 
 if TYPE_CHECKING:
     from runner.api.plans import JobPlan
+    from runner.execute.stopping import Stopping
     from runner.recipe.types import Recipe
 
 STOPS = (Interrupted.exit_code, several.ENDED, MachineError.exit_code)  # exit codes of a job that end the search
@@ -44,6 +45,7 @@ def run(recipe: Recipe, how: How) -> Ended:
     that could failed, and that of the job which stopped the search (75, 130, 4).
     """
     from runner.api import recipes
+    from runner.execute.stopping import Stopping
 
     search = recipe.search
     if search is None:
@@ -52,21 +54,35 @@ def run(recipe: Recipe, how: How) -> Ended:
     trials = recipes.trials(recipe.file, sets=resolving.sets, locked=resolving.locked)
     study = Study(search, recipe.params)
     state = archive.new(recipe, search)
-    batches = _Batches(recipe.file, trials, state, how)
+    between = Stopping()
+    between.on_force = _end
+    batches = _Batches(trials, state, how, between)
+    with between.installed():
+        return _run(study, state, batches, between)
+
+
+def _end() -> None:
+    raise KeyboardInterrupt
+
+
+def _run(study: Study, state: Archive, batches: _Batches, between: Stopping) -> Ended:
+    search, root = state.search, batches.root
     while proposals := study.batch():
         if search.seconds is not None and state.seconds >= search.seconds:
             break
         found, stopped = batches.run(proposals)
+        if stopped is None and between.asked:  # while no job ran
+            stopped = between.exit_code
         if stopped is not None:
             status = archive.FAILED if stopped == MachineError.exit_code else archive.INTERRUPTED
             state = replace(state, trials=(*study.trials, *found), status=status)
-            archive.write(resolving.jobs, state)
+            archive.write(root, state)
             return Ended(stopped, state)
         study.tell(proposals, found)
         state = replace(state, trials=tuple(study.trials))
-        archive.write(resolving.jobs, state)
+        archive.write(root, state)
     state = replace(state, status=archive.DONE)
-    archive.write(resolving.jobs, state)
+    archive.write(root, state)
     return Ended(_exit_code(state), state)
 
 
@@ -91,14 +107,13 @@ def _exit_code(state: Archive) -> int:
 
 
 class _Batches:
-    """Runs batches of trials; `number` counts the batches."""
+    """Runs batches of trials in the jobs folder `root`. `between` holds signals that come while no job runs."""
 
     def __init__(
-        self, file: str, recipe_of: Callable[[Mapping[str, Value]], Recipe], state: Archive, how: How
+        self, recipe_of: Callable[[Mapping[str, Value]], Recipe], state: Archive, how: How, between: Stopping
     ) -> None:  # fmt: skip
-        self._file, self._recipe_of, self._state, self._how = file, recipe_of, state, how
-        self._root = how.resolving.jobs
-        self._heading = how.progress != "jsonl"
+        self._recipe_of, self._state, self._how, self._between = recipe_of, state, how, between
+        self.root = how.resolving.jobs
 
     def run(self, proposals: list[Proposal]) -> tuple[list[Trial], int | None]:
         """Return the results of a batch; where one of its jobs stopped the search, those that are there and its code.
@@ -110,7 +125,7 @@ class _Batches:
         tasks: list[Task] = []
         for index, proposal in enumerate(proposals):
             result = self._plan(proposal)
-            tasks.append(Task(self._file, result[0] if isinstance(result, tuple) else None))
+            tasks.append(Task(self._state.file, result[0] if isinstance(result, tuple) else None))
             if isinstance(result, Trial):
                 found[index] = result
             else:
@@ -121,7 +136,7 @@ class _Batches:
             code = outcomes[job].exit_code if job in outcomes else 0
             if code in (0, GateFailed.exit_code):
                 proposal = proposals[index]
-                found[index] = trial.read(self._root, job, self._state.search, proposal.number, proposal.values)
+                found[index] = trial.read(self.root, job, self._state.search, proposal.number, proposal.values)
             elif code is not None and code not in STOPS:
                 found[index] = replace(self._outside(proposals[index], trial.FAILED, outcomes[job].text), job=job)
         codes = [several.exit_code([outcome]) for outcome in outcomes.values()]
@@ -134,10 +149,10 @@ class _Batches:
         """Apply the jobs that have not ended, each once, and return their outcomes by id."""
         first: dict[str, int] = {}  # values that decide nothing together give several trials one job
         for index, plan in planned.items():
-            if not trial.finished(self._root, plan.job_id):
+            if not trial.finished(self.root, plan.job_id):
                 first.setdefault(plan.job_id, index)
-        if not first:
-            return {}
+        if not first or self._between.asked:
+            return {job: several.not_started(tasks[index]) for job, index in first.items()}
         chosen = {index: planned[index] for index in first.values()}
         self._announce(proposals, chosen)
         ready = {index: plan.with_models() for index, plan in chosen.items()}
@@ -161,7 +176,7 @@ class _Batches:
         return Trial(proposal.number, dict(proposal.values), state, measured, 10.0 * (1 + limits), reason)
 
     def _announce(self, proposals: list[Proposal], planned: Mapping[int, JobPlan]) -> None:
-        if self._heading:
+        if self._how.progress != "jsonl":
             from runner.report.console import console, show
 
             lines = [f"trial {proposals[index].number}: {describe(proposals[index].values)}" for index in planned]

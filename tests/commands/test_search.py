@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,8 @@ def test_killed_it_gives_the_trials_and_the_winner_of_one_that_was_not(
     (folder / "toy.yaml").write_text(TOY)
     for kill in range(kills):
         process = command(folder, "apply", "toy.yaml", "--progress", "none")
-        until(lambda kill=kill: len(list((folder / "jobs").glob("toy-*/provenance.json"))) > 2 * kill)  # type: ignore[misc]
+        until(lambda done=kill // 2: len(list((folder / "jobs").glob("toy-*/provenance.json"))) > done)  # type: ignore[misc]
+        time.sleep(0.4 * (kill % 3))
         process.kill()
         process.communicate()
     code, out, _ = run("apply", "toy.yaml", "--progress", "none", "--jobs-at-once", "3")
