@@ -56,7 +56,7 @@ def test_the_unpruned_model_teaches_a_narrower_one(tmp_path: Path) -> None:
     width = Host(tmp_path / "width", "prune.width", teacher, tokens(), multiple_of=8, feed_forward={"drop": 0.25},
                  heads={"drop": 0.5}, hidden_size={"keep": 24})  # fmt: skip
     find("prune.width").run(width)
-    training: dict[str, Any] = {"steps": 30, "batch_size": 4, "learning_rate": 0.003, "warmup": 0}
+    training: dict[str, Any] = {"steps": 12, "batch_size": 4, "learning_rate": 0.005, "warmup": 0}
     for kind in ("distill.logits", "recover.lora"):
         host = Host(tmp_path / kind, kind, width.out_dir, ids, others={"teacher": teacher}, **training)
         find(kind).run(host)
