@@ -79,10 +79,14 @@ class Decoder(nn.Module):
 
     def _mask(self, given: torch.Tensor, past: int, new: int, dtype: torch.dtype) -> Any:
         """Return an additive mask [batch, 1, new, past + new], or one for each kind of layer."""
-        config = self.model.config
         query = (past + torch.arange(new, device=given.device))[:, None]
         key = torch.arange(past + new, device=given.device)[None, :]
         causal = (key <= query)[None, None] & (given != 0)[:, None, None, :]
+        return self._masks(causal, query, key, dtype)
+
+    def _masks(self, causal: torch.Tensor, query: torch.Tensor, key: torch.Tensor, dtype: torch.dtype) -> Any:
+        """Return the mask of each kind of layer: `query` [new, 1] and `key` [1, total] are positions."""
+        config = self.model.config
         window = getattr(config, "sliding_window", None)
         near = causal & (key > query - window)[None, None] if window else causal
         kind = MASKS[config.model_type]

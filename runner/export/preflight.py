@@ -66,10 +66,11 @@ def _weights(facts: CheckpointFacts, target: str) -> list[Diagnostic]:
         how = integer_layouts.layout_for(target, scheme, linear.columns)
         if not isinstance(how, integer_layouts.IntegerLayout):
             complaints.setdefault(how, []).append(name)
-    return [Diagnostic("R478", f"{_names(names)} {wrong}", remedy) for (wrong, remedy), names in complaints.items()]
+    return [Diagnostic("R478", f"{listed(found)} {wrong}", remedy) for (wrong, remedy), found in complaints.items()]
 
 
-def _names(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """Return the first of some modules, and how many more there are."""
     more = len(names) - 1
     return f"`{names[0]}`" + (f" (as {more:,} more)" if more else "")
 

@@ -229,4 +229,5 @@ CODES: dict[str, str] = {
     "R861": "the program or the arguments of a server are incomplete",
     "R862": "the program of a server is not installed",
     "R863": "a server cannot load what a step is to serve by it",
+    "R864": "an ExecuTorch program cannot have the context or embedding asked for",
 }

@@ -30,6 +30,7 @@ FORMATS: Mapping[str, Format] = {
     "onnx": Format("runner.runtime.onnxruntime", ("onnxruntime",), "onnx"),
     "tensorrt": Format("runner.runtime.tensorrt", ("tensorrt_rtx", "tensorrt"), "tensorrt"),
     "aotinductor": Format("runner.runtime.aotinductor", (), ""),
+    "executorch": Format("runner.runtime.executorch", ("executorch",), "executorch"),
     "gguf": Format("runner.runtime.gguf", ("gguf",), "gguf"),
 }
 

@@ -17,7 +17,7 @@ Logits = NDArray[np.float32]
 class Runtime(Protocol):
     """One model and its key-value cache, for one batch of sequences of equal length at a time.
 
-    name         "transformers", "onnxruntime", "aotinductor", "tensorrt" or "gguf"
+    name         "transformers", "onnxruntime", "aotinductor", "tensorrt", "executorch" or "gguf"
     vocabulary   the number of logits
     context      the most tokens of prompt and continuation together
     max_batch    the most sequences at once, or None for any number

@@ -1,0 +1,119 @@
+"""`build.executorch`: what is refused and forecast; programs are built and run where the package is installed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from runner.contracts.step_kind import Inputs, Result
+from runner.errors import StepFailed
+from runner.export import executorch_layouts
+from runner.model.architecture.inspect import facts
+from runner.model.checkpoint.quantization.presets import PRESETS
+from runner.model.checkpoint.quantization.scheme import integers
+from runner.plan.machine import machine_facts
+from runner.runtime import open as runtimes
+from runner.runtime.transformers import Reference
+from runner.steps.kinds import find
+from tests import tiny
+from tests.host import Host
+
+KIND = "build.executorch"
+NEEDS = pytest.mark.skipif(find_spec("executorch") is None, reason="the package executorch is not installed")
+
+
+def quantized(folder: Path, name: str = "llama", dtype: torch.dtype = torch.bfloat16, **params: Any) -> Path:
+    dense = tiny.byte_level(tiny.save(folder / "model", name, dtype=dtype, num_hidden_layers=1))
+    host = Host(folder, "quantize.rtn", dense, **{"bits": 4, "group_size": 32, **params})
+    find("quantize.rtn").run(host)
+    return host.out_dir
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return quantized(tmp_path_factory.mktemp("checkpoint"))
+
+
+def built(folder: Path, checkpoint: Path, **params: Any) -> tuple[Path, Result]:
+    host = Host(folder, KIND, checkpoint, context=48, **params)
+    return host.out_dir, find(KIND).run(host)
+
+
+def complaints(checkpoint: Path, config: dict[str, Any] | None = None, **params: Any) -> list[tuple[str, str, Any]]:
+    found = facts(checkpoint, "demo")
+    if config:
+        found = replace(found, config=type(found.config).of({**found.config.raw, **config}))
+    given = Host(checkpoint.parent / "check", KIND, checkpoint, **params).params
+    return [(d.code, d.message, d.help) for d in find(KIND).check(given, Inputs(found, {}, {}, machine_facts("cpu")))]
+
+
+def test_what_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    assert complaints(checkpoint) == []
+    assert complaints(checkpoint, context=100) == [("R864", "`context` is 100; the model has 64 positions", "lower it")]
+    assert complaints(checkpoint, {"hidden_size": 48}, embedding="int4") == [
+        ("R864", "`embedding` is int4; its groups of 32 columns do not divide 48", "use `embedding: int8`")
+    ]
+    (unknown,) = complaints(checkpoint, {"model_type": "opt"})
+    assert unknown[:2] == ("R477", "models of the type `opt` were not compared as ExecuTorch programs")
+    small = quantized(tmp_path, group_size=16)
+    message = (
+        "`model.layers.0.mlp.down_proj` (as 6 more) has groups of 16 columns; XNNPACK takes multiples of 32 that "
+        "divide a row"
+    )
+    assert complaints(small) == [("R478", message, "quantize with another `group_size`, such as 32")]
+
+
+@pytest.mark.parametrize(("scheme", "columns", "expected"), [
+    (integers(4, 64, True), 128, 64), (integers(3, 32, True), 128, 32), (integers(4, "channel", True), 96, 32),
+    (integers(8, "channel", True), 96, 0), (integers(4, "channel", True), 512, 256),
+    (integers(4, 32, False), 128, "is quantized asymmetrically; XNNPACK's integers have no zero points"),
+    (integers(8, 32, True), 128, "has 8 bits in groups; XNNPACK's 8-bit integers have a scale for each row"),
+    (integers(4, "channel", True), 40, "has 40 columns, of which 32 are no part"),
+])  # fmt: skip
+def test_layouts(scheme: Any, columns: int, expected: int | str) -> None:
+    found = executorch_layouts.group_of(scheme, columns)
+    assert (found if isinstance(found, int) else found[0]) == expected
+
+
+def test_floats_are_refused() -> None:
+    found = executorch_layouts.group_of(PRESETS["fp8"], 128)
+    assert not isinstance(found, int)
+    assert found[1] == "quantize with `bits: 4` or `bits: 8`"
+
+
+@pytest.mark.nightly  # an export takes a minute
+@NEEDS
+@pytest.mark.parametrize("embedding", ["dense", "int8", "int4"])
+def test_a_program_computes_what_the_checkpoint_computes(embedding: str, checkpoint: Path, tmp_path: Path) -> None:
+    """Within the rounding of inputs and tables to integers; token by token as at once, and again after another text."""
+    folder, result = built(tmp_path, checkpoint, embedding=embedding)
+    engine = json.loads((folder / "engine.json").read_text())
+    assert result.metrics == {"bytes": (folder / "model.pte").stat().st_size}
+    assert {key: engine[key] for key in ("format", "backend", "embedding", "context", "vocabulary", "max_batch")} == {
+        "format": "executorch", "backend": "xnnpack", "embedding": embedding, "context": 48, "vocabulary": 96,
+        "max_batch": 1,
+    }  # fmt: skip
+    program, reference = runtimes.open(folder, "cpu", 1), Reference(checkpoint)
+    ids = tiny.tokens(2, 24).numpy()
+    ours, theirs = program.prefill(ids[:1]), reference.prefill(ids[:1])
+    limit = {"dense": 0.05, "int8": 0.06, "int4": 0.3}[embedding]
+    assert np.abs(ours - theirs).mean() < limit * np.abs(theirs).mean()
+    program.prefill(ids[1:])
+    steps = [program.prefill(ids[:1, :1]), *(program.decode(ids[:1, place : place + 1]) for place in range(1, 24))]
+    np.testing.assert_allclose(np.concatenate(steps, axis=1), ours, atol=1e-4)
+    program.close()
+
+
+@pytest.mark.nightly
+@NEEDS
+def test_scales_that_bfloat16_does_not_hold_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(StepFailed) as caught:
+        built(tmp_path / "built", quantized(tmp_path, dtype=torch.float32))
+    assert caught.value.help == "quantize a model of bfloat16: its scales are stored in its type"
