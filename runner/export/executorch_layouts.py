@@ -16,7 +16,8 @@ from runner.errors import Diagnostic
 from runner.export import preflight, supported, table_layouts
 from runner.model.checkpoint.quantization.scheme import Scheme
 
-TYPES = ("gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3")  # compared with transformers
+# Types whose decoders with a static cache are compared with transformers by a test.
+TYPES = ("gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3")
 _GROUPS = (256, 128, 64, 32)
 _TABLE_GROUP = 32  # columns of an INT4 table that share a scale
 _LONGEST = 2048  # positions of the cache by default: it is in memory in full

@@ -15,12 +15,14 @@ import torch
 from runner.contracts.step_kind import Inputs, Result
 from runner.errors import StepFailed
 from runner.export import executorch_layouts
+from runner.export.decoder import own_attention
+from runner.export.executorch_program import StaticDecoder
 from runner.model.architecture.inspect import facts
 from runner.model.checkpoint.quantization.presets import PRESETS
 from runner.model.checkpoint.quantization.scheme import integers
 from runner.plan.machine import machine_facts
 from runner.runtime import open as runtimes
-from runner.runtime.transformers import Reference
+from runner.runtime.transformers import Reference, load
 from runner.steps.kinds import find
 from tests import tiny
 from tests.host import Host
@@ -86,6 +88,22 @@ def test_floats_are_refused() -> None:
     found = executorch_layouts.group_of(PRESETS["fp8"], 128)
     assert not isinstance(found, int)
     assert found[1] == "quantize with `bits: 4` or `bits: 8`"
+
+
+@pytest.mark.parametrize("name", executorch_layouts.TYPES)
+def test_the_decoder_computes_what_transformers_computes(name: str, tmp_path: Path) -> None:
+    """With its static cache: at once, again after another text, and token by token past the sliding window."""
+    folder = tiny.save(tmp_path, name, num_hidden_layers=2)
+    model = load(folder, "cpu", torch.float32).model
+    own_attention(model)
+    decoder, reference = StaticDecoder(model, 32).eval(), Reference(folder)
+    ids = tiny.tokens(2, 20)
+    with torch.no_grad():
+        for row in (ids[:1], ids[1:], ids[:1]):
+            found = decoder(row, torch.tensor([0])).numpy()
+            np.testing.assert_allclose(found, reference.prefill(row.numpy()), atol=1e-4)
+        steps = [decoder(ids[1:, place : place + 1], torch.tensor([place])) for place in range(20)]
+    np.testing.assert_allclose(torch.cat(steps, 1).numpy(), reference.prefill(ids[1:].numpy()), atol=1e-4)
 
 
 @pytest.mark.nightly  # an export takes a minute
