@@ -142,14 +142,14 @@ def _fill(streamed: StreamedModel, reader: CheckpointReader, table_bits: int) ->
             q = reader.read_quantized(streamed.stored_module(name))
             module.weight = nn.Parameter(_weight(q, streamed.scheme(name), name), requires_grad=False)
         elif table_bits and module is ends[1] and isinstance(module, nn.Linear):
-            weight = _weight(_rounded(module.weight, table_bits), None, name)
+            weight = _weight(rounded_table(module.weight, table_bits), None, name)
             module.weight = nn.Parameter(weight, requires_grad=False)
     if table_bits:
         table, factor = ends[0].weight, float(getattr(ends[0], "embed_scale", 1))
-        model.set_input_embeddings(Table(_rounded(table, table_bits), factor))
+        model.set_input_embeddings(Table(rounded_table(table, table_bits), factor))
 
 
-def _rounded(weight: torch.Tensor, bits: int) -> Quantized:
+def rounded_table(weight: torch.Tensor, bits: int) -> Quantized:
     """Round a table [V, H] to nearest on grids of least squared error, with scales that bfloat16 holds."""
     size = _TABLE_GROUP if bits == 4 else weight.shape[1]
     strategy: Any = size if bits == 4 else "channel"

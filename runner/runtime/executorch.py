@@ -30,6 +30,7 @@ class ExecuTorch:
     max_batch: int | None = 1
 
     def __init__(self, folder: Path, threads: int | None) -> None:
+        import executorch.kernels.quantized  # noqa: F401  registers the operators of embeddings of integers
         from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
         from executorch.runtime import Runtime
 
