@@ -54,7 +54,8 @@ class StaticDecoder(Decoder):
             input_ids=tokens, attention_mask=mask, position_ids=positions[None], use_cache=True,
             past_key_values=_StaticCache(self, positions),
         )  # fmt: skip
-        return out.logits
+        logits: torch.Tensor = out.logits
+        return logits
 
 
 class _StaticCache:
@@ -92,7 +93,8 @@ class Table(nn.Module):
             found = ops.embedding_4bit.dtype(self.rows, self.scales, None, -8, 7, ids, dtype=torch.float32)
         else:
             found = ops.embedding_byte.dtype(self.rows, self.scales, None, -128, 127, ids, dtype=torch.float32)
-        return found * self.factor if self.factor != 1 else found
+        rows: torch.Tensor = found * self.factor if self.factor != 1 else found
+        return rows
 
 
 def export(checkpoint: Path, context: int, embedding: str, metadata: dict[str, Any]) -> bytes:
@@ -179,9 +181,10 @@ def _weight(q: Quantized, scheme: Scheme | None, name: str) -> torch.Tensor:
             f"the scales of `{name}` do not fit bfloat16, in which XNNPACK holds them",
             "quantize a model of bfloat16: its scales are stored in its type",
         )
-    kind = torch.int4 if q.bits <= 4 else torch.int8
+    kind: torch.dtype = getattr(torch, "int4" if q.bits <= 4 else "int8")  # the former is in no stubs
     zeros = torch.zeros_like(scales, dtype=torch.int8)
-    return IntxUnpackedToInt8Tensor(integers, scales, zeros, kind, (1, size), torch.float32, _DYNAMIC)
+    made: torch.Tensor = IntxUnpackedToInt8Tensor(integers, scales, zeros, kind, (1, size), torch.float32, _DYNAMIC)
+    return made
 
 
 def _spread(scales: torch.Tensor, q: Quantized, shape: Sequence[int]) -> torch.Tensor:
