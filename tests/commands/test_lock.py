@@ -82,6 +82,7 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.nightly
 def test_locked_and_copied_it_gives_the_same(
     team: Team, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

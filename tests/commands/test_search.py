@@ -117,6 +117,7 @@ def test_killed_it_gives_the_trials_and_the_winner_of_one_that_was_not(
     assert best[0] in applied[1]
 
 
+@pytest.mark.nightly
 def test_a_signal_stops_it_with_the_command_to_continue(folder: Path) -> None:
     (folder / "toy.yaml").write_text(TOY)
     process = command(folder, "apply", "toy.yaml", "--progress", "none")

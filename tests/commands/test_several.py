@@ -66,6 +66,7 @@ def ran(out: str) -> list[str]:
     return [event["id"] for event in events(out) if event["event"] == "step_finished"]
 
 
+@pytest.mark.nightly
 def test_a_matrix_of_six_jobs_runs_the_shared_prefix_once(run: Run, folder: Path) -> None:
     (folder / "toy.yaml").write_text(MATRIX)
     code, out, err = run("apply", "toy.yaml", "--progress", "jsonl")
@@ -184,6 +185,7 @@ def test_a_nightly_run_ends_with_one_summary_and_the_next_resumes_what_is_unfini
     assert found[-1]["exit_code"] == 3
 
 
+@pytest.mark.nightly
 def test_a_run_that_is_killed_as_a_whole_goes_on(run: Run, folder: Path) -> None:
     nightly(folder)
     (folder / "nightly" / "c_wrong.yaml").unlink()
@@ -204,6 +206,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+@pytest.mark.nightly
 def test_a_signal_ends_the_run_after_the_job_that_it_stops(folder: Path) -> None:
     recipes = nightly(folder)
     (recipes / "c_wrong.yaml").unlink()
@@ -220,6 +223,7 @@ def test_a_signal_ends_the_run_after_the_job_that_it_stops(folder: Path) -> None
     assert out.endswith("finished steps are in the store; continue with:\n  runner apply nightly --progress none\n")
 
 
+@pytest.mark.nightly
 def test_a_time_limit_stops_each_job_and_not_the_run(run: Run, folder: Path) -> None:
     (folder / "slow.yaml").write_text(LAYERS)
     (folder / "other.yaml").write_text(LAYERS.replace("name: slow", "name: other").replace("id: second", "id: third"))

@@ -86,6 +86,7 @@ def test_large_files_are_hashed_too(run: Run, job: str, folder: Path, monkeypatc
     assert run("store", "verify")[0] == 1
 
 
+@pytest.mark.nightly
 def test_gc_keeps_what_is_recent_accepted_or_among_the_last(run: Run, job: str, folder: Path, monkeypatch: Any) -> None:
     for points in (4, 3, 9):
         run("apply", "toy.yaml", "--set", f"points={points}", "--progress", "none")

@@ -65,6 +65,7 @@ def test_a_job_that_cannot_be_planned_or_fails(run: Run, folder: Path, keep_goin
     assert verdicts == ["recipe wrong", *(["gate missed", "done"] if keep_going else ["not started"] * 2)]
 
 
+@pytest.mark.nightly
 def test_a_signal_stops_all_jobs_at_safe_points_and_the_same_command_goes_on(run: Run, folder: Path) -> None:
     for name in ("a", "b"):
         text = LAYERS.replace("name: slow", f"name: {name}").replace("id: second", f"id: {name}")
@@ -87,6 +88,7 @@ def test_a_signal_stops_all_jobs_at_safe_points_and_the_same_command_goes_on(run
     assert sorted(event["resumed_at"] for event in events(out) if event["event"] == "step_started") == [2, 2]
 
 
+@pytest.mark.nightly
 def test_a_time_limit_stops_each_job_and_not_the_others(run: Run, folder: Path) -> None:
     (folder / "slow.yaml").write_text(LAYERS)
     assert run("apply", "toy.yaml", "--progress", "none")[0] == 0  # what is in the store takes no time
@@ -98,6 +100,7 @@ def test_a_time_limit_stops_each_job_and_not_the_others(run: Run, folder: Path) 
     assert [row[1] for row in summary(out)] == ["timed out", "done"]
 
 
+@pytest.mark.nightly
 def test_the_table_of_a_terminal(folder: Path) -> None:
     """In a pseudo-terminal: the table is drawn, and gone at the end."""
     import pty

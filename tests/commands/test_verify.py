@@ -201,6 +201,7 @@ def test_reproduce(run: Run, job: str, folder: Path) -> None:
     assert sorted(path.name for path in (folder / "jobs").glob(".reproduce*")) == []
 
 
+@pytest.mark.nightly
 def test_what_cannot_be_reproduced_is_named(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kind that does not give the same bytes twice: what it draws is in no key."""
     kind = folder / "kinds" / "toy"

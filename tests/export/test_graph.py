@@ -172,6 +172,7 @@ def test_an_adapter_stays_a_branch(scheme: Scheme | None, tmp_path: Path) -> Non
     assert {f"{module}.lora_A", f"{module}.lora_B", f"{module}.weight"} <= names
 
 
+@pytest.mark.nightly
 def test_padding_on_the_left_changes_nothing(tmp_path: Path) -> None:
     import onnxruntime  # type: ignore[import-untyped]
 
@@ -192,6 +193,7 @@ def test_padding_on_the_left_changes_nothing(tmp_path: Path) -> None:
     assert np.abs(found[:, 4:] - plain).max() < TOLERANCE
 
 
+@pytest.mark.nightly
 def test_half_precision(tmp_path: Path) -> None:
     source = packed(tmp_path / "model", integers(4, 32, True), **ONE)
     engine = build(tmp_path, source, precision="fp16")
@@ -202,6 +204,7 @@ def test_half_precision(tmp_path: Path) -> None:
     assert np.abs(found - theirs.prefill(ids)).max() < 0.05
 
 
+@pytest.mark.nightly
 def test_a_tied_embedding_is_written_once_and_equal_checkpoints_give_equal_bytes(tmp_path: Path) -> None:
     source = save(tmp_path / "model", "llama_tied", vocab_size=4096, **ONE)
     one, two = (build(tmp_path / name, source) for name in "ab")
@@ -214,6 +217,7 @@ def test_a_tied_embedding_is_written_once_and_equal_checkpoints_give_equal_bytes
     assert (one / "onnx/model.onnx_data").stat().st_size < 1.1 * weights
 
 
+@pytest.mark.nightly
 def test_one_weight_is_held_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However large the checkpoint: when a weight is read, those before it are gone."""
     source = save(tmp_path / "model", **ONE)

@@ -19,9 +19,9 @@ SMALL = {
     "steps": 2, "distill_steps": 2, "recover_steps": 2, "trials": 3,
 }  # fmt: skip
 
-# Every recipe is applied nightly; here those that take seconds. `.ci/run` applies llama_int4 by a command of README.md,
+# Every recipe is applied nightly; here one that takes seconds. `.ci/run` applies llama_int4 by a command of README.md,
 # and the steps that the others are made of have tests of their own.
-QUICK = ("llama_int8_rtn", "llama_fp8", "llama_nvfp4")
+QUICK = ("llama_fp8",)
 
 SEARCHES = ("llama_search",)  # these make several jobs
 # Its tools have environments that take minutes and gigabytes to build: tests/steps/foreign runs each of them nightly.

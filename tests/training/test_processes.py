@@ -58,11 +58,12 @@ def test_two_processes_train_what_one_does(tmp_path: Path, model: Path, two: tup
         assert event["memory"] > 2 * 10**8, "of both processes"
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("kind", "params"),
     [
         ("recover.scales", {"norms": True}),
-        pytest.param("recover.lora", {"rank": 4, "target_modules": ["q_proj", "up_proj"]}, marks=pytest.mark.nightly),
+        ("recover.lora", {"rank": 4, "target_modules": ["q_proj", "up_proj"]}),
     ],
 )
 def test_two_processes_recover_packed_weights_as_one_does(tmp_path: Path, kind: str, params: dict[str, Any]) -> None:
@@ -142,6 +143,7 @@ def test_a_sharded_model_trains_and_resumes_as_a_whole_one(
         torch.testing.assert_close(tensor, expected[name], atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.nightly
 def test_the_error_of_a_process_is_told(tmp_path: Path, model: Path) -> None:
     with pytest.raises(StepFailed) as caught:
         trained(plain.Caller(tmp_path, processes=2), model, arguments={"poison": 7})

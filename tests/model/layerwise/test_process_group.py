@@ -48,6 +48,7 @@ def test_two_processes_go_on_after_one_with_the_same_bytes(tmp_path: Path, model
     assert torch.get_num_threads() >= 1
 
 
+@pytest.mark.nightly
 def test_two_processes_measure_the_same_perplexity(tmp_path: Path, model: Path) -> None:
     expected = made(tmp_path / "one", "evaluate.perplexity", model, 1)
     assert made(tmp_path / "two", "evaluate.perplexity", model, 2) == expected

@@ -171,6 +171,7 @@ def test_the_folder_and_the_forecast(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.nightly
 def test_the_page_runs(tmp_path: Path) -> None:
     """The Python of README.md, in the folder it is of."""
     source = save(tmp_path / "model", num_hidden_layers=1)

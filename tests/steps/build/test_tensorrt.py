@@ -206,6 +206,7 @@ def test_an_engine_without_a_gpu_is_refused(built: tuple[Host, Any]) -> None:
 
 
 @needs_rtx
+@pytest.mark.nightly
 def test_too_little_workspace(tmp_path: Path) -> None:
     host = Host(tmp_path, "build.tensorrt", quantized(tmp_path), max_sequence_length=64, workspace="1KB")
     with pytest.raises(StepFailed) as caught:
@@ -372,6 +373,7 @@ def test_a_corrupt_engine_is_refused_on_a_gpu(on_gpu: tuple[Path, Path]) -> None
 
 
 @needs_rtx
+@pytest.mark.nightly
 def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
     checkpoint = quantized(tmp_path)
     with mounted(tmp_path / "disk", "size=3m") as disk:

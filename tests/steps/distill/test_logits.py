@@ -106,6 +106,7 @@ def test_another_model_learns_from_the_checkpoint(tmp_path: Path) -> None:
     assert "kept_layers" not in result.details
 
 
+@pytest.mark.nightly
 def test_alpha_one_is_plain_fine_tuning(tmp_path: Path) -> None:
     """Two teachers, one result: with α = 1 nothing of the teacher reaches the student, with α = 0 it does."""
     teachers = [save(tmp_path / f"teacher-{i}", "llama", rms_norm_eps=eps) for i, eps in enumerate((1e-6, 0.5))]

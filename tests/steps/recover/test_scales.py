@@ -94,6 +94,7 @@ def test_untrained_scales_are_written_as_they_were(tmp_path: Path) -> None:
         assert file.read_bytes() == (host.out_dir / file.name).read_bytes()
 
 
+@pytest.mark.nightly
 def test_a_second_run_gives_the_same_bytes(tmp_path: Path) -> None:
     dense, packed = quantized(tmp_path, "quantize.rtn")
     outs = [run(tmp_path / name, packed, dense, steps=4).out_dir for name in ("one", "two")]
