@@ -19,7 +19,7 @@ from runner.export import companions, gguf_architecture, gguf_metadata, gguf_ten
 from runner.export import gguf_weights as weights
 from runner.export.gguf_blocks import Blocks
 from runner.export.gguf_tensors import EMBEDDING, HEAD, Entry
-from runner.model.architecture import inspect, tied_weights
+from runner.model.architecture import inspect, tied_config, tied_weights
 from runner.model.checkpoint.companions import write_json
 from runner.model.checkpoint.reader import CheckpointReader
 
@@ -117,7 +117,7 @@ def _entries(reader: CheckpointReader, facts: CheckpointFacts, ctx: Context) -> 
     def equal(one: str, other: str) -> bool:
         return tied_weights.equal_tensors(reader.folder, reader.header(one), reader.header(other))
 
-    declared = {f"{HEAD}.weight": f"{EMBEDDING}.weight"} if facts.config.text.get("tie_word_embeddings", True) else {}
+    declared = {f"{HEAD}.weight": f"{EMBEDDING}.weight"} if tied_config.may_tie(facts.config) else {}
     tied = bool(tied_weights.resolve_ties(declared, reader.headers, equal))
     found, left = gguf_tensors.entries(facts, ctx.params, tied=tied)
     if left:

@@ -38,6 +38,8 @@ def load(folder: Path, file: Path) -> Any:
         raise StepFailed(*refusal)
     state = dict(tensors(file, config))
     described = AutoConfig.from_pretrained(folder)
+    if f"{HEAD}.weight" in state:  # what is stored decides, not config.json
+        described.get_text_config().tie_word_embeddings = described.tie_word_embeddings = False
     with torch.device("meta"):
         kind: Any = type(AutoModelForCausalLM.from_config(described))
     made = kind.from_pretrained(

@@ -44,6 +44,6 @@ def test_what_is_refused(run: Run, folder: Path) -> None:
     (folder / "empty" / "a.yaml").write_text(BASE.replace("bits: 4", "bits: 9"))
     code, _, err = run("pack", "empty")
     assert (code, err.splitlines()[0]) == (
-        2, "empty/a.yaml:6:26: error[R204]: `bits` must be an integer from 2 to 8; got 9 (from `${bits}`)"
+        2, 'empty/a.yaml:6:26: error[R204]: `bits` must be an integer from 2 to 8, or "auto"; got 9 (from `${bits}`)'
     )  # fmt: skip
     assert not (folder / "dist").exists()

@@ -30,8 +30,8 @@ parameters
   scale  an integer of at least 1, or "auto"  default auto
       A factor.
   gates  metric → {max: x}, {min: x}, {max_ratio_to: step, value: x} or {min_ratio_to: step, value: x}  default {}
-      Limits on the metrics of this step; a missed one ends the job with exit code 3, and all
-      results remain.
+      Limits on the metrics of this step; a missed one stops what depends on it and ends the job
+      with exit code 3, and all results remain.
 
 example
   - toy.score: {points: 0}

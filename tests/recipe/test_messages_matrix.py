@@ -140,7 +140,7 @@ help: write `matrix: {bits: [3, 4]}` with the names of params
         "a value that one combination has",
         of("{bits: [4, 12]}"),
         """
-r.yaml:8:26: error[R204]: `bits` must be an integer from 2 to 8; got 12 (from `${bits}`) (in the combination bits=12)
+r.yaml:8:26: error[R204]: `bits` must be an integer from 2 to 8, or "auto"; got 12 (from `${bits}`) (in the combination bits=12)
     8 |   - quantize.rtn: {bits: "${bits}", group_size: "${size}"}
       |                          ^^^^^^^^^
 help: `runner steps quantize.rtn` lists every parameter

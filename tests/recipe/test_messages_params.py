@@ -75,7 +75,7 @@ help: write the text out, or refer to less
         "value of a param",
         recipe('- quantize.rtn: {bits: "${bits}"}', also="params: {bits: 4}"),
         """
-r.yaml:7:26: error[R204]: `bits` must be an integer from 2 to 8; got 12 (from `${bits}`)
+r.yaml:7:26: error[R204]: `bits` must be an integer from 2 to 8, or "auto"; got 12 (from `${bits}`)
     7 |   - quantize.rtn: {bits: "${bits}"}
       |                          ^^^^^^^^^
 help: `runner steps quantize.rtn` lists every parameter

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from runner.contracts.model_config import ModelConfig
+
 _KEY = "tie_word_embeddings"
 
 
@@ -15,3 +17,8 @@ def untied(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(inner, Mapping) and _KEY in inner:
         found["text_config"] = {**inner, _KEY: False}
     return found
+
+
+def may_tie(config: ModelConfig) -> bool:
+    """Return whether the head may be the embedding: what is stored decides where both are (`tied_weights`)."""
+    return bool(config.text.get(_KEY, True))

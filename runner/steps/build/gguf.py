@@ -11,6 +11,7 @@ from runner.contracts.step_kind import CHECKPOINT, ENGINE, QUANTIZED, Context, C
 from runner.errors import Diagnostic, RecipeError, StepFailed
 from runner.export import gguf_architecture, gguf_metadata, gguf_refusals, gguf_types
 from runner.export.gguf_tensors import Entry, entries
+from runner.model.architecture import tied_config
 from runner.model.checkpoint import adapter_config
 from runner.model.checkpoint.headers import model_config
 from runner.model.layerwise import memory_budget
@@ -64,7 +65,7 @@ def _several(names: list[str]) -> str:
 
 def _tied(facts: CheckpointFacts) -> bool:
     """Return whether the head is the embedding, as far as headers tell: where both are stored, equal bytes decide."""
-    return bool(facts.config.text.get("tie_word_embeddings", True)) and "lm_head.weight" not in facts.tensors
+    return tied_config.may_tie(facts.config) and "lm_head.weight" not in facts.tensors
 
 
 def _placed(params: Params, facts: CheckpointFacts) -> list[Diagnostic]:

@@ -180,7 +180,7 @@ def test_a_wheel_of_a_wrong_recipe_is_refused(recipes: Path) -> None:
         pack_wheel.collect(recipes, "ours")
     assert [(d.code, d.message) for d in caught.value.diagnostics] == [
         ("R123", f"`{recipes}/a b.yaml` cannot be named by `pack:ours/...`"),
-        ("R204", "`bits` must be an integer from 2 to 8; got 9 (from `${bits}`)"),
+        ("R204", '`bits` must be an integer from 2 to 8, or "auto"; got 9 (from `${bits}`)'),
         ("R126", "`../child.yaml` leads out of the pack `ours`"),
     ]
     assert [d.span.file for d in caught.value.diagnostics if d.span] == [
