@@ -73,6 +73,7 @@ def test_a_time_limit_stops_at_a_safe_point() -> None:
     assert runner.apply(plan).status == "done"
 
 
+@pytest.mark.nightly
 def test_what_a_callback_raises_ends_the_job_and_is_raised() -> None:
     plan, seen = planned(), list[str]()
 

@@ -116,6 +116,7 @@ def test_validate_counts_the_jobs_of_a_matrix(run: Run, folder: Path) -> None:
     assert run("validate", ".") == (0, "toy.yaml: ok, 6 jobs of 4 steps\n", "")
 
 
+@pytest.mark.nightly
 def test_a_matrix_stops_at_a_failure_unless_told_to_go_on(run: Run, folder: Path) -> None:
     (folder / "toy.yaml").write_text(MATRIX.replace("[3, 4, 5]", "[9, 4]").replace("[1, 2]", "[1]"))
     code, out, _ = run("apply", "toy.yaml", "--progress", "none")

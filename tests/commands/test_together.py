@@ -41,6 +41,7 @@ def test_a_matrix_at_once_runs_shared_steps_once_with_the_bytes_of_one_after_ano
                        if e.get("job") == job]  # fmt: skip
 
 
+@pytest.mark.nightly
 def test_lines_name_their_job_and_the_summary_the_time_of_all(run: Run, folder: Path) -> None:
     (folder / "toy.yaml").write_text(MATRIX)
     code, out, _ = run("apply", "toy.yaml", "--jobs-at-once", "2")

@@ -93,6 +93,7 @@ def test_with_the_flag_it_runs_and_its_code_is_part_of_the_key(run: Run, folder:
     assert [step["reason"] for step in steps] == ["model changed", "input step `rtn` runs again"]
 
 
+@pytest.mark.nightly
 def test_with_the_flag_it_is_trained(run: Run, folder: Path, model: Path) -> None:
     training = {"data": "text", "steps": 2, "batch_size": 2}
     lora = {"loss": "next_token", "rank": 2, "target_modules": ["q_proj"]}

@@ -248,6 +248,7 @@ def test_another_processor_is_named(run: Run, job: str, monkeypatch: pytest.Monk
     assert last.endswith(f" → 64; processor {environment.cpu_model()} → other")
 
 
+@pytest.mark.nightly
 def test_a_job_that_missed_its_gate_can_be_reproduced(run: Run, folder: Path) -> None:
     assert run("apply", "toy.yaml", "--set", "points=9", "--progress", "none")[0] == 3
     code, out, _ = run("reproduce", "toy-")

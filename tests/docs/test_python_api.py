@@ -8,12 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import runner
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs" / "python-api.md"
 
 
+@pytest.mark.nightly
 def test_the_blocks_of_the_page_run(tmp_path: Path) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     assert len(blocks) == 6

@@ -65,6 +65,7 @@ def ids() -> Ids:
     return np.array(Tokenizer(MODEL).encode([text], special=False)[0], np.int64)
 
 
+@pytest.mark.nightly
 def test_every_way_of_packing_is_there(models: tuple[Path, Path]) -> None:
     from runner.runtime.open import engine
 

@@ -57,6 +57,7 @@ def test_no_folder_of_tests_is_left_out(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.mark.parametrize("pipeline", [github, gitlab])
+@pytest.mark.nightly
 def test_a_night(pipeline: Any, tmp_path: Path) -> None:
     """One recipe is done, one misses its gate: reports of both, the model of one, a store that the next night uses."""
     (tmp_path / "bin").mkdir()

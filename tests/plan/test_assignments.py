@@ -37,6 +37,7 @@ def applied(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, runner.Job,
     return folder, runner.apply(before), before
 
 
+@pytest.mark.nightly
 def test_before_the_measurement_the_plan_assigns_nothing(applied: tuple[Path, runner.Job, Any]) -> None:
     _, _, before = applied
     quantize = before.preview.forecasts[1]

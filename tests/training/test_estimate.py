@@ -37,6 +37,7 @@ def cost(
 @pytest.mark.parametrize(
     ("batch", "trained"), [(4, "all"), pytest.param(8, "q_proj.weight", marks=pytest.mark.nightly)]
 )
+@pytest.mark.nightly
 def test_memory_is_within_a_quarter(tmp_path: Path, batch: int, trained: str) -> None:
     command = [sys.executable, "-m", "tests.training.measured", str(tmp_path), str(batch), trained]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, timeout=600)

@@ -96,6 +96,7 @@ def same_result(whole: Jobs, killed: Jobs, id: str, index: int, resumed_at: Sequ
     assert resumed == resumed_at
 
 
+@pytest.mark.nightly
 def test_a_killed_training_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
     """One kind of training, killed once; the nightly tests below kill all of them, in several places."""
     steps = [step for step in STEPS if step[0] in ("packed", "scales")]

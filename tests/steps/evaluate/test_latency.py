@@ -74,6 +74,7 @@ def test_a_process_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert caught.value.help == "its last words are in the log of the step"
 
 
+@pytest.mark.nightly
 def test_it_stops_when_asked(tmp_path: Path) -> None:
     class Stopped(Host):
         def safe_point(self) -> None:

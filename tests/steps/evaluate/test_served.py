@@ -84,6 +84,7 @@ def test_a_server_is_measured_as_vllm_is(tmp_path: Path, model: Path, program: P
     ]  # fmt: skip
 
 
+@pytest.mark.nightly
 def test_a_server_of_another_model_that_gives_text_alone(tmp_path: Path, model: Path) -> None:
     """Differences show with their gaps; what it does not give is left out, and said."""
     from transformers import AutoModelForCausalLM

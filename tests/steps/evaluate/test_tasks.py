@@ -92,6 +92,7 @@ def test_task_files_by_path(tmp_path: Path) -> None:
     assert one == {name: value for name, value in whole.items() if name.startswith("second/")}
 
 
+@pytest.mark.nightly
 def test_packed_weights_and_an_adapter(tmp_path: Path) -> None:
     from tests.tiny import tokens
 
