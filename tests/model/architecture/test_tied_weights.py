@@ -83,7 +83,7 @@ def test_everything_that_reads_a_model_agrees_with_transformers(tmp_path: Path, 
     assert (trained.lm_head.weight is trained.model.embed_tokens.weight) == (case in ("embedding", "head", "equal"))
 
 
-# Graphs take seconds and compiled packages a minute each: the two cases that differ most, the first kind nightly too.
+# Graphs take seconds and compiled packages a minute each: the case that differs most, the others nightly.
 FEW = ("distinct",)
 ENGINES = [
     *(("build.gguf", case) for case in CASES),
