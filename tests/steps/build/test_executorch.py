@@ -107,6 +107,7 @@ def test_the_decoder_computes_what_transformers_computes(name: str, tmp_path: Pa
 
 
 @pytest.mark.nightly  # an export takes a minute
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of ExecuTorch
 @NEEDS
 @pytest.mark.parametrize("embedding", ["dense", "int8", "int4"])
 def test_a_program_computes_what_the_checkpoint_computes(embedding: str, checkpoint: Path, tmp_path: Path) -> None:
@@ -135,6 +136,7 @@ def test_a_program_computes_what_the_checkpoint_computes(embedding: str, checkpo
 
 
 @pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @NEEDS
 def test_scales_that_bfloat16_does_not_hold_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StepFailed) as caught:
