@@ -12,7 +12,6 @@ several seeds.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import tokens
-from benchmarks.measure import environment, run
+from benchmarks.measure import applied
 
 EXPERTS, ACTIVE, WIDTH = 16, 4, 48
 RATIOS = (0.25, 0.5)
@@ -99,13 +98,7 @@ def recipe(model: Path, criteria: tuple[str, ...], seed: int, windows: int) -> d
 
 def measured(work: Path, document: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
     """Apply a recipe; return the metrics of its steps by id."""
-    file = work / f"{document['name']}.yaml"
-    file.write_text(json.dumps(document, indent=1))
-    command = [sys.executable, "-m", "runner", "apply", file.name, "--jobs", "jobs", "--progress", "plain"]
-    run(command, cwd=work, log=work / f"{document['name']}.log", cores=[0, 1], env=environment(2))
-    job = max((work / "jobs").glob(f"{document['name']}-*"), key=lambda path: path.stat().st_mtime)
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in (job / "steps").glob("*/record.json")]
-    return {record["id"]: record["metrics"] for record in records}
+    return {id: record["metrics"] for id, record in applied(document, work, [0, 1]).items()}
 
 
 def table(dense: float, rows: list[tuple[str, list[tuple[float, float, float]]]]) -> str:

@@ -5,12 +5,15 @@ it, is never less than what its parent held when it started it.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -53,3 +56,14 @@ def run(command: Sequence[str], *, cwd: Path, log: Path, cores: Sequence[int], e
         tail = log.read_text(errors="replace")[-4000:]
         raise SystemExit(f"{' '.join(command)}\nexited {process.returncode}; the end of its output:\n{tail}")
     return Measure(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+
+
+def applied(document: Mapping[str, Any], folder: Path, cores: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """Apply a recipe, written to `folder` with its jobs; return the record of each step of its job by id."""
+    name = document["name"]
+    (folder / f"{name}.yaml").write_text(json.dumps(document, indent=1), encoding="utf-8")
+    command = [sys.executable, "-m", "runner", "apply", f"{name}.yaml", "--jobs", "jobs", "--progress", "plain"]
+    run(command, cwd=folder, log=folder / f"{name}.log", cores=cores, env=environment(len(cores)))
+    job = max((folder / "jobs").glob(f"{name}-*"), key=lambda path: (path / "plan.json").stat().st_mtime)
+    found = (json.loads(path.read_text("utf-8")) for path in job.glob("steps/*/record.json"))
+    return {record["id"]: record for record in found}

@@ -9,14 +9,13 @@ on the whole evaluation split, 334 windows of 512 tokens, which no training saw.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import environment, run
+from benchmarks.measure import applied
 
 BATCH = {"data": "train", "batch_size": 4}
 PAPER = {"data": "calibration", "asymmetric_calibration": 0}
@@ -119,13 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     folder = args.work.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recovery.yaml").write_text(json.dumps(recipe(args.steps, args.only), indent=1), encoding="utf-8")
-    command = [sys.executable, "-m", "runner", "apply", "recovery.yaml", "--jobs", "jobs", "--progress", "plain"]
-    run(command, cwd=folder, log=folder / "log.txt", cores=args.cores, env=environment(len(args.cores)))
-    jobs = sorted((folder / "jobs").glob("recovery-*/plan.json"), key=lambda path: path.stat().st_mtime)
-    found = (json.loads(path.read_text("utf-8")) for path in jobs[-1].parent.glob("steps/*/record.json"))
-    text = table({record["id"]: record for record in found}, args.steps)
-    print(text)
+    print(table(applied(recipe(args.steps, args.only), folder, args.cores), args.steps))
     return 0
 
 

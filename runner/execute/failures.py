@@ -9,6 +9,7 @@ from pathlib import Path
 
 from runner.errors import MachineError, RecipeError, RunnerError, StepFailed
 from runner.job import files
+from runner.system.process_errors import first_line
 
 # Messages of torch for a failed allocation; on the CPU it raises a plain RuntimeError.
 _MEMORY_TEXT = ("can't allocate memory", "CUDA out of memory", "MPS backend out of memory", "std::bad_alloc")
@@ -38,9 +39,9 @@ def describe_exception(error: BaseException, store: Path, log: Path) -> Failure:
     if isinstance(error, RunnerError):
         return Failure(error.message, error.help, error.exit_code)
     if _is_memory(error):
-        return Failure(f"memory ran out: {_first_line(error)}", _MEMORY_HELP, MachineError.exit_code)
+        return Failure(f"memory ran out: {first_line(error)}", _MEMORY_HELP, MachineError.exit_code)
     return Failure(
-        f"unexpected {type(error).__name__}: {_first_line(error)}",
+        f"unexpected {type(error).__name__}: {first_line(error)}",
         f"the traceback is in {log}" if log.exists() else None,
         StepFailed.exit_code,
     )
@@ -95,8 +96,3 @@ def _is_memory(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
     return any(text in str(error) for text in _MEMORY_TEXT)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -19,6 +19,7 @@ from runner.execute import installation
 from runner.plan import machine
 from runner.plan.machine import MachineRefusal
 from runner.plan.resources import Node, Offer
+from runner.system.process_errors import first_line
 
 _PORTS = {"ray": 10001, "": 6379}
 _CONNECT_SECONDS = 5
@@ -58,7 +59,7 @@ class RayCluster:
             else:
                 ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise _refused("R703", f"{self.name} does not answer: {_first_line(error)}", _ADDRESS_HELP) from error
+            raise _refused("R703", f"{self.name} does not answer: {first_line(error)}", _ADDRESS_HELP) from error
 
     def offer(self) -> Offer:
         """Return the machines of the cluster."""
@@ -168,10 +169,5 @@ def _answer(host: str, reference: Any) -> Finding:
     try:
         facts, error, seen = ray.get(reference, timeout=_PROBE_SECONDS)
     except (ray.exceptions.RayError, TimeoutError) as failed:
-        return Finding(host, {}, f"it does not answer ({_first_line(failed)})", False)
+        return Finding(host, {}, f"it does not answer ({first_line(failed)})", False)
     return Finding(host, facts, error, seen)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

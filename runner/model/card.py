@@ -18,10 +18,11 @@ from runner import wording
 from runner.contracts import mixtures
 from runner.contracts.lineage import Lineage
 from runner.contracts.model_config import ModelConfig
+from runner.model import card_bits
 from runner.model.architecture import supported
 from runner.model.checkpoint import formats, servers
 from runner.model.checkpoint.adapter_config import FOLDER, adapter_config
-from runner.model.checkpoint.headers import model_config, read_headers
+from runner.model.checkpoint.headers import model_config, read_headers, weights_nbytes
 from runner.model.checkpoint.quantization import cache_scheme, compressed_tensors_config
 from runner.model.checkpoint.quantization.cache_scheme import CacheScheme
 from runner.model.checkpoint.quantization.format import Reader, Stored
@@ -94,7 +95,7 @@ def text(card: ModelCard) -> str:
         "## What was done",
         "\n".join(f"{i}. {_step(kind, params)}" for i, (kind, params) in enumerate(card.steps, 1)),
         _sizes(card),
-        *_bits(card.bits),
+        *card_bits.section(card.bits),
         "## Use it",
         *_usage(card),
     ]
@@ -159,37 +160,6 @@ def _sizes(card: ModelCard) -> str:
     if card.adapter is not None:
         lines.append(f"- An adapter of rank {card.adapter['r']} beside them, in `{FOLDER}/`: load it too.")
     return "\n".join(lines)
-
-
-def _bits(bits: Mapping[str, int]) -> list[str]:
-    """Return the section on which modules have how many bits; none where all have the same."""
-    if len(set(bits.values())) < 2:
-        return []
-    places: dict[int, dict[str, list[int]]] = {}
-    for module, each in bits.items():
-        number = re.search(r"\.(\d+)\.", module)
-        place = module[number.end() :] if number else module
-        layers = places.setdefault(each, {}).setdefault(re.sub(r"\.\d+\.", ".*.", place), [])
-        if number:
-            layers.append(int(number[1]))
-    rows = [
-        f"| {each} | {'; '.join(_of_layers(place, layers) for place, layers in sorted(places[each].items()))} |"
-        for each in sorted(places)
-    ]
-    return ["## Bits of each module", "\n".join(["| bits | modules |", "|---|---|", *rows])]
-
-
-def _of_layers(place: str, layers: Sequence[int]) -> str:
-    """Return "`mlp.down_proj` of layers 0, 2–5": runs of numbers are joined."""
-    numbers = sorted(set(layers))
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    text = ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in runs)
-    return f"`{place}`" + (f" of layer{'s' if len(numbers) > 1 else ''} {text}" if text else "")
 
 
 def _bytes(count: int) -> str:
@@ -285,8 +255,8 @@ def render(origin: Origin, folder: Path, results: Sequence[Mapping[str, Any]] = 
             architecture=config.architecture,
             auto_class=supported.auto_class(config.model_type),
             steps=[(step.kind, step.params) for step in origin.lineage.steps],
-            bytes_before=_weights_nbytes(origin.folder),
-            bytes_after=_weights_nbytes(folder),
+            bytes_before=weights_nbytes(origin.folder),
+            bytes_after=weights_nbytes(folder),
             recipe=origin.recipe,
             stored=_stored(folder, config),
             metrics={**_means(modules), **mixtures.counts(results)},
@@ -323,7 +293,3 @@ def _means(modules: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         if name == "error":
             found[f"{name} of a linear module, worst"] = max(values[name])
     return found
-
-
-def _weights_nbytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

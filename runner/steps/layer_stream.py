@@ -17,6 +17,7 @@ from runner.contracts.facts import CheckpointFacts
 from runner.contracts.model_description import Linears
 from runner.errors import GateFailed
 from runner.model.architecture.inspect import of_artifact
+from runner.model.checkpoint.headers import weights_nbytes
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.checkpoint.writer import parse_size
 from runner.model.layerwise import engine
@@ -150,6 +151,6 @@ def summary(out: Path, results: Results) -> Result:
     errors = [error for layer in results if (error := engine.layer_error(layer)) is not None]
     if errors:
         metrics[LAYER_ERROR] = math.nan if any(map(math.isnan, errors)) else max(errors)
-    metrics["bytes"] = sum(p.stat().st_size for p in out.glob("*.safetensors"))
+    metrics["bytes"] = weights_nbytes(out)
     metrics["modules"] = len(modules)
     return Result(metrics=metrics | mixtures.counts(results), details={"layers": results})

@@ -20,6 +20,7 @@ from runner.runtime.serving.commands import Server
 from runner.runtime.serving.process import ServerProcess
 from runner.runtime.text import Text
 from runner.runtime.transformers import Reference
+from runner.steps.perplexities import perplexity
 
 _STRIDE = 7  # tokens between two prompts of a text that has fewer windows than there are requests
 T = TypeVar("T")
@@ -124,7 +125,7 @@ class Measurements:
             total -= math.fsum(scores)
             tokens += len(scores)
             self._emit("perplexity", done, len(windows), "windows")
-        return {"perplexity": math.exp(total / tokens), "tokens": tokens}, {}
+        return {"perplexity": perplexity(total / tokens), "tokens": tokens}, {}
 
     def _speed(self, ids: Ids, tokenizer: Tokenizer) -> tuple[dict[str, float], bool]:
         params, metrics, counted = self._ctx.params, dict[str, float](), True

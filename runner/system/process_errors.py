@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 from typing import Any
 
 from runner.errors import Diagnostic, MachineError, RecipeError, RunnerError, Span, StepFailed
 
 _ERRORS: dict[str, type[RunnerError]] = {"MachineError": MachineError, "StepFailed": StepFailed}
+
+
+def write_error(folder: Path, rank: int, error: BaseException) -> None:
+    """Leave the error of process `rank` in `folder`, for `first_error`."""
+    path = folder / f"error-{rank}.json"
+    path.with_suffix(".new").write_text(json.dumps(encode_error(error, rank)), encoding="utf-8")
+    path.with_suffix(".new").replace(path)
+
+
+def first_error(folder: Path, process: str) -> RunnerError | None:
+    """Return the first error that processes left in `folder`, which caused those of the others; None without one.
+
+    `process` is what messages call the processes.
+    """
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("error-*.json"))]
+    if not found:
+        return None
+    return decode_error(min(found, key=lambda error: (error["type"] == "other", error["time"])), process)
 
 
 def encode_error(error: BaseException, rank: int) -> dict[str, Any]:

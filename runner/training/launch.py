@@ -22,7 +22,7 @@ import torch
 
 from runner.contracts.context import Context
 from runner.errors import Interrupted, MachineError, RunnerError, StepFailed
-from runner.system.process_errors import decode_error
+from runner.system.process_errors import first_error
 from runner.training import failures, training_checkpoints
 from runner.training.task import Task
 
@@ -109,11 +109,9 @@ def read_new_lines(path: Path) -> Iterator[list[dict[str, Any]]]:
 
 def failure(folder: Path, task: Task, returncode: int) -> RunnerError | None:
     """Return the first error of the processes, which caused the others; None where none failed."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("error-*.json"))]
-    if found:
-        return decode_error(min(found, key=lambda error: (error["type"] == "other", error["time"])), "training process")
-    if returncode == 0:
-        return None
+    found = first_error(folder, "training process")
+    if found is not None or returncode == 0:
+        return found
     killed = folder / "killed.json"
     if killed.exists():
         length = json.loads(killed.read_text(encoding="utf-8"))["length"]

@@ -25,6 +25,7 @@ from runner.model.layerwise import progress_file, same_layers
 from runner.model.layerwise.final_hidden import final_hidden, position_chunks
 from runner.model.layerwise.forward_modes import forward
 from runner.model.layerwise.hidden_states import HiddenStates
+from runner.model.layerwise.layer_probes import hidden_states
 from runner.model.layerwise.stream_run import StreamRun
 from runner.model.layerwise.streamed_model import StreamedModel
 from runner.system import heap
@@ -110,7 +111,7 @@ class _Cosines:
         self.total, self.positions = 0.0, 0
 
         def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: Any) -> None:
-            before, after = inputs[0], output[0] if isinstance(output, tuple | list) else output
+            before, after = inputs[0], hidden_states(output)
             self.total += float(cosine_similarity(before.float(), after.float(), dim=-1).double().sum())
             self.positions += before.shape[0] * before.shape[1]
 

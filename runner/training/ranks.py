@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.system import parent_death
-from runner.system.process_errors import encode_error
+from runner.system.process_errors import write_error
 from runner.training.launch import EVENTS, PARENT, STOP, TASK, threads
 from runner.training.task import Task
 
@@ -71,9 +71,7 @@ def rank(folder: Path) -> None:
             training_checkpoints.write_json(folder / "done", {})
     except BaseException as error:  # noqa: BLE001  any error goes to the parent process
         traceback.print_exc()
-        path = folder / f"error-{number}.json"
-        path.with_suffix(".new").write_text(json.dumps(encode_error(error, number)), encoding="utf-8")
-        path.with_suffix(".new").replace(path)
+        write_error(folder, number, error)
         sys.stderr.flush()
         os._exit(1)  # a regular exit would wait for the other ranks in the process group
     _leave()

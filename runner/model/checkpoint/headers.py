@@ -31,6 +31,11 @@ def model_config(folder: Path) -> ModelConfig:
     return ModelConfig.of(read_config(folder))
 
 
+def weights_nbytes(folder: Path) -> int:
+    """Return the size of the weight files of a checkpoint."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Return config.json of a checkpoint as a mapping."""
     path = folder / "config.json"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from runner.model.layerwise.layer_probes import hidden_states
 from runner.model.layerwise.layer_trials import Trial
 from runner.model.layerwise.linear import is_conv1d
 
@@ -99,9 +100,7 @@ class BlockTrial:
 
     def _run(self, call: tuple[Any, Any]) -> torch.Tensor:
         args, kwargs = copy.copy(call[0]), _own_states(call[1])
-        out = self.block(*args, **kwargs)
-        found: torch.Tensor = out[0] if isinstance(out, tuple | list) else out
-        return found
+        return hidden_states(self.block(*args, **kwargs))
 
 
 def _energy(weight: torch.Tensor, moment: torch.Tensor) -> float:

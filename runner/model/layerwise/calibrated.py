@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -16,6 +15,7 @@ from runner.model.layerwise import adapter, block_attention, forward_modes, prog
 from runner.model.layerwise.apply_method import dense, transform_together
 from runner.model.layerwise.dtypes import holds
 from runner.model.layerwise.expert_stream import ExpertsStandIn, MixtureRun
+from runner.model.layerwise.flowing_layers import FlowingLayers, Mode, begin_flow
 from runner.model.layerwise.forward_modes import Lane, LayerRun
 from runner.model.layerwise.hidden_states import HiddenStates
 from runner.model.layerwise.layer_block import LayerBlock
@@ -29,17 +29,15 @@ from runner.model.layerwise.stream_run import ExpertSink, StreamInputs, StreamRu
 from runner.model.layerwise.streamed_model import StreamedModel, dense_copy
 from runner.system import heap
 
-Mode = Callable[[], AbstractContextManager[Any]]
 
-
-class Calibrated:
+class Calibrated(FlowingLayers):
     """Layers for a method that looks at calibration inputs. Each process of `group` runs batches of its own."""
 
     def __init__(self, inputs: StreamInputs, method: Method, group: ProcessGroup = ALONE) -> None:
         if inputs.ids is None:
             raise ValueError("the method needs calibration data")
-        self.inputs, self.method, self.ids, self.group = inputs, method, inputs.ids, group
-        self.streamed = StreamedModel(inputs.folder, inputs.device)
+        super().__init__(StreamedModel(inputs.folder, inputs.device), inputs.ids)
+        self.inputs, self.method, self.group = inputs, method, group
         block_attention.use_blocks(self.streamed.model, self.streamed.device)
         self.experts = [self.streamed.separate_experts()]
         self.other: StreamedModel | None = None
@@ -49,7 +47,6 @@ class Calibrated:
             block_attention.use_blocks(self.other.model, self.other.device)
             self.experts.append(self.other.separate_experts())
         self.run_layer = self._choose_mode()
-        self.flow: HiddenStates  # set by `begin`
 
     def begin(self, progress: progress_file.Progress, run: StreamRun) -> progress_file.Progress:
         self.flow = HiddenStates(self.streamed, self.ids, run.scratch, self.lanes, self.group)
@@ -187,12 +184,6 @@ class Calibrated:
         limit = suspend_limit(device_bytes(self.streamed.device))
         return forward_modes.run_suspended if held <= limit else forward_modes.run_again
 
-    def finished(self, layer: int) -> list[str]:
-        return self.flow.finished(layer) if layer < len(self.streamed) else []
-
-    def drop(self, layer: int) -> None:
-        self.flow.drop(layer)
-
     def close(self) -> None:
         self.flow.drop(len(self.streamed))
         if self.other is not None:
@@ -202,22 +193,6 @@ class Calibrated:
 def mode_of(method: Method) -> Mode:
     """Return the context in which a method's layers are run: tensors of inference mode could not have gradients."""
     return torch.inference_mode if method.block is None else torch.no_grad
-
-
-def begin_flow(
-    flow: HiddenStates, progress: progress_file.Progress, run: StreamRun, mode: Mode = torch.inference_mode
-) -> progress_file.Progress:
-    """Make what enters the first unfinished layer ready; return the progress that its files bear out."""
-    layers = len(flow.streamed)
-    if progress.layer == layers:
-        return progress  # stopped while the folder was put together: no layer is left to feed
-    with mode():
-        if flow.group.broadcast(flow.begin(progress.layer, progress.hidden)):
-            return progress
-        run.hooks.emit("message", level="warning", text="the hidden states of the interrupted run are not intact: "
-                       "starting again at the first layer")  # fmt: skip
-        flow.begin(0, [])
-        return progress_file.Progress(layers)
 
 
 def install(module: nn.Module, result: Transformed, stored: torch.dtype) -> list[Any]:

@@ -18,7 +18,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from runner.model.layerwise import progress_file
-from runner.model.layerwise.calibrated import Calibrated, Mode, mode_of
+from runner.model.layerwise.calibrated import Calibrated, mode_of
+from runner.model.layerwise.flowing_layers import Mode
 from runner.model.layerwise.method import Method, Results, Transformed
 from runner.model.layerwise.process_group import ALONE, ProcessGroup, started
 from runner.model.layerwise.stream_run import SILENT, ExpertSink, StreamInputs, StreamRun

@@ -21,11 +21,11 @@ from runner.contracts.mixtures import Mixture
 from runner.model.checkpoint.placed_part import site_weight
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.layerwise import block_attention, forward_modes, progress_file
-from runner.model.layerwise.calibrated import begin_flow, device_bytes
+from runner.model.layerwise.calibrated import device_bytes
 from runner.model.layerwise.engine import walk
 from runner.model.layerwise.expert_stream import ExpertLane, MixtureRun
+from runner.model.layerwise.flowing_layers import FlowingLayers
 from runner.model.layerwise.forward_modes import LayerRun
-from runner.model.layerwise.hidden_states import HiddenStates
 from runner.model.layerwise.memory_budget import suspend_limit, suspended_bytes, widest
 from runner.model.layerwise.method import Results
 from runner.model.layerwise.stream_run import ExpertSink, StreamInputs, StreamRun
@@ -81,19 +81,14 @@ class _Weights:
         self.reader.close()
 
 
-class _Routed:
+class _Routed(FlowingLayers):
     """Layers whose experts are measured with the tokens that are routed to them."""
 
     def __init__(self, inputs: StreamInputs, ids: torch.Tensor) -> None:
-        self.inputs, self.ids = inputs, ids
-        self.streamed = StreamedModel(inputs.folder, inputs.device)
+        super().__init__(StreamedModel(inputs.folder, inputs.device), ids)
+        self.inputs = inputs
         block_attention.use_blocks(self.streamed.model, self.streamed.device)
         self.experts = self.streamed.separate_experts()
-        self.flow: HiddenStates  # set by `begin`
-
-    def begin(self, progress: progress_file.Progress, run: StreamRun) -> progress_file.Progress:
-        self.flow = HiddenStates(self.streamed, self.ids, run.scratch)
-        return begin_flow(self.flow, progress, run)
 
     def run(self, index: int, experts: ExpertSink) -> Usage:
         flow, streamed = self.flow, self.streamed
@@ -125,16 +120,6 @@ class _Routed:
         held = suspended_bytes(self.ids.numel(), facts.config.hidden_size, widest(facts), value, 1)
         suspends = held <= suspend_limit(device_bytes(self.streamed.device))
         (forward_modes.run_suspended if suspends else forward_modes.run_again)(run)
-
-    def finished(self, layer: int) -> list[str]:
-        return self.flow.finished(layer) if layer < len(self.streamed) else []
-
-    def drop(self, layer: int) -> None:
-        self.flow.drop(layer)
-
-    def close(self) -> None:
-        self.flow.drop(len(self.streamed))
-        self.streamed.reader.close()
 
 
 def _measured(lane: ExpertLane, run: MixtureRun) -> dict[str, list[float]]:

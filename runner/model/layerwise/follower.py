@@ -5,7 +5,6 @@ It ends with the worker that started it, and ignores the signals that a terminal
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -13,7 +12,7 @@ import traceback
 from pathlib import Path
 
 from runner.system import parent_death
-from runner.system.process_errors import encode_error
+from runner.system.process_errors import write_error
 
 
 def main(arguments: list[str]) -> None:
@@ -25,9 +24,7 @@ def main(arguments: list[str]) -> None:
         follow(folder, rank, count, device)
     except BaseException as error:  # noqa: BLE001  any error goes to the worker
         traceback.print_exc()
-        path = folder / f"error-{rank}.json"
-        path.with_suffix(".new").write_text(json.dumps(encode_error(error, rank)), encoding="utf-8")
-        path.with_suffix(".new").replace(path)
+        write_error(folder, rank, error)
         sys.stderr.flush()
         os._exit(1)  # a regular exit would wait for the others
     sys.stderr.flush()

@@ -18,7 +18,7 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import nn
 
-from runner.model.layerwise.layer_probes import Call
+from runner.model.layerwise.layer_probes import Call, hidden_states
 
 Span = tuple[int, int]
 RUNNING: ContextVar[Span] = ContextVar("RUNNING")  # the windows that a forward of a layer is running
@@ -162,12 +162,10 @@ def finish(lanes: Sequence[Lane], spans: Sequence[Span]) -> None:
 
 
 def forward(lane: Lane, span: Span) -> torch.Tensor:
-    """Run a layer on the hidden states of a batch; layers return theirs alone, or first in a tuple or list."""
+    """Run a layer on the hidden states of a batch."""
     RUNNING.set(span)
     args, kwargs = lane.call(span)
-    out = lane.layer(lane.read(*span), *args, **kwargs)
-    hidden: torch.Tensor = out[0] if isinstance(out, tuple | list) else out
-    return hidden
+    return hidden_states(lane.layer(lane.read(*span), *args, **kwargs))
 
 
 def reach(lane: Lane, span: Span) -> Any:

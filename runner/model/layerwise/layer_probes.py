@@ -21,6 +21,12 @@ RETURNS: Mapping[str, Callable[[torch.Tensor], Any]] = {
 }
 
 
+def hidden_states(output: Any) -> torch.Tensor:
+    """Return the hidden states in what a layer returns, in any of the forms of RETURNS."""
+    found: torch.Tensor = output[0] if isinstance(output, tuple | list) else output
+    return found
+
+
 class StandIn(nn.Module):
     """A module in the place of a decoder layer, whose attributes are the layer's own."""
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from runner.model.layerwise.layer_probes import Call
+from runner.model.layerwise.layer_probes import Call, hidden_states
 
 Basis = Callable[[torch.Tensor], torch.Tensor]  # hidden states → the same in another basis
 Place = tuple[int, int, int]  # of a tensor in memory: storage, offset, number of values
@@ -36,7 +36,7 @@ class Trial:
         """
         args, kwargs = copy.deepcopy(self.call)
         out = self.layer(self.hidden if basis is None else basis(self.hidden), *args, **kwargs)
-        return [out[0] if isinstance(out, tuple | list) else out, *_left_in((*args, *kwargs.values()))]
+        return [hidden_states(out), *_left_in((*args, *kwargs.values()))]
 
     def reference(self) -> Reference:
         """Return what the layer computes now, for comparing."""

@@ -24,7 +24,7 @@ from runner.model.checkpoint import derived
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.checkpoint.writer import CheckpointWriter
 from runner.model.layerwise.channel_scalings import is_norm
-from runner.model.layerwise.layer_probes import Call
+from runner.model.layerwise.layer_probes import Call, hidden_states
 from runner.model.layerwise.layer_trials import as_float32
 from runner.model.layerwise.streamed_model import StreamedModel
 from runner.model.layerwise.unit_scores import Kept, columns, index_of, masking
@@ -144,9 +144,9 @@ class _Pair:
         narrow = self.after.load(index, torch.float32)
         args, kwargs = as_float32(theirs, self.before.device)
         with self._masked(index):
-            expected = _hidden(wide(self.spread(inputs), *args, **kwargs))[..., self.stay]
+            expected = hidden_states(wide(self.spread(inputs), *args, **kwargs))[..., self.stay]
         args, kwargs = as_float32(ours, self.after.device)
-        found = _hidden(narrow(inputs, *args, **kwargs))
+        found = hidden_states(narrow(inputs, *args, **kwargs))
         self.before.free(index)
         self.after.free(index)
         return _share(found, expected, inputs)
@@ -201,11 +201,6 @@ class _Pair:
         finally:
             for handle in handles:
                 handle.remove()
-
-
-def _hidden(output: Any) -> torch.Tensor:
-    found: torch.Tensor = output[0] if isinstance(output, tuple | list) else output
-    return found
 
 
 def _share(found: torch.Tensor, expected: torch.Tensor, inputs: torch.Tensor) -> float:

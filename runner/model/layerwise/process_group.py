@@ -11,7 +11,6 @@ number of processes changes no byte. Tensors travel by gloo on CPUs, by NCCL bet
 from __future__ import annotations
 
 import io
-import json
 import os
 import shutil
 import signal
@@ -30,7 +29,7 @@ from torch import distributed
 
 from runner.errors import MachineError, RunnerError, StepFailed
 from runner.model.layerwise.stream_run import PARTS
-from runner.system.process_errors import decode_error
+from runner.system.process_errors import first_error
 
 PARENT = "RUNNER_STEP_PARENT"  # the process id of the worker: a process that finds another parent exits
 WORK, STORE = "work.pt", "store"
@@ -203,9 +202,9 @@ def failure(folder: Path, others: Sequence[subprocess.Popen[bytes]]) -> RunnerEr
     deadline = time.monotonic() + _SETTLING
     while time.monotonic() < deadline and all(other.poll() is None for other in others):
         time.sleep(_POLL)
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("error-*.json"))]
-    if found:
-        return decode_error(min(found, key=lambda error: (error["type"] == "other", error["time"])), "process")
+    found = first_error(folder, "process")
+    if found is not None:
+        return found
     codes = [other.poll() for other in others]
     if -signal.SIGKILL in codes:
         rank = codes.index(-signal.SIGKILL) + 1

@@ -16,15 +16,14 @@ import torch
 from torch import nn
 
 from runner.errors import StepFailed
-from runner.model.layerwise import forward_modes, progress_file
-from runner.model.layerwise.calibrated import begin_flow
+from runner.model.layerwise import forward_modes
 from runner.model.layerwise.channel_scalings import find_scalings
+from runner.model.layerwise.flowing_layers import FlowingLayers
 from runner.model.layerwise.forward_modes import Span
-from runner.model.layerwise.hidden_states import HiddenStates
 from runner.model.layerwise.layer_trials import Basis, Trial, as_float32
 from runner.model.layerwise.linear import is_linear
 from runner.model.layerwise.rewritable_layer import InputSizes, RewritableLayer
-from runner.model.layerwise.stream_run import ExpertSink, StreamInputs, StreamRun
+from runner.model.layerwise.stream_run import ExpertSink, StreamInputs
 from runner.model.layerwise.streamed_model import StreamedModel
 from runner.system import heap
 
@@ -66,18 +65,14 @@ class RewriteMethod:
     basis: Basis | None = None
 
 
-class RewritingLayers:
+class RewritingLayers(FlowingLayers):
     """The decoder layers of a checkpoint on their way through a rewrite."""
 
     def __init__(self, streamed: StreamedModel, inputs: StreamInputs, method: RewriteMethod) -> None:
         if inputs.ids is None:
             raise ValueError("a rewrite runs layers on calibration data")
-        self.streamed, self.inputs, self.method, self.ids = streamed, inputs, method, inputs.ids
-        self.flow: HiddenStates  # set by `begin`
-
-    def begin(self, progress: progress_file.Progress, run: StreamRun) -> progress_file.Progress:
-        self.flow = HiddenStates(self.streamed, self.ids, run.scratch)
-        return begin_flow(self.flow, progress, run)
+        super().__init__(streamed, inputs.ids)
+        self.inputs, self.method = inputs, method
 
     def run(self, index: int, experts: ExpertSink) -> Rewritten:
         """Rewrite one layer; `experts` is not used: mixtures are not rewritten."""
@@ -171,16 +166,6 @@ class RewritingLayers:
                 )
             value.copy_(rounded)
             yield name, rounded.cpu()
-
-    def finished(self, layer: int) -> list[str]:
-        return self.flow.finished(layer) if layer < len(self.streamed) else []
-
-    def drop(self, layer: int) -> None:
-        self.flow.drop(layer)
-
-    def close(self) -> None:
-        self.flow.drop(len(self.streamed))
-        self.streamed.reader.close()
 
 
 def require(what: str, divergence: float, tolerance: float) -> None:

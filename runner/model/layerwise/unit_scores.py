@@ -19,11 +19,10 @@ from runner.contracts.facts import CheckpointFacts
 from runner.model.architecture import units
 from runner.model.architecture.units import FEED_FORWARD, GROUPS, HEADS, HIDDEN, Widths
 from runner.model.checkpoint.reader import CheckpointReader
-from runner.model.layerwise import forward_modes, progress_file, unit_importance
-from runner.model.layerwise.calibrated import begin_flow
+from runner.model.layerwise import forward_modes, unit_importance
+from runner.model.layerwise.flowing_layers import FlowingLayers
 from runner.model.layerwise.forward_modes import Lane, Span
-from runner.model.layerwise.hidden_states import HiddenStates
-from runner.model.layerwise.stream_run import ExpertSink, StreamInputs, StreamRun
+from runner.model.layerwise.stream_run import ExpertSink, StreamInputs
 from runner.model.layerwise.streamed_model import StreamedModel
 
 Scores = Mapping[str, torch.Tensor]  # axis → score of every unit, float32
@@ -78,19 +77,15 @@ class Scored:
     modules: Mapping[str, Mapping[str, float]]
 
 
-class ScoredLayers:
+class ScoredLayers(FlowingLayers):
     """The decoder layers of a checkpoint on their way through a scoring of their units."""
 
     def __init__(self, streamed: StreamedModel, inputs: StreamInputs, scoring: Scoring) -> None:
         if inputs.ids is None:
             raise ValueError("what a layer loses is measured on calibration data")
-        self.streamed, self.inputs, self.scoring, self.ids = streamed, inputs, scoring, inputs.ids
+        super().__init__(streamed, inputs.ids)
+        self.inputs, self.scoring = inputs, scoring
         self._modules = streamed.linear_names()
-        self.flow: HiddenStates  # set by `begin`
-
-    def begin(self, progress: progress_file.Progress, run: StreamRun) -> progress_file.Progress:
-        self.flow = HiddenStates(self.streamed, self.ids, run.scratch)
-        return begin_flow(self.flow, progress, run)
 
     def run(self, index: int, experts: ExpertSink) -> Scored:
         """Score the units of one layer; `experts` is not used: mixtures have none of these units."""
@@ -173,16 +168,6 @@ class ScoredLayers:
         site = next(site for site in self.inputs.facts.sites if site.layer == index and site.role == role)
         inside = self._modules[site.name].removeprefix(f"{self.streamed.layer_name(index)}.")
         return site.name, layer.get_submodule(inside)
-
-    def finished(self, layer: int) -> list[str]:
-        return self.flow.finished(layer) if layer < len(self.streamed) else []
-
-    def drop(self, layer: int) -> None:
-        self.flow.drop(layer)
-
-    def close(self) -> None:
-        self.flow.drop(len(self.streamed))
-        self.streamed.reader.close()
 
 
 def weight_squares(reader: CheckpointReader, facts: CheckpointFacts, names: Sequence[str]) -> dict[str, torch.Tensor]:

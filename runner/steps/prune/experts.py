@@ -6,7 +6,6 @@ runner/methods/expert_choice.py has the criteria, runner/model/layerwise/expert_
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.contracts.facts import CheckpointFacts
@@ -134,6 +133,7 @@ def run(ctx: Context) -> Result:
     from runner.model.architecture import probe
     from runner.model.architecture.inspect import of_artifact
     from runner.model.checkpoint import derived
+    from runner.model.checkpoint.headers import weights_nbytes
     from runner.model.checkpoint.reader import CheckpointReader
     from runner.model.checkpoint.writer import parse_size
     from runner.steps import model_card
@@ -163,7 +163,7 @@ def run(ctx: Context) -> Result:
         result = derived.Derived(selection, cut.config, card=model_card.render(ctx))
         account = derived.write(reader, result, ctx.out_dir)
     dropped = len(mixtures) * (count - cut.keep)
-    metrics: dict[str, float] = {"experts": cut.keep, "experts_dropped": dropped, "bytes": _bytes(ctx.out_dir)}
+    metrics: dict[str, float] = {"experts": cut.keep, "experts_dropped": dropped, "bytes": weights_nbytes(ctx.out_dir)}
     for what in ("tokens_lost", "energy_lost"):
         values = [each[what] for each in described if what in each]
         if values:
@@ -205,7 +205,3 @@ def _described(
         found["tokens_lost"] = expert_choice.lost(measured["tokens"], keep)
         found["energy_lost"] = expert_choice.lost(measured["energy"], keep)
     return found
-
-
-def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

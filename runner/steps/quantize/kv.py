@@ -132,7 +132,7 @@ def scale_type(tensors: Mapping[str, TensorHeader], name: str) -> str:
 
 def run(ctx: Context) -> Result:
     from runner.model.checkpoint import derived
-    from runner.model.checkpoint.headers import model_config
+    from runner.model.checkpoint.headers import model_config, weights_nbytes
     from runner.model.checkpoint.reader import DTYPES, CheckpointReader
     from runner.model.checkpoint.writer import CheckpointWriter, parse_size
     from runner.model.layerwise import cache_ranges
@@ -169,5 +169,7 @@ def run(ctx: Context) -> Result:
             ),
             ctx.out_dir,
         )
-    size = sum(path.stat().st_size for path in ctx.out_dir.glob("*.safetensors"))
-    return Result(metrics={"bytes": size, "modules": len(tensors) // 2}, details={"caches": results}, account=account)
+    return Result(
+        metrics={"bytes": weights_nbytes(ctx.out_dir), "modules": len(tensors) // 2}, details={"caches": results},
+        account=account,
+    )  # fmt: skip
