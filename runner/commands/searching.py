@@ -53,7 +53,7 @@ def run(recipe: Recipe, how: How) -> Ended:
     resolving = how.resolving
     trials = recipes.trials(recipe.file, sets=resolving.sets, locked=resolving.locked)
     study = Study(search, recipe.params)
-    state = archive.new(recipe, search)
+    state = archive.new(recipe, search, resolving.sets)
     between = Stopping()
     between.on_force = _end
     batches = _Batches(trials, state, how, between)

@@ -1,4 +1,4 @@
-"""The bits that steps with `bits: auto` assign, where what they were measured by is in the store."""
+"""What steps with `bits: auto` or `sparsity: auto` assign, where what they were measured by is in the store."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from runner.plan import keys, machine, resolve_inputs
 from runner.plan.facts_flow import FactsFlow
 from runner.plan.types import Plan
-from runner.steps.bits_assignment import is_auto
+from runner.steps.assignment import BITS, SPARSITY, is_auto
 
 if TYPE_CHECKING:
     from runner.plan.preview import StoreView
 
-Assigned = Mapping[str, Mapping[str, Any]]  # id of a step → bits_assignment.Assignment.document
+Assigned = Mapping[str, Mapping[str, Any]]  # id of a step → assignment.Assignment.document
 
 
 def known(plan: Plan, store: StoreView) -> Assigned:
@@ -42,7 +42,7 @@ def entries(assigned: Iterable[tuple[Plan, Assigned]]) -> dict[str, dict[str, An
     found: dict[str, dict[str, dict[str, Any]]] = {}  # id → key → entry
     for plan, by_step in assigned:
         for id, document in by_step.items():
-            entry = {**document, "digest": keys.sha256(document["bits"])}
+            entry = {**document, "digest": keys.sha256(document[SPARSITY if SPARSITY in document else BITS])}
             found.setdefault(id, {})[plan.step(id).key] = entry
     named: dict[str, dict[str, Any]] = {}
     for id, by_key in found.items():

@@ -14,7 +14,7 @@ from runner.contracts.planned_account import PlannedAccount
 from runner.contracts.step_kind import ENGINE, METRICS_ONLY, Cost, DataFacts, Inputs, MachineFacts
 from runner.errors import Diagnostic
 from runner.plan import tensor_account
-from runner.steps import architectures, auto_bits, kinds
+from runner.steps import architectures, automatic, kinds
 
 
 class Wired(Protocol):
@@ -125,8 +125,8 @@ class FactsFlow:
 
     def is_measured(self, step: Wired) -> bool:
         """Return whether a step assigns bits by a measurement that is there already."""
-        return self.is_known(step) and auto_bits.is_measured(step.params, self.inputs(step))
+        return self.is_known(step) and automatic.is_measured(step.params, self.inputs(step))
 
     def assignment(self, step: Wired) -> Mapping[str, Any]:
         """Return the bits that such a step assigns to modules."""
-        return auto_bits.assignment(step.params, self.inputs(step))
+        return automatic.assignment(step.params, self.inputs(step))

@@ -138,7 +138,7 @@ class Forecast:
     """The forecast of one step: `state` is "cached", "run" or "resume"; `reason` is a phrase.
 
     `unit` is what `resume_layer` and `layers` count: "layer", or "step" of a training. `assignment` is that of a step
-    with `bits: auto` whose measurement is in the store (runner.steps.bits_assignment).
+    with `bits: auto` whose measurement is in the store (runner.steps.assignment).
     """
 
     step: PlannedStep

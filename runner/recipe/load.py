@@ -20,6 +20,7 @@ from runner.recipe.syntax.nodes import Node
 from runner.recipe.types import DataSpec, ModelSpec, Path, Recipe, Step
 
 _NOT_OF_A_JOB = ("extends", "matrix", "search", "steps")
+_NOT_PLAIN = ("params", *_NOT_OF_A_JOB)
 
 
 def load(path: str | os.PathLike[str], sets: Sequence[str] = (), pins: Pins | None = None) -> Recipe:
@@ -210,10 +211,18 @@ def _recipe(root: Node, file: str, values: Mapping[str, Any], chosen: Mapping[st
         document=params.escaped(document),
         spans=nodes.places(root),
         matrix=dict(chosen),
+        written=params.escaped(_plain(root)),
         environments=filled["environments"],
         serve=filled.get("serve") or {},
         references={path: node.reference for path, node in nodes.walk(root) if node.reference is not None},
     )
+
+
+def _plain(root: Node) -> dict[str, Any]:
+    """Return what a tree with references replaced says, of one job: steps without the `when` that was true."""
+    said = nodes.plain(root)
+    steps = [{key: value for key, value in step.items() if key != "when"} for step in said["steps"]]
+    return {**{key: value for key, value in said.items() if key not in _NOT_PLAIN}, "steps": steps}
 
 
 def _data(name: str, entry: Mapping[str, Any]) -> DataSpec:

@@ -72,7 +72,8 @@ class Recipe:
     `document` is the standalone mapping (params substituted, parents merged, defaults filled), which `yaml_text.dump`
     writes as recipe.yaml. `spans` places values of the written text by path. `matrix` has the
     values of this combination of `matrix`, for every param that any combination sets. `parents` are those from
-    elsewhere. `references` has by path the text, such as `${bits}`, that a value was written as. With `search`, the
+    elsewhere. `written` is `document` without the defaults: what the recipe and its parents write, and the params'
+    values in it. `references` has by path the text, such as `${bits}`, that a value was written as. With `search`, the
     recipe is that of the params' own values, and its trials are others.
     """
 
@@ -93,6 +94,7 @@ class Recipe:
     warnings: tuple[Diagnostic, ...] = ()  # accepted, but probably not intended
     environments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # as written, by name
     search: Search | None = None
+    written: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         chosen = "".join(f" {name}={value!r}" for name, value in self.matrix.items())

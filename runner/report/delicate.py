@@ -24,9 +24,21 @@ def parse(details: Mapping[str, Any]) -> Sensitivity | None:
         return None
 
 
+def of_sparsities(found: Sensitivity) -> bool:
+    """Return whether sparsities were measured, in place of bits."""
+    return any("sparsity" in each for each in found.candidates.values())
+
+
 def fewest(found: Sensitivity) -> str:
-    """Return the candidate with the fewest bits, at which groups differ most."""
+    """Return the candidate with the fewest bits or the largest sparsity, at which groups differ most."""
+    if of_sparsities(found):
+        return max(found.candidates, key=lambda name: float(found.candidates[name]["sparsity"]))
     return min(found.candidates, key=lambda name: float(found.candidates[name]["bits"]))
+
+
+def named(found: Sensitivity) -> str:
+    """Return that candidate in words: `2 bits`, `sparsity 0.7`."""
+    return f"sparsity {fewest(found)}" if of_sparsities(found) else f"{fewest(found)} bits"
 
 
 def ranked(found: Sensitivity) -> list[Group]:
@@ -44,12 +56,13 @@ def sentences(found: Sensitivity) -> list[str]:
     lines = []
     for group in order[:SHOWN]:
         why = "; ".join(reasons(group, found)) or _otherwise(found)
-        part = f"{group.losses[least] / total:.1%} of the loss at {least} bits with {group.weights / weights:.1%}"
+        part = f"{group.losses[least] / total:.1%} of the loss at {named(found)} with {group.weights / weights:.1%}"
         lines.append(f"{label(list(group.sites))} is delicate, {part} of the weights: {why}.")
     last = order[-1]
     ratio = (order[0].losses[least] / order[0].weights) / max(last.losses[least] / last.weights, 1e-300)
+    best = "zeros" if of_sparsities(found) else "the fewest bits"
     less = f"{ratio:.3g} times less a weight than the first"
-    lines.append(f"{label(list(last.sites))} bears the fewest bits best: {less}.")
+    lines.append(f"{label(list(last.sites))} bears {best} best: {less}.")
     return lines
 
 
@@ -74,7 +87,8 @@ def reasons(group: Group, found: Sensitivity) -> list[str]:
     least = fewest(found)
     error, others = max(s.errors[least] for s in group.sites.values()), median(s.errors[least] for s in sites)
     if error >= _TIMES * others > 0:
-        clauses.append(f"rounding changes its outputs by {error:.2%}, those of most modules by {others:.2%}")
+        cause = "pruning" if of_sparsities(found) else "rounding"
+        clauses.append(f"{cause} changes its outputs by {error:.2%}, those of most modules by {others:.2%}")
     return clauses
 
 

@@ -27,7 +27,11 @@ RUNNING, DONE, INTERRUPTED, FAILED = "running", "done", "interrupted", "failed"
 
 @dataclass(frozen=True)
 class Archive:
-    """A search as it stands. `file` is its recipe's; `status` RUNNING also where its process was killed."""
+    """A search as it stands.
+
+    `file` is its recipe's, and `sets` are the params that were set beside it, as "name=value". `status` is RUNNING also
+    where its process was killed.
+    """
 
     id: str
     recipe: str
@@ -35,6 +39,7 @@ class Archive:
     search: Search
     trials: tuple[Trial, ...] = ()
     status: str = RUNNING
+    sets: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -42,11 +47,11 @@ class Archive:
         return sum({key: value for trial in self.trials for key, value in (trial.keys or {}).items()}.values())
 
 
-def new(recipe: Recipe, search: Search) -> Archive:
+def new(recipe: Recipe, search: Search, sets: Sequence[str] = ()) -> Archive:
     """Return the archive of a search that has not begun."""
     identity = {"recipe": recipe.document, "search": asdict(replace(search, trials=None, seconds=None))}
     digest = hashlib.sha256(files.canonical(identity).encode()).hexdigest()
-    return Archive(f"{recipe.name}-{digest[:12]}", recipe.name, recipe.file, search)
+    return Archive(f"{recipe.name}-{digest[:12]}", recipe.name, recipe.file, search, sets=tuple(sets))
 
 
 def folder(root: Path, id: str) -> Path:
@@ -93,7 +98,9 @@ def _read(root: Path, id: str) -> Archive:
         })  # fmt: skip
         order = [one.name for one in search.space]
         trials = tuple(_trial(one, order) for one in found["trials"])
-        return Archive(id, found["recipe"], found["file"], search, trials, found["status"])
+        return Archive(
+            id, found["recipe"], found["file"], search, trials, found["status"], tuple(found.get("sets", ()))
+        )
     except (KeyError, TypeError):
         raise UsageError(f"{path} cannot be read", "apply the recipe again: it writes the file anew") from None
 

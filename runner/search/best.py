@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from runner.errors import StoreError, UsageError
+from runner.errors import RunnerError, StoreError, UsageError
 from runner.job import files
 from runner.plan import lock_file
+from runner.recipe import load
 from runner.recipe.search_types import describe
 from runner.recipe.syntax import nodes, yaml_text
 from runner.search import front
 from runner.search.archive import DONE, Archive
 from runner.search.trial import MET, Trial
 
-_NOT_PLAIN = ("params", "matrix")  # of a job's own recipe: its values are filled in already
+_FILLED_IN = ("params", "matrix")  # of a job's own recipe: their values are in its steps already
 
 
 def chosen(archive: Archive, number: int | None) -> Trial:
@@ -38,7 +41,8 @@ def chosen(archive: Archive, number: int | None) -> Trial:
 def write(root: Path, archive: Archive, trial: Trial, path: Path) -> list[Path]:
     """Write the recipe of a trial at `path` and its lock next to it, each with the choice in its head; return both.
 
-    The recipe is that of the trial's job, from its folder: applied, it gives the same job.
+    The recipe says what the recipe of the search and the trial say, where the job was made of that file as it is now;
+    else all values of the job's own recipe, defaults too. Applied, either gives the same job.
     """
     folder = root / str(trial.job)
     try:
@@ -48,7 +52,8 @@ def write(root: Path, archive: Archive, trial: Trial, path: Path) -> list[Path]:
         message = f"the job {trial.job} of trial {trial.number} is not complete: {error.filename} cannot be read"
         raise UsageError(message, f"`runner apply {archive.file}` makes it again") from None
     document = nodes.plain(yaml_text.parse(text, str(folder / "recipe.yaml")))
-    plain = {key: value for key, value in document.items() if key not in _NOT_PLAIN}
+    job = {key: value for key, value in document.items() if key not in _FILLED_IN}
+    plain = _written(archive, trial, job) or job
     head = _head(archive, trial)
     locked = lock_file.lock_path(str(path))
     body = lock.partition("\n")[2]  # without the line that names the job's recipe
@@ -58,6 +63,17 @@ def write(root: Path, archive: Archive, trial: Trial, path: Path) -> list[Path]:
     except OSError as error:
         raise StoreError(f"{path} cannot be written: {error.strerror}", "name another file") from error
     return [path, locked]
+
+
+def _written(archive: Archive, trial: Trial, job: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return what the file of a search and the values of a trial say; None where that is another job, or no recipe."""
+    try:
+        written = load.trials(archive.file, archive.sets)(trial.values).written
+        again = load.loads(yaml_text.dump(written), archive.file).document
+    except (RunnerError, OSError):
+        return None
+    same = {key: value for key, value in again.items() if key not in _FILLED_IN}
+    return written if files.canonical(same) == files.canonical(job) else None
 
 
 def _head(archive: Archive, trial: Trial) -> str:

@@ -25,8 +25,8 @@ from runner.model.checkpoint.headers import read_headers
 from runner.model.checkpoint.quantization import checkpoint_config
 from runner.model.checkpoint.quantization.format import Matrix
 from runner.model.layerwise import memory_budget
-from runner.steps import auto_bits, divided, experts, rounded_inputs
-from runner.steps.bits_assignment import is_auto
+from runner.steps import automatic, divided, experts, rounded_inputs
+from runner.steps.assignment import is_auto
 from runner.steps.fused_sites import refuse_split
 from runner.steps.layer_method import LayerMethod
 from runner.steps.patterns import matches
@@ -57,7 +57,7 @@ def run(method: LayerMethod, ctx: Context) -> Result:
 
     checkpoint = ctx.inputs["checkpoint"]
     facts = of_artifact(checkpoint)
-    params, assignment = auto_bits.settled(ctx, facts)
+    params, assignment = automatic.settled(ctx, facts)
     result = stream.compress(checkpoint, stream.compression(ctx, method, params), stream.stream_run(ctx), ctx)
     if assignment:  # the plan could not know the shapes
         shapes = {name: header.shape for name, header in _made(params, facts).tensors.items()}
@@ -67,15 +67,15 @@ def run(method: LayerMethod, ctx: Context) -> Result:
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     """Return the complaints about a step; with `bits: auto` those about the first candidate that has any."""
-    found = auto_bits.check(params, inputs)
+    found = automatic.check(params, inputs)
     if not is_auto(params):
         return found + _check(params, inputs)
     if any(each.severity == "error" for each in found):
         return found
     stages: list[Callable[[Inputs], list[Diagnostic]]] = [
-        *(partial(_check, own) for own in auto_bits.each_candidate(params, inputs)),
-        partial(auto_bits.check_budget, params),
-        lambda given: _check(auto_bits.planned(params, given), given),
+        *(partial(_check, own) for own in automatic.each_candidate(params, inputs)),
+        partial(automatic.check_budget, params),
+        lambda given: _check(automatic.planned(params, given), given),
     ]
     for stage in stages:
         found += [each for each in stage(inputs) if each not in found]
@@ -217,7 +217,7 @@ def undivided_patterns(linears: Mapping[Site, Params]) -> list[Diagnostic]:
 
 
 def estimate(method: LayerMethod, params: Params, inputs: Inputs) -> Cost:
-    params = auto_bits.planned(params, inputs)
+    params = automatic.planned(params, inputs)
     facts, machine = inputs.checkpoint, inputs.machine
     disk = sum(tensor.nbytes for tensor in outcome(params, inputs).tensors.values())
     biggest = max((i.size for i in facts.sites), default=0)
@@ -263,7 +263,7 @@ def estimate(method: LayerMethod, params: Params, inputs: Inputs) -> Cost:
 
 def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
     """Return the facts of the result: packed tensors replace the weights that get a scheme."""
-    return _made(auto_bits.planned(params, inputs), inputs.checkpoint)
+    return _made(automatic.planned(params, inputs), inputs.checkpoint)
 
 
 def _made(params: Params, facts: CheckpointFacts) -> CheckpointFacts:

@@ -21,6 +21,7 @@ from runner.contracts.step_kind import Cost, Inputs, Params
 from runner.errors import Diagnostic
 from runner.model.layerwise.method import Linear, Statistics, Transformed
 from runner.steps import layerwise
+from runner.steps.assignment import is_auto
 from runner.steps.layer_method import LayerMethod
 from runner.steps.layerwise import Bound
 from runner.steps.stream_cost import active_weights
@@ -44,12 +45,13 @@ def bind(method: LayerMethod) -> Bound:
 
 def run(method: LayerMethod, ctx: Context) -> Result:
     """Prune with the sparsities that `allocation` gives the layers."""
+    if ctx.params["allocation"] == UNIFORM:
+        return layerwise.run(method, ctx)
     from runner.model.architecture.inspect import of_artifact
     from runner.steps import layer_stream as stream
 
-    checkpoint, how = ctx.inputs["checkpoint"], stream.compression(ctx, method)
-    if ctx.params["allocation"] != UNIFORM:
-        how = replace(how, options=options(ctx, of_artifact(checkpoint)))
+    checkpoint = ctx.inputs["checkpoint"]
+    how = replace(stream.compression(ctx, method), options=options(ctx, of_artifact(checkpoint)))
     return stream.compress(checkpoint, how, stream.stream_run(ctx), ctx)
 
 
@@ -57,6 +59,9 @@ def refuse(params: Params, facts: CheckpointFacts) -> list[Diagnostic]:
     """Return complaints about an allocation that the model, the sparsity or other parameters contradict."""
     if params["allocation"] == UNIFORM:
         return []
+    if is_auto(params):
+        message = "`sparsity: auto` and `allocation: owl` both decide the sparsity of layers"
+        return [Diagnostic("R633", message, "leave one of them out", path=("allocation",))]
     found = []
     if facts.linears.mixtures:
         message = "`allocation: owl` does not measure the experts of a mixture"

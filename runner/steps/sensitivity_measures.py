@@ -16,7 +16,7 @@ from runner.contracts.context import Context, Params, Result
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.sensitivity import FILE, Group, Sensitivity, SiteFacts, SiteInputs
 from runner.contracts.sites import Site
-from runner.methods import site_errors
+from runner.methods import pruning_masks, site_errors, sparsegpt
 from runner.methods.gptq import factorize, quantize_weight
 from runner.methods.quantization_grid import make_grid, quantize_rtn
 from runner.methods.quantization_scheme import stored_levels
@@ -62,7 +62,8 @@ def run(ctx: Context, candidates: Mapping[str, Params]) -> Result:
     gradients = _gradients(ctx, sites, ids) if measure == "gradient" else {}
     keep = ctx.scratch_dir / "rounded" if measure == "kl" else None
     modules = _stream(ctx, facts, ids, SiteMeasure(candidates, ctx.params, gradients, keep))
-    grouped = [tuple(site for site in group if site.name in modules) for group in groups(sites)]
+    fused = not ctx.params["sparsities"]
+    grouped = [tuple(site for site in group if site.name in modules) for group in groups(sites, fused=fused)]
     losses = [_forecast(group, modules, tuple(candidates), measure) for group in grouped]
     if keep is not None:
         losses = _divergences(ctx, grouped, ids, tuple(candidates), keep)
@@ -84,7 +85,7 @@ def measure_site(how: SiteMeasure, linear: Linear, statistics: Statistics, param
     """Return the weight as it is, with the errors that each candidate leaves as metrics."""
     hessian, (name,) = statistics.hessian, linear.names
     metrics: dict[str, float] = {}
-    rounded = _rounded(how, linear, hessian)
+    rounded = _changed(how, linear, hessian)
     for candidate, weight in rounded.items():
         change = weight.float() - linear.weight
         metrics[f"{_ERROR}{candidate}"] = site_errors.relative_error(change, linear.weight, hessian)
@@ -103,8 +104,36 @@ def measure_site(how: SiteMeasure, linear: Linear, statistics: Statistics, param
     return Transformed(weight=linear.weight, metrics=metrics)
 
 
-def _rounded(how: SiteMeasure, linear: Linear, hessian: torch.Tensor | None) -> dict[str, torch.Tensor]:
+def _changed(how: SiteMeasure, linear: Linear, hessian: torch.Tensor | None) -> dict[str, torch.Tensor]:
     """Return the weight [out, in] that each candidate stores, in the type that the checkpoint has."""
+    return _pruned(how, linear, hessian) if how.params["sparsities"] else _rounded(how, linear, hessian)
+
+
+def _pruned(how: SiteMeasure, linear: Linear, hessian: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """Return the weight with the zeros of each sparsity: by magnitude where there is no second moment."""
+    factor = norms = None
+    if hessian is not None and how.params["solver"] == "gptq":
+        factor = factorize(hessian, dampening_fraction=_DAMPENING, act_order=False)
+    elif hessian is not None:
+        norms = hessian.diagonal().clamp_min(0).sqrt()
+
+    def pruned(sparsity: float, pattern: str) -> torch.Tensor:
+        if factor is not None:
+            return sparsegpt.prune(linear.weight, factor, sparsity, pattern).weight
+        if norms is not None:
+            keep = pruning_masks.wanda_mask(linear.weight, norms, sparsity, pattern)
+        else:
+            keep = pruning_masks.magnitude_mask(linear.weight, sparsity, pattern)
+        return linear.weight.masked_fill(~keep, 0.0)
+
+    return {
+        candidate: pruned(float(own["sparsity"]), str(own["pattern"])).to(linear.dtype)
+        for candidate, own in how.candidates.items()
+    }
+
+
+def _rounded(how: SiteMeasure, linear: Linear, hessian: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """Return the rounded weight of each number of bits."""
     found = {}
     grid = str(how.params["grid"])
     if hessian is None and grid == "weighted_mse":

@@ -1,4 +1,4 @@
-"""Groups of sites that must be stored alike: those that servers fuse, and the experts of a layer. Imports no torch."""
+"""Groups of sites that get the same: those that servers fuse and store alike, and experts. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Iterable, Sequence
 from runner.contracts.sites import Site
 
 
-def groups(sites: Iterable[Site]) -> tuple[tuple[Site, ...], ...]:
+def groups(sites: Iterable[Site], *, fused: bool = True) -> tuple[tuple[Site, ...], ...]:
     """Return the groups in the order of the sites: q, k and v; gate and up; all experts of a mixture; else one alone.
 
-    A group has those of its sites that are among `sites`.
+    A group has those of its sites that are among `sites`. Without `fused`, all but experts are alone.
     """
     found: dict[tuple[str, ...], list[Site]] = {}
     for site in sites:
-        found.setdefault(_key(site), []).append(site)
+        found.setdefault(_key(site, fused), []).append(site)
     return tuple(tuple(group) for group in found.values())
 
 
-def _key(site: Site) -> tuple[str, ...]:
+def _key(site: Site, fused: bool) -> tuple[str, ...]:
     if site.is_expert:
         return (f"{site.layer}", site.expert.rpartition(".")[0])  # the mixture, without the number of the expert
-    return tuple(sorted({site.name, *site.fused_with}))
+    return tuple(sorted({site.name, *(site.fused_with if fused else ())}))
 
 
 def label(names: Sequence[str]) -> str:

@@ -42,6 +42,22 @@ search:
   sampler: grid
 """
 TOY = RECIPE.replace("steps:\n", f"{SEARCH}steps:\n", 1)
+PLAIN = """\
+ 1
+name: toy
+description: A toy.
+model: {source: 'demo:tiny-llama'}
+steps:
+  - toy.score: {points: 4}
+    id: before
+  - toy.shrink: {fail: false}
+    id: shrink
+  - toy.score:
+      points: POINTS
+      gates:
+        points: {max_ratio_to: before, value: 1.5}
+    id: after
+"""
 WEIGHTS = 11_547_040.0  # bytes, of the model that the toy copies
 
 
@@ -202,10 +218,25 @@ def test_the_best_is_a_plain_recipe_that_gives_its_job(applied: tuple[Path, str]
         ) in (folder / name).read_text()
     recipe = load.load("best.yaml")
     assert (recipe.search, dict(recipe.params), recipe.warnings) == (None, {}, ())
+    said = (folder / "best.yaml").read_text().partition("version:")[2]
+    assert said == PLAIN.replace("POINTS", str(best["values"]["points"]))
     code, out, _ = run("apply", "best.yaml", "--locked", "--progress", "none", "--jobs", jobs)
     assert code == 0
     assert "all 3 steps are cached" in out
     assert f"output  {jobs}/{best['job']}/output" in out
+
+
+def test_the_best_is_that_of_the_search_where_its_recipe_changed(
+    applied: tuple[Path, str], run: Run, folder: Path
+) -> None:
+    jobs = str(applied[0] / "jobs")
+    (folder / "toy.yaml").write_text(TOY.replace("points: 4", "points: 3"))
+    assert run("search", "best", "--as", "best.yaml", "--jobs", jobs)[0] == 0
+    assert "description: A toy." in (folder / "best.yaml").read_text()
+    assert "points: 3" not in (folder / "best.yaml").read_text()
+    code, out, _ = run("apply", "best.yaml", "--locked", "--progress", "none", "--jobs", jobs)
+    assert code == 0
+    assert "all 3 steps are cached" in out
 
 
 def test_plan_says_what_a_search_would_do(run: Run, folder: Path) -> None:

@@ -279,7 +279,7 @@ help: `runner steps quantize.gptq` lists every parameter
         "out of range",
         recipe("- prune.magnitude: {sparsity: 1.5}"),
         """
-r.yaml:6:33: error[R204]: `sparsity` must be a number of at least 0 and below 1; got 1.5
+r.yaml:6:33: error[R204]: `sparsity` must be a number of at least 0 and below 1, or "auto"; got 1.5
     6 |   - prune.magnitude: {sparsity: 1.5}
       |                                 ^^^
 help: `runner steps prune.magnitude` lists every parameter

@@ -23,7 +23,7 @@ from runner.model.checkpoint.headers import read_headers
 from runner.model.layerwise.describe import describe
 from runner.plan.machine import machine_facts
 from runner.recipe.schema.load import defaults
-from runner.steps import auto_bits, bits_assignment
+from runner.steps import assignment, automatic
 from runner.steps.kinds import find, unsettled
 from tests.host import Host
 from tests.model.layerwise.test_engine import digests
@@ -209,10 +209,10 @@ def test_nothing_is_wrong_before_the_measurement_is_there(folder: Path) -> None:
 def test_the_assignment_is_the_best_of_all(folder: Path, measured: Path) -> None:
     own = params(candidates=[3, 8])
     given = facts(folder, "model")
-    choices = bits_assignment.problem(own, given, [3, 8])
+    choices = assignment.problem(own, given, [3, 8])
     known = sensitivity.read(measured)
-    lost = bits_assignment.losses(known, choices)
-    found = bits_assignment.assign({**own, "budget": {"average_bits": 7}}, choices, known)
+    lost = assignment.losses(known, choices)
+    found = assignment.assign({**own, "budget": {"average_bits": 7}}, choices, known)
     limit = 7 * choices.weights / 8
     best = min(
         sum(row[pick] for row, pick in zip(lost, picks, strict=True))
@@ -220,19 +220,19 @@ def test_the_assignment_is_the_best_of_all(folder: Path, measured: Path) -> None
         if sum(row[pick] for row, pick in zip(choices.costs, picks, strict=True)) <= limit
     )
     assert found.loss == pytest.approx(best)
-    assert found.average_bits <= 7
-    assert found.average_bits == pytest.approx(8 * (found.bytes - choices.fixed) / choices.weights)
+    assert found.average <= 7
+    assert found.average == pytest.approx(8 * found.cost / choices.weights)
 
 
 def test_of_equally_small_assignments_a_limit_on_the_loss_gets_the_best(folder: Path, measured: Path) -> None:
     known, given = sensitivity.read(measured), facts(folder, "model")
-    choices = bits_assignment.problem(params(), given, [2, 3, 4, 8])
-    small = bits_assignment.assign({**params(), "budget": {"max_loss": 0.5}}, choices, known)
+    choices = assignment.problem(params(), given, [2, 3, 4, 8])
+    small = assignment.assign({**params(), "budget": {"max_loss": 0.5}}, choices, known)
     assert small.loss <= 0.5
-    within = {"bytes": f"{small.bytes / 1000:.3f}KB"}
-    assert bits_assignment.assign({**params(), "budget": within}, choices, known) == small
+    within = {"bytes": f"{(choices.fixed + small.cost) / 1000:.3f}KB"}
+    assert assignment.assign({**params(), "budget": within}, choices, known) == small
     with pytest.raises(StepFailed) as failed:
-        bits_assignment.assign({**params(), "budget": {"max_loss": 1e-9}}, choices, known)
+        assignment.assign({**params(), "budget": {"max_loss": 1e-9}}, choices, known)
     assert failed.value.message == "`max_loss: 1e-09` is less than any assignment loses: the best loses 0.000474"
     assert failed.value.help == "set `max_loss` to 0.000474 or more, or measure candidates with more bits"
 
@@ -275,7 +275,7 @@ def test_it_is_the_step_that_its_assignment_written_out_would_be(
         assert (streamed_logits(auto.out_dir, tokens(), tmp_path / "scratch") - loaded).abs().max() < 1e-3
 
 
-def test_modules_with_bits_of_their_own_count_and_stay(folder: Path, measured: Path, tmp_path: Path) -> None:
+def test_modules_with_choices_of_their_own_count_and_stay(folder: Path, measured: Path, tmp_path: Path) -> None:
     own: dict[str, Any] = {"overrides": {"down_proj": {"bits": 8}}, "budget": {"average_bits": 7}}
     step = host(tmp_path, folder, measured, **own)
     result = find("quantize.rtn").run(step)
@@ -314,7 +314,7 @@ def test_the_experts_of_a_layer_get_the_same_bits(tmp_path: Path, monkeypatch: p
 
 def test_a_running_step_says_what_it_assigned(folder: Path, measured: Path, tmp_path: Path) -> None:
     step = host(tmp_path, folder, measured, budget={"max_loss": 1.0})
-    settled, details = auto_bits.settled(step, facts(folder, "model"))
+    settled, details = automatic.settled(step, facts(folder, "model"))
     assert "sensitivity" not in settled
     counts = sorted(details["assignment"]["bits"].values())
     assert counts

@@ -1,4 +1,4 @@
-"""The plots of `bits: auto`: what groups of modules lose, and the bits that they got."""
+"""The plots of `auto`: what groups of modules lose, and the bits or sparsities that they got."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from runner.report.html.figures import described
 from runner.report.html.markup import Markup
 from runner.report.job_report import StepReport
 from runner.report.step_details import place_in_layer
+from runner.steps.assignment import BITS, SPARSITY
 from runner.steps.site_groups import label
 
 
@@ -21,7 +22,7 @@ def losses(step: StepReport) -> Markup | None:
     places = [place_in_layer(label(list(group.sites))) for group in found.groups]
     table = delicate.losses(found, places)
     names, layers = list(dict.fromkeys(places)), sorted({group.layer for group in found.groups})
-    text = f"Loss a weight at {delicate.fewest(found)} bits ({found.measure.replace('_', ' ')}, {found.unit}). "
+    text = f"Loss a weight at {delicate.named(found)} ({found.measure.replace('_', ' ')}, {found.unit}). "
     text += " ".join(delicate.sentences(found))
     drawn = plots.both(
         lambda width: plots.cells(names, layers, table, width, lambda value: f"{value:.3g}"),
@@ -31,17 +32,23 @@ def losses(step: StepReport) -> Markup | None:
 
 
 def assignment(step: StepReport) -> Markup | None:
-    """Plot the bits of each module, layers across."""
+    """Plot the bits or sparsity of each module, layers across."""
     if not step.assignment:
         return None
-    bits: dict[str, int] = step.assignment["bits"]
+    target = assigned_bits.target(step.assignment)
+    bits: dict[str, float] = step.assignment[target]
     table = {(place_in_layer(name), _layer(name)): float(each) for name, each in bits.items()}
     names, layers = list(dict.fromkeys(name for name, _ in table)), sorted({layer for _, layer in table})
     usual = Counter(bits.values()).most_common(1)[0][0]
-    text = f"{assigned_bits.line(step.assignment)}. The stronger the colour, the more bits; most modules have {usual}."
+    more = "sparsity" if target == SPARSITY else "bits"
+    text = (
+        f"{assigned_bits.line(step.assignment)}. The stronger the colour, the more {more}; most modules have {usual:g}."
+    )
     drawn = plots.both(
-        lambda width: plots.cells(names, layers, table, width, lambda value: f"{value:g} bits"),
-        f"Cells of bits by layer and module. {text}",
+        lambda width: plots.cells(
+            names, layers, table, width, lambda value: f"{value:g}{' bits' if target == BITS else ''}"
+        ),
+        f"Cells of {more} by layer and module. {text}",
     )
     return described(text, drawn, "assignment")
 

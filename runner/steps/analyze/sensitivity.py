@@ -1,4 +1,4 @@
-"""Sensitivity: what each site, or group of sites that servers fuse, loses under each candidate number of bits.
+"""Sensitivity: what each site, or group of sites that servers fuse, loses under each number of bits, or each sparsity.
 
 Three measures, each dearer and closer to the model's own loss than the one before:
 
@@ -7,7 +7,9 @@ Three measures, each dearer and closer to the model's own loss than the one befo
                   nats per token to second order (HAWQ and AutoScheme weigh errors by gradients too)
     kl            KL(model ‖ model with only that group rounded), by running it
 
-The errors under H are measured in each case, on the layer stream. runner/steps/sensitivity_measures.py runs them.
+The errors under H are measured in each case, on the layer stream. With `sparsities`, weights become zero in place of
+rounding them, by Wanda or by SparseGPT, and every site but experts is by itself.
+runner/steps/sensitivity_measures.py runs them.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ _ROUNDED_WEIGHTS = 12e6  # weights that one core rounds on a searched grid in a 
 
 
 def candidates(params: Params) -> dict[str, Params]:
-    """Return name → how weights are stored, of every candidate in rising order."""
+    """Return name → how weights are stored, or how many become zero, of every candidate in rising order."""
+    if params["sparsities"]:
+        return {f"{each:g}": {"sparsity": each, "pattern": "unstructured"} for each in sorted(params["sparsities"])}
     same = {"group_size": params["group_size"], "symmetric": params["symmetric"], "format": FORMAT}
     return {str(bits): {"bits": bits, **same} for bits in sorted(params["candidates"])}
 
@@ -64,7 +68,7 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     """Return the cost: the stream, rounding for each candidate, and for two measures the model in memory."""
     facts, machine, data = inputs.checkpoint, inputs.machine, inputs.data["data"]
     cost = layerwise.estimate(LayerMethod(solve, statistics="hessian"), {**params, "true_sequential": False}, inputs)
-    weights, count = sum(site.size for site in chosen(params, facts)), len(params["candidates"])
+    weights, count = sum(site.size for site in chosen(params, facts)), len(candidates(params))
     copied = cost.disk
     seconds = cost.seconds - 2 * copied / machine.disk_bytes_per_second
     seconds += count * weights / (_ROUNDED_WEIGHTS * machine.cpus)
@@ -91,8 +95,8 @@ def _in_memory(params: Params, inputs: Inputs, cost: Cost, forward: float) -> Co
         moved = STREAMS * (memory_of_layer(facts, value) * facts.layer_count + vocabulary(facts) * LOGIT_BYTES)
         backward = 3 * forward / machine.flops + data.tokens * traffic_seconds(moved, inputs)
         return Cost(max(cost.memory, held), 0, scratch, cost.seconds + backward)
-    trials = len(params["candidates"]) * len(groups(chosen_sites))
-    scratch += len(params["candidates"]) * sum(facts.tensors[site.tensor].nbytes for site in chosen_sites)
+    trials = len(candidates(params)) * len(groups(chosen_sites, fused=not params["sparsities"]))
+    scratch += len(candidates(params)) * sum(facts.tensors[site.tensor].nbytes for site in chosen_sites)
     return Cost(max(cost.memory, held), 0, scratch, cost.seconds + (trials / 2 + 1) * forward / machine.flops)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from runner.contracts.step_kind import CHECKPOINT, Params
 from runner.model.layerwise.method import Linear, Statistics, Transformed
+from runner.steps import automatic
 from runner.steps.layerwise import LayerMethod, bind
 
 VERSION = 3
@@ -22,3 +23,4 @@ def transform(linear: Linear, statistics: Statistics, params: Params) -> Transfo
 
 method = LayerMethod(transform)
 check, estimate, outcome, run = bind(method)
+environment = automatic.environment

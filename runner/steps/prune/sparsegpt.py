@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from runner.contracts.step_kind import CHECKPOINT, Cost, Inputs, Params
 from runner.model.layerwise.method import Linear, Statistics, Transformed
+from runner.steps import automatic
 from runner.steps.experts import EXPERTS
 from runner.steps.gptq_solver import output_error, solving_seconds
 from runner.steps.layer_method import ERRORS, LayerMethod
@@ -39,6 +40,7 @@ def transform(linear: Linear, statistics: Statistics, params: Params) -> Transfo
 
 method = LayerMethod(transform, statistics="hessian", stacked=True, fallback=by_magnitude)
 check, _stream_estimate, outcome, run = bind(method)
+environment = automatic.environment
 
 
 def estimate(params: Params, inputs: Inputs) -> Cost:

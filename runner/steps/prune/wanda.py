@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from runner.contracts.step_kind import CHECKPOINT, Params
 from runner.model.layerwise.method import Linear, Statistics, Transformed
+from runner.steps import automatic
 from runner.steps.experts import EXPERTS
 from runner.steps.layer_method import LayerMethod
 from runner.steps.owl import bind
@@ -27,3 +28,4 @@ def transform(linear: Linear, statistics: Statistics, params: Params) -> Transfo
 
 method = LayerMethod(transform, statistics="input_norms", stacked=True, fallback=by_magnitude)
 check, estimate, outcome, run = bind(method)
+environment = automatic.environment

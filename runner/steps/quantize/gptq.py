@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, Cost, Inputs, Params
 from runner.model.layerwise.method import Linear, Statistics, Transformed
-from runner.steps import auto_bits
+from runner.steps import automatic
 from runner.steps.experts import EXPERTS
 from runner.steps.gptq_solver import solve, solving_seconds, wanted
 from runner.steps.layer_method import ERRORS
@@ -31,7 +31,7 @@ def transform(linear: Linear, statistics: Statistics, params: Params) -> Transfo
 
 method = LayerMethod(transform, statistics=wanted, stacked=True, fallback=without_statistics)
 check, _stream_estimate, outcome, run = bind(method)
-environment, unsettled = auto_bits.environment, auto_bits.unsettled
+environment, unsettled = automatic.environment, automatic.unsettled
 
 
 def estimate(params: Params, inputs: Inputs) -> Cost:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, Inputs, Params
 from runner.errors import Diagnostic
 from runner.model.layerwise.method import Linear, Statistics, Transformed
-from runner.steps import auto_bits
+from runner.steps import automatic
 from runner.steps.layer_method import ERRORS
 from runner.steps.layerwise import LayerMethod, bind
 from runner.steps.targets import stored_scheme, ways
@@ -51,7 +51,7 @@ def without_statistics(linear: Linear, statistics: Statistics, params: Params) -
 
 method = LayerMethod(transform, statistics=wanted, fallback=without_statistics)
 _check_modules, estimate, outcome, run = bind(method)
-environment, unsettled = auto_bits.environment, auto_bits.unsettled
+environment, unsettled = automatic.environment, automatic.unsettled
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:

@@ -12,7 +12,7 @@ from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, Cost, Inputs, Params
 from runner.model.layerwise import memory_budget
 from runner.model.layerwise.method import Block, Linear, Statistics, Transformed
-from runner.steps import auto_bits, gptq_solver
+from runner.steps import automatic, gptq_solver
 from runner.steps.gptq_solver import solving_seconds
 from runner.steps.layer_method import ERRORS
 from runner.steps.layerwise import LayerMethod, bind
@@ -83,7 +83,7 @@ def learn(
 
 method = LayerMethod(transform, statistics=wanted, stacked=True, block=learn)
 check, _stream_estimate, outcome, run = bind(method)
-environment, unsettled = auto_bits.environment, auto_bits.unsettled
+environment, unsettled = automatic.environment, automatic.unsettled
 
 
 def estimate(params: Params, inputs: Inputs) -> Cost:

@@ -179,7 +179,7 @@ def test_an_unknown_kind() -> None:
 def test_references() -> None:
     assert load.references("evaluate.divergence") == {"data": "data", "against": "checkpoint", "gates": "gates"}
     assert load.references("quantize.rtn") == {"data": "data", "sensitivity": "sensitivity", "gates": "gates"}
-    assert load.references("prune.magnitude") == {}
+    assert load.references("prune.magnitude") == {"sensitivity": "sensitivity"}
 
 
 def test_defaults_are_filled_in_at_every_depth() -> None:

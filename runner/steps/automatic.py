@@ -1,12 +1,13 @@
-"""`bits: auto`: the bits of each group of sites, from a measurement and a budget. Imports no torch.
+"""`bits: auto` and `sparsity: auto`: what each group of sites gets, from a measurement and a budget. Imports no torch.
 
     - analyze.sensitivity: {data: calibration}
       id: delicate
     - quantize.gptq: {data: calibration, bits: auto, sensitivity: delicate, budget: {average_bits: 3.5}}
 
-Σ loss is least within a budget of bytes, or Σ bytes within a limit on the forecast loss; runner/methods/knapsack.py
-solves that exactly. Groups are those of runner/steps/site_groups.py. Bytes are those of the tensors in the format of
-the step, scales and zero points included. The result is `overrides` by the names of modules.
+Σ loss is least within a budget, or Σ cost within a limit on the forecast loss; runner/methods/knapsack.py solves that
+exactly. Bits cost the bytes of the tensors in the format of the step, scales and zero points included, and sites that
+servers fuse get the same; sparsities cost the weights that stay, and each site gets its own. The result is `overrides`,
+or `per_layer`, by the names of modules.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ from runner.contracts.step_kind import Inputs, MachineFacts, Params
 from runner.errors import Diagnostic
 from runner.model.checkpoint import formats
 from runner.model.checkpoint.quantization.format import Matrix
-from runner.steps.bits_assignment import (
+from runner.steps.assignment import (
+    BITS,
     BUDGET,
     BYTES,
     CANDIDATES,
     LOSS,
     OWN,
     SENSITIVITY,
+    SPARSITY,
+    Assignment,
     Problem,
     assign,
     impossible,
@@ -36,10 +40,13 @@ from runner.steps.bits_assignment import (
     losses,
     nearest,
     problem,
-    with_bits,
+    target,
+    with_choices,
 )  # fmt: skip
 from runner.steps.site_groups import groups
 from runner.steps.targets import chosen, stored_scheme
+
+_NOUNS = {BITS: "bits", SPARSITY: "sparsities"}
 
 
 def environment(params: Params, machine: MachineFacts) -> dict[str, str]:
@@ -49,15 +56,18 @@ def environment(params: Params, machine: MachineFacts) -> dict[str, str]:
     return {"scipy": version("scipy")} if is_auto(params) else {}
 
 
-def offered(params: Params, inputs: Inputs) -> tuple[int, ...]:
+def offered(params: Params, inputs: Inputs) -> tuple[float, ...]:
     """Return the candidates of a step: its own, or all that were measured."""
-    measured = inputs.others[SENSITIVITY].measured or {}
+    return _offered(params, (inputs.others[SENSITIVITY].measured or {})[CANDIDATES])
+
+
+def _offered(params: Params, measured: Mapping[str, Params]) -> tuple[float, ...]:
     given = params.get(CANDIDATES)
-    return tuple(sorted(given)) if given else tuple(int(name) for name in measured[CANDIDATES])
+    return tuple(sorted(given or (each[target(params) or BITS] for each in measured.values())))
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
-    """Return complaints about a step with `bits: auto`, or about parameters of it where there is none."""
+    """Return complaints about a step with `auto`, or about parameters of it where there is none."""
     found = _together(params)
     if found or not is_auto(params):
         return found
@@ -71,18 +81,20 @@ def check_budget(params: Params, inputs: Inputs) -> list[Diagnostic]:
 
 
 def _together(params: Params) -> list[Diagnostic]:
-    auto = is_auto(params)
+    wanted = target(params)
     given = [name for name in OWN if name in params]
-    if not auto and given:
-        message = f"`{given[0]}` belongs to `bits: auto`, and `bits` is {params['bits']}"
-        return [Diagnostic("R811", message, "leave it out, or set `bits: auto`", path=(given[0],))]
-    if not auto:
+    if wanted is None and given:
+        name = BITS if BITS in params else SPARSITY
+        message = f"`{given[0]}` belongs to `{name}: auto`, and `{name}` is {params[name]}"
+        return [Diagnostic("R811", message, f"leave it out, or set `{name}: auto`", path=(given[0],))]
+    if wanted is None:
         return []
     missing = [name for name in (SENSITIVITY, BUDGET) if name not in params]
     if missing:
-        message = f"`bits: auto` needs {' and '.join(f'`{name}`' for name in missing)}"
-        help = "name a step of `analyze.sensitivity`, and a budget such as `{average_bits: 3.5}`"
-        return [Diagnostic("R811", message, help, path=("bits",))]
+        message = f"`{wanted}: auto` needs {' and '.join(f'`{name}`' for name in missing)}"
+        budget = "{average_bits: 3.5}" if wanted == BITS else "{average_sparsity: 0.5}"
+        help = f"name a step of `analyze.sensitivity`, and a budget such as `{budget}`"
+        return [Diagnostic("R811", message, help, path=(wanted,))]
     if "scheme" in params:
         message = f"`bits: auto` chooses the bits of integers, and `scheme: {params['scheme']}` has its own"
         return [Diagnostic("R811", message, "leave one of them out", path=("scheme",))]
@@ -92,6 +104,14 @@ def _together(params: Params) -> list[Diagnostic]:
 def _settings(params: Params, inputs: Inputs) -> list[Diagnostic]:
     """Return complaints where a step and what it reads differ in how weights are stored."""
     measured: Mapping[str, Params] = (inputs.others[SENSITIVITY].measured or {})[CANDIDATES]
+    wanted = str(target(params))
+    one = next(iter(measured.values()))
+    if wanted not in one:
+        others, remedy = (
+            ("bits", "measure `sparsities`") if wanted == SPARSITY else ("sparsities", "measure without `sparsities`")
+        )
+        message = f"`{wanted}: auto` assigns {_NOUNS[wanted]}, and `{params[SENSITIVITY]}` measured {others}"
+        return [Diagnostic("R813", message, f"{remedy} in a step of its own", path=(SENSITIVITY,))]
     found = []
     unknown = [bits for bits in params.get(CANDIDATES, ()) if str(bits) not in measured]
     if unknown:
@@ -99,11 +119,10 @@ def _settings(params: Params, inputs: Inputs) -> list[Diagnostic]:
         message = f"`candidates` has {unknown[0]}, and `{params[SENSITIVITY]}` measured {known}"
         found.append(Diagnostic("R813", message, "choose among those, or measure it too", path=(CANDIDATES,)))
     elif len(offered(params, inputs)) < 2:
-        message = "`bits: auto` has one candidate, and nothing to choose"
-        help = f"set `bits: {offered(params, inputs)[0]}`, or give more candidates"
-        found.append(Diagnostic("R813", message, help, path=("bits",)))
-    one = next(iter(measured.values()))
-    for name in ("group_size", "symmetric"):
+        message = f"`{wanted}: auto` has one candidate, and nothing to choose"
+        help = f"set `{wanted}: {offered(params, inputs)[0]:g}`, or give more candidates"
+        found.append(Diagnostic("R813", message, help, path=(wanted,)))
+    for name in ("group_size", "symmetric") if wanted == BITS else ():
         differing = {own[name] for own in chosen(params, inputs.checkpoint).values() if is_auto(own)} - {one[name]}
         if differing:
             value, there = (str(each).lower() for each in (min(differing, key=str), one[name]))
@@ -115,14 +134,15 @@ def _settings(params: Params, inputs: Inputs) -> list[Diagnostic]:
 def _sites(params: Params, inputs: Inputs) -> list[Diagnostic]:
     """Return complaints about modules that were not measured, and about parts of a group that has one loss."""
     facts = inputs.checkpoint
-    reference = inputs.others[SENSITIVITY]
+    reference, wanted = inputs.others[SENSITIVITY], str(target(params))
     shapes = {site.name: (site.rows, site.columns) for site in reference.sites}
     measured = frozenset((reference.measured or {})["sites"])
     free = [site for site, own in chosen(params, facts).items() if is_auto(own)]
     name = params[SENSITIVITY]
     if not free:
-        message = "`bits: auto` assigns nothing: `overrides` give every module its bits"
-        return [Diagnostic("R814", message, "set `bits` to a number", path=("bits",))]
+        why = "`overrides` give every module its bits" if wanted == BITS else "`per_layer` gives every module its own"
+        message = f"`{wanted}: auto` assigns nothing: {why}"
+        return [Diagnostic("R814", message, f"set `{wanted}` to a number", path=(wanted,))]
     unknown = [s.name for s in free if s.name not in measured or shapes[s.name] != (s.rows, s.columns)]
     if unknown:
         few = f"`{unknown[0]}`" + (f" and {len(unknown) - 1} more" if len(unknown) > 1 else "")
@@ -130,14 +150,17 @@ def _sites(params: Params, inputs: Inputs) -> list[Diagnostic]:
         help = "measure the checkpoint that this step takes, with the same `ignore`"
         return [Diagnostic("R814", message, help, path=(SENSITIVITY,))]
     taken = {site.name for site in free}
-    whole = groups([site for site in reference.sites if site.name in measured])
+    whole = groups([site for site in reference.sites if site.name in measured], fused=wanted == BITS)
     for group in whole:
         inside = [site.name for site in group if site.name in taken]
         if inside and len(inside) < len(group):
             left = next(site.name for site in group if site.name not in taken)
-            message = f"`{name}` measured `{inside[0]}` and `{left}` together, and only the first is assigned bits"
+            both = f"`{name}` measured `{inside[0]}` and `{left}` together"
+            message = f"{both}, and only the first is assigned {_NOUNS[wanted]}"
             help = "servers store them alike: name both in `ignore` or `overrides`, or neither"
-            return [Diagnostic("R814", message, help, path=("bits",))]
+            if wanted == SPARSITY:
+                help = "experts get one sparsity: name all in `ignore` or `per_layer`, or none"
+            return [Diagnostic("R814", message, help, path=(wanted,))]
     return []
 
 
@@ -151,16 +174,26 @@ def _budget(params: Params, choices: Problem) -> list[Diagnostic]:
     key, value = next(iter(budget.items()))
     shown, path = value if key == BYTES else f"{value:g}", (BUDGET, key)
     if limit < least:
-        low = min(choices.candidates)
         takes, help = nearest(choices, key, least)
-        message = f"`{key}: {shown}` is less than any assignment takes: {low} bits everywhere are {takes}"
+        message = f"`{key}: {shown}` is {_cheapest(choices)} {takes}"
         return [Diagnostic("R812", message, help, path=path)]
     if limit >= most:
         takes, _ = nearest(choices, key, most)
-        message = f"`{key}: {shown}` allows {max(choices.candidates)} bits everywhere, which are {takes}"
-        return [Diagnostic("R815", message, "set a budget below that, or `bits` to a number", path=path,
-                           severity="warning")]  # fmt: skip
+        if choices.target == SPARSITY:
+            message = f"`{key}: {shown}` allows the least sparsity everywhere, which is {takes}"
+        else:
+            message = f"`{key}: {shown}` allows {max(choices.candidates):g} bits everywhere, which are {takes}"
+        help = (
+            f"set a budget {'above' if choices.target == SPARSITY else 'below'} that, or `{choices.target}` to a number"
+        )
+        return [Diagnostic("R815", message, help, path=path, severity="warning")]
     return []
+
+
+def _cheapest(choices: Problem) -> str:
+    if choices.target == SPARSITY:
+        return f"more than any assignment has: {max(choices.candidates):g} everywhere is"
+    return f"less than any assignment takes: {min(choices.candidates):g} bits everywhere are"
 
 
 def _loss(params: Params, inputs: Inputs, choices: Problem) -> list[Diagnostic]:
@@ -182,19 +215,19 @@ def planned(params: Params, inputs: Inputs) -> Params:
     choices = problem(params, inputs.checkpoint, offered(params, inputs))
     known = (inputs.others[SENSITIVITY].measured or {}).get("result")
     if known is not None:
-        return with_bits(params, choices, assign(params, choices, known).bits)
+        return with_choices(params, choices, assign(params, choices, known).choices)
     turns = len(choices.candidates)
-    return with_bits(params, choices, [choices.candidates[place % turns] for place in range(len(choices.groups))])
+    return with_choices(params, choices, [choices.candidates[place % turns] for place in range(len(choices.groups))])
 
 
 def each_candidate(params: Params, inputs: Inputs) -> list[Params]:
     """Return the params of the step with every candidate everywhere."""
-    own = {name: value for name, value in params.items() if name not in OWN}
-    return [{**own, "bits": bits} for bits in offered(params, inputs)]
+    own, wanted = {name: value for name, value in params.items() if name not in OWN}, str(target(params))
+    return [{**own, wanted: each} for each in offered(params, inputs)]
 
 
 def is_measured(params: Params, inputs: Inputs) -> bool:
-    """Return whether the measurement of a step with `bits: auto` is there already."""
+    """Return whether the measurement of a step with `auto` is there already."""
     return is_auto(params) and (inputs.others[SENSITIVITY].measured or {}).get("result") is not None
 
 
@@ -206,7 +239,7 @@ def assignment(params: Params, inputs: Inputs) -> Mapping[str, Any]:
 
 def unsettled(params: Params, inputs: Inputs) -> frozenset[str]:
     """Return the tensors of the result whose shape is not known before the measurement is there."""
-    if not is_auto(params) or (inputs.others[SENSITIVITY].measured or {}).get("result") is not None:
+    if target(params) != BITS or (inputs.others[SENSITIVITY].measured or {}).get("result") is not None:
         return frozenset()
     free = (site for site, own in chosen(params, inputs.checkpoint).items() if is_auto(own))
     return frozenset(
@@ -220,15 +253,21 @@ def unsettled(params: Params, inputs: Inputs) -> frozenset[str]:
 
 
 def settled(ctx: Context, facts: CheckpointFacts) -> tuple[Params, dict[str, Any]]:
-    """Return the params of a running step with the bits of each module, and the assignment for the record."""
+    """Return the params of a running step with what each module gets, and the assignment for the record."""
     if not is_auto(ctx.params):
         return ctx.params, {}
     measured = read(ctx.inputs[SENSITIVITY].path)
-    given = ctx.params.get(CANDIDATES) or [int(name) for name in measured.candidates]
-    choices = problem(ctx.params, facts, sorted(given))
+    choices = problem(ctx.params, facts, _offered(ctx.params, measured.candidates))
     found = assign(ctx.params, choices, measured)
-    counts = Counter(found.bits)
-    shares = ", ".join(f"{counts[bits]} of {bits} bits" for bits in sorted(counts))
-    text = f"assigned {shares}: {found.average_bits:.3f} bits a weight with scales, forecast loss {found.loss:.4g}"
-    ctx.emit("message", level="info", text=text)
-    return with_bits(ctx.params, choices, found.bits), {"assignment": found.document(choices)}
+    ctx.emit("message", level="info", text=_summary(choices, found))
+    return with_choices(ctx.params, choices, found.choices), {"assignment": found.document(choices)}
+
+
+def _summary(choices: Problem, found: Assignment) -> str:
+    counts = Counter(found.choices)
+    lost = f"forecast loss {found.loss:.4g}"
+    if choices.target == SPARSITY:
+        shares = ", ".join(f"{each:g} to {counts[each]}" for each in sorted(counts))
+        return f"assigned sparsities of {shares}: {found.average:.3f} on average, {lost}"
+    shares = ", ".join(f"{counts[each]} of {each:g} bits" for each in sorted(counts))
+    return f"assigned {shares}: {found.average:.3f} bits a weight with scales, {lost}"
