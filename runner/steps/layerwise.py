@@ -23,9 +23,9 @@ from runner.errors import Diagnostic
 from runner.model.checkpoint import adapter_config, formats
 from runner.model.checkpoint.headers import read_headers
 from runner.model.checkpoint.quantization import checkpoint_config
-from runner.model.checkpoint.quantization.format import Matrix
+from runner.model.checkpoint.quantization.format import Matrix, Refusal
 from runner.model.layerwise import memory_budget
-from runner.steps import automatic, divided, experts, rounded_inputs
+from runner.steps import automatic, divided, experts, rounded_inputs, storage_refusals
 from runner.steps.assignment import is_auto
 from runner.steps.fused_sites import refuse_split
 from runner.steps.layer_method import LayerMethod
@@ -94,23 +94,8 @@ def _check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     contradictions = _contradictions(linears.values())
     if contradictions:
         return found + contradictions
-    refused: dict[str, dict[str, list[str]]] = {}  # remedy → module with its problem, without the layer → full names
-    for linear, own in linears.items():
-        stored = scheme(own)
-        if stored is None:
-            continue
-        stored_as = facts.tensors[linear.tensor].dtype if linear.tensor in facts.tensors else ""
-        matrix = Matrix(linear.rows, linear.columns, linear.transposed and linear.index is None, stored_as)
-        why = formats.refuse(own["format"], stored, matrix)
-        if why is not None:
-            alike = f"`{linear.name.replace(f'.{linear.layer}.', '.*.', 1)}` {why.problem}"
-            refused.setdefault(why.remedy, {}).setdefault(alike, []).append(linear.name)
-    for remedy, modules in refused.items():
-        count = sum(map(len, modules.values()))
-        noun = "1 module" if count == 1 else f"{count} modules"
-        lines = "".join(f"\n    {_alike(text, names)}" for text, names in modules.items())
-        message = f"{noun} cannot be stored as asked; {remedy}:{lines}"
-        found.append(Diagnostic("R411", message, remedy, path=("group_size",)))
+    refused = [(site, why) for site, own in linears.items() if (why := _refusal(site, own, facts)) is not None]
+    found += storage_refusals.complaints(refused)
     packed = planned(params, facts)
     if packed and not refused:
         together = checkpoint_config.refuse_together(packed)
@@ -139,11 +124,14 @@ def _joined(facts: CheckpointFacts) -> list[Diagnostic]:
     return [Diagnostic("R413", message, "use a kind that keeps weights dense", path=("format",))]
 
 
-def _alike(text: str, names: Sequence[str]) -> str:
-    """Return a line about modules of several layers with the same problem, or about one module by its full name."""
-    if len(names) == 1:
-        return f"`{names[0]}`{text[text.index('`', 1) + 1 :]}"
-    return f"{text} ({len(names)} layers)"
+def _refusal(site: Site, own: Params, facts: CheckpointFacts) -> Refusal | None:
+    """Return why a site cannot be stored as its params ask."""
+    stored = scheme(own)
+    if stored is None:
+        return None
+    stored_as = facts.tensors[site.tensor].dtype if site.tensor in facts.tensors else ""
+    matrix = Matrix(site.rows, site.columns, site.transposed and site.index is None, stored_as)
+    return formats.refuse(own["format"], stored, matrix)
 
 
 def _contradictions(params: Iterable[Params]) -> list[Diagnostic]:
@@ -203,15 +191,14 @@ def nothing_pruned(params: Params, owns: Iterable[Params]) -> list[Diagnostic]:
 
 def undivided_patterns(linears: Mapping[Site, Params]) -> list[Diagnostic]:
     """Return a complaint where the m of a pattern n:m does not divide the columns of modules."""
-    wrong: dict[str, list[str]] = {}
+    wrong: list[tuple[Site, str]] = []
     for linear, own in linears.items():
         pattern = str(own.get("pattern", ""))
         if ":" in pattern and linear.columns % int(pattern.partition(":")[2]):
-            alike = f"`{linear.name.replace(f'.{linear.layer}.', '.*.', 1)}` has {linear.columns} columns"
-            wrong.setdefault(alike, []).append(linear.name)
+            wrong.append((linear, f"has {linear.columns} columns"))
     if not wrong:
         return []
-    lines = "".join(f"\n    {_alike(text, names)}" for text, names in wrong.items())
+    lines = storage_refusals.lines(wrong)
     message = f"the pattern does not fit modules whose columns it does not divide:{lines}"
     return [Diagnostic("R631", message, "`ignore` them, or use `pattern: unstructured`", path=("pattern",))]
 

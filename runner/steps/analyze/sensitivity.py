@@ -21,8 +21,9 @@ from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import CHECKPOINT, METRICS_ONLY, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic
 from runner.model.checkpoint import adapter_config
+from runner.model.checkpoint.quantization.scheme import integers
 from runner.model.layerwise import memory_budget
-from runner.steps import layerwise
+from runner.steps import layerwise, storage_refusals
 from runner.steps.gptq_solver import solve, solving_seconds
 from runner.steps.layer_method import LayerMethod
 from runner.steps.site_groups import groups
@@ -61,6 +62,9 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     if measure != "output_error" and facts.description is not None and facts.description.hands_state:
         message = f"the layers of `{facts.source}` hand one another keys and values: none can be run by itself"
         found.append(Diagnostic("R816", message, "use `measure: output_error`", path=("measure",)))
+    if not params["sparsities"]:
+        grouped = integers(min(params["candidates"]), params["group_size"], bool(params["symmetric"]))
+        found += storage_refusals.uneven_groups((site, grouped) for site in chosen(params, facts))
     return found
 
 

@@ -16,7 +16,8 @@ from runner.contracts.step_kind import CHECKPOINT, Cost, Inputs, Params
 from runner.errors import Diagnostic
 from runner.model.checkpoint.quantization.presets import resolve
 from runner.model.checkpoint.quantization.scheme import Scheme
-from runner.steps import layer_rewrites
+from runner.steps import layer_rewrites, storage_refusals
+from runner.steps.patterns import module_params
 
 if TYPE_CHECKING:
     import torch
@@ -41,8 +42,9 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     try:
         scheme(params)
     except ValueError as error:
-        found.append(Diagnostic("R422", str(error), "leave one of them out", path=("scheme",)))
-    return found
+        return [*found, Diagnostic("R422", str(error), "leave one of them out", path=("scheme",))]
+    sites = [(site, own) for site in inputs.checkpoint.sites if (own := module_params(params, site.name)) is not None]
+    return found + storage_refusals.uneven_groups((site, scheme(own)) for site, own in sites)
 
 
 def scheme(params: Params) -> Scheme:

@@ -203,7 +203,7 @@ def test_gptq_leaves_less_than_rounding(folder: Path, by_errors: Sensitivity, tm
 
 def described(facts: CheckpointFacts, **changes: Any) -> list[str]:
     """Return the complaints about measuring the checkpoint."""
-    params = defaults(KIND, {"data": "calibration", **changes})
+    params = defaults(KIND, {"data": "calibration", "group_size": 16, **changes})
     data = {"data": DataFacts("calibration", 6, 24, 0, "")}
     found = find(KIND).check(params, Inputs(facts, {}, data, machine_facts("cpu")))
     return [f"{d.severity}[{d.code}] {'.'.join(map(str, d.path))}: {d.message}; {d.help}" for d in found]
@@ -219,6 +219,9 @@ def test_whole_messages(folder: Path) -> None:
             "linear modules are `down_proj`, `gate_proj`, `k_proj`, `o_proj`, `q_proj`, `up_proj`, `v_proj`"
         )
     ]
+    [uneven, narrower] = described(facts, group_size=48)
+    assert uneven.startswith("error[R411] group_size: ")
+    assert narrower.startswith("error[R411] group_size: ")
     handing = replace(facts, description=ModelDescription(hands_state=True))
     assert described(handing) == []
     assert described(handing, measure="gradient") == [

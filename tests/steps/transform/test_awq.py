@@ -143,3 +143,14 @@ def test_a_scheme_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r".+") as caught:
         AWQ.scheme(params)
     assert (found.code, found.message, found.help) == ("R422", str(caught.value), "leave one of them out")
+
+
+def test_groups_that_do_not_divide_are_refused(tmp_path: Path) -> None:
+    folder = save(tmp_path / "model", "llama")
+    data = {"data": DataFacts("d", 6, 24, 999, "0")}
+    inputs = Inputs(facts(folder, "m"), {}, data, machine_facts("cpu"))
+    params = defaults("transform.awq", {"data": "d", "group_size": 64})
+    [found] = AWQ.check(params, inputs)
+    assert (found.code, found.help) == ("R411", "use group_size 16 or 32")
+    assert AWQ.check({**params, "ignore": ["gate_proj", "up_proj", "self_attn.*"]}, inputs) == []
+    assert AWQ.check(defaults("transform.awq", {"data": "d", "scheme": "w8a8"}), inputs) == []
