@@ -189,12 +189,22 @@ def _usage(card: ModelCard) -> list[str]:
         parts = [f"`pip install {' '.join(filter(None, (usual.name, usual.packages)))}`, then", load]
     if usual.note:
         parts.append(usual.note)
+    if _unpacked_at_once(card):
+        parts.append(
+            "transformers unpacks the weights as it loads them, and leaves inputs as they are; vLLM rounds them."
+        )
     if card.adapter is not None:
         parts += ["and its adapter (`pip install peft`):", _LOAD_ADAPTER_LATE if card.late else _LOAD_ADAPTER]
     limit = next((r.limit for r in readers if r.name == _VLLM.name), "vLLM does not load this format.")
     if limit:
         return [*parts, limit]
     return parts + _vllm(card.adapter) + _vllm_cpu(card) + _vllm_cache(card.cache)
+
+
+def _unpacked_at_once(card: ModelCard) -> bool:
+    """Whether transformers loads modules of compressed-tensors without rounding inputs that servers round."""
+    ways = [own for own in card.stored if formats.find(own.format).TAG == compressed_tensors_config.METHOD]
+    return not card.late and any(own.scheme.activations is not None for own in ways)
 
 
 def _vllm_cpu(card: ModelCard) -> list[str]:

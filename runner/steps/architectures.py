@@ -55,7 +55,7 @@ def refuse(kind: str, facts: CheckpointFacts) -> Diagnostic | None:
     if shared is not None and not kind.startswith("evaluate."):
         message = f"{source} can be measured, not changed: its decoder layers share `{shared}`"
         return Diagnostic("R643", message, "choose a model whose layers have weights of their own")
-    if description.experts and (unmeasured := experts.refuse_rounded_inputs(facts)):
+    if description.experts and (unmeasured := experts.refuse_rounded_inputs(facts, kind in _MEASURES)):
         return unmeasured
     if description.experts and kind not in _MEASURES:
         refusal = _mixture(kind, description, source)

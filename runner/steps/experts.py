@@ -10,6 +10,7 @@ from runner.contracts.metric_ranges import AMOUNT
 from runner.contracts.sites import Site
 from runner.errors import Diagnostic
 from runner.model.checkpoint import formats
+from runner.model.checkpoint.quantization.scheme import Scheme
 from runner.steps.targets import scheme
 
 # METRICS of a kind that changes experts by what their tokens say.
@@ -56,16 +57,26 @@ def refuse_requantizing(facts: CheckpointFacts, key: str) -> list[Diagnostic]:
     return [Diagnostic("R606", message, f"use `{key}: keep`", path=(key,))]
 
 
-def refuse_rounded_inputs(facts: CheckpointFacts) -> Diagnostic | None:
-    """Return a complaint about packed experts whose inputs servers round: no evaluation here computes that."""
+def refuse_rounded_inputs(facts: CheckpointFacts, measures: bool) -> Diagnostic | None:
+    """Return a complaint about packed experts whose inputs servers round in a way that a step does not compute.
+
+    Steps that measure round them, where one rule holds for all experts of a layer and needs no calibrated scale.
+    """
     packing = formats.parse(facts.quantization)
     if packing is None:
         return None
+    found: dict[int, tuple[str, Scheme]] = {}
     for site in facts.sites:
         packed = site.is_expert and formats.of_module(facts.tensors, site.name) is not None
         own = packing.scheme(site.name) if packed else None
-        if own is not None and own.activations is not None:
-            message = f"servers round the inputs of the expert `{site.name}` ({own.describe()}), and no step does here"
+        if own is None:
+            continue
+        first, other = found.setdefault(site.layer, (site.name, own))
+        if own.activations is not None and (own.calibrated or not measures):
+            message = f"servers round the inputs of the expert `{site.name}` ({own.describe()}), and this step does not"
+            return Diagnostic("R607", message, "measure it on a server, or as it was before it was quantized")
+        if own.activations != other.activations:
+            message = f"servers round the inputs of the experts `{first}` and `{site.name}` in different ways"
             return Diagnostic("R607", message, "measure it on a server, or as it was before it was quantized")
     return None
 

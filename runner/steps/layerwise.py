@@ -106,7 +106,9 @@ def _check(params: Params, inputs: Inputs) -> list[Diagnostic]:
             unloadable = checkpoint_config.refuse(packed, facts.linears, facts.tensors)
             if unloadable is not None:
                 found.append(Diagnostic("R413", *unloadable, path=("format",)))
-        found += refuse_split(params, packed, facts.sites) + rounded_inputs.warn_flat(packed, facts)
+            else:
+                found += rounded_inputs.warn(packed, facts)
+        found += refuse_split(params, packed, facts.sites)
         found += _joined(facts)
     return found + experts.refuse(params, linears, facts) + divided.check(inputs) + divided.refuse_mixtures(inputs)
 

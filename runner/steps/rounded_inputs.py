@@ -6,10 +6,33 @@ from collections.abc import Mapping
 
 from runner.contracts.facts import CheckpointFacts
 from runner.errors import Diagnostic
+from runner.model.checkpoint import formats
 from runner.model.checkpoint.quantization.format import Stored
 
 
-def warn_flat(packed: Mapping[str, Stored], facts: CheckpointFacts) -> list[Diagnostic]:
+def warn(packed: Mapping[str, Stored], facts: CheckpointFacts) -> list[Diagnostic]:
+    """Return warnings about packed modules whose inputs transformers does not round as vLLM does."""
+    return _warn_mixture(packed, facts) or _warn_flat(packed, facts)
+
+
+def _warn_mixture(packed: Mapping[str, Stored], facts: CheckpointFacts) -> list[Diagnostic]:
+    """Return a warning about a mixture of whose experts transformers does not round the inputs.
+
+    It unpacks such checkpoints as it loads them; 8-bit floats of `fp8` on machines without a GPU that has them.
+    """
+    first = next((s.name for s in facts.sites if s.is_expert and s.name in packed), None)
+    if first is None or packed[first].scheme.activations is None:
+        return []
+    where = " on machines whose GPU has no 8-bit floats" if packed[first].format == formats.FP8 else ""
+    message = (
+        f"transformers will not round the inputs of experts such as `{first}`, nor those of other modules{where}: it "
+        "unpacks the weights of this mixture as it loads them. vLLM and evaluations here round them"
+    )
+    help = "serve the result with vLLM, or choose a scheme of weights alone, such as `w4a16`"
+    return [Diagnostic("R657", message, help, path=("scheme",), severity="warning")]
+
+
+def _warn_flat(packed: Mapping[str, Stored], facts: CheckpointFacts) -> list[Diagnostic]:
     """Return a warning about modules whose inputs transformers rounds with one scale for all tokens of a batch.
 
     compressed-tensors 0.20 takes the first two dimensions of an input for those of windows and tokens, and some models

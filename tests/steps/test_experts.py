@@ -19,7 +19,8 @@ from runner.contracts.step_kind import DataFacts, Inputs
 from runner.errors import Interrupted, RecipeError, StepFailed
 from runner.model.architecture import inspect, probe
 from runner.model.checkpoint.formats import float_quantized, pack_quantized
-from runner.model.checkpoint.quantization.presets import PRESETS
+from runner.model.checkpoint.quantization.presets import PRESETS, resolve
+from runner.model.checkpoint.quantization.scheme import Scheme
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.layerwise import engine
 from runner.model.layerwise.describe import describe
@@ -281,8 +282,10 @@ def test_nothing_is_packed_beside_tensors_that_are_joined_on_loading(tmp_path: P
 @pytest.mark.parametrize(("params", "why", "remedy"), [
     ({"group_size": 16, "symmetric": False}, ", and of experts it does not read the zero points",
      "use `symmetric: true`"),
-    ({"scheme": "fp8", "format": "float-quantized"}, ", and then it does not round their inputs",
-     "choose a scheme of weights alone, such as `w4a16`"),
+    ({"scheme": "w8a8", "format": "int-quantized"}, ", and experts of `int-quantized` it does not unpack",
+     "use `format: pack-quantized`, or `scheme: fp8`"),
+    ({"scheme": "nvfp4a16", "format": "nvfp4-pack-quantized"},
+     ", and experts of `nvfp4-pack-quantized` it does not unpack", "use `format: pack-quantized`, or `scheme: fp8`"),
     ({"group_size": 16, "format": "gptq"}, ", and those of this format it does not unpack",
      "use `format: pack-quantized`"),
 ])  # fmt: skip
@@ -411,22 +414,35 @@ def test_packed_experts_are_not_quantized_again(tmp_path: Path) -> None:
     assert ("R606", message, "use `merge: keep`") in [(each.code, each.message, each.help) for each in found]
 
 
-def test_experts_whose_inputs_are_rounded_are_not_measured(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("schemes", "kind", "why"), [
+    (("fp8", "fp8"), "prune.wanda", "servers round the inputs of the expert `{0}` ({1}), and this step does not"),
+    (("fp8", "static"), "evaluate.perplexity",
+     "servers round the inputs of the expert `{0}` ({1}), and this step does not"),
+    (("fp8", "fp8a16"), "evaluate.perplexity",
+     "servers round the inputs of the experts `{0}` and `{2}` in different ways"),
+])  # fmt: skip
+def test_experts_whose_inputs_cannot_be_rounded_are_not_measured(
+    tmp_path: Path, schemes: tuple[str, str], kind: str, why: str
+) -> None:
     facts = saved(tmp_path / "model", "qwen3_moe")
-    facts = replace(facts, quantization=float_quantized.config({"model.layers.0.self_attn.q_proj": PRESETS["fp8"]}))
+    own = {"fp8": PRESETS["fp8"], "static": resolve("fp8", 8, "channel", True, static=True),
+           "fp8a16": Scheme(PRESETS["fp8"].weights)}  # fmt: skip
+    experts = ["model.layers.0.mlp.experts.0.down_proj", "model.layers.0.mlp.experts.1.down_proj"]
+    stored = dict(zip(experts, (own[scheme] for scheme in schemes), strict=True))
+    facts = replace(facts, quantization=float_quantized.config(stored))
     assert architectures.refuse("evaluate.perplexity", facts) is None
-    expert = "model.layers.0.mlp.experts.0.down_proj"
-    stored = {
+    tensors = {
         name: TensorHeader(name, dtype, shape, "", 0, 0)
+        for expert in experts
         for name, dtype, shape in (
             (f"{expert}.weight", "F8_E4M3", (32, 16)),
             (f"{expert}.weight_scale", "F32", (32, 1)),
         )
     }
-    found = architectures.refuse("evaluate.perplexity", replace(facts, tensors={**facts.tensors, **stored}))
+    found = architectures.refuse(kind, replace(facts, tensors={**facts.tensors, **tensors}))
     assert found is not None
+    first = experts[0] if kind == "prune.wanda" or schemes[1] == "fp8a16" else experts[1]
+    message = why.format(first, stored[first].describe(), experts[1])
     assert (found.code, found.message, found.help) == (
-        "R607",
-        f"servers round the inputs of the expert `{expert}` ({PRESETS['fp8'].describe()}), and no step does here",
-        "measure it on a server, or as it was before it was quantized",
-    )
+        "R607", message, "measure it on a server, or as it was before it was quantized"
+    )  # fmt: skip

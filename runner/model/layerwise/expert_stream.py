@@ -20,7 +20,9 @@ from torch.nn import functional
 from runner.contracts.mixtures import Mixture
 from runner.contracts.sites import Site
 from runner.model.checkpoint.placed_part import site_weight
+from runner.model.checkpoint.quantization.scheme import Numbers
 from runner.model.checkpoint.reader import CheckpointReader
+from runner.model.layerwise.activation_rounding import round_inputs
 from runner.model.layerwise.apply_method import dense, transform_group
 from runner.model.layerwise.forward_modes import RUNNING, Span
 from runner.model.layerwise.layer_probes import StandIn
@@ -62,12 +64,16 @@ class ExpertsStandIn(StandIn):
 
 @dataclass(frozen=True)
 class ExpertLane:
-    """The experts of one version of a layer: the module, and the sites that hold its weights in a checkpoint."""
+    """The experts of one version of a layer: the module, and the sites that hold its weights in a checkpoint.
+
+    rounded  the numbers to which servers round what enters their matrices; None: it stays as it is
+    """
 
     stand_in: ExpertsStandIn
     mixture: Mixture
     reader: CheckpointReader
     sites: Mapping[str, Site]
+    rounded: Numbers | None = None
 
     def weights(self, expert: int) -> dict[str, torch.Tensor]:
         """The weights [rows, columns] of an expert by site, as they are stored, the last one down."""
@@ -77,17 +83,20 @@ class ExpertLane:
         """The input [tokens, columns] of the last matrix, for inputs x of the expert."""
         experts: Any = self.stand_in
         biases: Any = getattr(experts, "gate_up_proj_bias" if experts.has_gate else "up_proj_bias", None)
-        out = _product(x, torch.cat(list(weights)), biases[expert] if experts.has_bias else None)
+        out = _product(self._entering(x), torch.cat(list(weights)), biases[expert] if experts.has_bias else None)
         gated: torch.Tensor = experts._apply_gate(out) if experts.has_gate else experts.act_fn(out)
         return gated
 
     def outer(self, expert: int, inner: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """The output of the expert [tokens, columns]."""
         experts: Any = self.stand_in
-        out = _product(inner, weight, experts.down_proj_bias[expert] if experts.has_bias else None)
+        out = _product(self._entering(inner), weight, experts.down_proj_bias[expert] if experts.has_bias else None)
         if experts.has_post_expert_norm:
             out = experts.post_expert_norm(out)
         return out
+
+    def _entering(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.rounded is None else round_inputs(x, self.rounded)
 
 
 @dataclass

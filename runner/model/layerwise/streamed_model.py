@@ -14,16 +14,14 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from runner.contracts.mixtures import Mixture
 from runner.errors import Diagnostic, RecipeError
 from runner.model.architecture import inspect, sites, tied_weights
 from runner.model.architecture.sites import of_mixtures
-from runner.model.checkpoint.quantization import cache_scheme
 from runner.model.checkpoint.quantization.scheme import Scheme
 from runner.model.checkpoint.reader import CheckpointReader
-from runner.model.layerwise import activation_rounding, adapter, attention_caches, mixtures, tensor_names
+from runner.model.layerwise import adapter, mixtures, served_rounding, tensor_names
 from runner.model.layerwise.conversions import Conversions
 from runner.model.layerwise.dtypes import compute_dtype, stored_dtype
 from runner.model.layerwise.empty_model import build_with_buffers
@@ -67,7 +65,7 @@ class StreamedModel:
         self.mixtures = mixtures.find(self.model, self.layers_name, self.names, self._conversions)
         tensor_names.untie_distinct(self.model, self.names.ties)
         self.outside = OutsideLayers(self.model, self.layers_name, self.layers)
-        self._rounding: dict[int, list[RemovableHandle]] = {}
+        self._rounding: dict[int, list[served_rounding.Handle]] = {}
         self._separated: dict[int, list[tuple[Mixture, nn.Module]]] = {}
         self._check()
         self.adapter = adapter.opened(folder)
@@ -132,25 +130,8 @@ class StreamedModel:
         if self.adapter is not None:
             self.adapter.attach(layer, self.layer_name(index))
         if self.reader.packing is not None and index not in self._rounding:
-            self._rounding[index] = activation_rounding.attach(
-                layer, self.layer_name(index), self.scheme, self.input_scale
-            )
-            self._rounding[index] += self._round_caches(layer, self.layer_name(index))
+            self._rounding[index] = served_rounding.attach(self, index)
         return layer
-
-    def _round_caches(self, layer: nn.Module, name: str) -> list[RemovableHandle]:
-        """Round keys and values of `layer`, which has that name, as the checkpoint says."""
-        scheme = self.reader.packing.cache if self.reader.packing else None
-        if scheme is None:
-            return []
-        handles = []
-        for attention, module in attention_caches.within(layer, name).items():
-            stored = attention_caches.stored_name(attention, self.names.stored_name)
-            names = [f"{stored}.{each}" for each in cache_scheme.SCALES]
-            if self.reader.has(names[0]):  # it has none where it uses the cache of another module
-                keys, values = (self.reader.read(each).to(self.device, self.dtype) for each in names)
-                handles.append(attention_caches.attach(module, attention_caches.rounding(scheme, keys, values)))
-        return handles
 
     def free(self, index: int) -> None:
         for handle in self._rounding.pop(index, []):
@@ -170,7 +151,8 @@ class StreamedModel:
             self._separated.setdefault(mixture.layer, []).append((mixture, experts))
             stand_in = ExpertsStandIn(experts)
             self.model.set_submodule(mixture.name, stand_in)
-            lanes.setdefault(mixture.layer, []).append(ExpertLane(stand_in, mixture, self.reader, sites))
+            inputs = served_rounding.expert_inputs(self.reader, mixture)
+            lanes.setdefault(mixture.layer, []).append(ExpertLane(stand_in, mixture, self.reader, sites, inputs))
         return lanes
 
     def is_packed(self, name: str) -> bool:

@@ -17,6 +17,8 @@ from runner.model.checkpoint.quantization.format import Format, Matrix, Packing,
 from runner.model.checkpoint.quantization.scheme import Scheme
 
 PACK_QUANTIZED = "pack-quantized"  # where nothing else is asked for
+FLOAT_QUANTIZED = "float-quantized"
+FP8 = "fp8"  # that of DeepSeek's and Qwen's 8-bit floats
 
 
 @cache

@@ -5,10 +5,11 @@ Imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from runner.contracts.facts import TensorHeader
+from runner.contracts.mixtures import Mixture
 from runner.contracts.model_description import Linears
 from runner.model.checkpoint import formats
 from runner.model.checkpoint.quantization import compressed_tensors_config
@@ -29,12 +30,19 @@ def write(
     configuration names it, also those that no tensor is stored for (tied heads): `linears` has them.
     """
     known = linears or Linears()
-    untouched = sorted({*unpacked_modules(tensors, stored), *known.unpacked(stored)})
+    untouched = sorted({*unpacked_modules(tensors, stored), *known.unpacked(stored), *_dense_mixtures(stored, known)})
     config = _config(stored, untouched, act_order)
     unpacks = known.needed or packs_experts(stored, known) or converted(stored, tensors)
     if config["quant_method"] == compressed_tensors_config.METHOD and unpacks:
         return {**config, "dequantize": True}
     return config
+
+
+def _dense_mixtures(stored: Mapping[str, Stored], linears: Linears) -> list[str]:
+    """The modules of experts that stay dense, which readers of `fp8` take for modules of their own."""
+    if not any(own.format == formats.FP8 for own in stored.values()):
+        return []
+    return [each.name for each in linears.mixtures if stored.keys().isdisjoint(_sites(each))]
 
 
 def _config(stored: Mapping[str, Stored], untouched: Iterable[str], act_order: bool) -> dict[str, Any]:
@@ -89,22 +97,51 @@ def refuse(
         "only load packed ones that it unpacks"
     )  # fmt: skip
     config = _config(stored, (), False)
+    if config["quant_method"] == formats.FP8 and not linears.needed:
+        return _refuse_single(stored, linears)
     if config["quant_method"] != compressed_tensors_config.METHOD:
         return Refusal(problem + ", and those of this format it does not unpack", "use `format: pack-quantized`")
     if not compressed_tensors_config.can_dequantize_on_load(config):
         return Refusal(problem + ", which it does for one scheme alone", "drop `overrides`")
+    if experts and not (linears.needed or late):
+        return _refuse_experts(problem, next(iter(stored.values())))
     if any(own.scheme.activations is not None for own in stored.values()):
         return Refusal(problem + ", and then it does not round their inputs",
                        "choose a scheme of weights alone, such as `w4a16`")  # fmt: skip
-    if experts and any(not own.scheme.symmetric for own in stored.values()):
+    return _refuse_experts(problem, next(iter(stored.values()))) if experts else None
+
+
+def _refuse_experts(problem: str, own: Stored) -> Refusal | None:
+    """Why transformers cannot unpack experts of compressed-tensors as it loads them; None: it can."""
+    if not own.scheme.symmetric:
         return Refusal(problem + ", and of experts it does not read the zero points", "use `symmetric: true`")
-    others = sorted({own.format for own in stored.values()} - {formats.PACK_QUANTIZED})
-    if experts and others:
-        remedy = f"use `format: {formats.PACK_QUANTIZED}`"
-        return Refusal(problem + f", and experts of `{others[0]}` it does not unpack", remedy)
+    if own.format == formats.FLOAT_QUANTIZED and own.scheme.strategy == "block":
+        return Refusal(problem + ", and of experts it does not read the scales of blocks",
+                       f"use `format: {formats.FP8}`")  # fmt: skip
+    if own.format not in (formats.PACK_QUANTIZED, formats.FLOAT_QUANTIZED):
+        remedy = f"use `format: {formats.PACK_QUANTIZED}`, or `scheme: fp8`"
+        return Refusal(problem + f", and experts of `{own.format}` it does not unpack", remedy)
+    if own.scheme.calibrated:
+        return Refusal("servers take one calibrated scale for all experts of a layer, whose inputs differ",
+                       "leave out `activations: static`")  # fmt: skip
+    return None
+
+
+def _refuse_single(stored: Collection[str], linears: Linears) -> Refusal | None:
+    """Why readers that have one module for all experts of a layer cannot load them; None: they can."""
+    for mixture in linears.mixtures:
+        packed = [name for name in _sites(mixture) if name in stored]
+        if packed and len(packed) < len(mixture.matrices) * mixture.experts:
+            left = next(name for name in _sites(mixture) if name not in stored)
+            problem = f"readers of `{formats.FP8}` have one module for all experts of a layer, and `{left}` stays dense"
+            return Refusal(problem, "leave out all of them, or none")
     return None
 
 
 def packs_experts(stored: Collection[str], linears: Linears) -> bool:
     """Whether experts of a mixture are among the packed modules."""
-    return any(name in stored for each in linears.mixtures for e in range(each.experts) for name in each.sites(e))
+    return any(name in stored for each in linears.mixtures for name in _sites(each))
+
+
+def _sites(mixture: Mixture) -> Iterator[str]:
+    return (name for expert in range(mixture.experts) for name in mixture.sites(expert))
