@@ -29,7 +29,8 @@ def transform_group(
     transform = (fallback and method.fallback) or method.transform
     done: dict[str, Transformed] = {}
     for names, own in teams(method, weights):
-        stacked = torch.cat([weights[name].float() for name in names])
+        as_stored = method.statistics == "none" and len(names) == 1
+        stacked = weights[names[0]] if as_stored else torch.cat([weights[name].float() for name in names])
         sharing = sorted({other for name in names for other in (name, *method.shares_scale.get(name, ()))})
         top = torch.stack([largest(name) for name in sharing]).amax() if names[0] in method.shares_scale else None
         linear = Linear(tuple(names), stacked, weights[names[0]].dtype, top)

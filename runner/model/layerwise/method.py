@@ -19,7 +19,7 @@ STATISTICS = ("none", "input_range", "input_norms", "hessian", "cross")
 class Linear:
     """A linear module, or several that see the same input stacked along their rows.
 
-    weight   float32 [out, in]
+    weight   float32 [out, in], not to be changed; as it is stored for a method that asks for no statistics
     names    the modules' names in the checkpoint
     dtype    the floating type the checkpoint stores weights in
     largest  the largest |weight| of these and of all modules that share a scale with them; None: they share none

@@ -14,7 +14,7 @@ from runner.steps.layer_method import ERRORS
 from runner.steps.layerwise import LayerMethod, bind
 from runner.steps.targets import stored_scheme, ways
 
-VERSION = 5
+VERSION = 6
 CONSUMES = (CHECKPOINT,)
 PRODUCES = QUANTIZED
 REQUIRES = ()
@@ -31,17 +31,16 @@ def wanted(params: Params) -> str:
 
 def transform(linear: Linear, statistics: Statistics, params: Params) -> Transformed:
     """Round to nearest; `error` is relative, ‖Q − W‖² / ‖W‖²."""
-    from runner.methods.quantization_grid import quantize_rtn
+    from runner.methods.quantization_grid import make_grid, round_and_measure
     from runner.methods.quantization_scheme import stored_levels, with_input_scale
 
     scheme = stored_scheme(params)
     levels = stored_levels(scheme, params["format"], linear.dtype)
     importance = statistics.of("input_norms").square() if params["grid"] == WEIGHTED else None
-    quantized = quantize_rtn(linear.weight, levels, params["grid"], importance, linear.largest)
-    error = quantized.dequantize(linear.dtype).float() - linear.weight
-    total = linear.weight.square().sum().clamp_min(1e-30)
+    grid = make_grid(linear.weight, levels, params["grid"], importance, linear.largest)
+    quantized, error = round_and_measure(linear.weight, grid, linear.dtype)
     quantized = with_input_scale(quantized, scheme, statistics.largest_input, linear.dtype)
-    return Transformed(quantized=quantized, metrics={"weight_error": float(error.square().sum() / total)})
+    return Transformed(quantized=quantized, metrics={"weight_error": error})
 
 
 def without_statistics(linear: Linear, statistics: Statistics, params: Params) -> Transformed:

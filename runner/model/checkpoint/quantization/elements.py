@@ -54,6 +54,11 @@ class Levels:
         return float(2**self.numbers.bits) if self.numbers.is_integer else LARGEST[self.numbers.element]
 
     @property
+    def read_dtype(self) -> torch.dtype:
+        """The type in which readers compute weights, as `Quantized.dtype`."""
+        return torch.bfloat16 if scale_types.in_one_byte(self.scale_dtype) else self.scale_dtype
+
+    @property
     def full_range(self) -> float:
         """What the largest value is in steps of the scale that just covers symmetric numbers."""
         return (2**self.numbers.bits - 1) / 2 if self.numbers.is_integer else LARGEST[self.numbers.element]
@@ -117,12 +122,21 @@ class Levels:
 
     def round_(self, values: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
         """uint8 codes of the nearest levels, with the sign of zeros where there is one; changes `values`."""
+        if self.numbers.element == "float8_e4m3":
+            largest = LARGEST["float8_e4m3"]
+            return values.clamp_(-largest, largest).to(torch.float8_e4m3fn).view(torch.uint8)
+        return self.round_to_steps_(values, zero)[0]
+
+    def round_to_steps_(self, values: torch.Tensor, zero: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The codes of `round_`, and the levels less their zero points, float32; changes `values`."""
         if self.numbers.is_integer:
-            return self.codes_(self.nearest_(values, zero), zero)
+            steps = self.nearest_(values, zero)
+            return self.codes_(steps.clone(), zero), steps
+        if self.numbers.element == "float8_e4m3":
+            return self.round_(values, zero), self.nearest_(values, zero)
         signs = torch.signbit(values)
-        codes = self.codes_(self.nearest_(values, zero), zero)
-        sign = 1 << (self.numbers.bits - 1)
-        return codes.bitwise_or_(signs.to(torch.uint8).mul_(sign))
+        steps = self.nearest_(values, zero)
+        return self.codes_(steps, zero).bitwise_or_(signs.to(torch.uint8).mul_(1 << (self.numbers.bits - 1))), steps
 
 
 def nearest_float_(values: torch.Tensor, element: str) -> torch.Tensor:
