@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner.methods import quantization_grid as grid_module
-from runner.methods.quantization_grid import make_grid, quantize_rtn, round_to_grid
+from runner.methods.quantization_grid import make_grid, quantize_rtn, round_and_measure, round_to_grid
 from runner.model.checkpoint.quantization.elements import Levels
 from runner.model.checkpoint.quantization.scheme import Numbers
 from tests.methods.naive import levels_of
@@ -225,3 +225,37 @@ def test_a_search_never_loses_more_than_the_full_range_of_floats(levels: Levels)
         for method in ("minmax", "weighted_mse")
     }  # fmt: skip
     assert lost["weighted_mse"] <= lost["minmax"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("numbers", [
+    Numbers("int4", 32), Numbers("int8", "channel", symmetric=False), Numbers("int3", "tensor"),
+    Numbers("float8_e4m3", "channel"), Numbers("float8_e4m3", (16, 32)), Numbers("float4_e2m1", 16, "float8_e4m3"),
+    Numbers("float4_e2m1", 32, "float8_e8m0"),
+], ids=Numbers.describe)  # fmt: skip
+def test_the_error_of_rounding_is_that_of_what_readers_compute(
+    numbers: Numbers, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grid_module, "CHUNK", 300)  # several chunks of rows
+    weight = random(32, 96).to(dtype)
+    weight[3] = 0
+    scales = {"float8_e4m3": torch.float8_e4m3fn, "float8_e8m0": torch.float8_e8m0fnu}
+    grid = make_grid(weight, Levels(numbers, scales.get(numbers.scale, dtype)), "minmax")
+    quantized, error = round_and_measure(weight, grid, dtype)
+    assert torch.equal(quantized.codes, round_to_grid(weight.float(), grid).codes)
+    lost = quantized.dequantize(dtype).double() - weight.double()
+    assert error == pytest.approx(float(lost.square().sum() / weight.double().square().sum()), rel=1e-6)
+
+
+def test_codes_of_eight_bit_floats_are_their_nearest_levels() -> None:
+    """At every border between two levels, beyond the largest, and for zeros of either sign."""
+    levels = Levels(Numbers("float8_e4m3", "channel"), torch.float32)
+    every = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    borders = (every[1:] + every[:-1]) / 2
+    values = torch.cat([every, borders, borders.nextafter(borders + 1), torch.tensor([449.0, 1e30]), random(64, 64)[0]])
+    values = torch.cat([values, -values])
+    codes, steps = levels.round_to_steps_(values.clone(), torch.zeros(()))
+    assert torch.equal(codes.view(torch.float8_e4m3fn).float(), steps)
+    assert torch.equal(torch.signbit(codes.view(torch.float8_e4m3fn).float()), torch.signbit(values))
+    exact = (values.double()[:, None].clamp(-448, 448) - torch.cat([every, -every]).double()).abs().amin(1)
+    assert torch.equal((steps.double() - values.double().clamp(-448, 448)).abs(), exact)
