@@ -150,7 +150,7 @@ def round_to_grid(weight: torch.Tensor, grid: Grid) -> Quantized:
 def round_and_measure(weight: torch.Tensor, grid: Grid, dtype: torch.dtype) -> tuple[Quantized, float]:
     """Round as `round_to_grid` does; return ‖Ŵ − W‖² / ‖W‖² too, Ŵ as readers compute it in `dtype`.
 
-    It is measured while a part of the weight is in the caches of a CPU: in a quarter of the time of doing it afterwards.
+    It is measured while a part of the weight is in the caches: in a quarter of the time of doing it afterwards.
     """
     return _rounded(weight, grid, dtype)
 
