@@ -181,7 +181,8 @@ def _rounded(weight: torch.Tensor, grid: Grid, dtype: torch.dtype | None) -> tup
 
 def _energy(values: torch.Tensor) -> torch.Tensor:
     """Return ‖values‖² in float64; each row in float32."""
-    return vector_norm(values.flatten(1), dim=1).double().square().sum()
+    rows: torch.Tensor = vector_norm(values.flatten(1), dim=1)
+    return rows.double().square().sum()
 
 
 def grid_of(quantized: Quantized) -> Grid:
