@@ -43,7 +43,7 @@ def train(folder: Path, steps: int, batch: int = 4, length: int = 256, learning_
         num_key_value_heads=base.num_key_value_heads, head_dim=base.head_dim, rms_norm_eps=base.rms_norm_eps,
         max_position_embeddings=base.max_position_embeddings, rope_parameters=dict(base.rope_parameters),
         num_local_experts=EXPERTS, num_experts_per_tok=ACTIVE, tie_word_embeddings=True, sliding_window=None,
-        router_aux_loss_coef=0.05, output_router_logits=True, bos_token_id=base.bos_token_id,
+        router_aux_loss_coef=0.01, output_router_logits=True, bos_token_id=base.bos_token_id,
         eos_token_id=base.eos_token_id, pad_token_id=base.pad_token_id, dtype="bfloat16",
     )  # fmt: skip
     model: Any = transformers.MixtralForCausalLM(config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from runner.model.layerwise.layer_probes import Call, hidden_states
+from runner.model.layerwise.relative_change import relative_change
 
 Basis = Callable[[torch.Tensor], torch.Tensor]  # hidden states → the same in another basis
 Place = tuple[int, int, int]  # of a tensor in memory: storage, offset, number of values
@@ -60,9 +60,7 @@ class Reference:
         added = (self.outputs[0] - self.trial.hidden, *self.outputs[1:])
         before = [self.outputs[0] if basis is None else basis(self.outputs[0]), *self.outputs[1:]]
         for was, scale, now in zip(before, added, self.trial.run(basis), strict=True):
-            size, change = float(scale.double().norm()), float((now - was).double().norm())
-            share = change / size if size > 0 else float(change > 0) and math.inf
-            found = math.inf if math.isnan(share) else max(found, share)
+            found = max(found, relative_change(now, was, scale))
         return found
 
 

@@ -5,7 +5,6 @@ What was written is then compared with the original, from which the same units w
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from runner.model.checkpoint.writer import CheckpointWriter
 from runner.model.layerwise.channel_scalings import is_norm
 from runner.model.layerwise.layer_probes import Call, hidden_states
 from runner.model.layerwise.layer_trials import as_float32
+from runner.model.layerwise.relative_change import relative_change
 from runner.model.layerwise.streamed_model import StreamedModel
 from runner.model.layerwise.unit_scores import Kept, columns, index_of, masking
 from runner.system import heap
@@ -102,8 +102,8 @@ def compare(narrowing: Narrowing, before: StreamedModel, after: StreamedModel) -
         wide, theirs, expected = _around(before, ids, lambda _: pair.spread(hidden))
         after.free_rest()
         shares = [
-            _share(hidden, wide[..., pair.stay], torch.zeros_like(hidden)),
-            _share(found, expected, torch.zeros_like(expected)),
+            relative_change(hidden, wide[..., pair.stay], wide[..., pair.stay]),
+            relative_change(found, expected, expected),
         ]
         waves = torch.sin(torch.arange(hidden.numel(), device=hidden.device)).view_as(hidden)
         inputs = hidden + 0.1 * hidden.std() * waves.to(hidden.dtype)
@@ -149,7 +149,7 @@ class _Pair:
         found = hidden_states(narrow(inputs, *args, **kwargs))
         self.before.free(index)
         self.after.free(index)
-        return _share(found, expected, inputs)
+        return relative_change(found, expected, expected - inputs)
 
     def spread(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return hidden states of the narrower model as the original has them, with zeros in the channels cut."""
@@ -201,9 +201,3 @@ class _Pair:
         finally:
             for handle in handles:
                 handle.remove()
-
-
-def _share(found: torch.Tensor, expected: torch.Tensor, inputs: torch.Tensor) -> float:
-    """Return ‖found − expected‖ ∕ ‖expected − inputs‖; infinite where it is not a number."""
-    share = float((found - expected).double().norm() / (expected - inputs).double().norm().clamp_min(1e-30))
-    return math.inf if math.isnan(share) else share

@@ -22,6 +22,7 @@ from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.layerwise import forward_modes, unit_importance
 from runner.model.layerwise.flowing_layers import FlowingLayers
 from runner.model.layerwise.forward_modes import Lane, Span
+from runner.model.layerwise.relative_change import relative_change
 from runner.model.layerwise.stream_run import ExpertSink, StreamInputs
 from runner.model.layerwise.streamed_model import StreamedModel
 
@@ -150,12 +151,12 @@ class ScoredLayers(FlowingLayers):
     def _error(self, lane: Lane, module: nn.Module, stay: torch.Tensor) -> float:
         """Return ‖f − f'‖ ∕ ‖f(x) − x‖ of the first batch, f' the layer with only these inputs of a linear."""
         span: Span = self.flow.spans[0]
-        before, hidden = forward_modes.forward(lane, span).double(), lane.read(*span).double()
+        before, hidden = forward_modes.forward(lane, span), lane.read(*span)
 
         handle = module.register_forward_pre_hook(masking(stay))
-        after = forward_modes.forward(lane, span).double()
+        after = forward_modes.forward(lane, span)
         handle.remove()
-        return float((after - before).norm() / (before - hidden).norm().clamp_min(1e-30))
+        return relative_change(after, before, before.double() - hidden.double())
 
     def _channels(self, axis: str) -> int:
         return self.scoring.before.head_size if axis == HEADS else 1

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from runner.model.layerwise.unit_scores import Kept, Scored, Scores, Scoring
 
-VERSION = 1
+VERSION = 2
 CONSUMES = (CHECKPOINT,)
 PRODUCES = CHECKPOINT
 REQUIRES = ()
