@@ -29,6 +29,7 @@ from runner.recipe.schema import load
 from runner.report.compare import Comparison, Row
 from runner.report.job_report import JobReport, StepReport
 from runner.report.step_kinds import allowed, example, inline
+from runner.search.trial import Trial
 from runner.steps import kinds
 
 FAMILIES = {
@@ -65,9 +66,9 @@ build; what each costs and loses on the embedded model stands in [recipes/](../r
 """
 
 
-FUNCTIONS = ("load", "load_all", "validate", "plan", "apply", "jobs", "compare")
-CLASSES = ("Job", "JobPlan", "Validation")
-RETURNED = (Forecast, Cost, StepReport, JobReport, Gate, Record, JobSummary, Check, Comparison, Row)
+FUNCTIONS = ("load", "load_all", "validate", "plan", "apply", "search", "jobs", "compare")
+CLASSES = ("Job", "JobPlan", "Search", "Validation")
+RETURNED = (Forecast, Cost, StepReport, JobReport, Gate, Record, JobSummary, Check, Comparison, Row, Trial)
 API_HEAD = """\
 # Reference of the Python API
 

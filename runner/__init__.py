@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from runner.api.recipes import load as load
     from runner.api.recipes import load_all as load_all
     from runner.api.recipes import validate as validate
+    from runner.api.searching import Search as Search
+    from runner.api.searching import search as search
     from runner.errors import GateFailed as GateFailed
     from runner.errors import Interrupted as Interrupted
     from runner.errors import MachineError as MachineError
@@ -42,6 +44,7 @@ _NAMES = {
     "runner.api.execution": ("apply",),
     "runner.api.jobs": ("Job", "jobs"),
     "runner.api.comparison": ("compare",),
+    "runner.api.searching": ("search", "Search"),
     "runner.errors": (
         "RunnerError", "RecipeError", "UsageError", "MachineError", "StepFailed", "StoreError", "GateFailed",
         "Interrupted",
@@ -49,14 +52,17 @@ _NAMES = {
 }  # fmt: skip
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [
-    "GateFailed", "Interrupted", "Job", "JobPlan", "MachineError", "RecipeError", "RunnerError", "StepFailed",
-    "StoreError", "UsageError", "Validation", "apply", "compare", "jobs", "load", "load_all", "plan", "validate",
+    "GateFailed", "Interrupted", "Job", "JobPlan", "MachineError", "RecipeError", "RunnerError", "Search",
+    "StepFailed", "StoreError", "UsageError", "Validation", "apply", "compare", "jobs", "load", "load_all", "plan",
+    "search", "validate",
 ]  # fmt: skip
 
-# `plan` is a function here and a package below. Importing a package sets it as an attribute of its parent, once: it is
-# imported now, while nothing is in it, and the attribute is dropped, so that the name always means the function.
-importlib.import_module("runner.plan")
-del globals()["plan"]
+# `plan` and `search` are functions here and packages below. Importing a package sets it as an attribute of its parent,
+# once: they are imported now, while nothing is in them, and the attributes are dropped, so that the names always mean
+# the functions.
+for _name in ("plan", "search"):
+    importlib.import_module(f"runner.{_name}")
+    del globals()[_name]
 
 
 if not TYPE_CHECKING:  # type checkers would accept any name where this function is

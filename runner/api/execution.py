@@ -21,7 +21,7 @@ from runner.progress.board import Board, StepBoard, gate_text, is_missed
 from runner.progress.events import Event, Sink
 
 Callback = Callable[[Event], None]
-_ENDED = 130  # by ^C
+ENDED = 130  # by ^C
 
 
 def apply(
@@ -61,7 +61,7 @@ def apply(
     command = shlex.join(["runner", "apply", plan.plan.recipe.file])
     settings = ApplySettings(command, threads, wait, Remote(remote) if remote else None)
     board = Board()
-    sinks: list[Sink] = [board, *([_Callback(on_event)] if on_event is not None else [])]
+    sinks: list[Sink] = [board, *([callback(on_event)] if on_event is not None else [])]
     code = run(planned, settings, sinks=sinks, stopping=Stopping(timeout))
     if code and check:
         _raise(plan, board, code)
@@ -104,6 +104,11 @@ def run_all(
     return application.apply_all(jobs, settings, jobs_root=plans[0].jobs, stopping=stopping, manner=manner)
 
 
+def callback(call: Callback) -> Sink:
+    """Return a function as a sink."""
+    return _Callback(call)
+
+
 class _Callback:
     """A function as a sink. It is not called again once it raised, so that the job can still record how it ended."""
 
@@ -126,7 +131,7 @@ def _raise(plan: JobPlan, board: Board, code: int) -> NoReturn:
     if code == GateFailed.exit_code:
         missed = [(step.id, gate) for step in board.steps.values() for gate in step.gates if is_missed(gate)]
         raise GateFailed("; ".join(f"step `{id}`: {gate_text(gate)}" for id, gate in missed), help)
-    if code in (Interrupted.exit_code, _ENDED):
+    if code in (Interrupted.exit_code, ENDED):
         raise Interrupted(f"job `{plan.job_id}` stopped before its end", "apply the same plan again: it goes on there")
     failed = next((step for step in board.steps.values() if step.failure is not None), None)
     if failed is None:

@@ -135,6 +135,7 @@ def run(opts: Options) -> int:
 
 def _with_searches(tasks: Sequence[Task], searches: Sequence[Recipe], opts: Options) -> int:
     """Apply recipes without a search, then run the searches of the others, one after another."""
+    from runner.api.searching import STOPS
     from runner.commands import reports, searching, several
     from runner.report.console import console, show
     from runner.report.search import after_apply
@@ -154,7 +155,7 @@ def _with_searches(tasks: Sequence[Task], searches: Sequence[Recipe], opts: Opti
             JsonLines(sys.stdout).send(make("search_finished", **fields))
         else:
             show(["", *after_apply(ended.archive, ended.code, opts.command, out.width)], out)
-        if ended.code in searching.STOPS:
+        if ended.code in STOPS:
             break
     reports.write_junit(opts.junit, opts.resolving.jobs, jobs)
     return several.worst(codes)

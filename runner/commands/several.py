@@ -95,6 +95,8 @@ def _end() -> None:
 
 
 def _outcome(task: Task, one: One, stopping: Stopping) -> Outcome:
+    from runner.progress.board import reason
+
     clock = time.perf_counter()
     board: Board | None = None
     try:
@@ -152,19 +154,6 @@ def _annotate(error: RunnerError) -> None:
         from runner.report.ci import github
 
         github.complain(error, sys.stderr)
-
-
-def reason(board: Board) -> str:
-    """Describe the first gate that was missed or step that failed; "" where there is none."""
-    from runner.progress.board import gate_text, is_missed
-
-    for step in board.steps.values():
-        if step.failure is not None:
-            return f"{step.id}: {str(step.failure['error']).splitlines()[0]}"
-        for gate in step.gates:
-            if is_missed(gate):
-                return f"{step.id}: {gate_text(gate)}"
-    return ""
 
 
 def _first(error: RunnerError) -> str:

@@ -96,13 +96,15 @@ def _sinks(view: _View, board: Board, task: Task, plan: JobPlan, progress: str) 
 
 
 def _outcome(task: Task, board: Board, end: End) -> Outcome:
+    from runner.progress.board import reason
+
     if isinstance(end.error, RunnerError):
         return several.refused(task, end.error, board if board.job else None)
     if end.error is not None:
         raise end.error
     if end.code is None:
         return several.not_started(task)
-    text = several.reason(board)
+    text = reason(board)
     return several.outcome(task, board, end.code, text, board.seconds or 0.0, timed_out=end.timed_out)
 
 

@@ -272,3 +272,14 @@ def gate_text(event: Event) -> str:
     rule = event.get("rule") or f"limit {units.number(limit)}"
     gap = "" if event["passed"] else f", off by {units.number(abs(value - limit))}"
     return f"{verdict}{metric} {units.number(value)} ({rule}){gap}"
+
+
+def reason(board: Board) -> str:
+    """Describe the first gate that was missed or step that failed; "" where there is none."""
+    for step in board.steps.values():
+        if step.failure is not None:
+            return f"{step.id}: {str(step.failure['error']).splitlines()[0]}"
+        for gate in step.gates:
+            if is_missed(gate):
+                return f"{step.id}: {gate_text(gate)}"
+    return ""

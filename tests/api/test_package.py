@@ -1,4 +1,4 @@
-"""`import runner`: light, lazy, typed names; `plan` is the function although a package is called so too."""
+"""`import runner`: light, lazy, typed names; `plan` and `search` are functions although packages are called so too."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_import_brings_nothing_of_ours_and_no_package() -> None:
     out = run(
         "import sys, runner; print(*sorted(m for m in sys.modules if m.split('.')[0] in ('runner', 'yaml', 'rich')))"
     )
-    assert out == "runner runner.plan\n"
+    assert out == "runner runner.plan runner.search\n"
 
 
 def test_no_name_imports_torch() -> None:
@@ -41,6 +41,8 @@ print(resolve.__name__)
 """
     assert run(code) == "runner.plan.resolve\n"
     assert runner.plan is plans.plan
+    again = "import runner.search.archive, runner.api.searching, runner\nprint(runner.search.__module__)"
+    assert run(again) == "runner.api.searching\n"
 
 
 def test_all_names_are_there_and_listed() -> None:
