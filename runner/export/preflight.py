@@ -12,6 +12,7 @@ from runner.contracts.sites import Site
 from runner.errors import Diagnostic
 from runner.export import integer_layouts, supported, table_layouts
 from runner.model.checkpoint import formats
+from runner.model.checkpoint.quantization import packed_names
 from runner.model.checkpoint.quantization.scheme import Scheme, ceil_div
 
 FLOAT_BYTES = {"fp32": 4, "fp16": 2}
@@ -88,7 +89,7 @@ def nbytes(facts: CheckpointFacts, target: str, precision: str, embedding: str =
             groups = ceil_div(linear.columns, block)
             total += linear.rows * (groups * block * how.field // 8 + groups * (value + how.field // 8))
     for name, tensor in facts.tensors.items():
-        if name.rpartition(".")[0] not in packed:
+        if packed_names.split(name)[0] not in packed:
             if bits and table_layouts.is_table(facts, name):
                 total += table_layouts.nbytes(tensor.shape[0], tensor.shape[1], bits, value)
             else:

@@ -3,8 +3,8 @@
 A value w becomes s · (q − z) with a level q of the element. Integers lie in [0, 2^b); symmetric grids of them have
 z = 2^(b−1), so that they reach one step further down than up; the scale of a full range is then absmax / (2^b − 1) · 2,
 which shares the error between the two ends. Asymmetric grids are the linear min–max map, with zero inside the range.
-Floats have z = 0, and a full range puts absmax on their largest level. Scales are rounded to the dtype in which they
-are stored before codes are chosen, so that every reader computes the same values.
+Floats and tables have z = 0, and a full range puts absmax on their largest level. Scales are rounded to the dtype in
+which they are stored before codes are chosen, so that every reader computes the same values.
 
 Three ways to choose a range: `minmax` takes all of it; `mse` shrinks it step by step and keeps the smallest Σ (w − ŵ)²;
 `weighted_mse` keeps the smallest Σ h_j (w_j − ŵ_j)², h the importance of the columns. At every step the
@@ -21,11 +21,13 @@ from torch.linalg import vecdot, vector_norm
 from runner.model.checkpoint.quantization import scale_types
 from runner.model.checkpoint.quantization.elements import Levels
 from runner.model.checkpoint.quantization.quantized import Quantized
+from runner.model.checkpoint.quantization.scheme import Numbers
 
 METHODS = ("minmax", "mse", "weighted_mse")
 STEPS = 10  # ranges tried
 SMALLEST = {2: 0.3, 3: 0.4, 4: 0.6}  # smallest share of the full range tried, by bits
 SMALLEST_OTHERWISE = 0.7
+SMALLEST_POWER = 0.5  # powers of two: half of a scale has the same levels, and one more
 CHUNK = 1 << 18  # elements worked on at once on a CPU: four float32 buffers of them stay in the caches
 GPU_CHUNK = 1 << 25  # and on a GPU, where launching an operation on fewer would cost more than the operation
 GREATEST_GLOBAL_SCALE = 2.0**100
@@ -68,7 +70,7 @@ class Grid:
             codes=codes,
             scale=self._stored_scale(),
             zero_point=None if self.zero is None else self.zero.to(torch.uint8),
-            numbers=self.levels.numbers,
+            numbers=self.levels.numbers.stored,
             global_scale=self.levels.global_scale,
         )
 
@@ -169,9 +171,9 @@ def _rounded(weight: torch.Tensor, grid: Grid, dtype: torch.dtype | None) -> tup
             own: Pick = (slice(None) if levels.per_tensor else rows, groups, None)
             part, scale = _grouped(weight[rows, span], size), own_grid.scale[own]
             if dtype is None:
-                codes[rows, span] = levels.round_(part / scale, zeros[own]).flatten(1)
+                codes[rows, span] = levels.round_(levels.in_steps(part, scale), zeros[own]).flatten(1)
                 continue
-            found, steps = levels.round_to_steps_(part / scale, zeros[own])
+            found, steps = levels.round_to_steps_(levels.in_steps(part, scale), zeros[own])
             codes[rows, span] = found.flatten(1)
             read = steps.mul_(scale).to(levels.read_dtype).to(dtype)
             error = error + _energy(read.float().sub_(part))
@@ -185,9 +187,9 @@ def _energy(values: torch.Tensor) -> torch.Tensor:
     return rows.double().square().sum()
 
 
-def grid_of(quantized: Quantized) -> Grid:
-    """Return the grid on which the codes of a weight lie."""
-    levels = Levels(quantized.numbers, quantized.scale.dtype, quantized.global_scale)
+def grid_of(quantized: Quantized, numbers: Numbers | None = None) -> Grid:
+    """Return the grid on which the codes of a weight lie; `numbers` are those that it was made with."""
+    levels = Levels(numbers or quantized.numbers, quantized.scale.dtype, quantized.global_scale)
     in_bytes = scale_types.in_one_byte(levels.scale_dtype)
     scale = levels.scales_of_codes(quantized.scale.view(torch.uint8)) if in_bytes else quantized.scale.float()
     return Grid(levels, scale, None if quantized.zero_point is None else quantized.zero_point.float())
@@ -244,6 +246,8 @@ def _choose(
         return best, zero
     least = torch.full_like(best, torch.inf)
     smallest = SMALLEST.get(levels.numbers.bits, SMALLEST_OTHERWISE)
+    if levels.numbers.element == "log2":
+        smallest = SMALLEST_POWER
     roots = costs.sqrt()
     weighted = [part * roots for part in values]
     if scale_types.in_one_byte(levels.scale_dtype):

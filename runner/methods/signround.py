@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import torch
 
 from runner.methods.quantization_grid import CHUNK, Grid
-from runner.model.checkpoint.quantization.elements import MANTISSA_BITS, SMALLEST_EXPONENT, Levels
+from runner.model.checkpoint.quantization.elements import MANTISSA_BITS, SMALLEST_EXPONENT, Levels, codebook
 from runner.model.checkpoint.quantization.quantized import Quantized
 from runner.model.checkpoint.quantization.scheme import AS_WEIGHTS
 from runner.model.layerwise.method import Block
@@ -154,8 +154,12 @@ class Rounding:
 
 
 def spacing(positions: torch.Tensor, levels: Levels) -> torch.Tensor:
-    """Return the distance of neighbouring levels of floats around each position."""
+    """Return the distance of neighbouring levels of floats, or of a table, around each position."""
     element = levels.numbers.element
+    if levels.numbers.is_codebook:
+        table: torch.Tensor = codebook(element, positions.device).levels.unique()
+        above = torch.bucketize(positions, table).clamp_(1, len(table) - 1)
+        return table[above] - table[above - 1]
     exponent = positions.abs().clamp(2.0 ** SMALLEST_EXPONENT[element], levels.reach).log2().floor()
     return (exponent - MANTISSA_BITS[element]).exp2()
 

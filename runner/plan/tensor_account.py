@@ -8,6 +8,7 @@ from runner.contracts.facts import CheckpointFacts, TensorHeader
 from runner.contracts.planned_account import ADDED, CHANGED, DROPPED, KEPT, PASSED, TIED, Entry, PlannedAccount
 from runner.errors import Diagnostic
 from runner.model.architecture.sites import role
+from runner.model.checkpoint.quantization import packed_names
 
 _SHOWN = 5
 
@@ -42,7 +43,7 @@ def account(
         if changed and own and after.tensors.get(name) != header:  # some formats keep the weight's name
             used.update(own)
             new = (new for each in own for new in packed[each])
-            written = {n.rpartition(".")[2] for n in (*new, name) if n in after.tensors}
+            written = {packed_names.split(n)[1] for n in (*new, name) if n in after.tensors}
             fate, reason = CHANGED, f"stored as {', '.join(sorted(written))}"
         elif name in after.tensors:
             fate, reason = (CHANGED, "its values change") if changed else (KEPT, "the step does not concern it")
@@ -75,7 +76,7 @@ def _new_by_module(before: Mapping[str, TensorHeader], after: Mapping[str, Tenso
     found: dict[str, list[str]] = {}
     for name in after:
         if name not in before:
-            found.setdefault(name.rpartition(".")[0], []).append(name)
+            found.setdefault(packed_names.split(name)[0], []).append(name)
     return found
 
 

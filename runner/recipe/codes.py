@@ -161,6 +161,7 @@ CODES: dict[str, str] = {
     "R607": "experts whose inputs a server rounds are to be measured",
     "R612": "a scheme needs calibration data that the step does not name",
     "R613": "a reader rounds the inputs of some modules in another way than servers",
+    "R616": "weights take more bits on disk than their levels need",
     "R622": "there is no rotation of the size asked for",
     "R623": "the residual stream of a model cannot be rotated",
     "R631": "the pattern of a pruning does not divide the columns of a module",

@@ -110,7 +110,21 @@ def _check(params: Params, inputs: Inputs) -> list[Diagnostic]:
                 found += rounded_inputs.warn(packed, facts)
         found += refuse_split(params, packed, facts.sites)
         found += _joined(facts)
+        found += _wider(linears.values())
     return found + experts.refuse(params, linears, facts) + divided.check(inputs) + divided.refuse_mixtures(inputs)
+
+
+def _wider(options: Iterable[Params]) -> list[Diagnostic]:
+    """Return a warning where weights take more bits on disk than their levels need."""
+    wide = sorted({own["scheme"] for own in options if (found := scheme(own)) is not None and found != found.stored})
+    if not wide:
+        return []
+    message = (
+        f"the 15 levels of `scheme: {wide[0]}` are stored as integers of 8 bits, which have all of them: no format "
+        "that a server reads has powers of two in 4 bits"
+    )
+    help = "use `scheme: nf4` where size counts, and this one where weights are to be powers of two"
+    return [Diagnostic("R616", message, help, path=("scheme",), severity="warning")]
 
 
 def _joined(facts: CheckpointFacts) -> list[Diagnostic]:
@@ -133,7 +147,7 @@ def _refusal(site: Site, own: Params, facts: CheckpointFacts) -> Refusal | None:
         return None
     stored_as = facts.tensors[site.tensor].dtype if site.tensor in facts.tensors else ""
     matrix = Matrix(site.rows, site.columns, site.transposed and site.index is None, stored_as)
-    return formats.refuse(own["format"], stored, matrix)
+    return formats.refuse(own["format"], stored.stored, matrix)
 
 
 def _contradictions(params: Iterable[Params]) -> list[Diagnostic]:

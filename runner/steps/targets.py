@@ -50,7 +50,7 @@ def stored_scheme(params: Params) -> Scheme:
 def planned(params: Params, facts: CheckpointFacts) -> dict[str, Stored]:
     """Return module → how it is stored, for every module that will be packed."""
     found = {linear.name: (own, scheme(own)) for linear, own in chosen(params, facts).items()}
-    return {name: Stored(str(own["format"]), stored) for name, (own, stored) in found.items() if stored is not None}
+    return {name: Stored(str(own["format"]), how.stored) for name, (own, how) in found.items() if how is not None}
 
 
 def ways(params: Params) -> set[Scheme]:

@@ -239,7 +239,7 @@ help: `runner steps quantize.gptq` lists every parameter
         "not one of, text",
         recipe("- quantize.gptq: {data: text, format: pack_quantized}"),
         """
-r.yaml:6:41: error[R203]: `format` must be one of "pack-quantized", "int-quantized", "float-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized", "gptq", "awq", "modelopt", "fp8"; got "pack_quantized"; did you mean "pack-quantized"?
+r.yaml:6:41: error[R203]: `format` must be one of "pack-quantized", "int-quantized", "float-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized", "gptq", "awq", "bitsandbytes", "modelopt", "fp8"; got "pack_quantized"; did you mean "pack-quantized"?
     6 |   - quantize.gptq: {data: text, format: pack_quantized}
       |                                         ^^^^^^^^^^^^^^
 help: `runner steps quantize.gptq` lists every parameter

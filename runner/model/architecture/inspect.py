@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from runner.model.checkpoint import unpacking
 from runner.model.checkpoint.adapter_config import adapter_config
 from runner.model.checkpoint.companions import COMPRESSION
 from runner.model.checkpoint.headers import read_config, read_headers, refuse_adapter_of_another
+from runner.model.checkpoint.quantization import packed_names
 
 
 def of_artifact(artifact: Artifact) -> CheckpointFacts:
@@ -50,9 +50,9 @@ def facts(
     if not (folder / COMPRESSION).is_file() and unpacking.find(config, unpacking.ONLY_READ) is not None:
         return unpacked(config, tensors, source, unpacking.peek_in(folder, tensors))
     shapes = {
-        name.removesuffix(".weight_shape"): _read_shape(folder, header)
+        module: packed_names.read_shape(name, _read(folder, header))
         for name, header in tensors.items()
-        if name.endswith(".weight_shape")
+        if (module := packed_names.whose_shape(name)) is not None
     }
     if sites and prefix is None:
         prefix = decoder_layers.prefix_of(sites)
@@ -94,10 +94,10 @@ def with_layers(facts: CheckpointFacts, prefix: str) -> CheckpointFacts:
     )
 
 
-def _read_shape(folder: Path, header: TensorHeader) -> tuple[int, ...]:
+def _read(folder: Path, header: TensorHeader) -> bytes:
     with (folder / header.shard).open("rb") as file:
         file.seek(header.begin)
-        return struct.unpack(f"<{header.nbytes // 8}q", file.read(header.nbytes // 8 * 8))
+        return file.read(header.nbytes)
 
 
 def needs_own_code(folder: Path) -> bool:

@@ -21,6 +21,7 @@ from runner.contracts.model_config import ModelConfig
 from runner.errors import StepFailed
 from runner.model.checkpoint import formats
 from runner.model.checkpoint.headers import read_headers
+from runner.model.checkpoint.quantization import packed_names
 from runner.model.checkpoint.quantization.format import Format, Packing
 from runner.model.checkpoint.quantization.quantized import Quantized
 from runner.model.checkpoint.quantization.scheme import Scheme
@@ -188,8 +189,8 @@ class CheckpointReader:
         scheme = self.packing.scheme(module) if self.packing and format else None
         if format is None or scheme is None:
             return self.header(f"{module}.weight").shape
-        if self.has(f"{module}.weight_shape"):
-            return tuple(int(size) for size in self.read(f"{module}.weight_shape"))
+        if name := packed_names.shape_holder(self.headers, module):
+            return packed_names.read_shape(name, self.read(name).numpy().tobytes())
         return format.shape(self.headers, module, scheme)
 
     def read_module_weight(self, module: str) -> torch.Tensor:

@@ -109,6 +109,8 @@ ROWS: tuple[Row, ...] = (  # the first that matches counts
     Row("transformers", ("fp8",), (8.9, 99.0), NATIVE, "", "transformers 5.23's source"),
     Row("transformers", ("gptq",), _EVERYWHERE, NATIVE, "with the packages gptqmodel and optimum",
         "tried with transformers 5.23 and gptqmodel 7.7"),
+    Row("transformers", ("bitsandbytes",), _EVERYWHERE, NATIVE, "with the packages bitsandbytes and accelerate",
+        "tried with transformers 5.23 and bitsandbytes 0.50"),
     Row("transformers", ("modelopt",), _EVERYWHERE, REFUSED, "it does not know ModelOpt's checkpoints",
         "tried with transformers 5.23"),
     Row("transformers", ("gguf",), _EVERYWHERE, FALLBACK, "weights are unpacked to 32 bits when they are loaded",

@@ -14,7 +14,7 @@ from typing import Any
 
 from runner.model.architecture import tied_weights
 from runner.model.checkpoint import formats
-from runner.model.checkpoint.quantization import cache_scheme
+from runner.model.checkpoint.quantization import cache_scheme, packed_names
 from runner.model.layerwise import conversions
 from runner.model.layerwise.conversions import Group
 
@@ -83,12 +83,12 @@ def name_map(model: Any, tensors: Iterable[str], equal: Equal | None = None) -> 
         return name, converter
 
     for stored in sorted(there):
-        module, _, key = stored.rpartition(".")
+        module, key = packed_names.split(stored)
         weight = f"{module}.weight" if stored.endswith(_PACKED) else stored
         name, converter = rename(weight)
         companion = key != "weight" and weight == stored and _is_packed(module, there)
         extra = (companion or key in cache_scheme.SCALES) and name not in wanted
-        if extra if converter is None else companion and key.startswith("weight_"):
+        if extra if converter is None else companion and key.startswith(("weight_", "weight.")):
             packed.append(stored)
         elif converter is not None:
             converted.append((weight, name, converter))

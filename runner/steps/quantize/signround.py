@@ -66,7 +66,7 @@ def learn(
         scheme = stored_scheme(options[name])
         if scheme.activations is not None:
             block.round_inputs(name, scheme.activations, start.quantized.input_scale)
-        roundings[name] = signround.Rounding(start.positions, grid_of(start.quantized))
+        roundings[name] = signround.Rounding(start.positions, grid_of(start.quantized, scheme.weights))
     params = next(iter(options.values()))
     schedule = signround.Schedule(params["steps"], params["offset_range"], params["scale_range"])
     learned = signround.learn(block, roundings, schedule, seed + block.index)

@@ -58,7 +58,7 @@ def test_versions(version: str, covered: bool) -> None:
 
 
 def test_rows_name_servers_formats_and_sources() -> None:
-    known = {servers.DENSE, "onnx", "gguf", "tensorrt", "aotinductor", "executorch", "bitsandbytes"}
+    known = {servers.DENSE, "onnx", "gguf", "tensorrt", "aotinductor", "executorch"}
     known |= {format.NAME for format in formats.all_formats()}
     for row in servers.ROWS:
         assert row.server in servers.SERVERS

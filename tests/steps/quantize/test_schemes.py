@@ -53,7 +53,7 @@ def quantized(folder: Path, kind: Any, source: Path, **params: Any) -> Path:
     """What a step of `kind` makes of a checkpoint."""
     wants = kind.method.wants(defaults(kind.method.kind, params)) != "none"
     host = Host(folder, kind.method.kind, source, IDS if wants else None, **params)
-    assert kind.check(host.params, inputs(source)) == []
+    assert [each for each in kind.check(host.params, inputs(source)) if each.severity == "error"] == []
     kind.run(host)
     forecast = layerwise.outcome(host.params, inputs(source))
     written = facts(host.out_dir, "written")
@@ -81,6 +81,8 @@ def reference(folder: Path) -> float:
 
 
 def assert_served_as_reported(case: str, name: str, kind: Any, tmp_path: Path) -> None:
+    if case in ("nf4", "fp4"):
+        pytest.importorskip("bitsandbytes")
     source = dense(tmp_path / "dense", case, name)
     made = quantized(tmp_path / "made", kind, source, **CASES[case])
     ours = measured(made, tmp_path / "scratch")

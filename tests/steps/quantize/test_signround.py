@@ -77,6 +77,8 @@ def test_layers_are_learned_on_every_architecture(name: str, params: dict[str, A
         {"scheme": "fp8", "activations": "static"},
         {"scheme": "nvfp4a16"},
         {"scheme": "mxfp4a16"},
+        {"scheme": "nf4"},
+        {"scheme": "log2"},
         {"scheme": "fp8_block", "ignore": ["*q_proj", "*k_proj", "*v_proj", "*gate_proj", "*up_proj"]},
     ],
     ids=str,

@@ -12,9 +12,11 @@ from runner.contracts.facts import TensorHeader
 from runner.contracts.mixtures import Mixture
 from runner.contracts.model_description import Linears
 from runner.model.checkpoint import formats
+from runner.model.checkpoint.formats import bitsandbytes
 from runner.model.checkpoint.quantization import compressed_tensors_config
 from runner.model.checkpoint.quantization.format import Refusal, Stored
 from runner.model.checkpoint.quantization.module_patterns import unpacked_modules
+from runner.model.checkpoint.stored_types import NAMES
 
 
 def write(
@@ -32,6 +34,9 @@ def write(
     known = linears or Linears()
     untouched = sorted({*unpacked_modules(tensors, stored), *known.unpacked(stored), *_dense_mixtures(stored, known)})
     config = _config(stored, untouched, act_order)
+    if bitsandbytes.COMPUTE in config:
+        types = _types(stored, tensors)
+        return {**config, bitsandbytes.COMPUTE: NAMES[types[0]]} if types else config
     unpacks = known.needed or packs_experts(stored, known) or converted(stored, tensors)
     if config["quant_method"] == compressed_tensors_config.METHOD and unpacks:
         return {**config, "dequantize": True}
@@ -51,6 +56,12 @@ def _config(stored: Mapping[str, Stored], untouched: Iterable[str], act_order: b
         return compressed_tensors_config.write_mixed(stored, untouched, act_order=act_order)
     schemes = {module: own.scheme for module, own in stored.items()}
     return formats.find(*names).config(schemes, untouched, act_order=act_order)
+
+
+def _types(stored: Iterable[str], tensors: Mapping[str, TensorHeader]) -> list[str]:
+    """The types of the dense weights of some modules, as safetensors names them."""
+    names = (f"{module}.weight" for module in stored)
+    return sorted({tensors[name].dtype for name in names if name in tensors and tensors[name].dtype in NAMES})
 
 
 def converted(stored: Mapping[str, Stored], tensors: Mapping[str, TensorHeader]) -> bool:
@@ -87,6 +98,10 @@ def refuse(
 ) -> Refusal | None:
     """Why transformers cannot load a model of these linear modules packed; None: it can, or unpacks it first."""
     late, experts = converted(stored, tensors or {}), packs_experts(stored, linears)
+    types = _types(stored, tensors or {})
+    if len(types) > 1 and any(own.format == bitsandbytes.NAME for own in stored.values()):
+        problem = f"its weights are stored as {' and '.join(types)}, and `{bitsandbytes.NAME}` unpacks to one type"
+        return Refusal(problem, "use another format, or add the modules of one type to `ignore`")
     if not stored or not (linears.needed or late or experts):
         return None
     problem = "transformers can only load packed experts of a mixture that it unpacks" if experts else (

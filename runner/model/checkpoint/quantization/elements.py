@@ -3,21 +3,24 @@
 int2 … int8   0 … 2^b − 1, less a zero point
 float8_e4m3   sign, 4 bits of exponent, 3 of mantissa; largest 448; no infinities (OCP 8-bit floating point, 2023)
 float4_e2m1   0, ½, 1, 1½, 2, 3, 4, 6 and their negatives (OCP microscaling formats, 2023)
+nf4, fp4, log2   the tables of `codebooks`
 
-Floats are rounded to nearest, ties to even, and saturate.
+Floats are rounded to nearest, ties to even, and saturate. Of two levels of a table at one distance the lower is taken.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 
 from runner.model.checkpoint.quantization import scale_types
+from runner.model.checkpoint.quantization.codebooks import CODEBOOKS
 from runner.model.checkpoint.quantization.scheme import Numbers
 
-LARGEST = {"float8_e4m3": 448.0, "float4_e2m1": 6.0}
+LARGEST = {"float8_e4m3": 448.0, "float4_e2m1": 6.0, **{name: table.largest for name, table in CODEBOOKS.items()}}
 SMALLEST_EXPONENT = {"float8_e4m3": -6, "float4_e2m1": 0}  # of normal numbers: below, the spacing stays as it is
 MANTISSA_BITS = {"float8_e4m3": 3, "float4_e2m1": 1}
 _EXPONENT = 0x7F800000  # the bits of a float32 that hold its exponent
@@ -45,8 +48,9 @@ class Levels:
 
     @property
     def middle(self) -> int:
-        """The zero point of symmetric numbers."""
-        return int(2 ** (self.numbers.bits - 1)) if self.numbers.is_integer else 0
+        """The zero point of symmetric numbers, as they are stored."""
+        stored = self.numbers.stored
+        return int(2 ** (stored.bits - 1)) if stored.is_integer else 0
 
     @property
     def reach(self) -> float:
@@ -105,6 +109,9 @@ class Levels:
 
         A negative number that becomes zero may lose its sign.
         """
+        if self.numbers.is_codebook:
+            table = codebook(self.numbers.element, values.device)
+            return values.copy_(table.levels[torch.bucketize(values, table.borders)])
         if not self.numbers.is_integer:
             return nearest_float_(values, self.numbers.element)
         top = 2**self.numbers.bits - 1
@@ -114,6 +121,9 @@ class Levels:
 
     def codes_(self, steps: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
         """uint8 codes of what `nearest_` gave; `steps` may be changed."""
+        if self.numbers.is_codebook:
+            table = codebook(self.numbers.element, steps.device)
+            return table.codes[torch.bucketize(steps, table.borders)]
         if self.numbers.element == "float8_e4m3":
             return steps.to(torch.float8_e4m3fn).view(torch.uint8)
         if self.numbers.element == "float4_e2m1":
@@ -134,9 +144,32 @@ class Levels:
             return self.codes_(steps.clone(), zero), steps
         if self.numbers.element == "float8_e4m3":
             return self.round_(values, zero), self.nearest_(values, zero)
+        if self.numbers.is_codebook:
+            return self.codes_(values, zero), self.nearest_(values, zero)
         signs = torch.signbit(values)
         steps = self.nearest_(values, zero)
         return self.codes_(steps, zero).bitwise_or_(signs.to(torch.uint8).mul_(1 << (self.numbers.bits - 1))), steps
+
+    def in_steps(self, values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Weights in steps of their scale; for tables by the reciprocal, as bitsandbytes computes them."""
+        return values * scale.reciprocal() if self.numbers.is_codebook else values / scale
+
+
+@dataclass(frozen=True)
+class Table:
+    """A codebook as tensors: `levels` from the lowest on, float32, the `borders` between them, and uint8 `codes`."""
+
+    levels: torch.Tensor
+    borders: torch.Tensor
+    codes: torch.Tensor
+
+
+@cache
+def codebook(element: str, device: torch.device) -> Table:
+    """Return the table of a codebook on a device."""
+    levels = torch.tensor(CODEBOOKS[element].levels, device=device)
+    codes = torch.tensor(CODEBOOKS[element].codes, dtype=torch.uint8, device=device)
+    return Table(levels, (levels[:-1] + levels[1:]) / 2, codes)
 
 
 def nearest_float_(values: torch.Tensor, element: str) -> torch.Tensor:

@@ -28,6 +28,9 @@ PRESETS = {
     "mxfp4a16": Scheme(_MXFP4),
     "mxfp8": Scheme(_MXFP8, _MXFP8),
     "mxfp8a16": Scheme(_MXFP8),
+    "nf4": Scheme(Numbers("nf4", 64)),
+    "fp4": Scheme(Numbers("fp4", 64)),
+    "log2": Scheme(Numbers("log2", 128)),
 }
 
 STATIC = ("fp8", "w8a8")  # those whose inputs may have a calibrated scale: what servers have kernels for
@@ -54,7 +57,10 @@ def resolve(name: str | None, bits: int, group_size: int | str, symmetric: bool,
     if preset.weights.is_integer:
         return replace(preset, weights=replace(preset.weights, layout=group_size, symmetric=symmetric))
     if not symmetric:
-        raise ValueError(f"`symmetric: false` contradicts `scheme: {name}`, whose weights are floats around zero")
+        levels = "levels are fixed" if preset.weights.is_codebook else "weights are floats around zero"
+        raise ValueError(f"`symmetric: false` contradicts `scheme: {name}`, whose {levels}")
+    if preset.weights.stored.is_integer:
+        return replace(preset, weights=replace(preset.weights, layout=group_size))
     if group_size != short_layout(preset.weights.layout):
         raise ValueError(f"`group_size: {group_size}` contradicts `scheme: {name}`, which has its own")
     return preset

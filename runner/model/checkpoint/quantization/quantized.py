@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from runner.model.checkpoint.quantization.elements import codebook
 from runner.model.checkpoint.quantization.scheme import Numbers
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # values of the codes 0 to 7; 8 to 15 are their negatives
@@ -15,7 +16,8 @@ E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # values of the codes 0 to 7; 8
 class Quantized:
     """`weight ≈ scale · (value of the code − zero point)`, scale and zero point shared as `numbers.layout` says.
 
-    codes       uint8 [out, in]: of integers the number itself, in [0, 2^bits); of floats their bits
+    codes       uint8 [out, in]: of integers the number itself, in [0, 2^bits); of floats their bits; of codebooks those
+                of their tables
     scale       [out, G], already rounded to the type in which it is stored; [1, 1] for "tensor"; of blocks of r × c
                 [⌈out / r⌉, ⌈in / c⌉]
     zero_point  uint8 [out, G] ([1, 1] for "tensor"), or None when symmetric: then it is 2^(bits − 1) of integers
@@ -128,7 +130,10 @@ class Quantized:
         scale = self.scale.to(self.dtype)
         if self.global_scale is not None:
             scale = scale / self.global_scale
-        if self.numbers.element == "float8_e4m3":
+        if self.numbers.is_codebook:
+            book = codebook(self.numbers.element, self.codes.device)
+            values = book.levels.to(scale.dtype)[book.codes.argsort()[self.codes.long()]]
+        elif self.numbers.element == "float8_e4m3":
             values = self.codes.view(torch.float8_e4m3fn).to(scale.dtype)
         else:
             table = torch.tensor((*E2M1, *(-value for value in E2M1)), dtype=scale.dtype, device=self.codes.device)

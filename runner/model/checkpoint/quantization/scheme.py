@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-ELEMENTS = {**{f"int{bits}": bits for bits in range(2, 9)}, "float8_e4m3": 8, "float4_e2m1": 4}  # name → bits
+from runner.model.checkpoint.quantization.codebooks import CODEBOOKS
+
+ELEMENTS = {  # name → bits
+    **{f"int{bits}": bits for bits in range(2, 9)}, "float8_e4m3": 8, "float4_e2m1": 4, **dict.fromkeys(CODEBOOKS, 4),
+}  # fmt: skip
 AS_WEIGHTS = "weights"  # a scale stored in the floating type of the weights that were quantized
 SCALES = (AS_WEIGHTS, "float8_e4m3", "float8_e8m0")
 SHARED = ("tensor", "channel", "token")  # layouts by name; others are a group size or the sides of a block
@@ -48,6 +52,15 @@ class Numbers:
     @property
     def is_integer(self) -> bool:
         return self.element.startswith("int")
+
+    @property
+    def is_codebook(self) -> bool:
+        return self.element in CODEBOOKS
+
+    @property
+    def stored(self) -> Numbers:
+        """How they lie on disk: powers of two among integers of 8 bits, since no format has them in 4."""
+        return replace(self, element="int8") if self.element == "log2" else self
 
     @property
     def two_level(self) -> bool:
@@ -102,6 +115,11 @@ class Scheme:
     weights: Numbers
     activations: Numbers | None = None
     dynamic: bool = True
+
+    @property
+    def stored(self) -> Scheme:
+        """The scheme of a checkpoint with these weights: `Numbers.stored`."""
+        return replace(self, weights=self.weights.stored)
 
     @property
     def calibrated(self) -> bool:

@@ -9,9 +9,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
+from runner.model.checkpoint.formats import bitsandbytes as format
 from runner.model.checkpoint.unpacking.protocol import Config, Headers, Peek, Read, Unreadable, Weight
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 NAME = "bitsandbytes"
 PEEKS = True
-_STATE = ".quant_state.bitsandbytes__"
 _NEEDED = (".absmax", ".quant_map")
 _NESTED = (".nested_absmax", ".nested_quant_map")
 
@@ -40,10 +39,10 @@ def weights(config: Config, tensors: Headers, peek: Peek) -> list[Weight]:
             extra = tuple(each for each in (f"{module}.weight_format",) if each in tensors)
             found.append(Weight(name, header.shape, (name, f"{module}.SCB"), extra))
             continue
-        state = next((each for each in tensors if each.startswith(name + _STATE)), None)
+        state = next((each for each in tensors if each.startswith(name + format.STATE)), None)
         missing = [name + key for key in _NEEDED if name + key not in tensors]
         if state is None or missing:
-            lost = missing[0] if missing else f"{name}{_STATE}nf4"
+            lost = missing[0] if missing else f"{name}{format.STATE}nf4"
             raise Unreadable(f"stores `{name}` by bitsandbytes, and `{lost}` is missing")
         nested = [name + key for key in _NESTED if name + key in tensors]
         shape = tuple(int(size) for size in _state(peek(state))["shape"])
@@ -53,17 +52,12 @@ def weights(config: Config, tensors: Headers, peek: Peek) -> list[Weight]:
 
 def _state(text: bytes) -> dict[str, Any]:
     try:
-        state = json.loads(text)
-        if state["blocksize"] >= 2 and len(state["shape"]) == 2:
-            return dict(state)
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise Unreadable("is stored by bitsandbytes with a `quant_state` that is not understood")
+        return format.read_state(text)
+    except ValueError as error:
+        raise Unreadable(str(error)) from None
 
 
 def unpack(weight: Weight, config: Config, tensors: Headers, read: Read) -> torch.Tensor:
-    import torch
-
     if len(weight.sources) == 2:
         codes, largest = (read(name) for name in weight.sources)
         return codes.float() * largest.float().reshape(-1, 1) * (1 / 127)  # in the owner's order
@@ -73,8 +67,7 @@ def unpack(weight: Weight, config: Config, tensors: Headers, read: Read) -> torc
         size = int(state["nested_blocksize"])
         scales = nested[1].float()[largest.long()] * nested[0].float().repeat_interleave(size)[: largest.numel()]
         largest = scales + float(state["nested_offset"])
-    halves = packed.reshape(-1)
-    codes = torch.stack([halves >> 4, halves & 15], 1).reshape(-1)
+    codes = format.unpack_codes(packed)
     count = weight.shape[0] * weight.shape[1]
     scales = largest.float().repeat_interleave(int(state["blocksize"]))[:count]
     return (values.float()[codes[:count].long()] * scales).reshape(weight.shape)

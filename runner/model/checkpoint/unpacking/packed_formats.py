@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runner.model.checkpoint import formats
+from runner.model.checkpoint.quantization import packed_names
 from runner.model.checkpoint.unpacking.protocol import Config, Headers, Peek, Read, Unreadable, Weight
 
 if TYPE_CHECKING:
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
 
 NAME = "packed weights"
 PEEKS = True
-_SHAPE = "weight_shape"
 
 
 def holds(config: Config) -> bool:
@@ -26,7 +26,7 @@ def weights(config: Config, tensors: Headers, peek: Peek) -> list[Weight]:
     packing = formats.parse(config)
     beside: dict[str, list[str]] = {}
     for name in tensors:
-        module, _, key = name.rpartition(".")
+        module, key = packed_names.split(name)
         if key != "bias":
             beside.setdefault(module, []).append(name)
     found = []
@@ -37,10 +37,8 @@ def weights(config: Config, tensors: Headers, peek: Peek) -> list[Weight]:
         scheme = packing.scheme(module) if packing else None
         if scheme is None:
             raise Unreadable(f"stores `{module}` packed, and nothing in config.json says how")
-        shape = format.shape(tensors, module, scheme)
-        if f"{module}.{_SHAPE}" in tensors:
-            stored = peek(f"{module}.{_SHAPE}")
-            shape = (int.from_bytes(stored[:8], "little"), int.from_bytes(stored[8:16], "little"))
+        holder = packed_names.shape_holder(tensors, module)
+        shape = packed_names.read_shape(holder, peek(holder)) if holder else format.shape(tensors, module, scheme)
         found.append(Weight(f"{module}.weight", shape, tuple(names)))
     return found
 

@@ -36,7 +36,7 @@ def test_configs_are_read_back(format: str) -> None:
 def test_configs_that_cannot_be_read() -> None:
     assert formats.parse(None) is None
     for config, message in (
-        ({"quant_method": "bitsandbytes"}, "checkpoints quantized with `bitsandbytes` cannot be read"),
+        ({"quant_method": "hqq"}, "checkpoints quantized with `hqq` cannot be read"),
         (
             {"quant_method": "compressed-tensors", "format": "mxfp6-pack-quantized", "config_groups": {"g": {}}},
             "the compressed-tensors format `mxfp6-pack-quantized` cannot be read",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from runner.model.checkpoint.quantization.codebooks import CODEBOOKS
 from runner.model.checkpoint.quantization.elements import Levels, codes_of_e2m1, nearest_float_
 from runner.model.checkpoint.quantization.quantized import E2M1, Quantized
 from runner.model.checkpoint.quantization.scheme import Numbers
@@ -29,6 +30,43 @@ def test_the_nearest_level_of_a_float(element: str, levels: torch.Tensor) -> Non
     found = Levels(Numbers(element, "channel")).nearest_(given.clone(), torch.zeros(1))
     distances = (given.clamp(levels.min(), levels.max())[:, None] - levels).abs().amin(1)
     assert torch.equal((given.clamp(levels.min(), levels.max()) - found).abs(), distances)
+
+
+@pytest.mark.parametrize("element", CODEBOOKS)
+def test_the_nearest_level_of_a_table(element: str) -> None:
+    """Of two levels at one distance the lower, and codes whose values are those levels."""
+    table, zero = CODEBOOKS[element], torch.tensor([128.0])
+    levels = torch.tensor(table.levels)
+    given = values(levels.unique(), 20_000)
+    own = Levels(Numbers(element, "channel"))
+    found = own.nearest_(given.clone(), zero)
+    distances = (given[:, None].double() - levels.double()).abs()
+    assert torch.allclose((given.double() - found.double()).abs(), distances.amin(1), atol=1e-7, rtol=0)
+    assert torch.equal(found[: len(levels.unique())], levels.unique())
+    middle = (levels[3] + levels[4]) / 2
+    assert float(own.nearest_(middle.view(1).clone(), zero)) == float(levels[3])
+    by_code = dict(zip(table.codes, table.levels, strict=True))
+    codes = own.round_(given.clone(), zero)
+    assert [by_code[code] for code in codes[:1000].tolist()] == pytest.approx(found[:1000].tolist())
+
+
+def test_powers_of_two_are_stored_as_integers() -> None:
+    """Every level of log2 is the integer that its code stands for, whatever reader unpacks it."""
+    from runner.methods.quantization_grid import grid_of, quantize_rtn
+
+    weight = torch.randn(16, 256, generator=torch.Generator().manual_seed(0))
+    errors = []
+    for grid in ("minmax", "mse"):
+        packed = quantize_rtn(weight, Levels(Numbers("log2", 64)), grid)
+        assert packed.numbers == Numbers("int8", 64)
+        steps = packed.codes.int() - 128
+        assert {abs(int(step)) for step in steps.unique()} <= {0, *(1 << exponent for exponent in range(7))}
+        dense = packed.dequantize(torch.float32)
+        assert torch.equal(dense, (steps * packed.scale.float().repeat_interleave(64, 1)).bfloat16().float())
+        errors.append(float((dense - weight).square().mean()))
+        again = grid_of(packed, Numbers("log2", 64)).levels
+        assert again.numbers.element == "log2"
+    assert errors[1] < errors[0] < 0.04
 
 
 def test_e2m1_rounds_as_compressed_tensors_rounds_it() -> None:
