@@ -177,6 +177,7 @@ CODES: dict[str, str] = {
     "R655": "a server that the recipe names cannot load the result",
     "R656": "nobody knows whether a server that the recipe names loads the result",
     "R657": "transformers would not round the inputs of a mixture that vLLM rounds",
+    "R658": "a cast that must be exact is to numbers that cannot be",
     "R661": "an embedding cannot be stored as integers in a graph for that target",
     "R701": "a step asks for more than a machine of the executor has",
     "R702": "a step asks for a resource that no machine of the executor has",

@@ -7,9 +7,11 @@ weighs errors by the mean square of the inputs (what llama.cpp calls an importan
 from __future__ import annotations
 
 from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, Inputs, Params
-from runner.errors import Diagnostic
+from runner.errors import Diagnostic, StepFailed
+from runner.model.checkpoint.quantization.scheme import Scheme
 from runner.model.layerwise.method import Linear, Statistics, Transformed
 from runner.steps import automatic
+from runner.steps.bits_assignment import is_auto
 from runner.steps.layer_method import ERRORS
 from runner.steps.layerwise import LayerMethod, bind
 from runner.steps.targets import stored_scheme, ways
@@ -20,6 +22,7 @@ PRODUCES = QUANTIZED
 REQUIRES = ()
 METRICS = ERRORS
 WEIGHTED = "weighted_mse"
+EXACT = "exact"
 
 
 def wanted(params: Params) -> str:
@@ -31,16 +34,31 @@ def wanted(params: Params) -> str:
 
 def transform(linear: Linear, statistics: Statistics, params: Params) -> Transformed:
     """Round to nearest; `error` is relative, ‖Q − W‖² / ‖W‖²."""
+    from runner.methods import exact_casts
     from runner.methods.quantization_grid import make_grid, round_and_measure
     from runner.methods.quantization_scheme import stored_levels, with_input_scale
 
     scheme = stored_scheme(params)
     levels = stored_levels(scheme, params["format"], linear.dtype)
     importance = statistics.of("input_norms").square() if params["grid"] == WEIGHTED else None
-    grid = make_grid(linear.weight, levels, params["grid"], importance, linear.largest)
+    if params["grid"] == EXACT:
+        grid = exact_casts.exact_grid(linear.weight, levels, linear.largest)
+    else:
+        grid = make_grid(linear.weight, levels, params["grid"], importance, linear.largest)
     quantized, error = round_and_measure(linear.weight, grid, linear.dtype)
+    if params["grid"] == EXACT and (place := exact_casts.first_inexact(linear.weight, quantized)) is not None:
+        raise _inexact(linear, quantized.group_size, *place)
     quantized = with_input_scale(quantized, scheme, statistics.largest_input, linear.dtype)
     return Transformed(quantized=quantized, metrics={"weight_error": error})
+
+
+def _inexact(linear: Linear, size: int, row: int, column: int) -> StepFailed:
+    first, value = column - column % size, float(linear.weight[row, column])
+    return StepFailed(
+        f"`{linear.names[0]}` cannot be cast exactly: in row {row}, columns {first} to {first + size - 1} are not all "
+        f"levels times one power of two; the first that would change, in column {column}, is {value:g}",
+        "use `grid: mse`, which rounds; or `ignore` the module",
+    )
 
 
 def without_statistics(linear: Linear, statistics: Statistics, params: Params) -> Transformed:
@@ -54,7 +72,24 @@ environment, unsettled = automatic.environment, automatic.unsettled
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
-    return _check_modules(params, inputs) + _check_data(params)
+    return _check_modules(params, inputs) + _check_data(params) + _check_exact(params)
+
+
+def _check_exact(params: Params) -> list[Diagnostic]:
+    """Return a complaint about `grid: exact` with numbers whose scales are no powers of two."""
+    if params["grid"] != EXACT:
+        return []
+    wrong = sorted(own.weights.describe() for own in ways(params) if not castable(own))
+    wrong = ["the integers of `bits: auto`"] if is_auto(params) else wrong
+    if not wrong:
+        return []
+    message = f"`grid: exact` casts to floats in groups, whose scales can be powers of two, not to {wrong[0]}"
+    return [Diagnostic("R658", message, "use `scheme: nvfp4a16`, `mxfp4a16` or `mxfp8a16`", path=("grid",))]
+
+
+def castable(scheme: Scheme) -> bool:
+    """Return whether its weights are floats in groups, so that every scale can be a power of two."""
+    return not scheme.weights.is_integer and scheme.strategy == "group"
 
 
 def _check_data(params: Params) -> list[Diagnostic]:
