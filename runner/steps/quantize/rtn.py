@@ -11,7 +11,7 @@ from runner.errors import Diagnostic, StepFailed
 from runner.model.checkpoint.quantization.scheme import Scheme
 from runner.model.layerwise.method import Linear, Statistics, Transformed
 from runner.steps import automatic
-from runner.steps.bits_assignment import is_auto
+from runner.steps.assignment import is_auto
 from runner.steps.layer_method import ERRORS
 from runner.steps.layerwise import LayerMethod, bind
 from runner.steps.targets import stored_scheme, ways
