@@ -24,7 +24,8 @@ def test_a_checkpoint_of_mxfp4_becomes_nvfp4_without_loss(tmp_path: Path) -> Non
     tensors = load_file(source / "model.safetensors")
     linears = sorted(name for name in tensors if name.endswith("_proj.weight"))
     for number, name in enumerate(linears):
-        tensors[name] = blocks(*tensors[name].shape, span=8, seed=number)
+        rows, columns = tensors[name].shape
+        tensors[name] = blocks(rows, columns, 8, seed=number)
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
     host = Host(tmp_path / "exact", "quantize.rtn", source, scheme="nvfp4a16", grid="exact")
     result = rtn.run(host)
