@@ -4,7 +4,9 @@ The module is imported by the planner, so its top level imports nothing heavy (n
 what it calls import what they need. It holds these names:
 
     VERSION: int                     bumped when results change
-    CONSUMES: tuple[str, ...]        artifact types its main input may have ("checkpoint", "quantized-checkpoint")
+    CONSUMES: tuple[str, ...]        artifact types its main input may have ("checkpoint", "quantized-checkpoint",
+                                     "engine")
+    NAMED_ENGINES: bool              optional: of CONSUMES an engine is taken only where `from` names it
     PRODUCES: str                    "checkpoint", "quantized-checkpoint", "engine", "metrics", or "same": what the main
                                      input is
     REQUIRES: tuple[Requirement, ...]   packages beyond the base installation, with the extra that installs them

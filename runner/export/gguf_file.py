@@ -17,6 +17,7 @@ from runner.contracts.model_config import ModelConfig
 from runner.errors import StepFailed
 from runner.export import companions, gguf_architecture, gguf_metadata, gguf_tensors, gguf_types, gguf_vocabulary
 from runner.export import gguf_weights as weights
+from runner.export.gguf_assignment import Assignment
 from runner.export.gguf_blocks import Blocks
 from runner.export.gguf_tensors import EMBEDDING, HEAD, Entry
 from runner.model.architecture import inspect, tied_config, tied_weights
@@ -48,17 +49,19 @@ runner generate path/to/this/folder "..."
 """
 
 
-def write(ctx: Context, described: Mapping[str, Any], importance: weights.Importance) -> Result:
+def write(
+    ctx: Context, described: Mapping[str, Any], importance: weights.Importance, assignment: Assignment | None = None
+) -> Result:
     """Write the GGUF file of `ctx`'s checkpoint; `described` is the part of engine.json that the plan knows.
 
-    `importance` weighs the errors of columns.
+    `importance` weighs the errors of columns; `assignment` has the types that a budget gives.
     """
     file = ctx.out_dir / described["file"]
     source = ctx.inputs["checkpoint"]
     facts = inspect.facts(source.path, "the checkpoint")
     vocabulary = gguf_vocabulary.read(source.path, facts.config.vocabulary_size)
     with CheckpointReader(source.path) as reader:
-        entries = _entries(reader, facts, ctx)
+        entries = checked_entries(reader, facts, ctx, assignment.types if assignment is not None else {})
         counts = {type: sum(e.type == type for e in entries) for type in sorted({e.type for e in entries})}
         writer = gguf.GGUFWriter(None, described["architecture"])
         _metadata(writer, facts.config, _file_type(entries, str(ctx.params["dense"])))
@@ -87,7 +90,8 @@ def write(ctx: Context, described: Mapping[str, Any], importance: weights.Import
     _folder(ctx, source.path, facts.config, engine)
     size = file.stat().st_size
     metrics = {"bytes": size, "scale_rounding": rounding, "bits_per_weight": _bits(entries)}
-    return Result(metrics=metrics, details={"types": counts})
+    chosen = {"assignment": assignment.document()} if assignment is not None else {}
+    return Result(metrics=metrics, details={"types": counts, **chosen})
 
 
 def _data(reader: CheckpointReader, config: ModelConfig, entry: Entry, importance: weights.Importance) -> Blocks:
@@ -111,7 +115,9 @@ def _folder(ctx: Context, source: Path, config: ModelConfig, engine: Mapping[str
     (ctx.out_dir / "README.md").write_text(text, encoding="utf-8")
 
 
-def _entries(reader: CheckpointReader, facts: CheckpointFacts, ctx: Context) -> list[Entry]:
+def checked_entries(
+    reader: CheckpointReader, facts: CheckpointFacts, ctx: Context, assigned: Mapping[str, str]
+) -> list[Entry]:
     """Return the tensors of the file. StepFailed where the checkpoint lacks one, or has one without a place."""
 
     def equal(one: str, other: str) -> bool:
@@ -119,7 +125,7 @@ def _entries(reader: CheckpointReader, facts: CheckpointFacts, ctx: Context) -> 
 
     declared = {f"{HEAD}.weight": f"{EMBEDDING}.weight"} if tied_config.may_tie(facts.config) else {}
     tied = bool(tied_weights.resolve_ties(declared, reader.headers, equal))
-    found, left = gguf_tensors.entries(facts, ctx.params, tied=tied)
+    found, left = gguf_tensors.entries(facts, ctx.params, tied=tied, assigned=assigned)
     if left:
         name = gguf_architecture.of(facts.config).name
         raise StepFailed(f"`{left[0]}` has no place in a GGUF file of the architecture {name}", "use build.onnx")
@@ -133,7 +139,13 @@ def _file_type(entries: list[Entry], dense: str) -> int:
     counts: dict[str, int] = {}
     for entry in entries:
         if len(entry.shape) > 1:
-            name = entry.type if entry.packed else dense if entry.name.startswith("blk.") else ""
+            name = (
+                entry.type
+                if entry.packed or entry.wanted == gguf_types.AUTO
+                else dense
+                if entry.name.startswith("blk.")
+                else ""
+            )
             counts[name] = counts.get(name, 0) + 1
     counts.pop("", None)
     return int(gguf.LlamaFileType[gguf_types.FILE_TYPES[max(counts, key=counts.__getitem__, default="f32")]])

@@ -25,7 +25,7 @@ class Entry:
               experts of a layer are stacked; none for rotary frequencies
     shape     in the file
     type      of gguf_types
-    wanted    the type before its columns were looked at
+    wanted    the type before its columns were looked at; gguf_types.AUTO where an assignment gives it
     heads     the heads of its rows where llama.cpp has another order of rows, else 0
     shifted   whether 1 is added to its values
     packed    whether the checkpoint holds integers of it, which are written as they are
@@ -54,15 +54,19 @@ class Entry:
         return gguf_types.nbytes(self.type, count)
 
 
-def entries(facts: CheckpointFacts, params: Params, *, tied: bool) -> tuple[list[Entry], list[str]]:
+def entries(
+    facts: CheckpointFacts, params: Params, *, tied: bool, assigned: Mapping[str, str] | None = None
+) -> tuple[list[Entry], list[str]]:
     """Return the tensors of the file in order, and those of the checkpoint that have no place in it.
 
-    `tied` is whether the head is the embedding. `facts` are those of a model that `gguf_refusals.refuse` lets pass.
+    `tied` is whether the head is the embedding; `assigned` has types by the names of tensors. `facts` are those of a
+    model that `gguf_refusals.refuse` lets pass.
     Raises ValueError where the quantization of the checkpoint cannot be read.
     """
     own = gguf_architecture.of(facts.config)
     made = _Made(facts, params, own)
     found = [*made.outer(tied), *made.frequencies(), *made.layers()]
+    found = [replace(entry, type=(assigned or {}).get(entry.name, entry.type)) for entry in found]
     known = {source for entry in found for source in entry.sources}
     modules = {source.removesuffix(".weight") for source in known if source.endswith(".weight")}
     if tied:
@@ -144,7 +148,7 @@ class _Made:
 
     def _table_types(self, tied: bool) -> tuple[str, str]:
         """Return the types of embedding and head; those that were not asked for fit."""
-        dense = self.dense
+        dense = self.dense if self.dense != gguf_types.AUTO else "q4_k_m"
         if self.packed:  # what most of the layers' weights are, not what the rest of them would be
             kinds = [block_type_for(scheme) for scheme in self.packed.values()]
             dense = "q8_0" if kinds.count("q8_0") > len(kinds) / 2 else "q4_0"

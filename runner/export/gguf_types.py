@@ -15,6 +15,7 @@ SIZES: Mapping[str, tuple[int, int]] = {
     "q5_k": (256, 176), "q6_k": (256, 210),
 }  # fmt: skip
 FLOATS = ("f32", "f16", "bf16")
+AUTO = "auto"  # in place of `dense`: the type of each matrix follows from a budget
 # What a tensor gets whose columns the blocks of its type do not divide, and where those of that do not: f16.
 FALLBACKS = {"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
 # Named mixtures of types: their base type. Other names of `dense` are types.
@@ -49,7 +50,7 @@ class Model:
 def layer_type(dense: str, tensor: str, layer: int, model: Model) -> str:
     """Return the type of a matrix of a layer, named as after "blk.N." (llama_tensor_get_type_impl)."""
     base = MIXTURES.get(dense, dense)
-    if base in FLOATS or base == "q8_0":
+    if base in FLOATS or base == "q8_0" or base == AUTO:
         return base
     if tensor == "attn_v":
         chosen = _values(dense, base, layer, model)
@@ -75,7 +76,9 @@ def head_type(dense: str) -> str:
 
 
 def fitting(type: str, columns: int) -> str:
-    """Return the type for rows of so many columns: itself, or what llama.cpp falls back to."""
+    """Return the type for rows of so many columns: itself, or what llama.cpp falls back to; of AUTO the largest."""
+    if type == AUTO:
+        return "q8_0" if columns % SIZES["q8_0"][0] == 0 else "f16"
     for each in (type, FALLBACKS.get(type, "f16")):
         if columns % SIZES[each][0] == 0:
             return each

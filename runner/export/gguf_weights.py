@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -27,6 +27,25 @@ def data(reader: CheckpointReader, entry: Entry, importance: Importance) -> Bloc
     """
     parts = [_part(reader, entry, source, importance) for source in entry.sources]
     return Blocks(np.concatenate([part.data for part in parts]), max(part.rounding for part in parts))
+
+
+def errors(reader: CheckpointReader, entry: Entry, types: Sequence[str], importance: Importance) -> list[list[float]]:
+    """Return for each type the relative error of the outputs of each source, for inputs that do not correlate."""
+    found: list[list[float]] = [[] for _ in types]
+    for source in entry.sources:
+        weight = reader.read(source).float()
+        energy = importance.get(source.removesuffix(".weight"))
+        columns = torch.ones(weight.shape[1]) if energy is None else energy
+        whole = float((weight.square() * columns).sum(dtype=torch.float64))
+        for type, own in zip(types, found, strict=True):
+            if type in _FLOATS:
+                made = weight.to(_FLOATS[type]).float()
+            else:
+                rounded = block_quantization.quantize(weight, FORMATS[type], energy)
+                made = block_quantization.dequantize(rounded, FORMATS[type])
+            lost = float(((made - weight).square() * columns).sum(dtype=torch.float64))
+            own.append(lost / whole if whole > 0 else 0.0)
+    return found
 
 
 def _part(reader: CheckpointReader, entry: Entry, source: str, importance: Importance) -> Blocks:

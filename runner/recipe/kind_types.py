@@ -20,6 +20,13 @@ def consumes(kind: str) -> tuple[str, ...]:
     return tuple(kinds.module(kind).CONSUMES)
 
 
+def taken_unnamed(kind: str) -> tuple[str, ...]:
+    """Return the artifact types that a kind takes where no `from` names its input."""
+    found = consumes(kind)
+    named = getattr(kinds.module(kind), "NAMED_ENGINES", False)
+    return tuple(type for type in found if type != ENGINE) if named else found
+
+
 def produces(kind: str) -> str:
     """Return the type of a kind's output; "same" where it is the type of the main input."""
     return str(kinds.module(kind).PRODUCES)

@@ -38,9 +38,9 @@ def source_of(id: str, main: str | None, inputs: Mapping[str, Mapping[str, str]]
 def nearest(kind: str, before: Iterable[Step]) -> str:
     """Return the default input of a step of this kind: the nearest earlier result that it takes, or the model.
 
-    Kinds that take only checkpoints skip engines, and the reverse.
+    Kinds that take only checkpoints skip engines, and the reverse; so do kinds that take an engine by name alone.
     """
-    wanted = kind_types.consumes(kind)
+    wanted = kind_types.taken_unnamed(kind)
     found = [step.id for step in before if kind_types.serves(step.kind, wanted)]
     return found[-1] if found else MODEL
 

@@ -44,6 +44,8 @@ class Server:
 
 
 _VLLM = ("--served-model-name", "{name}", "--host", "{host}", "--port", "{port}")
+_LLAMA = ("-m", "{model}", "--alias", "{name}", "--host", "{host}", "--port", "{port}", "--threads", "{threads}",
+          "--parallel", "{parallel}")  # fmt: skip
 OTHER = "other"
 SERVERS: Mapping[str, Server] = {
     "vllm": Server(
@@ -55,9 +57,8 @@ SERVERS: Mapping[str, Server] = {
     ),
     # `logprobs` brings the ids; the bias of FORCED changes the choice of a token, and not the log-probability given.
     "llama.cpp": Server(
-        "llama-server", ("-m", "{model}", "--alias", "{name}", "--host", "{host}", "--port", "{port}",
-                         "--threads", "{threads}", "--parallel", "{parallel}"),
-        ready="/health", exact={"logprobs": 1}, endless={"ignore_eos": True}, scores=FORCED,
+        "llama-server", _LLAMA, ready="/health", exact={"logprobs": 1}, endless={"ignore_eos": True}, scores=FORCED,
+        interpreted=(str(Path(__file__).with_name("llama_cpp_program.py")), *_LLAMA),
     ),
     "transformers": Server(
         "transformers", ("serve", "{model}", "--host", "{host}", "--port", "{port}"), ready="/health", model="{model}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -64,8 +65,13 @@ class ServerProcess:
         """Raise StepFailed, with the server's last words, where it ended."""
         code = self._process.poll()
         if code is not None:
-            how = f"signal {code - 128}" if code > 128 else f"signal {-code}" if code < 0 else f"status {code}"
-            raise StepFailed(f"the server ended with {how}{self.last_words()}", "the log of the step has all its words")
+            number = code - 128 if 128 < code <= 128 + signal.NSIG else -code  # the supervisor's, and its own
+            how = f"signal {number}" if number > 0 else f"status {code}"
+            help = "the log of the step has all its words"
+            if number == signal.SIGILL:
+                how += ", an instruction that this processor does not have"
+                help = "install a build of the server for this processor"
+            raise StepFailed(f"the server ended with {how}{self.last_words()}", help)
 
     def settle(self) -> None:
         """Raise StepFailed, with the server's last words, where it ends within a moment."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import CHECKPOINT, ENGINE, QUANTIZED, Context, Cost, Inputs, Params, Requirement, Result
 from runner.errors import Diagnostic, RecipeError, StepFailed
-from runner.export import gguf_architecture, gguf_metadata, gguf_refusals, gguf_types
+from runner.export import gguf_architecture, gguf_assignment, gguf_metadata, gguf_refusals, gguf_types
+from runner.export.gguf_assignment import Assignment
 from runner.export.gguf_tensors import Entry, entries
 from runner.model.architecture import tied_config
 from runner.model.checkpoint import adapter_config
@@ -20,7 +24,7 @@ from runner.steps import forward_cost
 if TYPE_CHECKING:
     import torch
 
-VERSION = 3
+VERSION = 4
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = ENGINE
 REQUIRES = (Requirement("gguf", "gguf"),)
@@ -55,7 +59,10 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
         elif not isinstance(fit := block_type_for(scheme), str):
             wrong.setdefault(fit, []).append(linear.name)
     found += [Diagnostic("R479", f"{_several(names)} {what}", remedy) for (what, remedy), names in wrong.items()]
-    return found + _placed(params, facts)
+    found += _placed(params, facts)
+    return found if any(each.severity == "error" for each in found) else [
+        *found, *gguf_assignment.check(params, inputs, _tied(facts))
+    ]  # fmt: skip
 
 
 def _several(names: list[str]) -> str:
@@ -77,7 +84,7 @@ def _placed(params: Params, facts: CheckpointFacts) -> list[Diagnostic]:
         return [Diagnostic("R479", what, gguf_refusals.ANOTHER)]
     changed: dict[tuple[int, str, str], list[Entry]] = {}
     for entry in planned:
-        if entry.wanted and entry.type != entry.wanted:
+        if entry.wanted not in ("", gguf_types.AUTO, entry.type):
             changed.setdefault((entry.shape[-1], entry.wanted, entry.type), []).append(entry)
     return [
         Diagnostic(
@@ -118,11 +125,14 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     facts = inputs.checkpoint
     if gguf_refusals.refuse(facts.config) is not None:
         return Cost(memory_budget.WEIGHTS_RUNTIME, facts.nbytes, 0, 5)
-    planned, _ = entries(facts, params, tied=_tied(facts))
+    largest_types = gguf_assignment.planned_types(params, facts, _tied(facts))
+    planned, _ = entries(facts, params, tied=_tied(facts), assigned=largest_types)
+    turns = 1 + len(params.get(gguf_assignment.CANDIDATES) or gguf_assignment.DEFAULT) * bool(largest_types)
     largest = max((math.prod(tensor.shape) for tensor in facts.tensors.values()), default=0)
     widest = max((i.size for i in facts.sites), default=0)
     searched = [e for e in planned if not e.packed and e.type not in gguf_types.FLOATS]
-    seconds = 5 + facts.nbytes / 1e8 + sum(math.prod(e.shape) for e in searched) / (_ROUNDED * inputs.machine.cpus)
+    rounded = turns * sum(math.prod(e.shape) for e in searched)
+    seconds = 5 + facts.nbytes / 1e8 + rounded / (_ROUNDED * inputs.machine.cpus)
     own = Cost(
         memory_budget.WEIGHTS_RUNTIME + 12 * max(largest, widest), sum(entry.nbytes for entry in planned), 0, seconds
     )  # fmt: skip
@@ -145,7 +155,41 @@ def run(ctx: Context) -> Result:
     if (refusal := gguf_refusals.refuse(config)) is not None:
         raise StepFailed(*refusal)
     described = gguf_architecture.described(config)
-    return write(ctx, described, _importance(ctx) if ctx.params.get("data") is not None else {})
+    importance = _importance(ctx) if ctx.params.get("data") is not None else {}
+    assignment = _assignment(ctx, importance) if gguf_assignment.is_auto(ctx.params) else None
+    return write(ctx, described, importance, assignment)
+
+
+def _assignment(ctx: Context, importance: Mapping[str, torch.Tensor]) -> Assignment:
+    """Return the types within the budget; the errors that are measured for it outlive an interruption."""
+    from runner.contracts import sensitivity
+    from runner.export import gguf_weights
+    from runner.export.gguf_file import checked_entries
+    from runner.model.architecture import inspect
+    from runner.model.checkpoint.companions import write_json
+    from runner.model.checkpoint.reader import CheckpointReader
+
+    folder, known = ctx.inputs["checkpoint"].path, ctx.scratch_dir / "errors.json"
+    errors = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else {}
+    with CheckpointReader(folder) as reader:
+        found = checked_entries(reader, inspect.facts(folder, "the checkpoint"), ctx, {})
+        choices = gguf_assignment.choices(ctx.params, found)
+        for done, (entry, types) in enumerate(zip(choices.entries, choices.options, strict=True), 1):
+            ctx.safe_point()
+            if entry.name not in errors:
+                errors[entry.name] = gguf_weights.errors(reader, entry, types, importance)
+                write_json(known.with_suffix(".new"), errors)
+                known.with_suffix(".new").replace(known)
+            ctx.emit("progress", phase="errors of types", done=done, total=len(choices.entries), unit="tensors")
+    measured = ctx.inputs.get(gguf_assignment.SENSITIVITY)
+    assignment = gguf_assignment.assign(
+        ctx.params, choices, errors, sensitivity.read(measured.path) if measured is not None else None
+    )
+    counts = Counter(assignment.types.values())
+    shares = ", ".join(f"{counts[type]} {type.upper()}" for type in sorted(counts))
+    text = f"assigned {shares}: {assignment.average_bits:.3f} bits a weight, forecast loss {assignment.loss:.4g}"
+    ctx.emit("message", level="info", text=text)
+    return assignment
 
 
 def _importance(ctx: Context) -> dict[str, torch.Tensor]:

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from runner.contracts import metric_ranges
 from runner.contracts.noise import Noise, rounded
-from runner.contracts.step_kind import CHECKPOINT, METRICS_ONLY, QUANTIZED, Context, Cost, Inputs, Params, Result
+from runner.contracts.step_kind import (
+    CHECKPOINT,
+    ENGINE,
+    METRICS_ONLY,
+    QUANTIZED,
+    Context,
+    Cost,
+    Inputs,
+    Params,
+    Result,
+)
 from runner.errors import Diagnostic
-from runner.steps import forward_cost
+from runner.steps import engine_evaluation, forward_cost
 
 VERSION = 4
-CONSUMES = (CHECKPOINT, QUANTIZED)
+CONSUMES = (CHECKPOINT, QUANTIZED, ENGINE)
+NAMED_ENGINES = True  # an engine is measured where `from` names it; else the checkpoint before it
 PRODUCES = METRICS_ONLY
 REQUIRES = ()
 METRICS = {"kl": metric_ranges.AMOUNT, "top1_agreement": metric_ranges.SHARE, "tokens": metric_ranges.COUNT}
@@ -17,7 +28,8 @@ NOISE = {"kl": Noise(), "top1_agreement": Noise()}
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
-    found = forward_cost.check(params, inputs)
+    own = inputs.checkpoint.engine is not None
+    found = engine_evaluation.check(inputs) if own else forward_cost.check(params, inputs)
     ours, theirs = (facts.config.vocabulary_size for facts in (inputs.checkpoint, inputs.others["against"]))
     if ours != theirs:
         message = f"`against` has a vocabulary of {theirs} tokens, the checkpoint one of {ours}"
@@ -26,6 +38,8 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
 
 
 def estimate(params: Params, inputs: Inputs) -> Cost:
+    if inputs.checkpoint.engine is not None:
+        return engine_evaluation.estimate(inputs, 2)
     return forward_cost.estimate_forward(
         [inputs.checkpoint, inputs.others["against"]], inputs.data["data"], inputs.machine
     )
@@ -38,8 +52,11 @@ def run(ctx: Context) -> Result:
     from runner.model.layerwise.final_hidden import final_hidden, position_chunks
     from runner.model.layerwise.stream_run import StreamRun
     from runner.model.layerwise.streamed_model import StreamedModel
+    from runner.runtime.open import engine
     from runner.steps.layer_stream import hooks
 
+    if engine(ctx.inputs["checkpoint"].path) is not None:
+        return engine_evaluation.measure_divergence(ctx)
     ids = ctx.data("data")
     base = StreamedModel(ctx.inputs["against"].path, ctx.device)
     mine = StreamedModel(ctx.inputs["checkpoint"].path, ctx.device)

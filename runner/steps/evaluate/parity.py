@@ -13,6 +13,7 @@ from runner.contracts.step_kind import ENGINE, METRICS_ONLY, Context, Cost, Inpu
 from runner.errors import Diagnostic
 from runner.export.preflight import unrunnable
 from runner.model.layerwise import memory_budget
+from runner.steps.engine_evaluation import ENGINE_RUNTIME
 
 if TYPE_CHECKING:
     from runner.runtime.protocol import Ids, Runtime
@@ -26,9 +27,6 @@ METRICS = {
     "tokens": metric_ranges.COUNT, "greedy_agreement": metric_ranges.SHARE, "first_difference": metric_ranges.AMOUNT,
     "prompts": metric_ranges.COUNT,
 }  # fmt: skip
-
-
-_ENGINE = 150 << 20  # runtime of an engine and code of transformers, without torch (measured)
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
@@ -67,7 +65,8 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     tokens = params["windows"] * length + params["prompts"] * (params["prompt_tokens"] + 4 * params["new_tokens"])
     logits = 5 * 8 * length * vocabulary  # both, and their differences and divergences, as float64
     resident = 2 * (weights * 4 + memory_budget.rest_bytes(facts, 4)) + logits
-    return Cost(memory_budget.RUNTIME + _ENGINE + resident, 0, 0, 10 + 4 * tokens * (weights + head) / machine.flops)
+    seconds = 10 + 4 * tokens * (weights + head) / machine.flops
+    return Cost(memory_budget.RUNTIME + ENGINE_RUNTIME + resident, 0, 0, seconds)
 
 
 def run(ctx: Context) -> Result:

@@ -8,9 +8,19 @@ from typing import TYPE_CHECKING
 
 from runner.contracts import metric_ranges
 from runner.contracts.noise import Noise, rounded
-from runner.contracts.step_kind import CHECKPOINT, METRICS_ONLY, QUANTIZED, Context, Cost, Inputs, Params, Result
+from runner.contracts.step_kind import (
+    CHECKPOINT,
+    ENGINE,
+    METRICS_ONLY,
+    QUANTIZED,
+    Context,
+    Cost,
+    Inputs,
+    Params,
+    Result,
+)
 from runner.errors import Diagnostic
-from runner.steps import divided, forward_cost
+from runner.steps import divided, engine_evaluation, forward_cost
 from runner.steps.perplexities import perplexity
 
 if TYPE_CHECKING:
@@ -20,7 +30,8 @@ if TYPE_CHECKING:
     from runner.model.layerwise.stream_run import StreamRun
 
 VERSION = 4
-CONSUMES = (CHECKPOINT, QUANTIZED)
+CONSUMES = (CHECKPOINT, QUANTIZED, ENGINE)
+NAMED_ENGINES = True  # an engine is measured where `from` names it; else the checkpoint before it
 PRODUCES = METRICS_ONLY
 REQUIRES = ()
 DIVISIBLE = True
@@ -34,18 +45,25 @@ NOISE = {"perplexity": Noise("loss", exponential=True), "loss": Noise("loss")}
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
+    if inputs.checkpoint.engine is not None:
+        return engine_evaluation.check(inputs)
     return forward_cost.check(params, inputs) + divided.check(inputs)
 
 
 def estimate(params: Params, inputs: Inputs) -> Cost:
+    if inputs.checkpoint.engine is not None:
+        return engine_evaluation.estimate(inputs, 1)
     cost = forward_cost.estimate_forward([inputs.checkpoint], inputs.data["data"], inputs.machine)
     return divided.shared(cost, inputs)
 
 
 def run(ctx: Context) -> Result:
     from runner.model.layerwise.process_group import started
+    from runner.runtime.open import engine
     from runner.steps.layer_stream import stream_run
 
+    if engine(ctx.inputs["checkpoint"].path) is not None:
+        return engine_evaluation.measure_perplexity(ctx)
     ids, run = ctx.data("data"), stream_run(ctx)
     folder = ctx.inputs["checkpoint"].path
     follow = partial(_follow, folder, ctx.device, ids, run.scratch, run.progress)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +34,41 @@ def test_vllm_runs_by_the_interpreter_of_an_environment() -> None:
     assert found.arguments[-2:] == ("--dtype", "float32")
     own = {**params, "program": "/opt/vllm"}
     assert commands.find(own, in_environment=True).program == "/opt/vllm"
+
+
+def test_llama_cpp_of_an_environment_is_its_program_or_its_package(tmp_path: Path) -> None:
+    """The file that the interpreter runs imports nothing of runner, and starts whichever is there."""
+    params = defaults("evaluate.served", {"data": "text", "server": "llama.cpp"})
+    found = commands.find(params, in_environment=True)
+    assert found.program == "python"
+    assert found.arguments[1:] == commands.SERVERS["llama.cpp"].arguments
+    arguments = [text.format(model="m.gguf", name="n", host="127.0.0.1", port="8", threads="2", parallel="4")
+                 for text in found.arguments[1:]]  # fmt: skip
+    python = tmp_path / "python"
+    python.symlink_to(sys.executable)
+
+    def run(folders: str) -> subprocess.CompletedProcess[str]:
+        own = {"PATH": os.defpath, "PYTHONPATH": folders}
+        command = [str(python), "-S", found.arguments[0], *arguments, "--ctx-size", "512"]
+        return subprocess.run(command, capture_output=True, text=True, env=own, check=False)
+
+    neither = run("")
+    assert neither.returncode == 1
+    message = "the environment has neither a program llama-server nor the package xllamacpp: require one of them\n"
+    assert neither.stderr == message
+    (tmp_path / "xllamacpp.py").write_text(
+        "from types import SimpleNamespace as Any\n"
+        "def CommonParams(): return Any(model=Any(), cpuparams=Any())\n"
+        "def Server(params): print(params); raise SystemExit(7)\n"
+    )
+    package = run(str(tmp_path))
+    assert (package.returncode, package.stderr) == (7, "")
+    for each in ("path='m.gguf'", "n_threads=2", "{'n'}", "['127.0.0.1']", "port=8", "n_parallel=4", "n_ctx=512"):
+        assert each in package.stdout
+    program = tmp_path / "llama-server"
+    program.write_text('#!/bin/sh\necho "$@"\n')
+    program.chmod(0o755)
+    assert run(str(tmp_path)).stdout == " ".join([*arguments, "--ctx-size", "512"]) + "\n"
 
 
 def test_another_server_is_asked_for_its_own_model_unless_it_is_given_a_name() -> None:

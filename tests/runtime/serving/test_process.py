@@ -54,6 +54,27 @@ def test_a_server_is_ready_when_it_answers_and_its_port_is_free_after_it(tmp_pat
     server.stop()  # a second time does nothing
 
 
+@pytest.mark.parametrize(
+    ("code", "how", "help"),
+    [
+        ("os.kill(os.getpid(), 4)", "signal 4, an instruction that this processor does not have",
+         "install a build of the server for this processor"),
+        ("os.kill(os.getpid(), 9)", "signal 9", "the log of the step has all its words"),
+        ("sys.exit(255)", "status 255", "the log of the step has all its words"),
+    ],
+)  # fmt: skip
+def test_how_a_server_ended(tmp_path: Path, code: str, how: str, help: str) -> None:
+    server = start(tmp_path, f"import os, sys; print('loading', flush=True); {code}")
+    try:
+        with pytest.raises(StepFailed) as caught:
+            wait(server, free_port(None))
+    finally:
+        server.stop()
+    assert (caught.value.message, caught.value.help) == (
+        f"the server ended with {how}; its last words:\n    loading", help,
+    )  # fmt: skip
+
+
 def test_a_port_in_use_is_refused_by_name() -> None:
     with socket.socket() as other:
         other.bind((HOST, 0))
