@@ -233,6 +233,7 @@ def _schemes(row: servers.Row) -> str:
     parts += [] if row.symmetric is None else ["symmetric" if row.symmetric else "asymmetric"]
     parts += [f"per {', '.join(row.strategies)}"] if row.strategies else []
     parts += [] if row.rounded is None else ["inputs rounded" if row.rounded else "inputs as they are"]
+    parts += [f"models {', '.join(row.models)}"] if row.models else []
     return "; ".join(parts) or "all"
 
 

@@ -25,9 +25,9 @@ Ints = NDArray[np.int16]
 # kvalues_iq4nl of ggml-common.h
 _IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 FORMATS: Mapping[str, BlockFormat] = {
-    "q4_0": BlockFormat(32, -8, 7), "q4_1": BlockFormat(32, 0, 15, minimum=True), "q5_0": BlockFormat(32, -16, 15),
-    "q5_1": BlockFormat(32, 0, 31, minimum=True), "q8_0": BlockFormat(32, -127, 127),
-    "iq4_nl": BlockFormat(32, 0, 15, codebook=_IQ4_NL),
+    "q4_0": BlockFormat(32, -8, 7, emphasized=True), "q4_1": BlockFormat(32, 0, 15, minimum=True),
+    "q5_0": BlockFormat(32, -16, 15), "q5_1": BlockFormat(32, 0, 31, minimum=True), "q8_0": BlockFormat(32, -127, 127),
+    "iq4_nl": BlockFormat(32, 0, 15, codebook=_IQ4_NL, emphasized=True),
     "q2_k": BlockFormat(256, 0, 3, minimum=True, parts=16, scale_range=15),
     "q3_k": BlockFormat(256, -4, 3, parts=16, scale_range=32),
     "q4_k": BlockFormat(256, 0, 15, minimum=True, parts=8, scale_range=63),

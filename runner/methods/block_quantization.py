@@ -31,7 +31,8 @@ class BlockFormat:
 
     q is in low … high; `minimum` says that a part has one. Scales of two levels are integers in
     −scale_range … scale_range − 1, or 0 … scale_range with minima, for which the same range holds. `codebook` has the
-    levels that q stands for, sorted.
+    levels that q stands for, sorted. `emphasized`: where importance is given, the error of a weight x counts by
+    √(σ² + x²) too, σ² the mean square of its row (quantize_row_q4_0_impl and others in ggml-quants.c of llama.cpp).
     """
 
     size: int
@@ -41,6 +42,7 @@ class BlockFormat:
     parts: int = 1
     scale_range: int = 0
     codebook: tuple[int, ...] = ()
+    emphasized: bool = False
 
 
 class Rounded(NamedTuple):
@@ -64,7 +66,8 @@ def quantize(weight: Tensor, format: BlockFormat, importance: Tensor | None = No
     """
     rows = max(1, CHUNK // weight.shape[1])
     weights = torch.ones(weight.shape[1]) if importance is None else _positive(importance)
-    found = [_rows(part.float(), weights.to(part.device), format) for part in weight.split(rows)]
+    emphasized = format.emphasized and importance is not None
+    found = [_rows(part.float(), weights.to(part.device), format, emphasized) for part in weight.split(rows)]
     whole = Rounded(
         torch.cat([each.q for each in found]), torch.cat([each.scale for each in found]),
         _joined([each.minimum for each in found]), _joined([each.scales for each in found]),
@@ -100,10 +103,12 @@ def _positive(importance: Tensor) -> Tensor:
     return (importance.float() / mean).clamp_min(1e-4) if mean > 0 else torch.ones_like(importance)
 
 
-def _rows(weight: Tensor, importance: Tensor, format: BlockFormat) -> Rounded:
+def _rows(weight: Tensor, importance: Tensor, format: BlockFormat, emphasized: bool) -> Rounded:
     shape = (-1, format.parts, format.size // format.parts)
     x = weight.unflatten(1, shape)
     w = importance.unflatten(0, shape).expand_as(x)
+    if emphasized:
+        w = w * (x.square() + weight.square().mean(1)[:, None, None, None]).sqrt()
     if format.scale_range:
         return _two_levels(x, w, format)
     x, w = x.flatten(-2), w.flatten(-2)

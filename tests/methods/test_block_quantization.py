@@ -79,3 +79,19 @@ def test_rows_are_rounded_alike_alone() -> None:
     whole = quantize(weight, format)
     rows = [quantize(weight[n : n + 1], format) for n in range(9)]
     assert torch.equal(whole.q, torch.cat([row.q for row in rows]))
+
+
+def test_errors_of_large_weights_count_more_where_that_is_asked_for() -> None:
+    """Of a block the scale is that of the least error under importance · √(σ² + x²), by a fine grid."""
+    generator = torch.Generator().manual_seed(4)
+    weight, importance = torch.randn(6, 32, generator=generator), torch.rand(32, generator=generator) + 0.1
+    format = BlockFormat(32, -8, 7, emphasized=True)
+    w = importance * (weight.square() + weight.square().mean(1, keepdim=True)).sqrt()
+    made = dequantize(quantize(weight, format, importance), format)
+    wanted = [
+        naive_centred(a.numpy().astype(float), b.numpy().astype(float), -8, 7) for a, b in zip(weight, w, strict=True)
+    ]
+    assert float((w * (made - weight).square()).sum()) < 1.05 * sum(wanted)
+    plain = dequantize(quantize(weight, BlockFormat(32, -8, 7), importance), format)
+    assert float((w * (made - weight).square()).sum()) < float((w * (plain - weight).square()).sum())
+    assert torch.equal(quantize(weight, format).q, quantize(weight, BlockFormat(32, -8, 7)).q)

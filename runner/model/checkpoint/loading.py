@@ -11,8 +11,24 @@ def verdict(server: str, facts: CheckpointFacts, device: float | None) -> server
     """Return how `server` loads what `facts` describe on a device: the worst over its formats and schemes."""
     packing = None if facts.engine is not None else formats.parse(facts.quantization)
     cache = packing.cache if packing is not None else None
-    found = [servers.verdict(server, format, schemes, device, cache) for format, schemes in _stored(facts).items()]
+    model = _plain_type(facts)
+    found = [
+        servers.verdict(server, format, schemes, device, cache, model) for format, schemes in _stored(facts).items()
+    ]
     return max(found, key=lambda each: servers.HOW.index(each.how))
+
+
+def _plain_type(facts: CheckpointFacts) -> str:
+    """Return the type of a model; "" where transformers' reader of GGUF takes it for another one of this type.
+
+    It leaves out biases of Llama and what changes rotary frequencies.
+    """
+    config = facts.config
+    rope = config.text.get("rope_parameters") or config.text.get("rope_scaling") or {}
+    scaled = str(rope.get("rope_type") or rope.get("type") or "default") != "default"
+    partly = config.model_type == "phi3" and (rope.get("partial_rotary_factor") or 1.0) != 1.0
+    biased = config.model_type == "llama" and any(name.endswith("_proj.bias") for name in facts.tensors)
+    return "" if scaled or partly or biased else config.model_type
 
 
 def _stored(facts: CheckpointFacts) -> dict[str, set[Scheme]]:

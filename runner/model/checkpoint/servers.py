@@ -43,6 +43,7 @@ class Row:
 
     device         the lowest and highest compute capability that the row is about; CPU is 0
     bits … rounded  of the schemes that it is about; None: any. `rounded`: whether inputs are rounded too
+    models         types of config.json that it is about; None: any
     how            one of HOW
     why            a clause: by which fallback, or why not; "" where it simply loads
     source         who says so
@@ -58,9 +59,12 @@ class Row:
     symmetric: bool | None = None
     strategies: Collection[str] | None = None
     rounded: bool | None = None
+    models: Collection[str] | None = None
 
-    def matches(self, format: str, scheme: Scheme | None, device: float) -> bool:
+    def matches(self, format: str, scheme: Scheme | None, device: float, model: str = "") -> bool:
         if format not in self.formats or not self.device[0] <= device <= self.device[1]:
+            return False
+        if self.models is not None and model not in self.models:
             return False
         if scheme is None:
             return True
@@ -114,7 +118,9 @@ ROWS: tuple[Row, ...] = (  # the first that matches counts
     Row("transformers", ("modelopt",), _EVERYWHERE, REFUSED, "it does not know ModelOpt's checkpoints",
         "tried with transformers 5.23"),
     Row("transformers", ("gguf",), _EVERYWHERE, FALLBACK, "weights are unpacked to 32 bits when they are loaded",
-        "tried with transformers 5.23"),
+        "tried with transformers 5.23", models=("llama", "mistral", "qwen2", "phi3", "stablelm", "starcoder2")),
+    Row("transformers", ("gguf",), _EVERYWHERE, REFUSED,
+        "its reader of GGUF does not know this model, or takes it for another one", "tried with transformers 5.23"),
     Row("transformers", ("onnx", "tensorrt", "aotinductor", "executorch"), _EVERYWHERE, REFUSED,
         "it loads checkpoints, not engines",
         "tried with transformers 5.23"),
@@ -154,25 +160,27 @@ def verdict(
     schemes: Iterable[Scheme],
     device: float | None = None,
     cache: CacheScheme | None = None,
+    model: str = "",
 ) -> Verdict:
-    """How `server` loads what is stored in `format`: the worst over its schemes.
+    """How `server` loads what is stored in `format`: the worst over its schemes. `model` is the type in config.json.
 
     `device` is a compute capability, or CPU; None: the best of all NVIDIA GPUs, and of a CPU for what runs there alone.
     """
     if device is None:
         candidates = sorted(set(GPUS.values()) - {CPU}) if server in ("vllm", "tensorrt-llm") else [CPU]
         schemes = list(schemes)
-        found = [verdict(server, format, schemes, each, cache) for each in candidates]
+        found = [verdict(server, format, schemes, each, cache, model) for each in candidates]
         return min(found, key=lambda each: HOW.index(each.how))
     if server == "vllm" and cache is not None and cache.element != "float8_e4m3":
         return Verdict(server, REFUSED, "it would take the scales of an int8 cache for those of fp8", "vLLM's source")
-    rows = [_row(server, format, scheme, device) for scheme in schemes] or [_row(server, format, None, device)]
+    stored: list[Scheme | None] = [*schemes]
+    rows = [_row(server, format, scheme, device, model) for scheme in stored or [None]]
     worst = max(rows, key=lambda row: HOW.index(row.how))
     return Verdict(server, worst.how, worst.why, worst.source)
 
 
-def _row(server: str, format: str, scheme: Scheme | None, device: float) -> Row:
-    found = (row for row in ROWS if row.server == server and row.matches(format, scheme, device))
+def _row(server: str, format: str, scheme: Scheme | None, device: float, model: str) -> Row:
+    found = (row for row in ROWS if row.server == server and row.matches(format, scheme, device, model))
     return next(found, _SILENT)
 
 

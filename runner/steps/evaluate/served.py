@@ -131,7 +131,7 @@ def run(ctx: ForeignContext) -> Result:
         raise MachineError(f"there is no program `{server.program}` {where}", help)
     port = free_port(ctx.params.get("port"))
     values = {
-        "model": str(_model(ctx)), "host": commands.HOST, "port": str(port), "name": f"runner-{os.getpid()}-{port}",
+        "model": _model(ctx), "host": commands.HOST, "port": str(port), "name": f"runner-{os.getpid()}-{port}",
         "threads": str(ctx.threads), "parallel": str(max(ctx.params["concurrency"])),
     }  # fmt: skip
     arguments = [text.format(**values) for text in server.arguments]
@@ -158,10 +158,13 @@ def run(ctx: ForeignContext) -> Result:
         print(process.text())  # noqa: T201  into the log of the step
 
 
-def _model(ctx: ForeignContext) -> Path:
-    """Return what the server loads: the folder of a checkpoint, or the file of a GGUF engine."""
+def _model(ctx: ForeignContext) -> str:
+    """Return what the server loads: the folder of a checkpoint, or the file of a GGUF engine as each names it."""
     from runner.runtime import open
 
     folder = ctx.inputs["checkpoint"].path.absolute()
     engine = open.engine(folder) or {}
-    return folder / str(engine["file"]) if engine.get("format") == "gguf" else folder
+    if engine.get("format") != "gguf":
+        return str(folder)
+    between = ":" if ctx.params["server"] == "transformers" else os.sep
+    return f"{folder}{between}{engine['file']}"

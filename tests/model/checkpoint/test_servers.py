@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from runner.model.checkpoint import formats, servers
+from runner.model.architecture.inspect import facts
+from runner.model.checkpoint import formats, loading, servers
 from runner.model.checkpoint.quantization.cache_scheme import CacheScheme
 from runner.model.checkpoint.quantization.presets import PRESETS, resolve
 from runner.model.checkpoint.quantization.scheme import Scheme, integers
 from runner.model.checkpoint.servers import CPU, GPUS, verdict
+from tests import tiny
 
 W4, W8 = integers(4, 64, True), integers(8, "channel", True)
 
@@ -72,11 +76,29 @@ def test_no_row_is_hidden_by_another() -> None:
     schemes = [*PRESETS.values(), resolve("w8a8", 8, "channel", False)]
     schemes += [integers(b, g, s) for b in range(2, 9) for g in (64, "channel", "tensor") for s in (True, False)]
     schemes += [replace(each, activations=None) for each in schemes]
-    asked = [(format, scheme, gpu) for row in servers.ROWS for format in row.formats for scheme in (None, *schemes)
-             for gpu in GPUS.values()]  # fmt: skip
+    asked = [(format, scheme, gpu, model) for row in servers.ROWS for format in row.formats
+             for scheme in (None, *schemes) for gpu in GPUS.values()
+             for model in ("", *(row.models or ()))]  # fmt: skip
     used: set[int] = set()
     for server in servers.SERVERS:
         rows = [(index, row) for index, row in enumerate(servers.ROWS) if row.server == server]
         for each in dict.fromkeys(asked):
             used.update([index for index, row in rows if row.matches(*each)][:1])
     assert used == set(range(len(servers.ROWS)))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "how"),
+    [
+        ("llama", {}, servers.FALLBACK), ("qwen3", {}, servers.REFUSED),
+        ("llama", {"attention_bias": True}, servers.REFUSED),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}, servers.REFUSED),
+    ],
+)  # fmt: skip
+def test_gguf_files_that_transformers_reads_as_they_are(
+    tmp_path: Path, name: str, changes: dict[str, Any], how: str
+) -> None:
+    """docs/gguf.md says which it takes for another model without an error."""
+    checkpoint = replace(facts(tiny.save(tmp_path, name, **changes), "demo"), engine={"format": "gguf"})
+    assert loading.verdict("transformers", checkpoint, servers.CPU).how == how
+    assert loading.verdict("llama.cpp", checkpoint, servers.CPU).how == servers.NATIVE
