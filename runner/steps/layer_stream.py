@@ -26,6 +26,7 @@ from runner.model.layerwise.output import Output, Storage
 from runner.model.layerwise.stream_run import StreamHooks, StreamInputs, StreamRun
 from runner.steps import model_card
 from runner.steps.layer_method import LAYER_ERROR, LayerMethod
+from runner.steps.stream_cost import compared_every
 from runner.steps.targets import chosen, planned
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def resolved(method: LayerMethod, params: Params, facts: CheckpointFacts, seed: 
         options=options,
         statistics=method.wants(params),
         stacked=method.stacked and not blocks,  # a block would reach over two modules
+        compared_every=compared_every(params),
         sequential=bool(params.get("true_sequential", True)),
         shares_scale={name: fused[name] for name, own in stored.items() if own.scheme.weights.two_level},
         experts=str(params.get("experts", "routed")),

@@ -25,12 +25,13 @@ from runner.model.checkpoint.headers import read_headers
 from runner.model.checkpoint.quantization import checkpoint_config
 from runner.model.checkpoint.quantization.format import Matrix, Refusal
 from runner.model.layerwise import memory_budget
+from runner.model.layerwise.paired_lanes import paired_lanes
 from runner.steps import automatic, divided, experts, rounded_inputs, storage_refusals
 from runner.steps.assignment import is_auto
 from runner.steps.fused_sites import refuse_split
 from runner.steps.layer_method import LayerMethod
 from runner.steps.patterns import matches
-from runner.steps.stream_cost import active_weights, expert_inputs, squares, stacks, working_bytes
+from runner.steps.stream_cost import active_weights, compared_every, expert_inputs, squares, stacks, working_bytes
 from runner.steps.targets import chosen, planned, scheme
 
 __all__ = ["LayerMethod", "bind", "check", "estimate", "outcome", "run", "unmatched"]
@@ -234,11 +235,13 @@ def estimate(method: LayerMethod, params: Params, inputs: Inputs) -> Cost:
         layer = memory_budget.changed_layer_bytes(facts, 1, copies=0) * (1 if expert_inputs(facts) else 2)
         return Cost(memory_budget.WEIGHTS_RUNTIME + working_bytes(biggest) + layer, disk, disk, seconds)
     data = inputs.data["data"]
-    lanes, products = 2 if want == "cross" or learns else 1, want in ("hessian", "cross")
+    products = want in ("hessian", "cross")
+    paired = paired_lanes(want, compared_every(params), learns=learns, has_experts=bool(facts.linears.mixtures))
+    lanes = paired.lanes
     tokens = data.tokens
     value = memory_budget.compute_bytes(facts, machine.device)
     hidden, columns = facts.config.hidden_size, memory_budget.widest(facts)
-    held = memory_budget.suspended_bytes(tokens, hidden, columns, value, lanes)
+    held = int(memory_budget.suspended_bytes(tokens, hidden, columns, value, 1) * paired.forwards)
     suspends = held <= memory_budget.suspend_limit(machine.device_memory) and params.get("true_sequential", True)
     solving = max(
         (4 * width**2 * (5 if want == "cross" else 4) if products else 0) + working_bytes(stack)
@@ -252,8 +255,8 @@ def estimate(method: LayerMethod, params: Params, inputs: Inputs) -> Cost:
         peak += max(memory_budget.batch_bytes(facts, data.sequence_length, value, machine.device), solving)
     else:  # forwards and solving are on the GPU
         peak += memory_budget.CUDA_RUNTIME
-    forward = 2 * tokens * active_weights(facts) * lanes * (1 if suspends else 2.6)
-    square = tokens * squares(params, facts) * (3 if want == "cross" else 1) if products else 0
+    forward = 2 * tokens * active_weights(facts) * paired.forwards * (1 if suspends else 2.6)
+    square = tokens * squares(params, facts) * (1 + 2 / paired.counted if want == "cross" else 1) if products else 0
     seconds = 5 + copy_seconds + (forward + square) / machine.flops
     scratch = disk + 2 * lanes * tokens * hidden * value
     if machine.device != "cpu":

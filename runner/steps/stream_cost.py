@@ -57,6 +57,11 @@ def squares(params: Params, facts: CheckpointFacts) -> float:
     return all_inputs - experts + share * experts
 
 
+def compared_every(params: Params) -> int:
+    """Return of how many batches one runs through the unchanged model too, where only that is asked of it."""
+    return max(1, round(1 / float(params.get("comparison_fraction", 1.0))))
+
+
 def active_weights(facts: CheckpointFacts) -> int:
     """Return the weights that a token is multiplied by: of the experts of a layer, those that it is routed to."""
     parts = {m.layer: m.active / m.experts for m in facts.linears.mixtures if m.active and m.experts}

@@ -21,10 +21,11 @@ CPU = torch.device("cpu")
 class Activations:
     """Hidden states [windows, length, hidden] of one dtype in one file. Written once in order, then read in any order.
 
-    Several processes may write one file, each windows of its own: `owned` are the numbers of those, all by default.
-    `digest` is the sha256 of the sha256 of every window, so that a torn file is never resumed from. A batch is hashed
-    and written by threads while the next one is computed, one batch behind; an error of that (a full disk) is raised by
-    the next call. Batches for a GPU pass through pinned memory, so that neither side waits for the copy.
+    Several processes may write one file, each windows of its own: `owned` are the numbers of those, all by default;
+    `held` are those that any of them writes, all by default. `digest` is the sha256 of the sha256 of every one of
+    those, so that a torn file is never resumed from. A batch is hashed and written by threads while the next one is
+    computed, one batch behind; an error of that (a full disk) is raised by the next call. Batches for a GPU pass
+    through pinned memory, so that neither side waits for the copy.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Activations:
         dtype: torch.dtype,
         device: torch.device = CPU,
         owned: Sequence[int] | None = None,
+        held: Sequence[int] | None = None,
     ) -> None:
         self.path = path
         self.shape = shape
@@ -41,6 +43,7 @@ class Activations:
         self.device = device
         self.row = shape[1] * shape[2] * dtype.itemsize
         self._owned = range(shape[0]) if owned is None else owned
+        self._held = range(shape[0]) if held is None else held
         self._digests: list[bytes] = []
         self._written = 0
         self._file: int | None = None
@@ -120,8 +123,9 @@ class Activations:
             return False
         whole = hashlib.sha256()
         with self.path.open("rb") as file:
-            while row := file.read(self.row):
-                whole.update(hashlib.sha256(row).digest())
+            for window in self._held:
+                file.seek(window * self.row)
+                whole.update(hashlib.sha256(file.read(self.row)).digest())
         return whole.hexdigest() == digest
 
     def close(self) -> None:

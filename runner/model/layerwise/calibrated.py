@@ -22,6 +22,7 @@ from runner.model.layerwise.layer_block import LayerBlock
 from runner.model.layerwise.linear import is_conv1d, is_linear
 from runner.model.layerwise.memory_budget import suspend_limit, suspended_bytes, widest
 from runner.model.layerwise.method import Method, Transformed
+from runner.model.layerwise.paired_lanes import paired_lanes
 from runner.model.layerwise.partial_sums import PartialSums
 from runner.model.layerwise.process_group import ALONE, ProcessGroup
 from runner.model.layerwise.statistics import largest
@@ -41,15 +42,20 @@ class Calibrated(FlowingLayers):
         block_attention.use_blocks(self.streamed.model, self.streamed.device)
         self.experts = [self.streamed.separate_experts()]
         self.other: StreamedModel | None = None
-        self.lanes = 2 if method.statistics == "cross" or method.block is not None else 1
-        if self.lanes == 2 and inputs.original is not None:
+        self.paired = paired_lanes(
+            method.statistics,
+            method.compared_every,
+            learns=method.block is not None,
+            has_experts=bool(self.experts[0]),
+        )
+        if self.paired.lanes == 2 and inputs.original is not None:
             self.other = StreamedModel(inputs.original, inputs.device, self.streamed.dtype)
             block_attention.use_blocks(self.other.model, self.other.device)
             self.experts.append(self.other.separate_experts())
         self.run_layer = self._choose_mode()
 
     def begin(self, progress: progress_file.Progress, run: StreamRun) -> progress_file.Progress:
-        self.flow = HiddenStates(self.streamed, self.ids, run.scratch, self.lanes, self.group)
+        self.flow = HiddenStates(self.streamed, self.ids, run.scratch, self.paired.lanes, self.group, self.paired.every)
         progress = begin_flow(self.flow, progress, run, mode_of(self.method))
         if self.method.block is not None and self.flow.has_state():
             message = f"{type(self.streamed.model).__name__} has layers that hand one another keys and values"
@@ -82,7 +88,7 @@ class Calibrated(FlowingLayers):
             if group not in collectors:
                 columns, device = inputs[0].shape[-1], inputs[0].device
                 collectors[group] = PartialSums(
-                    self.method.statistics, columns, device, len(flow.all_spans), self.group
+                    self.method.statistics, columns, device, len(flow.all_spans), self.group, self.paired.counted
                 )
             collectors[group].add(*inputs)
 
@@ -114,7 +120,7 @@ class Calibrated(FlowingLayers):
         # The output of a layer that goes on to be learned is computed once it was, and compared with the other's.
         outputs = {1} if learns else set() if last else set(range(len(lanes)))
         heads = [names[0] for names in groups]
-        self.run_layer(LayerRun(lanes, flow.spans, heads, collect, solve_group, frozenset(outputs)))
+        self.run_layer(LayerRun(lanes, flow.spans, heads, collect, solve_group, frozenset(outputs), flow.paired))
         if learns:
             del lanes[1:]
             changed = self._learn(index, lanes[0], {self._stored(index, n): m for n, m in linears.items()}, changed)
@@ -142,7 +148,7 @@ class Calibrated(FlowingLayers):
         for name, result in found.items():
             install(linears[name], result, self.streamed.reader.dtype(f"{name}.weight"))
         if index < len(self.streamed) - 1:
-            forward_modes.finish([lane], flow.spans)
+            forward_modes.finish(lane, flow.spans)
         return found
 
     def _mixtures(self, index: int, lanes: list[Lane]) -> dict[str, MixtureRun]:
@@ -180,7 +186,8 @@ class Calibrated(FlowingLayers):
             return forward_modes.run_at_once
         tokens, value = -(-self.ids.numel() // self.group.count), self.streamed.dtype.itemsize
         width = self.inputs.facts.config.hidden_size
-        held = suspended_bytes(tokens, width, widest(self.inputs.facts), value, self.lanes)
+        one = suspended_bytes(tokens, width, widest(self.inputs.facts), value, 1)
+        held = int(one * self.paired.forwards)
         limit = suspend_limit(device_bytes(self.streamed.device))
         return forward_modes.run_suspended if held <= limit else forward_modes.run_again
 

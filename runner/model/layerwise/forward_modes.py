@@ -45,6 +45,8 @@ Solve = Callable[[int], None]
 class LayerRun:
     """One layer to run over every batch. `heads[g]` names the first linear of group `g`, where forwards stop.
 
+    The second lane runs the batches `paired` alone (None: all of them).
+
     `collect` takes each batch's input of a group, then `solve` changes the group. `outputs` are the numbers of the
     lanes whose output is written; forwards of the others end at the last group: the last layer's output is nobody's
     input, and one that will change is computed later.
@@ -56,6 +58,11 @@ class LayerRun:
     collect: Collect
     solve: Solve
     outputs: frozenset[int] = frozenset((0, 1))
+    paired: frozenset[Span] | None = None
+
+    def lanes_of(self, span: Span) -> Sequence[Lane]:
+        """Return the lanes that run a batch."""
+        return self.lanes if self.paired is None or span in self.paired else self.lanes[:1]
 
 
 def find_groups(
@@ -97,18 +104,18 @@ def run_suspended(run: LayerRun) -> None:
     """Run one forward per batch and lane, suspended at the first linear of each group."""
     hub = getcurrent()
     with Stops(run.lanes, run.heads, lambda group, x: hub.switch((group, x))):
-        runs = [[greenlet(forward, hub) for _ in run.lanes] for _ in run.spans]
+        runs = [[greenlet(forward, hub) for _ in run.lanes_of(span)] for span in run.spans]
         for group in range(len(run.heads)):
             for span, row in zip(run.spans, runs, strict=True):
                 inputs = []
-                for lane, suspended in zip(run.lanes, row, strict=True):
+                for lane, suspended in zip(run.lanes_of(span), row, strict=True):
                     reached = suspended.switch(lane, span) if group == 0 else suspended.switch()
                     inputs.append(arrived(reached, group, run.heads))
                 run.collect(group, tuple(inputs))
                 del inputs, reached
             run.solve(group)
         for span, row in zip(run.spans, runs, strict=True):
-            for number, (lane, suspended) in enumerate(zip(run.lanes, row, strict=True)):
+            for number, (lane, suspended) in enumerate(zip(run.lanes_of(span), row, strict=True)):
                 if number in run.outputs:
                     lane.write(span[0], suspended.switch() if run.heads else forward(lane, span))
                 else:
@@ -127,9 +134,9 @@ def run_again(run: LayerRun) -> None:
         wanted = group
         with Stops(run.lanes, run.heads, stop):
             for span in run.spans:
-                run.collect(group, tuple(reach(lane, span) for lane in run.lanes))
+                run.collect(group, tuple(reach(lane, span) for lane in run.lanes_of(span)))
         run.solve(group)
-    finish([lane for number, lane in enumerate(run.lanes) if number in run.outputs], run.spans)
+    _finish(run)
 
 
 def run_at_once(run: LayerRun) -> None:
@@ -137,7 +144,7 @@ def run_at_once(run: LayerRun) -> None:
     last = len(run.heads) - 1
     for span in run.spans:
         inputs: list[dict[int, torch.Tensor]] = []
-        for lane in run.lanes:
+        for lane in run.lanes_of(span):
             found: dict[int, torch.Tensor] = {}
 
             def keep(group: int, x: torch.Tensor, found: dict[int, torch.Tensor] = found) -> None:
@@ -152,13 +159,19 @@ def run_at_once(run: LayerRun) -> None:
             run.collect(group, tuple(found[group] for found in inputs))
     for group in range(len(run.heads)):
         run.solve(group)
-    finish([lane for number, lane in enumerate(run.lanes) if number in run.outputs], run.spans)
+    _finish(run)
 
 
-def finish(lanes: Sequence[Lane], spans: Sequence[Span]) -> None:
+def finish(lane: Lane, spans: Sequence[Span]) -> None:
+    """Compute and write the output of a lane."""
     for span in spans:
-        for lane in lanes:
-            lane.write(span[0], forward(lane, span))
+        lane.write(span[0], forward(lane, span))
+
+
+def _finish(run: LayerRun) -> None:
+    for number, lane in enumerate(run.lanes):
+        if number in run.outputs:
+            finish(lane, [span for span in run.spans if lane in run.lanes_of(span)])
 
 
 def forward(lane: Lane, span: Span) -> torch.Tensor:

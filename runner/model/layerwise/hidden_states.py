@@ -21,11 +21,18 @@ class HiddenStates:
     """Token windows `ids` [windows, length] on their way through one streamed model, in `lanes` versions of it.
 
     The file `hidden-<lane>-<i>` holds what enters layer i; a layer's input is removed when the next one is safe.
-    `spans` are the batches that this process of `group` runs.
+    `spans` are the batches that this process of `group` runs; lanes behind the first one run every `every`-th batch of
+    all, those of `paired`.
     """
 
     def __init__(
-        self, streamed: StreamedModel, ids: torch.Tensor, folder: Path, lanes: int = 1, group: ProcessGroup = ALONE
+        self,
+        streamed: StreamedModel,
+        ids: torch.Tensor,
+        folder: Path,
+        lanes: int = 1,
+        group: ProcessGroup = ALONE,
+        every: int = 1,
     ) -> None:
         self.streamed = streamed
         self.ids = ids
@@ -36,7 +43,7 @@ class HiddenStates:
         self.all_spans: list[Span] = list(batches(self.windows, self.length, tokens))
         self.group = group
         self.spans = [self.all_spans[batch] for batch in group.owned(len(self.all_spans))]
-        self._owned = [window for start, stop in self.spans for window in range(start, stop)]
+        self.paired = frozenset(self.all_spans[::every])
         self._arguments = LayerArguments(folder, lanes)
         self._scout: torch.Tensor | None = None
         self._open: dict[tuple[int, int], Activations] = {}
@@ -53,7 +60,7 @@ class HiddenStates:
             for span in self.spans:
                 hidden, calls = self.streamed.calls(self.ids[span[0] : span[1]].to(self.streamed.device))
                 self._arguments.record(span, calls)
-                for lane in range(self.lanes) if layer == 0 else ():
+                for lane in range(self._lanes_of(span)) if layer == 0 else ():
                     self._write(lane, 0, span[0], hidden)
         finally:
             self.streamed.free_rest()
@@ -80,11 +87,16 @@ class HiddenStates:
         key = (lane, layer)
         if key not in self._open:
             width = self.streamed.hidden_size
-            path = self.folder / f"hidden-{lane}-{layer}"
-            self._open[key] = Activations(
-                path, (self.windows, self.length, width), self.streamed.dtype, self.streamed.device, self._owned
+            path, shape = self.folder / f"hidden-{lane}-{layer}", (self.windows, self.length, width)
+            owned, held = (
+                [window for span in spans if lane < self._lanes_of(span) for window in range(*span)]
+                for spans in (self.spans, self.all_spans)
             )
+            self._open[key] = Activations(path, shape, self.streamed.dtype, self.streamed.device, owned, held)
         return self._open[key]
+
+    def _lanes_of(self, span: Span) -> int:
+        return self.lanes if span in self.paired else 1
 
     def lane(self, lane: int, layer: int, module: torch.nn.Module) -> Lane:
         """Return the lane that runs `module` as decoder layer `layer`."""

@@ -46,7 +46,8 @@ class Statistics:
     largest_input  float32 scalar: the largest |X|; there with every other statistic, and alone as "input_range"
     input_norms  float32 [in]: the Euclidean norm of each input column
     hessian      float32 [in, in]: (2 / tokens) · XᵀX
-    cross        float32 [in, in]: (2 / tokens) · (X_dense − X)ᵀ X, X_dense the inputs of the unchanged model
+    cross        float32 [in, in]: (2 / n) · (X_dense − X)ᵀ X, X_dense the inputs of the unchanged model, of n tokens:
+                 see runner.model.layerwise.paired_lanes
     """
 
     tokens: int = 0
@@ -135,6 +136,7 @@ class Method:
 
     options      by the name that a linear module has in the checkpoint; modules that are not here stay as they are
     statistics   what to collect: a name of STATISTICS
+    compared_every  of so many batches one is compared with the unchanged model for "cross"
     stacked      rows are independent of each other: linears with one input and equal options are solved as one
     sequential   inputs of a group come from the layer with the earlier groups already changed
     shares_scale  module → the other modules whose weights share a global scale with its own
@@ -148,6 +150,7 @@ class Method:
     transform: Transform
     options: Mapping[str, Options]
     statistics: str = "none"
+    compared_every: int = 1
     stacked: bool = False
     sequential: bool = True
     shares_scale: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

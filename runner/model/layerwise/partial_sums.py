@@ -14,23 +14,28 @@ from runner.model.layerwise.statistics_collector import StatisticsCollector
 class PartialSums:
     """Collects what `add` is given for each batch of this process, in order; the first process has the statistics.
 
+    Inputs of the unchanged model count in every `every`-th batch of all alone.
+
     It holds two sums at once: of all parts so far, and of the part that it is at.
     """
 
-    def __init__(self, want: str, columns: int, device: torch.device, batches: int, group: ProcessGroup) -> None:
+    def __init__(
+        self, want: str, columns: int, device: torch.device, batches: int, group: ProcessGroup, every: int = 1
+    ) -> None:
         self._new = partial(StatisticsCollector, want, columns, device)
-        self._batches, self._group = batches, group
+        self._batches, self._group, self._every = batches, group, every
         self._parts = part_of(batches - 1, batches) + 1
         owned = group.owned(batches)
-        self._left = [part_of(batch, batches) for batch in reversed(owned)]
+        self._left = owned[::-1]
         self._part = self._new()
         self._total: StatisticsCollector | None = None
 
     def add(self, changed: torch.Tensor, unchanged: torch.Tensor | None = None) -> None:
         """Add the inputs of the next batch, as `StatisticsCollector.add` takes them."""
-        self._part.add(changed, unchanged)
-        part = self._left.pop()
-        if not self._left or self._left[-1] != part:
+        batch = self._left.pop()
+        self._part.add(changed, None if batch % self._every else unchanged)
+        part = part_of(batch, self._batches)
+        if not self._left or part_of(self._left[-1], self._batches) != part:
             self._finish_part(part)
 
     def finish(self) -> Statistics:

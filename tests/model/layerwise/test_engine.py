@@ -73,7 +73,11 @@ def test_conv1d_weights_are_seen_as_rows_of_outputs(tmp_path: Path) -> None:
     assert (streamed_logits(pruned.out_dir, tokens(), tmp_path / "again") - dense).abs().mean() < 2 * dense.std()
 
 
-@pytest.mark.parametrize("params", [{}, {"asymmetric_calibration": 0.5}], ids=["one lane", "two lanes"])
+@pytest.mark.parametrize(
+    "params",
+    [{}, {"asymmetric_calibration": 0.5}, {"asymmetric_calibration": 0.5, "comparison_fraction": 0.5}],
+    ids=["one lane", "two lanes", "some batches in two lanes"],
+)
 def test_running_again_gives_the_bytes_of_suspending(
     params: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

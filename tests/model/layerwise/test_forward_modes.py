@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import pytest
@@ -73,11 +73,12 @@ class Flow:
             self.layers[0].get_submodule(name).get_parameter("weight").add_(mean)
         self.solved.append(group)
 
-    def run(self, how: Run, output: bool = True) -> None:
+    def run(self, how: Run, output: bool = True, paired: frozenset[Span] | None = None) -> None:
         heads = [names[0] for names in self.groups]
         lanes = [self.lane(i) for i in range(len(self.layers))]
+        outputs = frozenset(range(len(lanes)) if output else ())
         with torch.inference_mode():
-            how(LayerRun(lanes, SPANS, heads, self.collect, self.solve, frozenset(range(len(lanes)) if output else ())))
+            how(LayerRun(lanes, SPANS, heads, self.collect, self.solve, outputs, paired))
 
     def bytes(self) -> list[torch.Tensor]:
         """Everything that must agree: inputs of every group, new weights, outputs of every lane."""
@@ -85,21 +86,27 @@ class Flow:
         return [*inputs, *self.layers[0].state_dict().values(), *self.out]
 
 
-def naive(flow: Flow, sequential: bool = True) -> None:
-    """Run the layer in full once for each group and batch, keeping what the group's first linear was called with."""
+def naive(flow: Flow, sequential: bool = True, paired: Collection[Span] = SPANS) -> None:
+    """Run the layer in full once for each group and batch, keeping what the group's first linear was called with.
+
+    Lanes behind the first run the batches `paired` alone.
+    """
     unchanged = copy.deepcopy(flow.layers[0])
     with torch.inference_mode():
         for group, names in enumerate(flow.groups):
             for start, stop in SPANS:
                 inputs = []
-                for layer in (flow.layers if sequential else [unchanged, *flow.layers[1:]]):  # fmt: skip
+                others = flow.layers[1:] if (start, stop) in paired else []
+                for layer in [flow.layers[0] if sequential else unchanged, *others]:
                     handle = layer.get_submodule(names[0]).register_forward_pre_hook(lambda m, x: inputs.append(x[0]))  # noqa: B023
                     layer(flow.hidden[start:stop], scale=0.5)
                     handle.remove()
                 flow.collect(group, tuple(inputs))
             flow.solve(group)
         for start, stop in SPANS:
-            for layer, out in zip(flow.layers, flow.out, strict=True):
+            for lane, (layer, out) in enumerate(zip(flow.layers, flow.out, strict=True)):
+                if lane and (start, stop) not in paired:
+                    continue
                 result = layer(flow.hidden[start:stop], scale=0.5)
                 out[start:stop] = result[0] if isinstance(result, tuple) else result
 
@@ -130,6 +137,16 @@ def test_each_group_sees_the_groups_before_it_changed(how: Run, lanes: int) -> N
     found.run(how)
     naive(expected)
     same(found, expected)
+
+
+@pytest.mark.parametrize("how", [forward_modes.run_suspended, forward_modes.run_again, forward_modes.run_at_once])
+def test_the_second_lane_runs_some_batches_alone(how: Run) -> None:
+    some = frozenset([SPANS[0], SPANS[2]])
+    found, expected = flow(lanes=2), flow(lanes=2)
+    found.run(how, paired=some)
+    naive(expected, sequential=how is not forward_modes.run_at_once, paired=some)
+    same(found, expected)
+    assert not found.out[1][2:3].any()
 
 
 @pytest.mark.parametrize("lanes", [1, 2])

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from runner.errors import StepFailed
+from runner.model.layerwise import forward_modes
 from runner.model.layerwise.activation_file import Activations
 from runner.model.layerwise.hidden_states import HiddenStates
 from runner.model.layerwise.streamed_model import StreamedModel
@@ -32,6 +33,30 @@ def test_lanes_start_from_one_embedding_however_slow_the_disk_is(
     first, second = (flow.file(lane, 0).read(0, 6) for lane in (0, 1))
     assert torch.equal(first, second)
     assert flow.finished(0) == [flow.file(0, 0).digest()] * 2
+
+
+def test_a_lane_of_some_batches_is_resumed_from_and_damage_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runner.model.layerwise.hidden_states.batch_tokens", lambda device, widest: 1)
+    streamed = StreamedModel(save(tmp_path / "model", "llama"))
+    flow = HiddenStates(streamed, tokens(), tmp_path, lanes=2, every=4)
+    assert flow.begin(0, [])
+    assert flow.paired == {(0, 1), (4, 5)}
+    layer = streamed.load(0)
+    for number in (0, 1):
+        lane = flow.lane(number, 0, layer)
+        forward_modes.finish(lane, [span for span in flow.spans if not number or span in flow.paired])
+    digests = flow.finished(1)
+    kept = [flow.file(1, 1).read(at, at + 1) for at in (0, 4)]
+    assert all(torch.equal(one, flow.file(0, 1).read(at, at + 1)) for one, at in zip(kept, (0, 4), strict=True))
+    again = HiddenStates(streamed, tokens(), tmp_path, lanes=2, every=4)
+    assert again.begin(1, digests)
+    path = tmp_path / "hidden-1-1"
+    data = bytearray(path.read_bytes())
+    data[4 * len(data) // 6] ^= 1  # in window 4
+    path.write_bytes(data)
+    assert not HiddenStates(streamed, tokens(), tmp_path, lanes=2, every=4).begin(1, digests)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -102,8 +102,8 @@ class Queued(ProcessGroup):
 
 
 @pytest.mark.parametrize("batches", [1, 2, 3, 8, 13, 40])
-@pytest.mark.parametrize("want", ["hessian", "cross", "input_norms"])
-def test_sums_do_not_depend_on_how_many_make_them(batches: int, want: str) -> None:
+@pytest.mark.parametrize(("want", "share"), [("hessian", 1), ("cross", 1), ("cross", 4), ("input_norms", 1)])
+def test_sums_do_not_depend_on_how_many_make_them(batches: int, want: str, share: int) -> None:
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(1, 37, 24, generator=generator) for _ in range(2 * batches)]
 
@@ -111,7 +111,7 @@ def test_sums_do_not_depend_on_how_many_make_them(batches: int, want: str) -> No
         mail: dict[int, deque[Any]] = defaultdict(deque)
         for rank in reversed(range(count)):
             group = Queued(rank, count, mail)
-            collector = PartialSums(want, 24, torch.device("cpu"), batches, group)
+            collector = PartialSums(want, 24, torch.device("cpu"), batches, group, share)
             for batch in group.owned(batches):
                 collector.add(inputs[batch], inputs[batch + batches])
         assert not any(mail.values())
@@ -124,6 +124,10 @@ def test_sums_do_not_depend_on_how_many_make_them(batches: int, want: str) -> No
         torch.testing.assert_close(one["input_norms"].double(), every.square().sum(0).sqrt())
     else:
         torch.testing.assert_close(one["hessian"].double(), every.T @ every * 2 / len(every), atol=1e-4, rtol=1e-5)
+    if want == "cross":
+        some, full = (torch.cat(part[::share], 1)[0].double() for part in (inputs[:batches], inputs[batches:]))
+        expected = (full - some).T @ some * 2 / len(some)
+        torch.testing.assert_close(one["cross"].double(), expected, atol=1e-4, rtol=1e-5)
     for count in (2, 3, 4, 8, 11):
         for name, value in sums(count).items():
             assert torch.equal(value, one[name]) if isinstance(value, torch.Tensor) else value == one[name]
