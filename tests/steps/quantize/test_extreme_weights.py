@@ -13,7 +13,7 @@ from runner.errors import StepFailed
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.steps.quantize import rtn
 from tests.host import Host
-from tests.model.checkpoint.formats.checkpoints import load
+from tests.model.checkpoint.formats.checkpoints import load_as_computed
 from tests.steps.quantize.test_schemes import IDS, SIZES, logits, measured, reference
 from tests.tiny import save
 
@@ -64,4 +64,4 @@ def test_inputs_beyond_the_calibrated_range_saturate(scheme: str, tmp_path: Path
     host = Host(tmp_path / "step", "quantize.rtn", source, ids, scheme=scheme, activations="static")
     rtn.run(host)
     with torch.no_grad():
-        torch.testing.assert_close(logits(host.out_dir, rounds=True), load(host.out_dir)(IDS).logits)
+        torch.testing.assert_close(logits(host.out_dir, rounds=True), load_as_computed(host.out_dir, IDS)(IDS).logits)

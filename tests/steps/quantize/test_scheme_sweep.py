@@ -22,7 +22,7 @@ from runner.model.checkpoint.quantization.presets import PRESETS
 from runner.recipe.schema.load import defaults
 from runner.steps.quantize import gptq, rtn, signround
 from tests.host import Host
-from tests.model.checkpoint.formats.checkpoints import load
+from tests.model.checkpoint.formats.checkpoints import load_as_computed
 from tests.steps.quantize.test_schemes import IDS, SIZES, SMALL_FLOATS, inputs, measured
 from tests.tiny import save
 
@@ -51,13 +51,9 @@ def refusals(kind: str, folder: Path, params: Params) -> list[Diagnostic]:
 
 
 def reference(folder: Path) -> float:
-    """The perplexity by transformers, which multiplies in float32 where the stream does: float16 on a CPU."""
-    model = load(folder)
+    """The perplexity by transformers, which multiplies in float32 where the stream does."""
     with torch.no_grad():
-        if model.dtype == torch.float16:
-            model(IDS[:1])  # which unpacks the weights, in the type that they are stored in
-            torch.nn.Module.float(model)
-        logits = model(IDS).logits.float()
+        logits = load_as_computed(folder, IDS)(IDS).logits.float()
     return math.exp(float(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten())))
 
 

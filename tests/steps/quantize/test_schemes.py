@@ -23,7 +23,7 @@ from runner.steps.evaluate import perplexity
 from runner.steps.quantize import gptq, rtn
 from runner.steps.targets import changes
 from tests.host import Host
-from tests.model.checkpoint.formats.checkpoints import load
+from tests.model.checkpoint.formats.checkpoints import load, load_as_computed
 from tests.tiny import save
 
 IDS = torch.randint(0, 96, (6, 24), generator=torch.Generator().manual_seed(5))
@@ -75,7 +75,7 @@ def measured(folder: Path, scratch: Path) -> float:
 def reference(folder: Path) -> float:
     """The same by transformers, which loads the checkpoint with compressed-tensors."""
     with torch.no_grad():
-        logits = load(folder)(IDS).logits.float()
+        logits = load_as_computed(folder, IDS)(IDS).logits.float()
     loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten())
     return math.exp(float(loss))
 
@@ -115,7 +115,7 @@ def test_a_short_last_block_of_rows_is_read_alike(tmp_path: Path) -> None:
     host = Host(tmp_path / "made", "quantize.rtn", source, scheme="fp8_block")
     rtn.run(host)  # `plan` refuses it for vLLM's sake
     with torch.no_grad():
-        assert torch.equal(logits(host.out_dir, rounds=True), load(host.out_dir)(IDS).logits)
+        assert torch.equal(logits(host.out_dir, rounds=True), load_as_computed(host.out_dir, IDS)(IDS).logits)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_inputs_are_rounded_as_compressed_tensors_rounds_them(case: str, tmp_pat
     """Logits are far closer to its forward than they would be without rounding."""
     made = quantized(tmp_path / "made", rtn, dense(tmp_path / "dense", case), **CASES[case])
     with torch.no_grad():
-        theirs = load(made)(IDS).logits
+        theirs = load_as_computed(made, IDS)(IDS).logits
     ours, unrounded = logits(made, rounds=True), logits(made, rounds=False)
     assert (ours - theirs).norm() < 0.1 * (unrounded - theirs).norm()
 
@@ -151,7 +151,7 @@ def test_gptq_loses_less_than_rounding_in_every_scheme(case: str, tmp_path: Path
     solved = quantized(tmp_path / "solved", gptq, source, **CASES[case])
     assert measured(solved, tmp_path / "scratch") == pytest.approx(reference(solved), rel=2e-3)
     with torch.no_grad():
-        whole = load(source)(IDS).logits.float()
+        whole = load_as_computed(source, IDS)(IDS).logits.float()
     lost = {folder: (logits(folder, rounds=False) - whole).square().mean() for folder in (rounded, solved)}
     assert lost[solved] < lost[rounded]
 
@@ -314,7 +314,7 @@ def test_schemes_in_different_formats_share_a_checkpoint(kind: Any, tmp_path: Pa
 def test_weighing_errors_by_the_inputs_loses_less_than_not_weighing_them(tmp_path: Path) -> None:
     source = save(tmp_path / "dense", **SIZES)
     with torch.no_grad():
-        whole = load(source)(IDS).logits
+        whole = load_as_computed(source, IDS)(IDS).logits
     lost = {}
     for grid in ("minmax", "mse", "weighted_mse"):
         made = quantized(tmp_path / grid, rtn, source, scheme="w3a16", grid=grid)

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 
+from runner.model.checkpoint.headers import read_headers
 from runner.model.checkpoint.quantization.format import Format
 from runner.model.checkpoint.quantization.quantized import Quantized
 from runner.model.checkpoint.quantization.scheme import Scheme, integers
 from runner.model.checkpoint.reader import CheckpointReader
+from runner.model.layerwise.dtypes import compute_dtype, stored_dtype
 from tests.model.packed import linears
 
 
@@ -64,6 +66,30 @@ def load(folder: Path, **options: Any) -> torch.nn.Module:
     assert not found["unexpected_keys"]
     loaded: torch.nn.Module = model.eval()
     return loaded
+
+
+def load_as_computed(folder: Path, ids: torch.Tensor) -> torch.nn.Module:
+    """The model by transformers, to compute in the type in which the stream does: float32 where halves are slow.
+
+    It is loaded in the type that it is stored in, in which weights are unpacked; what it computes of its configuration
+    is made anew.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model: Any = load(folder)
+    with torch.no_grad():
+        model(ids[:1])  # unpacks the weights
+        dtype = compute_dtype(stored_dtype(read_headers(folder)), torch.device("cpu"))
+        config = AutoConfig.from_pretrained(folder)
+        config.__dict__.pop("quantization_config", None)
+        made = dict(AutoModelForCausalLM.from_config(config, dtype=dtype).named_buffers())
+        torch.nn.Module.to(model, dtype)
+        for name in set(made) & {name for name, _ in model.named_buffers()}:
+            module, _, leaf = name.rpartition(".")
+            delattr(model.get_submodule(module), leaf)  # compressed-tensors copies what is assigned, in the old type
+            model.get_submodule(module).register_buffer(leaf, made[name], persistent=False)
+    computing: torch.nn.Module = model
+    return computing
 
 
 def assert_read_back(folder: Path, dense: torch.nn.Module) -> None:
