@@ -89,7 +89,7 @@ def _check_exact(params: Params) -> list[Diagnostic]:
 
 def castable(scheme: Scheme) -> bool:
     """Return whether its weights are floats in groups, so that every scale can be a power of two."""
-    return not scheme.weights.is_integer and scheme.strategy == "group"
+    return scheme.weights.element.startswith("float") and scheme.strategy == "group"
 
 
 def _check_data(params: Params) -> list[Diagnostic]:

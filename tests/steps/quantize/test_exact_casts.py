@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from runner.errors import StepFailed
+from runner.model.checkpoint.quantization.presets import PRESETS
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.recipe.schema.load import defaults
 from runner.steps.quantize import rtn
@@ -53,3 +54,5 @@ def test_what_cannot_be_exact_is_refused() -> None:
     assert [(each.code, each.message, each.help) for each in rtn._check_exact(params)] == [
         ("R658", message, "use `scheme: nvfp4a16`, `mxfp4a16` or `mxfp8a16`")
     ]
+    assert rtn.castable(PRESETS["mxfp8a16"])
+    assert not any(rtn.castable(PRESETS[name]) for name in ("fp8", "fp8_block", "w4a16", "nf4"))
