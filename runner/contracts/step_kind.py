@@ -104,6 +104,7 @@ class MachineFacts:
     gpu_name: str | None
     flops: float
     disk_bytes_per_second: float
+    instructions: tuple[str, ...] = ()  # instruction sets of the processor that compiled code may need
 
 
 @dataclass(frozen=True)

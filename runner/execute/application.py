@@ -20,6 +20,7 @@ from runner.execute.scheduler import Scheduler
 from runner.execute.settings import ApplySettings
 from runner.execute.stopping import Stopping
 from runner.job import accepted, files
+from runner.job.claims import Claims
 from runner.job.directory import JobDirectory
 from runner.job.store import Store
 from runner.plan.types import Plan, Preview
@@ -104,21 +105,28 @@ def apply_all(
     store.prepare()
     reports: Reports = SimpleQueue()
     executor = manner.executor(reports) if manner.executor else LocalExecutor(reports, settings.jobs_at_once)
-    prepared = [_prepare(job, settings, store, stopping) for job in jobs]
-    with stopping.installed():
-        started = [steps for steps in prepared if isinstance(steps, JobSteps)]
-        Scheduler(started, executor, reports, stopping, manner.keep_going, manner.timeout).work()
+    claims = Claims(settings.remote, settings.command) if settings.remote else None
+    prepared = [_prepare(job, settings, store, stopping, claims) for job in jobs]
+    try:
+        with stopping.installed():
+            started = [steps for steps in prepared if isinstance(steps, JobSteps)]
+            Scheduler(started, executor, reports, stopping, manner.keep_going, manner.timeout).work()
+    finally:
+        if claims is not None:
+            claims.close()
     return [_end(steps, root) for steps in prepared]
 
 
-def _prepare(job: Job, settings: ApplySettings, store: Store, stopping: Stopping) -> JobSteps | RunnerError:
+def _prepare(
+    job: Job, settings: ApplySettings, store: Store, stopping: Stopping, claims: Claims | None
+) -> JobSteps | RunnerError:
     root = store.root.parent
     try:
         references = accepted.gate_references(settings.gates_root or root, job.plan)
     except RunnerError as error:
         return error
     directory = JobDirectory(root, job.plan.job_id)
-    run = JobRun(job.plan, directory, store, settings, stopping, job.sinks, references)
+    run = JobRun(job.plan, directory, store, settings, stopping, job.sinks, references, claims)
     return JobSteps(JobSession(run, job.preview))
 
 

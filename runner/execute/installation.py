@@ -10,6 +10,7 @@ from pathlib import Path
 
 import runner
 from runner.plan.machine import package_version
+from runner.system import cpu
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "compressed-tensors")
 
@@ -20,6 +21,11 @@ def facts() -> dict[str, str]:
     python = ".".join(platform.python_version_tuple()[:2])
     packages = {package: package_version(package) or "absent" for package in _PACKAGES}
     return {"Python": python, "runner": runner.__version__, "runner's code": _code(), **packages}
+
+
+def processor() -> tuple[str, tuple[str, ...]]:
+    """Return the model of this machine's processor, and its instruction sets."""
+    return cpu.model() or platform.processor(), tuple(cpu.instructions())
 
 
 def differences(there: Mapping[str, str]) -> list[str]:

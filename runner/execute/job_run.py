@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from runner.execute.settings import ApplySettings
 from runner.execute.stopping import Stopping
 from runner.job import accepted, environment
+from runner.job.claims import Claims
 from runner.job.directory import JobDirectory
 from runner.job.store import Store
 from runner.plan.types import Plan, PlannedStep
@@ -25,6 +26,7 @@ class JobRun:
     stopping: Stopping
     sinks: Sequence[Sink]
     references: Mapping[str, accepted.Metrics | None]
+    claims: Claims | None = None  # on steps in the remote store
 
     def send(self, event: Event) -> None:
         for sink in self.sinks:

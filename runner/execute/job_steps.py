@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -19,6 +20,8 @@ from runner.plan.types import PlannedStep
 from runner.progress.events import Event, make
 from runner.recipe import references
 from runner.steps import kinds
+
+_LOOK_AGAIN = 1.0  # seconds between looks at a step that another process computes
 
 
 class JobSteps:
@@ -42,6 +45,7 @@ class JobSteps:
         self._stopped: set[str] = set()  # steps that do not run for a missed gate
         self._missed = False
         self._waiting: dict[str, str] = {}
+        self._elsewhere: dict[str, float] = {}  # steps that another process computes, and when to look again
         plan, preview = session.run.plan, session.preview
         forecasts = {f.step.index: f for f in preview.forecasts} if preview else {}
         self.demands = resources.demands(plan, forecasts)
@@ -71,6 +75,8 @@ class JobSteps:
         for step in self.session.run.plan.steps:
             if step.id in self.entries or step.id in self._running or step.id in self._stopped:
                 continue
+            if time.monotonic() < self._elsewhere.get(step.id, 0.0):
+                continue
             if all(id in self.entries for id in self._needs[step.id]):
                 yield step
 
@@ -82,6 +88,26 @@ class JobSteps:
         run = self.session.run
         return run.store.entry(step.key, lambda text: run.warn(step, text)) or self._remote.pull(step)
 
+    @property
+    def waits_elsewhere(self) -> bool:
+        """Whether a step waits for a process that shares the remote store."""
+        return bool(self._elsewhere)
+
+    def claim(self, step: PlannedStep) -> bool:
+        """Claim a step in the remote store, if there is one; False where another process computes it or has made it."""
+        holder = self._remote.claim(step)
+        if holder is None:
+            self._elsewhere.pop(step.id, None)
+            return True
+        self._elsewhere[step.id] = time.monotonic() + (_LOOK_AGAIN if holder else 0.0)
+        if holder:
+            self.wait_for(step, holder)
+        return False
+
+    def release(self, step: PlannedStep) -> None:
+        """Give back the claim on a step."""
+        self._remote.release(step)
+
     def take_cached(self, step: PlannedStep, entry: StoreEntry) -> None:
         """Take the result of a step that need not be computed."""
         self._check_inputs(step, entry)
@@ -92,7 +118,7 @@ class JobSteps:
         self._take(step, entry)
 
     def wait_for(self, step: PlannedStep, holder: str) -> None:
-        """Report once that another job of this apply computes the same step."""
+        """Report once that another job of this apply, or another process, computes the same step."""
         if self._waiting.get(step.id) != holder:
             self._waiting[step.id] = holder
             self.session.run.send(make("waiting", step=step.index, holder=holder))
@@ -138,6 +164,7 @@ class JobSteps:
         self.code = self.code or exit_code_of(error)
 
     def _take(self, step: PlannedStep, entry: StoreEntry) -> None:
+        self._elsewhere.pop(step.id, None)
         order = {planned.id: planned.index for planned in self.session.run.plan.steps}
         entries = {**self.entries, step.id: entry}
         self.entries = {id: entries[id] for id in sorted(entries, key=order.__getitem__)}

@@ -26,7 +26,9 @@ from runner.job.entries import Stage
 from runner.job.remote import Remote
 from runner.job.store import Store
 from runner.model.source import hub, locate
+from runner.plan import machine
 from runner.progress.events import Event, make
+from runner.steps import kinds
 
 DIED = "worker_died"  # instead of a last event: the worker ended in the middle of the step
 # Variables of the submitting process that steps need, none of which is secret. Credentials are set on each machine.
@@ -104,6 +106,7 @@ class NodeStep:
         request = self._shipment.request
         os.environ.update(self._shipment.variables)
         try:
+            _check_machine(request)
             request = self._located(request)
             log = Path(request.store) / ".staging" / f"{request.key}.worker.log"
             log.parent.mkdir(parents=True, exist_ok=True)
@@ -224,6 +227,18 @@ class NodeStep:
                     f"the result of `{request.id}` left the store of {socket.gethostname()}", "apply again"
                 )
             Remote(self._shipment.remote).push(entry)
+
+
+def _check_machine(request: Request) -> None:
+    """Raise MachineError where this machine would make something else than what the key of the step names."""
+    planned = request.key_inputs.get("environment", {})
+    facts = machine.machine_facts(request.device)
+    for name, here in kinds.environment(kinds.find(request.kind), request.params, facts).items():
+        if planned.get(name, here) != here:
+            raise MachineError(
+                f"`{request.id}` was planned for other {name} than {socket.gethostname()} has, which decide its result",
+                "name the processor with `resources: {processor: …}`, or submit from a machine like those that compute",
+            )
 
 
 def node_store() -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,23 +19,27 @@ from runner.errors import Diagnostic, MachineError, UsageError
 from runner.execute import installation
 from runner.plan import machine
 from runner.plan.machine import MachineRefusal
-from runner.plan.resources import Node, Offer
+from runner.plan.resources import Node, Offer, Processor
 from runner.system.process_errors import first_line
 
 _PORTS = {"ray": 10001, "": 6379}
 _CONNECT_SECONDS = 5
-_PROBE_SECONDS = 60
+_PROBE_SECONDS = 180  # for all machines together: each starts a process of Ray first
 _KNOWN = ("CPU", "GPU", "memory", "object_store_memory")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a probe found on one machine: `facts` of its installation, or why there is none in `error`."""
+    """What a probe found on one machine: `facts` of its installation, or why there is none in `error`.
+
+    `processor` is None where it could not be measured.
+    """
 
     host: str
     facts: Mapping[str, str]
     error: str | None
     has_store: bool
+    processor: Processor | None = None
 
 
 class RayCluster:
@@ -42,6 +47,7 @@ class RayCluster:
 
     def __init__(self, address: str | None) -> None:
         self.address = address
+        self._processors: dict[str, Processor] = {}
         self.name = f"the Ray cluster at {address}" if address else "Ray on this machine"
         if machine.package_version("ray") is None:
             raise MachineError("`--executor ray` needs the package ray, which is not installed",
@@ -62,13 +68,14 @@ class RayCluster:
             raise _refused("R703", f"{self.name} does not answer: {first_line(error)}", _ADDRESS_HELP) from error
 
     def offer(self) -> Offer:
-        """Return the machines of the cluster."""
+        """Return the machines of the cluster, with the processors that `examine` measured."""
         import ray
 
-        return Offer(self.name, tuple(_node(found["Resources"]) for found in ray.nodes() if found["Alive"]))
+        alive = [found for found in ray.nodes() if found["Alive"]]
+        return Offer(self.name, tuple(_node(found, self._processors.get(found["NodeID"])) for found in alive))
 
     def examine(self, store: Path | None) -> list[Finding]:
-        """Probe every machine: what is installed, and whether it sees `store`, a folder. Waits up to a minute."""
+        """Probe every machine: what is installed, and whether it sees `store`, a folder. Waits some minutes."""
         import ray
 
         token = None
@@ -78,7 +85,10 @@ class RayCluster:
             token.write_bytes(b"runner\n")
         try:
             asked = [(found, _ask(found["NodeID"], token)) for found in ray.nodes() if found["Alive"]]
-            return [_answer(found["NodeManagerHostname"], reference) for found, reference in asked]
+            until = time.monotonic() + _PROBE_SECONDS
+            answers = [(found["NodeID"], _answer(found["NodeManagerHostname"], ref, until)) for found, ref in asked]
+            self._processors |= {id: answer.processor for id, answer in answers if answer.processor is not None}
+            return [answer for _, answer in answers]
         finally:
             if token is not None:
                 token.unlink(missing_ok=True)
@@ -137,10 +147,11 @@ def _refused(code: str, message: str, help: str) -> MachineRefusal:
     return MachineRefusal([Diagnostic(code, message, help)])
 
 
-def _node(resources: Mapping[str, float]) -> Node:
+def _node(found: Mapping[str, Any], processor: Processor | None) -> Node:
+    resources: Mapping[str, float] = found["Resources"]
     custom = {n: v for n, v in resources.items() if n not in _KNOWN and not n.startswith(("node:", "bundle_group"))}
     cpus, memory = int(resources.get("CPU", 0)), int(resources.get("memory", 0))
-    return Node(cpus, memory, resources.get("GPU", 0.0), custom)
+    return Node(cpus, memory, resources.get("GPU", 0.0), custom, processor, found["NodeID"])
 
 
 def _ask(node: str, token: Path | None) -> Any:
@@ -148,26 +159,26 @@ def _ask(node: str, token: Path | None) -> Any:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    def probe(path: str | None) -> tuple[dict[str, str], str | None, bool]:
+    def probe(path: str | None) -> tuple[dict[str, str], str | None, bool, tuple[str, tuple[str, ...]] | None]:
         import os
 
         seen = path is None or os.path.exists(path)
         try:
             from runner.execute import installation
         except ImportError as error:
-            return {}, f"runner is not installed there ({error})", seen
-        return installation.facts(), None, seen
+            return {}, f"runner is not installed there ({error})", seen, None
+        return installation.facts(), None, seen, installation.processor()
 
     where = NodeAffinitySchedulingStrategy(node, soft=False)
     task = ray.remote(probe).options(num_cpus=0, scheduling_strategy=where, max_retries=0)
     return task.remote(str(token) if token is not None else None)
 
 
-def _answer(host: str, reference: Any) -> Finding:
+def _answer(host: str, reference: Any, until: float) -> Finding:
     import ray
 
     try:
-        facts, error, seen = ray.get(reference, timeout=_PROBE_SECONDS)
+        facts, error, seen, measured = ray.get(reference, timeout=max(0.0, until - time.monotonic()))
     except (ray.exceptions.RayError, TimeoutError) as failed:
         return Finding(host, {}, f"it does not answer ({first_line(failed)})", False)
-    return Finding(host, facts, error, seen)
+    return Finding(host, facts, error, seen, Processor(*measured) if measured else None)

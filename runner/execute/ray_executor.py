@@ -82,7 +82,11 @@ def options(offer: Offer, task: Task) -> dict[str, Any]:
     demand = task.demand
     most = max((node.cpus for node in offer.nodes), default=1)
     cpus = demand.cpus or min(threads_of(task.step, task.run.settings.thread_count), most)
+    where: dict[str, Any] = {}
+    if demand.processor is not None:
+        ids = [node.id for node in offer.nodes if node.has_processor(demand.processor)]
+        where = {"label_selector": {"ray.io/node-id": f"in({','.join(ids)})"}}
     return {
         "num_cpus": most if demand.alone else cpus, "num_gpus": demand.gpus, "memory": demand.memory or None,
-        "resources": dict(demand.custom), "max_concurrency": 4, "max_restarts": 0,
+        "resources": dict(demand.custom), "max_concurrency": 4, "max_restarts": 0, **where,
     }  # fmt: skip

@@ -1,6 +1,8 @@
-"""Pull results of steps from a remote store and push them to it. Failures are warnings and end no job."""
+"""Claim steps in a remote store, pull their results and push them. Failures are warnings and end no job."""
 
 from __future__ import annotations
+
+from contextlib import suppress
 
 from runner.errors import StoreError
 from runner.execute.job_run import JobRun
@@ -15,6 +17,7 @@ class RemoteResults:
     def __init__(self, run: JobRun) -> None:
         self._run = run
         self._remote = run.settings.remote
+        self._claims = run.claims
         self._refused: set[str] = set()  # keys whose entries in the remote store do not match their records
 
     def pull(self, step: PlannedStep) -> StoreEntry | None:
@@ -31,6 +34,29 @@ class RemoteResults:
         if entry is not None:
             self._run.inform(step, f"pulled from {self._remote.url}")
         return entry
+
+    def claim(self, step: PlannedStep) -> str | None:
+        """Claim a step that is to be computed; return who computes it already, "" where its result is there now.
+
+        None where it is claimed, and where claims cannot be written: what cannot be written is noticed by `push`.
+        """
+        if self._remote is None or self._claims is None:
+            return None
+        try:
+            holder = self._claims.take(step.key)
+            if holder is None and step.key not in self._refused and self._remote.has(step.key):
+                self.release(step)
+                return ""
+        except StoreError:
+            self._claims = None
+            return None
+        return None if holder is None else str(holder)
+
+    def release(self, step: PlannedStep) -> None:
+        """Give back the claim on a step, if there is one."""
+        if self._claims is not None:
+            with suppress(StoreError):  # it is abandoned in a minute
+                self._claims.release(step.key)
 
     def push(self, step: PlannedStep, entry: StoreEntry) -> None:
         """Upload a result; it replaces one that was refused."""

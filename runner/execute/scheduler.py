@@ -77,6 +77,7 @@ class Scheduler:
             try:
                 if job.session.is_open or self._open(job):
                     self._advance(job)
+                    self._waits = self._waits or (job.waits_elsewhere and not job.is_ended)
                 else:
                     self._waits = True
             except (RunnerError, OSError) as error:
@@ -117,9 +118,13 @@ class Scheduler:
             job.failed(step, int(failure["exit_code"]))
             return False
         task = job.task(step)
-        if self._executor.has_room(task):
-            job.record_environment()  # before a worker that might fill the disk
-            self._executor.start(task)
+        if self._executor.has_room(task) and job.claim(step):
+            try:
+                job.record_environment()  # before a worker that might fill the disk
+                self._executor.start(task)
+            except (RunnerError, OSError):
+                job.release(step)
+                raise
             self._tasks[task] = job
             job.started(step)
             if self._stopping.asked:
@@ -160,6 +165,8 @@ class Scheduler:
                 job.finished(step)
         except (RunnerError, OSError) as error:
             job.broken(error, step)
+        finally:
+            job.release(step)
 
     def _stop_late_jobs(self) -> None:
         now = time.monotonic()

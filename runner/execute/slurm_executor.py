@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Mapping
@@ -22,16 +23,18 @@ from runner.execute import node_step
 from runner.execute.executor import Reports, Task
 from runner.execute.node_step import NodeStep, Shipment
 from runner.execute.remote_executor import Lost, RemoteExecutor
+from runner.execute.slurm_queue import SlurmQueue
 from runner.job import batch_jobs
 from runner.job.batch_jobs import BatchJob
 from runner.plan import machine, resources
 from runner.plan.machine import MachineRefusal
-from runner.plan.resources import Node, Offer, threads_of
+from runner.plan.resources import Node, Offer, Processor, threads_of
 from runner.progress.events import Event, encode
 
 REQUEUED = "requeued"  # an event of a job that will start again
 _POLL = 0.5  # seconds between looks at the file of events
 _GRACE = 60  # seconds in which a job that must end stops at a safe point
+_ANNOUNCED = 300  # seconds after SIGTERM in which Slurm ends a job
 _ENDS = ("step_finished", "step_cached", "step_failed", "interrupted", node_step.DIED)
 _NO_SLURM = "run this on a machine that submits to Slurm, or try jobs on this machine with `--slurm cluster=local`"
 
@@ -47,7 +50,7 @@ def offer(cluster: str) -> Offer:
     if program is None or shutil.which("sbatch") is None:
         raise MachineRefusal([Diagnostic("R706", "there is no Slurm here: `sbatch` is not found", _NO_SLURM)])
     try:
-        asked = [program, "-N", "-h", "-o", "%c %m %G"]
+        asked = [program, "-N", "-h", "-o", "%N %c %m %G %f"]
         listed = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         text = f"Slurm does not answer: {str(error).splitlines()[0]}"
@@ -56,21 +59,26 @@ def offer(cluster: str) -> Offer:
 
 
 def nodes_of(listed: str) -> tuple[Node, ...]:
-    """Parse `sinfo -N -h -o "%c %m %G"`: processors, MiB of memory, and GPUs such as `gpu:a100:4(S:0-1)`."""
+    """Parse `sinfo -N -h -o "%N %c %m %G %f"`: processors, MiB, GPUs such as `gpu:a100:4(S:0-1)`, and features.
+
+    A node is listed once for each of its partitions.
+    """
     found = []
-    for line in listed.splitlines():
-        cpus, memory, gres = (*line.split(maxsplit=2), "")[:3]
+    for line in dict.fromkeys(listed.splitlines()):
+        name, cpus, memory, gres, features = (*line.split(maxsplit=4), "", "")[:5]
         gpus = sum(int(count) for count in re.findall(r"gpu(?::[^:,(]+)?:(\d+)", gres))
-        found.append(Node(int(cpus.rstrip("+")), int(memory.rstrip("+")) * 2**20, gpus))
+        classes = Processor("", classes=tuple(features.split(",")))  # what its features mean, Slurm does not say
+        found.append(Node(int(cpus.rstrip("+")), int(memory.rstrip("+")) * 2**20, gpus, processor=classes, id=name))
     return tuple(found)
 
 
 def make(reports: Reports, store: Path, given: Mapping[str, str], at_once: int | None = None) -> RemoteExecutor:
     """Return the executor. `given`: options of sbatch by name, and `cluster` ("slurm", or "local" for processes)."""
     given = {"cluster": "slurm", **given}
+    queue = SlurmQueue() if given["cluster"] == "slurm" else None
 
     def attempt(task: Task, shipped: Shipment) -> BatchAttempt:
-        return BatchAttempt(store / batch_jobs.FOLDER, given["cluster"], parameters(task, given), shipped)
+        return BatchAttempt(store / batch_jobs.FOLDER, queue, parameters(task, given), shipped)
 
     return RemoteExecutor(reports, attempt, None, at_once)
 
@@ -87,6 +95,8 @@ def parameters(task: Task, given: Mapping[str, str]) -> dict[str, Any]:
             found["slurm_mem"] = f"{-(-demand.memory // 2**20)}M"
         if demand.alone:
             found["slurm_exclusive"] = True
+        if demand.processor:
+            found["slurm_constraint"] = demand.processor
     if demand.gpus:
         found["gpus_per_node"] = int(-(-demand.gpus // 1))
     return found
@@ -99,21 +109,37 @@ class BatchStep:
         self.shipment = shipment
         self.events = events
         self._step: NodeStep | None = None
+        self._is_ending = False
 
     def __call__(self) -> None:
         """Run the step to its end; stop it where the file `<events>.stop` appears."""
         step = self._step = NodeStep(self.shipment)
         self._write([{"event": "host", "host": step.begin()}])
+        signal.signal(signal.SIGTERM, self._end_soon)
         asked = False
         while True:
             found = step.events(_POLL)
-            self._write(found)
+            self._write([event for event in found if not (self._is_ending and event["event"] == "interrupted")])
             if any(event["event"] in _ENDS for event in found):
                 step.close()
+                if self._is_ending and found[-1]["event"] == "interrupted":
+                    self._await_end()
                 return
             if not asked and os.path.exists(f"{self.events}.stop"):
                 asked = True
                 step.stop()
+
+    def _end_soon(self, *_: object) -> None:
+        """Stop at a safe point: Slurm ends this batch job soon, and queues it again where it was preempted."""
+        self._is_ending = True
+        if self._step is not None:
+            self._step.stop()
+
+    def _await_end(self) -> None:
+        """Wait for the end that Slurm announced: a job that is to be queued again must not look like one that ended."""
+        self._write([{"event": REQUEUED}])
+        time.sleep(_ANNOUNCED)
+        raise TimeoutError(f"SIGTERM came {_ANNOUNCED} seconds ago, and nothing ended this batch job")
 
     def checkpoint(self) -> Any:
         """Stop at a safe point within the grace time, and return the job that is queued again."""
@@ -137,22 +163,22 @@ class BatchStep:
 
 
 class BatchAttempt:
-    """One batch job for a step (runner.execute.remote_executor.Attempt)."""
+    """One batch job for a step (runner.execute.remote_executor.Attempt). Without `queue` it is a process here."""
 
-    def __init__(self, folder: Path, cluster: str, how: dict[str, Any], shipped: Shipment) -> None:
+    def __init__(self, folder: Path, queue: SlurmQueue | None, how: dict[str, Any], shipped: Shipment) -> None:
         self.host = "a machine of the cluster"
-        self._folder, self._cluster, self._how, self._shipped = folder, cluster, how, shipped
+        self._folder, self._queue, self._how, self._shipped = folder, queue, how, shipped
         self._file = folder / f"{shipped.request.key[:16]}-{secrets.token_hex(4)}.jsonl"
         self._read = 0
         self._job: Any = None
-        self._begun = False
+        self._begun = self._has_ended = False
 
     def begin(self) -> None:
         import submitit
 
         self._folder.mkdir(parents=True, exist_ok=True)
         self._file.touch()
-        executor = submitit.AutoExecutor(folder=self._folder / "%j", cluster=self._cluster)
+        executor = submitit.AutoExecutor(folder=self._folder / "%j", cluster="slurm" if self._queue else "local")
         executor.update_parameters(**self._how)
         try:
             self._job = executor.submit(BatchStep(self._shipped, str(self._file)))
@@ -166,11 +192,12 @@ class BatchAttempt:
         )
 
     def events(self) -> list[Event]:
-        ended = self._job.done(force_check=False)
+        ended = self._ended_as()
         found = self._new()
         if not found and ended:
+            self._has_ended = True
             log = self._job.paths.stderr
-            raise Lost(f"batch job {self._job.job_id} ended as {self._job.state} (its log is {log})")
+            raise Lost(f"batch job {self._job.job_id} ended as {ended} (its log is {log})")
         if not found:
             time.sleep(_POLL)
         shown = []
@@ -183,8 +210,15 @@ class BatchAttempt:
                 shown.append({"event": "message", "time": time.time(), "step": index, "level": "warning", "text": text})
                 self._begun = False
             else:
+                self._has_ended = event["event"] in _ENDS and event["event"] != node_step.DIED
                 shown.append(event)
         return shown
+
+    def _ended_as(self) -> str | None:
+        """Return the state in which the batch job ended; None while it may go on."""
+        if self._queue is not None:
+            return self._queue.end_of(self._job.job_id)
+        return str(self._job.state) if self._job.done(force_check=False) else None
 
     def ask_to_stop(self) -> bool:
         if self._begun:
@@ -192,7 +226,7 @@ class BatchAttempt:
         return self._begun
 
     def end(self, *, at_once: bool) -> None:
-        if self._job is not None and not self._job.done(force_check=at_once):
+        if self._job is not None and not self._has_ended:
             self._job.cancel(check=False)
         batch_jobs.forget(self._folder.parent, self._shipped.request.key)
         self._file.unlink(missing_ok=True)

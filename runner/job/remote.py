@@ -2,6 +2,7 @@
 
     <url>/records/<key>.json          the sealed record of a step: written last, all at once
     <url>/blobs/<ab>/<sha256>         every file of out/, under the hash of its bytes
+    <url>/claims/<key>/               who computes a step now (runner.job.claims)
 
 An entry exists when its record does. Blobs are named by their content, so an interrupted push leaves nothing that could
 be taken for an entry, the next push uploads what is missing, and two writers write the same. Everything that is pulled
@@ -12,26 +13,23 @@ Logs are not pushed: they are no part of a result.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
 from runner.errors import MachineError, StoreError, UsageError
-from runner.job import files, records
+from runner.job import files, record_checks, records
 from runner.job.entries import Stage, StoreEntry
 from runner.job.records import FileFact, Record
 from runner.job.store import Store
-from runner.plan.keys import sha256
 
 # These publish an object atomically; elsewhere a file is written under a temporary name and moved.
 _ATOMIC = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "adl", "memory"})
 _BLOCK = 8 * 2**20
 _LARGEST_RECORD = 256 * 2**20
-_HEX = frozenset("0123456789abcdef")
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 
 
@@ -76,15 +74,40 @@ class Remote:
 
     def keys(self) -> list[str]:
         """Return the keys of all entries, sorted."""
+        found = (name.removesuffix(".json") for name in self.names("records") if name.endswith(".json"))
+        return [name for name in found if record_checks.is_key(name)]
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names of the files in a folder of the store, sorted."""
         system, root = self._system()
         try:
-            names = system.ls(f"{root}/records", detail=False)
+            listed = system.ls(f"{root}/{folder}", detail=False)
         except FileNotFoundError:
             return []
         except Exception as error:
             raise self._failed(error) from error
-        found = (PurePosixPath(str(name)).name for name in names)
-        return sorted(name.removesuffix(".json") for name in found if name.endswith(".json") and _is_key(name[:-5]))
+        return sorted(name for path in listed if (name := PurePosixPath(str(path)).name)[:1] != ".")
+
+    def content(self, name: str) -> bytes | None:
+        """Return the bytes of a small file; None where there is none."""
+        system, root = self._system()
+        try:
+            data: bytes = system.cat_file(f"{root}/{name}")
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            raise self._failed(error) from error
+        return data
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        system, root = self._system()
+        try:
+            system.rm_file(f"{root}/{name}")
+        except FileNotFoundError:
+            pass
+        except Exception as error:
+            raise self._failed(error) from error
 
     def has(self, key: str) -> bool:
         system, root = self._system()
@@ -104,7 +127,7 @@ class Remote:
         for fact in entry.record.files:
             sent += self._put_blob(entry.out / fact.path, fact, replace)
         text = (entry.path / "record.json").read_text(encoding="utf-8")
-        self._put(f"records/{entry.record.key}.json", text.encode())
+        self.write(f"records/{entry.record.key}.json", text.encode())
         return sent
 
     def pull(self, key: str, store: Store, *, wait: bool = True) -> StoreEntry | None:
@@ -147,19 +170,8 @@ class Remote:
             raise self._refused(key, "its record is not UTF-8") from None
         except ValueError as error:
             raise self._refused(key, f"its record {error}") from None
-        if record.key != key:
-            raise self._refused(key, f"its record is that of another key, {record.key}")
-        if (made := _key_of(record.key_inputs)) != key:
-            raise self._refused(key, f"the inputs in its record have the key {made}")
-        for fact in record.files:
-            if reason := _unsafe(fact):
-                raise self._refused(key, reason)
-        names = {fact.path for fact in record.files}
-        folders = {str(parent) for name in names for parent in PurePosixPath(name).parents}
-        if len(names) < len(record.files) or names & folders:
-            raise self._refused(key, "its record names a file twice, or as a folder too")
-        if (digest := _digest(record)) != record.digest:
-            raise self._refused(key, f"its files have the digest {digest}, its record says {record.digest}")
+        if (reason := record_checks.fault(record, key)) is not None:
+            raise self._refused(key, reason)
         return record, text
 
     def _fetch(self, record: Record, stage: Stage) -> None:
@@ -212,12 +224,13 @@ class Remote:
         try:
             if not replace and system.exists(path) and system.size(path) == fact.size:
                 return 0
-            self._write(path, source)
+            self._upload(path, source)
         except Exception as error:
             raise self._failed(error) from error
         return fact.size
 
-    def _put(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes) -> None:
+        """Write a small file, all at once."""
         system, root = self._system()
         path = f"{root}/{name}"
         try:
@@ -231,7 +244,7 @@ class Remote:
         except Exception as error:
             raise self._failed(error) from error
 
-    def _write(self, path: str, source: Path) -> None:
+    def _upload(self, path: str, source: Path) -> None:
         system, _ = self._system()
         if self.protocol in _ATOMIC:
             system.put_file(str(source), path)
@@ -261,40 +274,3 @@ def _blob(sha: str) -> str:
 def _temporary(path: str) -> str:
     folder, _, name = path.rpartition("/")
     return f"{folder}/.{name}.{uuid.uuid4().hex}.part"
-
-
-def _is_key(text: object) -> bool:
-    return isinstance(text, str) and len(text) == 64 and set(text) <= _HEX
-
-
-def _key_of(key_inputs: object) -> str:
-    """Return the key of a record's inputs; "none" where they are not valid."""
-    if not isinstance(key_inputs, Mapping):
-        return "none"
-    try:
-        return sha256(key_inputs)
-    except (TypeError, ValueError):
-        return "none"
-
-
-def _digest(record: Record) -> str:
-    pairs = [(fact.path, fact.sha256) for fact in record.files]
-    if record.artifact_type == "metrics":
-        metrics = files.pretty(dict(record.metrics)).encode()
-        pairs.append(("../metrics.json", hashlib.sha256(metrics).hexdigest()))
-    return records.digest(pairs)
-
-
-def _unsafe(fact: FileFact) -> str | None:
-    """Return why a file of a record must not be written: a clause, or None."""
-    path = fact.path
-    if not isinstance(path, str) or not _is_key(fact.sha256) or not isinstance(fact.size, int) or fact.size < 0:
-        return f"its record describes {json.dumps(path)} in a way that no step does"
-    if not isinstance(fact.mtime_ns, int) or isinstance(fact.mtime_ns, bool):
-        return f"its record describes {json.dumps(path)} in a way that no step does"
-    parts = path.split("/")
-    if not path or "\0" in path or "\\" in path or any(part in ("", ".", "..") for part in parts) or ":" in parts[0]:
-        return f"its record names {json.dumps(path)}, which is a place outside of the entry"
-    if len(path) > 1024:
-        return f"its record names a file by {len(path)} characters, which no step does"
-    return None

@@ -15,7 +15,7 @@ from pathlib import Path
 from runner.contracts.step_kind import MachineFacts
 from runner.errors import Diagnostic, MachineError
 from runner.system import installed
-from runner.system.cpu import fast_bf16, flags
+from runner.system.cpu import fast_bf16, flags, instructions
 
 _DISK_BYTES_PER_SECOND = 5e8  # written and synced; a slow SSD, a fast hard disk
 _MEASURED_SECONDS = 0.01
@@ -24,6 +24,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 # Dense bf16 products that a GPU sustains, in operations a second, by a part of its name.
 _GPU_FLOPS = (("H200", 4e14), ("H100", 4e14), ("A100", 2e14), ("L40", 1.5e14), ("4090", 1.3e14), ("T4", 3e13))
 _GPU_FLOPS_ELSE = 5e13
+_NO_GPU = ("this machine shows no NVIDIA GPU", "use `--device cpu`, or check `nvidia-smi` and CUDA_VISIBLE_DEVICES")
 
 
 class MachineRefusal(MachineError):
@@ -55,6 +56,7 @@ def machine_facts(device: str = "auto") -> MachineFacts:
         gpu_name=gpu[0] if gpu else None,
         flops=gpu_flops(gpu[0]) if gpu else cpu_flops(),
         disk_bytes_per_second=_DISK_BYTES_PER_SECOND,
+        instructions=tuple(instructions()),
     )
 
 
@@ -62,7 +64,7 @@ def resolve_device(device: str) -> str:
     """Return "cpu" or "cuda"; "auto" is "cuda" where there is an NVIDIA GPU and a torch that can use it."""
     if device == "cpu":
         return "cpu"
-    reason = _no_cuda()
+    reason = no_cuda() if find_gpu() is not None else _NO_GPU
     if reason is None:
         return "cuda"
     if device == "auto":
@@ -70,10 +72,8 @@ def resolve_device(device: str) -> str:
     raise MachineError(f"the device `cuda` was asked for, but {reason[0]}", reason[1])
 
 
-def _no_cuda() -> tuple[str, str] | None:
-    """Return why CUDA cannot be used, and the remedy."""
-    if find_gpu() is None:
-        return "this machine shows no NVIDIA GPU", "use `--device cpu`, or check `nvidia-smi` and CUDA_VISIBLE_DEVICES"
+def no_cuda() -> tuple[str, str] | None:
+    """Return why the installed torch cannot use a GPU, and the remedy; None where it can."""
     version = package_version("torch") or ""
     if version.endswith("+cpu"):
         return f"torch {version} is built for the CPU alone", "install a CUDA build of torch, or use `--device cpu`"

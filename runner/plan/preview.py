@@ -163,7 +163,7 @@ def _unavailable(plan: Plan, step: PlannedStep, memory: int, offer: resources.Of
         return []
     path, clause = lack
     source = plan.recipe.steps[step.index]
-    code = "R702" if path[:1] == ("custom",) else "R701"
+    code = "R702" if path[:1] in (("custom",), ("processor",)) else "R701"
     span = plan.recipe.span((*source.path, "resources", *path))
     help = "ask for less, or use an executor that has it (`--executor`)"
     return [Diagnostic(code, f"step `{step.id}` {clause}", help, span)]

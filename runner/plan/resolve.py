@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from runner import wording
 from runner.contracts.step_kind import METRICS_ONLY, DataFacts, MachineFacts
 from runner.errors import Diagnostic, MachineError, RecipeError, Span
 from runner.model.source import hub, unpacked
 from runner.plan import environments, keys, lock, overlap, resolve_inputs, serving, wiring
 from runner.plan.environments import Environment
 from runner.plan.facts_flow import FactsFlow
-from runner.plan.machine import MachineRefusal, package_version, resolve_device
-from runner.plan.resources import Offer, machine_of
+from runner.plan.machine import MachineRefusal, package_version
+from runner.plan.resources import Offer, candidates, device_of, machine_of
 from runner.plan.tasks import find_tasks
 from runner.plan.types import MODEL, UNPACKED, Plan, PlannedStep, ResolvedData, ResolvedModel, ResolvedTasks
 from runner.plan.wiring import WiredStep
@@ -41,7 +42,7 @@ def resolve(
     complaint about models, data and steps; steps that depend on something refused are not checked. Raises MachineError
     for a missing device or package.
     """
-    resolved_device = resolve_device(device)
+    resolved_device = device_of(offer, device)
     machine = machine_of(offer, resolved_device)
     made_with = environment(resolved_device)
     sources, complaints = _sources(recipe, cache_file, commits or {})
@@ -59,9 +60,10 @@ def resolve(
     served = serving.judge(recipe, results)
     if len(results) == sum(step.produces != METRICS_ONLY for step in wired):  # nothing was refused
         complaints += serving.check(recipe, results, served)
+    complaints += _undecided(recipe, machine, offer)
     complaints += _missing_packages(recipe) + overlap.warnings(recipe, wired, sources.data)
     _refuse([d for d in complaints if d.severity == "error"])
-    planner = _Planner(recipe, sources, made_with, machine, found_environments)
+    planner = _Planner(recipe, sources, made_with, machine, found_environments, offer)
     planned: list[PlannedStep] = []
     for step in wired:
         known = replace(planner.plan(step, planned), sites=flow.sites(step), linears=flow.linears(step))
@@ -180,6 +182,7 @@ class _Planner:
     environment: Mapping[str, str]
     machine: MachineFacts
     environments: Mapping[str, Environment]
+    offer: Offer | None = None
 
     def plan(self, wired: WiredStep, earlier: list[PlannedStep]) -> PlannedStep:
         step = wired.step
@@ -190,7 +193,7 @@ class _Planner:
         tasks = self.sources.tasks.get(step.id, {})
         packages = [need.package for need in kinds.requirements(kind, step.params)]
         needed = {package: str(package_version(package)) for package in packages}
-        needed |= kinds.environment(kind, step.params, self.machine)
+        needed |= kinds.environment(kind, step.params, candidates(step, self.machine, self.offer)[0][1])
         own = self.environments.get(step.id)
         needed |= {"packages": own.digest} if own is not None else {}
         key_inputs = keys.key_inputs(
@@ -242,6 +245,20 @@ def _environments(recipe: Recipe, pinned: Mapping[lock.Entry, str]) -> tuple[dic
             span = recipe.span(("environments", step.env)) if step.env else recipe.step_span(step)
             complaints.append(Diagnostic("R712", error.message, error.help, span))
     return found, complaints
+
+
+def _undecided(recipe: Recipe, machine: MachineFacts, offer: Offer | None) -> list[Diagnostic]:
+    """Return complaints about steps whose result, and key, would depend on which of several processors they meet."""
+    found = []
+    for step in recipe.steps:
+        kind = kinds.find(step.kind)
+        known = [(name, kinds.environment(kind, step.params, own)) for name, own in candidates(step, machine, offer)]
+        if any(facts != known[0][1] for _, facts in known):
+            models = wording.ticked([name for name, _ in known])
+            message = f"what `{step.id}` makes depends on the processor, and machines that may run it have {models}"
+            help = "name one, or an instruction set that only one has, with `resources: {processor: …}`"
+            found.append(Diagnostic("R716", message, help, recipe.step_span(step)))
+    return found
 
 
 def _missing_packages(recipe: Recipe) -> list[Diagnostic]:

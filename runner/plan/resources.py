@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from runner import wording
 from runner.contracts.step_kind import MachineFacts
+from runner.errors import MachineError
 from runner.plan import machine
 from runner.plan.types import Forecast, Plan, PlannedStep
+from runner.recipe.types import Step
 from runner.steps import kinds
+from runner.system import cpu
 
+_ACCELERATOR = "accelerator_type:"  # before the name of a GPU among the resources of a Ray node
+_UNKNOWN_GPU = "a GPU of the cluster"
 _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
@@ -20,7 +26,7 @@ class Demand:
     """What a step takes while it runs. `memory` is in bytes of main memory, `gpus` may be a part of one.
 
     `cpus` None: the step computes with the threads of the apply and reserves no processor. `alone`: the step measures
-    the machine, so that nothing else may run there meanwhile.
+    the machine, so that nothing else may run there meanwhile. `processor`: the class of processors that it runs on.
     """
 
     cpus: int | None = None
@@ -28,19 +34,47 @@ class Demand:
     gpus: float = 0.0
     custom: Mapping[str, float] = field(default_factory=dict)
     alone: bool = False
+    processor: str | None = None
+
+
+@dataclass(frozen=True)
+class Processor:
+    """A processor as it was measured where it is: the kernel's name of its model, and its instruction sets.
+
+    `classes` are names that an administrator gave it, such as features of a Slurm node.
+    """
+
+    model: str
+    instructions: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+
+    def is_a(self, name: str) -> bool:
+        """Return whether `name` is a part of its model's name, one of its instruction sets or of its classes."""
+        return name.lower() in self.model.lower() or name in self.instructions or name in self.classes
 
 
 @dataclass(frozen=True)
 class Node:
-    """The resources of one machine; `custom` are those that its administrator named."""
+    """The resources of one machine; `custom` are those that its administrator named.
+
+    `processor` is None where nothing was measured there. `id` is the executor's own name of the machine.
+    """
 
     cpus: int
     memory: int
     gpus: float = 0.0
     custom: Mapping[str, float] = field(default_factory=dict)
+    processor: Processor | None = None
+    id: str = ""
+
+    def has_processor(self, name: str | None) -> bool:
+        """Return whether `resources: {processor: name}` allows this machine."""
+        return name is None or (self.processor is not None and self.processor.is_a(name))
 
     def holds(self, demand: Demand) -> bool:
         """Return whether a step with this demand could run here, if nothing else did."""
+        if not self.has_processor(demand.processor):
+            return False
         enough = (demand.cpus or 0) <= self.cpus and demand.memory <= self.memory and demand.gpus <= self.gpus
         return enough and all(self.custom.get(name, 0.0) >= count for name, count in demand.custom.items())
 
@@ -79,6 +113,7 @@ def demand_of(step: PlannedStep, device: str, forecast: int = 0) -> Demand:
         gpus=gpus,
         custom={name: float(count) for name, count in asked.get("custom", {}).items()},
         alone=kinds.is_alone(step.kind),
+        processor=asked.get("processor"),
     )
 
 
@@ -95,19 +130,53 @@ def threads_of(step: PlannedStep, default: int) -> int:
 
 def of_this_machine(facts: MachineFacts) -> Offer:
     """Return what this machine offers to one step."""
-    return Offer("this machine", (Node(facts.cpus, facts.memory, len(machine.gpu_names())),))
+    here = Processor(cpu.model() or platform.processor(), facts.instructions)
+    return Offer("this machine", (Node(facts.cpus, facts.memory, len(machine.gpu_names()), processor=here),))
+
+
+def device_of(offer: Offer | None, device: str) -> str:
+    """Return "cpu" or "cuda" for "auto": what the machines of an offer have, where steps do not run on this one.
+
+    Raises MachineError for a GPU that is not there.
+    """
+    if offer is None or device == "cpu":
+        return machine.resolve_device(device)
+    without = machine.no_cuda()
+    if not any(node.gpus for node in offer.nodes):
+        without = f"{offer.name} has no GPU", "use `--device cpu`"
+    if without is None:
+        return "cuda"
+    if device == "auto":
+        return "cpu"
+    raise MachineError(f"the device `{device}` was asked for, but {without[0]}", without[1])
 
 
 def machine_of(offer: Offer | None, device: str) -> MachineFacts:
-    """Return the facts of the machine that will compute: this one, with the processors and memory that an offer has.
-
-    Which device computes is decided here, on the machine that plans.
-    """
-    facts = machine.machine_facts(device)
+    """Return the facts of the machine that will compute: this one, or the most that machines of an offer have."""
     if offer is None or not offer.nodes:
-        return facts
+        return machine.machine_facts(device)
+    facts = machine.machine_facts("cpu")
     memory = max(node.memory for node in offer.nodes)
-    return replace(facts, cpus=max(node.cpus for node in offer.nodes), memory=memory, memory_available=memory)
+    facts = replace(facts, cpus=max(node.cpus for node in offer.nodes), memory=memory, memory_available=memory)
+    if device != "cuda":
+        return facts
+    names = sorted(n.removeprefix(_ACCELERATOR) for node in offer.nodes for n in node.custom if _ACCELERATOR in n)
+    name = names[0] if names else _UNKNOWN_GPU
+    return replace(facts, device=device, gpu_name=name, flops=machine.gpu_flops(name))
+
+
+def candidates(step: Step, facts: MachineFacts, offer: Offer | None) -> list[tuple[str, MachineFacts]]:
+    """Return the different machines that may run a step, each by the name of its processor.
+
+    Machines on which nothing was measured count as this one.
+    """
+    name = step.resources.get("processor")
+    nodes = offer.nodes if offer is not None else ()
+    asked = [node.processor for node in nodes if node.processor is not None and node.has_processor(name)]
+    found = {processor.instructions: processor.model for processor in asked if processor.instructions}
+    if not found:
+        return [("this machine's", facts)]
+    return [(model, replace(facts, instructions=sets)) for sets, model in sorted(found.items())]
 
 
 def lacking(demand: Demand, offer: Offer) -> tuple[tuple[str, ...], str] | None:
@@ -117,6 +186,12 @@ def lacking(demand: Demand, offer: Offer) -> tuple[tuple[str, ...], str] | None:
     """
     if any(node.holds(demand) for node in offer.nodes):
         return None
+    if not any(node.has_processor(demand.processor) for node in offer.nodes):
+        known = sorted({node.processor.model for node in offer.nodes if node.processor is not None})
+        return ("processor",), f"asks for a processor `{demand.processor}`; {offer.name} has {_listed(known)}"
+    if demand.processor is not None:
+        nodes = tuple(node for node in offer.nodes if node.has_processor(demand.processor))
+        offer = Offer(f"{offer.name}, where a processor is `{demand.processor}`,", nodes)
     for name, count in demand.custom.items():
         most = max((node.custom.get(name, 0.0) for node in offer.nodes), default=0.0)
         if count > most:
@@ -147,6 +222,10 @@ def _node_text(node: Node) -> str:
 
 def _known(names: list[str]) -> str:
     return f"it has {wording.ticked(names)}" if names else "it names none"
+
+
+def _listed(models: list[str]) -> str:
+    return wording.ticked(models) if models else "none that was measured"
 
 
 def _count(count: float, word: str) -> str:

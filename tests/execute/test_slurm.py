@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,15 @@ def test_a_job_that_dies_is_submitted_again(tmp_path: Path) -> None:
 
 
 def test_the_machines_of_sinfo() -> None:
-    listed = "64 257000 gpu:a100:4(S:0-1)\n64+ 257000+ gpu:2\n8 16000 (null)\n16 32000 gpu:h100:2,gpu:l40:1,shard:8\n"
-    assert slurm_executor.nodes_of(listed) == (
+    listed = (
+        "a 64 257000 gpu:a100:4(S:0-1)\nb 64+ 257000+ gpu:2 genoa,ib\nc 8 16000 (null)\nc 8 16000 (null)\n"
+        "d 16 32000 gpu:h100:2,gpu:l40:1,shard:8\n"
+    )
+    found = slurm_executor.nodes_of(listed)
+    assert [node.id for node in found] == ["a", "b", "c", "d"]
+    assert found[1].has_processor("genoa")
+    assert not found[2].has_processor("genoa")
+    assert tuple(replace(node, processor=None, id="") for node in found) == (
         Node(64, 257000 * 2**20, 4), Node(64, 257000 * 2**20, 2), Node(8, 16000 * 2**20, 0), Node(16, 32000 * 2**20, 3),
     )  # fmt: skip
 
@@ -131,15 +139,15 @@ def test_without_the_extra_or_without_slurm(monkeypatch: pytest.MonkeyPatch) -> 
 
 @needs_submitit
 def test_what_a_step_asks_of_slurm(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     from runner.plan.resources import Demand
     from tests.execute.test_node_step import task
 
     made = located([{"id": "prune", "kind": "fake.layers"}], tmp_path)
-    asked = replace(task(made, tmp_path / "jobs"), demand=Demand(cpus=4, memory=3 * 10**9, gpus=1.5, alone=True))
+    asked = replace(
+        task(made, tmp_path / "jobs"), demand=Demand(cpus=4, memory=3 * 10**9, gpus=1.5, alone=True, processor="genoa")
+    )
     given = {"cluster": "slurm", "partition": "gpu", "timeout_min": "90"}
     assert slurm_executor.parameters(asked, given) == {
         "name": "runner-prune", "timeout_min": 90, "cpus_per_task": 4, "gpus_per_node": 2, "slurm_mem": "2862M",
-        "slurm_exclusive": True, "slurm_partition": "gpu",
+        "slurm_exclusive": True, "slurm_constraint": "genoa", "slurm_partition": "gpu",
     }  # fmt: skip

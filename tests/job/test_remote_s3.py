@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from runner.job.claims import Claims
 from runner.job.remote import Refused, Remote
 from runner.job.store import Store
+from tests.job.s3_server import credentials, s3_server
 from tests.job.test_remote import made
 
 pytest.importorskip("s3fs", reason="s3fs is not installed")
@@ -24,36 +21,15 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # what s3fs and moto warn of 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """The address of a server with no bucket but `bucket`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    code = f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        url = f"http://127.0.0.1:{port}"
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"{url}/moto-api/data.json").close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        request = urllib.request.Request(f"{url}/bucket", method="PUT", headers={"Authorization": "AWS4 x/x/x/s3/x"})
-        urllib.request.urlopen(request).close()
-        try:
-            yield url
-        finally:
-            process.kill()
+    with s3_server() as url:
+        yield url
 
 
 @pytest.fixture(autouse=True)
 def _credentials(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     s3fs = pytest.importorskip("s3fs")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    for name, value in credentials(server).items():
+        monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()
 
 
@@ -104,3 +80,16 @@ def test_a_tampered_entry_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"out/model\.safetensors has other bytes than its record says"):
         remote.pull(entry.record.key, store)
     assert list(store.keys()) == []
+
+
+def test_claims_of_two_processes(tmp_path: Path) -> None:
+    first, second = (Claims(Remote("s3://bucket/claimed"), name) for name in ("first", "second"))
+    key = "ab" * 32
+    assert first.take(key) is None
+    holder = second.take(key)
+    assert holder is not None
+    assert holder.command == "first"
+    first.release(key)
+    assert second.take(key) is None
+    second.close()
+    assert Remote("s3://bucket/claimed").names(f"claims/{key}") == []

@@ -11,7 +11,7 @@ from runner.contracts.step_kind import Cost, MachineFacts
 from runner.errors import MachineError
 from runner.plan import machine, preview, resolve
 from runner.plan.facts_flow import FactsFlow
-from runner.plan.resources import Node, Offer, demand_of
+from runner.plan.resources import Node, Offer, Processor, demand_of
 from runner.plan.types import Plan
 from tests.plan.recipes import FakeStore, recipe
 
@@ -160,6 +160,9 @@ def asking(plan: Plan, resources: dict[str, object]) -> Plan:
 
 
 SMALL = Offer("this machine", (Node(2, 24 * 10**9),))
+EPYC = Processor("AMD EPYC 9654", ("avx2", "avx512_bf16"))
+XEON = Processor("Xeon 8480", ("amx_bf16", "avx2"), ("big",))
+MIXED = Offer("the cluster", (Node(8, 24 * 10**9, processor=EPYC), Node(4, 24 * 10**9, processor=XEON)))
 CLUSTER = Offer("the Ray cluster", (Node(4, 8 * 10**9, 1.0, {"ssd": 1.0}), Node(32, 10**9)))
 
 
@@ -176,6 +179,23 @@ CLUSTER = Offer("the Ray cluster", (Node(4, 8 * 10**9, 1.0, {"ssd": 1.0}), Node(
         (
             {"custom": {"tape": 1}}, CLUSTER,
             ("R702", "step `gptq` asks for 1 `tape`; the Ray cluster has no such resource (it has `ssd`)"),
+        ),
+        (
+            {"processor": "avx9"}, CLUSTER,
+            ("R702", "step `gptq` asks for a processor `avx9`; the Ray cluster has none that was measured"),
+        ),
+        (
+            {"processor": "epyc 7"}, MIXED,
+            ("R702", "step `gptq` asks for a processor `epyc 7`; the cluster has `AMD EPYC 9654` and `Xeon 8480`"),
+        ),
+        (
+            {"processor": "amx_bf16", "cpus": 8}, MIXED,
+            (
+                "R701",
+                (
+                    "step `gptq` asks for 8 processors; the cluster, where a processor is `amx_bf16`, has 4 processors"
+                ),
+            ),
         ),
         ({"custom": {"ssd": 2}}, CLUSTER, ("R702", "step `gptq` asks for 2 `ssd`; the Ray cluster has 1")),
         (

@@ -45,6 +45,9 @@ def main() -> None:
         if hasattr(signal, name):
             # A handler instead of SIG_IGN, which the processes that a step starts would inherit.
             signal.signal(getattr(signal, name), lambda *_: None)
+    for name in ("SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):  # Slurm sends them to all processes of a batch job, also to those that a step starts
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     worker = Worker(events)
     threading.Thread(target=worker.read_messages, args=(requests,), daemon=True).start()
     while True:

@@ -28,7 +28,6 @@ from runner.export import supported
 from runner.model.checkpoint.headers import model_config
 from runner.model.layerwise import memory_budget
 from runner.steps.integer_weights import refuse_others
-from runner.system import cpu
 
 VERSION = 3
 CONSUMES = (CHECKPOINT, QUANTIZED)
@@ -45,7 +44,7 @@ def environment(params: Params, machine: MachineFacts) -> Mapping[str, str]:
     """Return the kind of processor or GPU, for which the code is compiled."""
     if machine.device != "cpu":
         return {"gpu": str(machine.gpu_name)}
-    return {"instruction sets": hashlib.sha256(" ".join(cpu.instructions()).encode()).hexdigest()[:12]}
+    return {"instruction sets": hashlib.sha256(" ".join(machine.instructions).encode()).hexdigest()[:12]}
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
