@@ -42,6 +42,12 @@ def test_a_shared_step_runs_once_with_a_folder_as_remote_store(tmp_path: Path, m
     assert not list((tmp_path / "remote" / "claims").glob("*/*.json"))
 
 
+def leaked(folder: Path) -> list[str]:
+    """Return the files, Ray's logs among them, that hold the secret of the store and of the Hub."""
+    secret = s3_server.SECRET.encode()
+    return sorted(str(path) for path in folder.rglob("*") if path.is_file() and secret in path.read_bytes())
+
+
 @needs_s3
 @needs_machines
 @pytest.mark.nightly
@@ -54,7 +60,7 @@ def test_ray_on_machines_with_separate_folders_and_a_store_on_s3(
     expected = local(tmp_path, 12)
     hidden = [tmp_path / name for name in ("first", "second", "local")]
     with Machines(tmp_path, workers=3, hidden=hidden) as machines, s3_server.s3_server(machines.gateway) as url:
-        variables = s3_server.credentials(url)
+        variables = {**s3_server.credentials(url), "HF_TOKEN": s3_server.SECRET}
         machines.start_ray(variables)
         options = ("--count", "12", "--address", machines.address, "--remote", "s3://bucket/store")
         drivers = [
@@ -67,6 +73,7 @@ def test_ray_on_machines_with_separate_folders_and_a_store_on_s3(
         shown = "".join(map(str, machines.command_lines()))
         assert s3_server.SECRET not in shown
         used = [path.name for path in (tmp_path / "nodes").iterdir() if list(path.glob("store/*/record.json"))]
+    assert leaked(tmp_path) == []
     assert driving.repeated(tmp_path) == []
     assert digests(tmp_path / "first") == digests(tmp_path / "second") == expected
     assert len(expected) == 25
