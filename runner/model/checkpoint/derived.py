@@ -24,7 +24,7 @@ from runner.model.checkpoint import adapter_writer, formats
 from runner.model.checkpoint.companions import COMPRESSION, copy_companions, write_json
 from runner.model.checkpoint.headers import INDEX, read_config, read_headers
 from runner.model.checkpoint.reader import DTYPES, CheckpointReader, require_finite
-from runner.model.checkpoint.safetensors_writer import copy_range, write_all, written
+from runner.model.checkpoint.safetensors_writer import copy_range, raw_bytes, write_all, written
 from runner.model.checkpoint.writer import CheckpointWriter, copy_shards
 
 if TYPE_CHECKING:
@@ -107,13 +107,12 @@ class Patches:
 
 
 def _put(target: int, header: TensorHeader, value: torch.Tensor) -> None:
-    import torch
 
-    tensor = value.detach().cpu().to(DTYPES[header.dtype]).contiguous()
+    tensor = value.to(DTYPES[header.dtype])
     if tuple(tensor.shape) != header.shape:
         raise ValueError(f"`{header.name}` is {list(header.shape)}, its new value {list(tensor.shape)}")
     require_finite(tensor, header.name, "the trained weights")
-    write_all(target, tensor.reshape(-1).view(torch.uint8).numpy().data)
+    write_all(target, raw_bytes(tensor))
 
 
 @dataclass(frozen=True)

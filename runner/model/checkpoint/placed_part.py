@@ -15,7 +15,7 @@ import torch
 from runner.contracts.sites import Site
 from runner.errors import StepFailed
 from runner.model.checkpoint.reader import DTYPE_NAMES, DTYPES, CheckpointReader
-from runner.model.checkpoint.safetensors_writer import Entry, aligned, copy_range, header, sync_folder
+from runner.model.checkpoint.safetensors_writer import Entry, aligned, copy_range, header, raw_bytes, sync_folder
 
 
 class PlacedPart:
@@ -42,7 +42,7 @@ class PlacedPart:
         if (DTYPE_NAMES[tensor.dtype], tuple(tensor.shape)) != (entry.dtype, entry.shape):
             given = f"{DTYPE_NAMES[tensor.dtype]} {list(tensor.shape)}"
             raise ValueError(f"`{name}` was to be {entry.dtype} {list(entry.shape)}, it is {given}")
-        self._write(_bytes(tensor), offset)
+        self._write(raw_bytes(tensor), offset)
         self._missing.discard(name)
 
     def copy(self, name: str, reader: CheckpointReader) -> None:
@@ -65,7 +65,7 @@ class PlacedPart:
             raise OSError(f"{self._unfinished} ends at byte {offset}")
         stored = data.view(dtype).view(shape)
         rows_of(stored, site).copy_(weight.to(dtype))
-        self._write(_bytes(stored), offset)
+        self._write(raw_bytes(stored), offset)
 
     def close(self) -> None:
         """Publish the part. StepFailed where a tensor was not written."""
@@ -98,8 +98,3 @@ def site_weight(reader: CheckpointReader, site: Site) -> torch.Tensor:
         return rows_of(reader.read_slice(site.tensor, site.index), site)
     weight = reader.read_module_weight(site.name)
     return weight.T if site.transposed and not reader.is_packed(site.name) else weight
-
-
-def _bytes(tensor: torch.Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data

@@ -15,9 +15,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from runner.contracts.facts import DTYPE_BYTES
 from runner.errors import MachineError, StepFailed
+
+if TYPE_CHECKING:
+    import torch
 
 _CHUNK = 8 << 20
 _NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF, errno.EPERM}
@@ -99,6 +103,17 @@ def sync_folder(folder: Path) -> None:
         os.fsync(file)
     finally:
         os.close(file)
+
+
+def raw_bytes(tensor: torch.Tensor) -> memoryview:
+    """Return the bytes of a tensor on any device, in row-major order."""
+    import torch
+
+    flat = tensor.detach().cpu().reshape(-1)
+    if flat.stride() != (1,):  # also of a single element, of which contiguous() thinks any stride right
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    found: memoryview = flat.view(torch.uint8).numpy().data
+    return found
 
 
 def write_all(file: int, data: bytes | memoryview) -> None:

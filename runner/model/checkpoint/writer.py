@@ -22,6 +22,7 @@ from runner.model.checkpoint.safetensors_writer import (
     aligned,
     copy_range,
     header,
+    raw_bytes,
     read_entries,
     write_all,
     written,
@@ -76,7 +77,6 @@ class CheckpointWriter:
 
     def add(self, part: str, tensors: Mapping[str, torch.Tensor]) -> None:
         """Write a part from tensors, replacing one of that name. Equal tensors give equal bytes, in any order."""
-        import torch
 
         from runner.model.checkpoint.reader import DTYPE_NAMES
 
@@ -88,8 +88,7 @@ class CheckpointWriter:
         with written(self.path(part)) as file:
             write_all(file, header(entries))
             for entry in entries:
-                flat = tensors[entry.name].detach().cpu().contiguous().reshape(-1)
-                write_all(file, flat.view(torch.uint8).numpy().data)
+                write_all(file, raw_bytes(tensors[entry.name]))
 
     def copy(self, part: str, reader: CheckpointReader, names: Iterable[str]) -> None:
         """Write a part from tensors of another checkpoint as they are, without loading them, and note that."""

@@ -134,10 +134,13 @@ def test_views_and_empty_parts(tmp_path: Path) -> None:
     parts = CheckpointWriter(tmp_path / "parts")
     square = torch.arange(12.0).reshape(3, 4)
     parts.add("a", {"t": square.T, "scalar": torch.tensor(1.5), "none": torch.zeros(0, 2)})
-    parts.add("b", {})
+    single = torch.empty_strided((1, 1), (1, 2), dtype=torch.int32).fill_(7)  # contiguous, and its stride is 2
+    parts.add("b", {"single": single})
+    parts.add("c", {})
     parts.finish(tmp_path / "out", 10**9)
     found = load_file(tmp_path / "out/model.safetensors")
     assert torch.equal(found["t"], square.T)
+    assert found["single"].tolist() == [[7]]
     assert found["scalar"].shape == ()
     assert found["none"].shape == (0, 2)
 
