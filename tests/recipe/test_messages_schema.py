@@ -425,7 +425,7 @@ r.yaml:7:28: error[R204]: `resources.processes` must be an integer from 1 to 64;
 r.yaml:7:32: error[R205]: unknown key `disk` of `resources`
     7 |     resources: {processes: -1, disk: 5}
       |                                ^^^^
-help: it may have `processes`, `cpus`, `memory`, `gpus` and `custom`
+help: it may have `processes`, `cpus`, `memory`, `processor`, `gpus` and `custom`
 """,
     ),
     Case(
