@@ -36,7 +36,10 @@ def pack_rows(values: torch.Tensor, bits: int) -> torch.Tensor:
 def unpack_rows(packed: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
     """int32 [R, ⌈columns·bits/32⌉] → uint8 [R, columns]; the inverse of `pack_rows`."""
     rows = packed.shape[0]
-    octets = packed.contiguous().view(torch.uint8)
+    packed = packed.contiguous()
+    if packed.stride(-1) != 1:  # a single column, of which contiguous() thinks any stride right
+        packed = packed.clone(memory_format=torch.contiguous_format)
+    octets = packed.view(torch.uint8)
     mask = (1 << bits) - 1
     if 8 % bits == 0:
         lanes = [(octets >> shift) & mask for shift in range(0, 8, bits)]
