@@ -59,8 +59,10 @@ def test_descriptions(scheme: Scheme, text: str) -> None:
     [
         (
             ("int9", "channel"),
-            "element must be one of int2, int3, int4, int5, int6, int7, int8, float8_e4m3, float4_e2m1, "
-            "nf4, fp4, log2; got 'int9'",
+            (
+                "element must be one of int2, int3, int4, int5, int6, int7, int8, float8_e4m3, float4_e2m1, "
+                "nf4, fp4, log2; got 'int9'"
+            ),
         ),
         (("int4", "row"), "layout must be a number, a pair or one of tensor, channel, token; got 'row'"),
         (("int4", 16, "int8"), "scale must be one of weights, float8_e4m3, float8_e8m0; got 'int8'"),
