@@ -16,6 +16,7 @@ import torch
 
 from runner.export.decoder import Shape, shape_of
 from runner.export.external_data import DataFile
+from runner.export.preflight import FUSED, STANDARD
 from runner.export.table_layouts import BITS
 from runner.export.trace import DOMAIN, trace
 from runner.export.weights import MICROSOFT, Filler, Options
@@ -29,12 +30,16 @@ _FLOATS = {torch.float32: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT16}
 
 @dataclass(frozen=True)
 class Exported:
-    """The exported graph. `inputs` and `outputs`: (name, numpy's dtype, sizes: numbers, or names of dynamic ones).
+    """The exported graph, its files of weights by name.
+
+    `inputs` and `outputs`: (name, numpy's dtype, sizes: numbers, or names of dynamic ones).
 
     `stored` counts the linear modules of the decoder layers by their scheme, `widened` those whose integers are in
     wider fields, by description.
     """
 
+    file: str
+    data: tuple[str, ...]
     shape: Shape
     inputs: tuple[tuple[str, str, tuple[int | str, ...]], ...]
     outputs: tuple[tuple[str, str, tuple[int | str, ...]], ...]
@@ -52,21 +57,26 @@ def export(
     opset: int = 21,
     accuracy_level: int = 1,
     embedding: str = "dense",
+    operators: str = STANDARD,
+    file: str = FILE,
+    piece: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Exported:
     """Write the graph of a checkpoint, packed or dense, with its adapter if it has one, into the folder `out`.
 
     `target` is one of `integer_layouts.TARGETS`, `precision` of PRECISIONS: the type it computes in, `embedding` of
-    `table_layouts.BITS`: how the token embedding and the head are stored. `progress` gets the number of modules
-    written, and of all. RecipeError and StepFailed are those of the checkpoint's readers; StepFailed also where
-    integers do not fit a layout exactly.
+    `table_layouts.BITS`: how the token embedding and the head are stored, `operators` FUSED or STANDARD. `file` is
+    the name of the graph, and `piece` the most bytes of a file of its weights. `progress` gets the number of modules
+    written, and of all. RecipeError and StepFailed are those of the checkpoint's readers;
+    StepFailed also where integers do not fit a layout exactly.
     """
     dtype = PRECISIONS[precision]
     streamed = StreamedModel(checkpoint, "cpu", dtype)
-    model = trace(streamed, opset)
+    model = trace(streamed, opset, fused=operators == FUSED)
     graph = model.graph
-    (out / FILE).parent.mkdir(parents=True, exist_ok=True)
-    with DataFile(out / DATA) as data:
+    path = out / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with DataFile(path.with_name(f"{path.name}_data"), piece) as data:
         filler = Filler(graph, streamed, data, Options(target, dtype, accuracy_level, BITS[embedding]))
         filler.fill(progress)
     streamed.reader.close()
@@ -78,15 +88,17 @@ def export(
     model.opset_imports.pop(DOMAIN, None)
     if any(node.domain == MICROSOFT for node in graph):
         model.opset_imports[MICROSOFT] = 1
-    ir.save(model, str(out / FILE))
-    onnx.checker.check_model(str(out / FILE))
+    ir.save(model, str(path))
+    onnx.checker.check_model(str(path))
     return Exported(
+        file=file,
+        data=tuple(each.name for each in data.paths),
         shape=shape,
         inputs=tuple(_described(value) for value in inputs),
         outputs=tuple(_described(value) for value in outputs),
         stored=dict(sorted(filler.stored.items())),
         widened=dict(sorted(filler.widened.items())),
-        nbytes=(out / FILE).stat().st_size + (out / DATA).stat().st_size,
+        nbytes=sum(each.stat().st_size for each in (path, *data.paths)),
     )
 
 

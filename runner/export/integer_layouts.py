@@ -14,7 +14,8 @@ from runner.model.checkpoint.quantization.scheme import Numbers, Scheme
 
 ONNXRUNTIME = "onnxruntime"
 TENSORRT = "tensorrt"
-TARGETS = (ONNXRUNTIME, TENSORRT)
+WEB = "web"  # onnxruntime in a browser: the operators are the same
+TARGETS = (ONNXRUNTIME, TENSORRT, WEB)
 BLOCKS = (256, 128, 64, 32, 16)  # MatMulNBits
 
 
@@ -38,7 +39,7 @@ class IntegerLayout:
 
 def layout_for(target: str, scheme: Scheme, in_features: int) -> IntegerLayout | tuple[str, str]:
     """Return the layout of a weight of `in_features` columns in a graph for `target`; or (what is wrong, remedy)."""
-    if target == ONNXRUNTIME and _multiplies_integers(scheme):
+    if target != TENSORRT and _multiplies_integers(scheme):
         return IntegerLayout(8, 0, rounded=True)
     if not scheme.is_integer:
         return (

@@ -7,14 +7,17 @@ from typing import Any
 
 from runner.contracts.context import Context
 from runner.contracts.model_config import ModelConfig
-from runner.export import companions, genai, graph, integer_layouts, supported
+from runner.export import companions, genai, graph, integer_layouts, preflight, supported, web
+from runner.model.architecture import inspect
 from runner.model.checkpoint import headers
 from runner.model.checkpoint.companions import write_json
 
 ENGINE = "engine.json"
 OPSET = 21
-# transformers.js chooses a file by its name for a type: "fp32" is the one without a suffix, whatever it computes in.
+# transformers.js chooses a file by its name for a type: "fp32" is the one without a suffix, which all graphs have but
+# those for browsers, whatever they compute in.
 _JAVASCRIPT = "transformers.js_config"
+_NAMES = {"onnxruntime": "onnxruntime", "tensorrt": "TensorRT", "web": "browsers"}
 _PACKAGES = ("onnx", "onnxscript", "torch", "transformers")
 
 
@@ -22,22 +25,28 @@ def write(ctx: Context) -> dict[str, Any]:
     """Export `ctx.inputs["checkpoint"]` with `ctx.params` to `ctx.out_dir`; return engine.json, and `bytes`."""
     source, out = ctx.inputs["checkpoint"], ctx.out_dir
     config = headers.model_config(source.path)
+    target, browser = ctx.params["target"], ctx.params["target"] == integer_layouts.WEB
+    kind = web.dtype(inspect.facts(source.path, source.path.name), ctx.params["precision"]) if browser else "fp32"
     exported = graph.export(
         source.path,
         out,
-        target=ctx.params["target"],
+        target=target,
         precision=ctx.params["precision"],
         opset=OPSET,
         accuracy_level=ctx.params["accuracy_level"],
         embedding=ctx.params["embedding"],
+        operators=preflight.operators(ctx.params),
+        file=web.file(kind),
+        piece=web.PIECE if browser else None,
         progress=lambda done, total: ctx.emit("progress", phase="weights", done=done, total=total, unit="modules"),
     )
     engine = {
         "format": "onnx",
-        "target": ctx.params["target"],
+        "target": target,
         "precision": ctx.params["precision"],
         "embedding": ctx.params["embedding"],
-        "file": graph.FILE,
+        "operators": preflight.operators(ctx.params),
+        "file": exported.file,
         "opset": OPSET,
         "versions": {name: version(name) for name in _PACKAGES},
         "source": {"digest": source.digest},
@@ -47,10 +56,11 @@ def write(ctx: Context) -> dict[str, Any]:
         **graph.describe(exported),
     }
     companions.copy(source.path, out)
-    write_json(out / "config.json", {**config.raw, _JAVASCRIPT: {"dtype": "fp32", "use_external_data_format": True}})
+    javascript = {"dtype": kind, "use_external_data_format": len(exported.data)}
+    write_json(out / "config.json", {**config.raw, _JAVASCRIPT: javascript})
     write_json(out / ENGINE, engine)
-    if engine["target"] == integer_layouts.ONNXRUNTIME:
-        described = genai.config(out, config, exported.shape, graph.FILE, engine["context"])
+    if target != integer_layouts.TENSORRT:
+        described = genai.config(out, config, exported.shape, exported.file, engine["context"])
         if described is not None:
             write_json(out / genai.FILE, described)
     (out / "README.md").write_text(_card(engine, config, exported), encoding="utf-8")
@@ -60,18 +70,17 @@ def write(ctx: Context) -> dict[str, Any]:
 def _card(engine: dict[str, Any], config: ModelConfig, exported: graph.Exported) -> str:
     """Return README.md: what the folder holds, and how to run it."""
     shape = exported.shape
-    names = {integer_layouts.ONNXRUNTIME: "onnxruntime", integer_layouts.TENSORRT: "TensorRT"}
     lines = [f"- {count} linear module{'' if count == 1 else 's'}: {text}." for text, count in exported.stored.items()]
     lines += [f"- Of these, {count}: {text}, the same values." for text, count in exported.widened.items()]
-    if engine["target"] == integer_layouts.ONNXRUNTIME:
+    if engine["target"] != integer_layouts.TENSORRT:
         cache = {"layers": shape.layers, "heads": shape.kv_heads, "width": shape.head_dim}
-        run = _RUN.format(file=graph.FILE, dtype=exported.inputs[-1][1], **cache)
+        run = _RUN.format(file=exported.file, dtype=exported.inputs[-1][1], **cache)
         run += _INTEGER_PRODUCTS if any("; inputs " in text for text in exported.stored) else ""
     else:
         run = "Build an engine of it with `build.tensorrt`, or with TensorRT's own tools; onnxruntime runs it too."
-    title = f"# {config.model_type} as an ONNX graph for {names[engine['target']]}"
+    title = f"# {config.model_type} as an ONNX graph for {_NAMES[engine['target']]}"
     words = {key: engine[key] for key in ("file", "opset", "precision", "layers")}
-    about = _ABOUT.format(data=graph.DATA, **words)
+    about = _ABOUT.format(data="`, `".join(f"onnx/{name}" for name in exported.data), **words)
     end = "`engine.json` lists inputs, outputs and the checkpoint that this was made from."
     return "\n\n".join([title, about, "\n".join(lines), "## Run it", run, end]) + "\n"
 
@@ -80,7 +89,7 @@ _ABOUT = """\
 `{file}` (opset {opset}, {precision}) takes `input_ids`, `attention_mask`, `position_ids` and the cache
 `past_key_values.N.key` and `.value` of {layers} layers, and gives `logits` and the cache with the new tokens,
 `present.N.key` and `.value`. It is one graph for a prompt, whose cache is empty, and for its continuation. Its weights
-are in `{data}`: keep both together."""
+are in `{data}`: keep them together."""
 _RUN = """\
 ```python
 import numpy as np, onnxruntime

@@ -106,7 +106,27 @@ def largest(facts: CheckpointFacts) -> int:
     return max([*sizes, vocabulary * hidden])
 
 
-def engine(facts: CheckpointFacts, target: str, precision: str, embedding: str = "dense") -> Mapping[str, Any]:
+STANDARD, FUSED = "standard", "fused"  # ONNX's own operators, or onnxruntime's for attention, norms and rotations
+
+
+def operators(params: Mapping[str, Any]) -> str:
+    """Return the operators of a graph: those asked for, or those of its target."""
+    if params["operators"] != "auto":
+        return str(params["operators"])
+    return STANDARD if params["target"] == integer_layouts.TENSORRT else FUSED
+
+
+def refuse_operators(params: Mapping[str, Any]) -> list[Diagnostic]:
+    """Return why a graph for its target cannot have the operators asked for."""
+    if params["target"] != integer_layouts.TENSORRT or operators(params) == STANDARD:
+        return []
+    message = "`operators` is fused; TensorRT does not know onnxruntime's operators"
+    return [Diagnostic("R865", message, "leave it out, or use `target: onnxruntime`", path=("operators",))]
+
+
+def engine(
+    facts: CheckpointFacts, target: str, precision: str, embedding: str = "dense", operators: str = STANDARD
+) -> Mapping[str, Any]:
     """Return the part of engine.json that is known before anything runs."""
     packed = schemes(facts)
     stored = Counter(scheme.describe() for _, scheme in packed.values())
@@ -116,6 +136,7 @@ def engine(facts: CheckpointFacts, target: str, precision: str, embedding: str =
         "target": target,
         "precision": precision,
         "embedding": embedding,
+        "operators": operators,
         "context": supported.context(facts.config),
         "vocabulary": facts.config.vocabulary_size,
         "max_batch": None,
@@ -126,6 +147,9 @@ def engine(facts: CheckpointFacts, target: str, precision: str, embedding: str =
 
 def unrunnable(facts: CheckpointFacts, device: str) -> list[Diagnostic]:
     """Return why a step's engine cannot run on its device."""
+    if (facts.engine or {}).get("operators") == FUSED and device == "cuda":
+        message = "onnxruntime's fused attention runs on processors alone; this step runs on a GPU"
+        return [Diagnostic("R866", message, "build the graph with `operators: standard`")]
     if (facts.engine or {}).get("format") != "tensorrt" or device == "cuda":
         return []
     message = "a TensorRT engine runs only on an NVIDIA GPU; this step runs on the CPU"

@@ -33,7 +33,7 @@ def refuse(facts: CheckpointFacts, target: str, embedding: str) -> list[Diagnost
     bits, path = BITS[embedding], ("embedding",)
     if not bits:
         return []
-    if target != integer_layouts.ONNXRUNTIME:
+    if target == integer_layouts.TENSORRT:
         message = f"`embedding` is {embedding}; TensorRT unpacks a table of integers from which rows are gathered"
         return [Diagnostic("R661", message, "leave it out, or use `target: onnxruntime`", path=path)]
     found = []

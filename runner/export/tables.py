@@ -1,6 +1,6 @@
 """Round the token embedding and the output head to integers, in one layout for gathering rows and for products.
 
-onnxruntime's GatherBlockQuantized and MatMulNBits read the same bytes: fields of 4 or 8 bits, blocks of columns that
+The gathering of rows and MatMulNBits read the same bytes: fields of 4 or 8 bits, blocks of columns that
 are powers of two, and a zero point in the middle, which is not stored.
 """
 

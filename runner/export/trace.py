@@ -17,17 +17,26 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from runner.export import fusion
 from runner.export.decoder import Decoder, own_attention, shape_of
+from runner.export.fused_attention import FusedDecoder
 from runner.model.layerwise.streamed_model import StreamedModel
 
 DOMAIN = "runner"  # of the placeholders
 LINEAR, EMBEDDING = "Linear", "Embedding"
 
 
-def trace(streamed: StreamedModel, opset: int) -> ir.Model:
-    """Return a model's graph; weights are nodes `Linear` and `Embedding` of DOMAIN, with the attribute `module`."""
+def trace(streamed: StreamedModel, opset: int, *, fused: bool = False) -> ir.Model:
+    """Return a model's graph; weights are nodes `Linear` and `Embedding` of DOMAIN, with the attribute `module`.
+
+    With `fused` it has onnxruntime's operators for attention, norms and rotary embeddings.
+    """
     shape = shape_of(streamed.config)
-    own_attention(streamed.model)
+    if fused:
+        decoder: Decoder = FusedDecoder(streamed.model)
+    else:
+        own_attention(streamed.model)
+        decoder = Decoder(streamed.model)
     _prepare(streamed)
     batch, new, past = 2, 3, 5  # example sizes: all different, and none 0 or 1
     keys = torch.zeros(batch, shape.kv_heads, past, shape.head_dim, dtype=streamed.dtype)
@@ -37,7 +46,7 @@ def trace(streamed: StreamedModel, opset: int) -> ir.Model:
     sizes = ({0: any_, 1: any_}, {0: any_, 1: any_}, {0: any_, 1: any_}, [{0: any_, 2: any_} for _ in shape.past])
     with torch.no_grad(), _placeholders(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own deprecations
-        program = torch.export.export(Decoder(streamed.model), example, dynamic_shapes=sizes, strict=False)
+        program = torch.export.export(decoder, example, dynamic_shapes=sizes, strict=False)
         exported = torch.onnx.export(
             program,
             input_names=["input_ids", "attention_mask", "position_ids", *shape.past],
@@ -47,6 +56,8 @@ def trace(streamed: StreamedModel, opset: int) -> ir.Model:
             verbose=False,
         )
     assert exported is not None
+    if fused:
+        fusion.fuse(exported.model)
     return exported.model
 
 

@@ -76,15 +76,25 @@ class Filler:
             progress(done, len(nodes))
 
     def _embedding(self, made: _Made, module: str, ids: ir.Value) -> ir.Value:
+        """Gather rows. Those of integers by ONNX's own operators: browsers' onnxruntime has no GatherBlockQuantized."""
         if not (self.options.table_bits and module in self._ends):
             return made.node("Gather", [self._table(made, module), ids])
         weight, scales = self._packed_table(made, module)
-        block = self._block(weight)
-        attributes = {
-            "bits": self.options.table_bits, "block_size": block, "gather_axis": 0, "quantize_axis": 2,
-        }  # fmt: skip
-        rows = made.node("GatherBlockQuantized", [weight, ids, scales], attributes, MICROSOFT)
-        return made.node("Reshape", [rows, made.integers("row", [0, 0, -1])])
+        kind = ir.DataType.FLOAT if self._in_float32 else ir.DataType.FLOAT16
+        rows = made.node("Cast", [made.node("Gather", [weight, ids])], {"to": int(kind)})  # [b, n, blocks, bytes]
+        if self.options.table_bits == 4:
+            rows = self._halves(made, rows, kind)
+        centred = made.node("Sub", [rows, made.number("middle", 2 ** (self.options.table_bits - 1), kind)])
+        scaled = made.node("Mul", [centred, made.node("Gather", [scales, ids])])
+        return made.node("Reshape", [scaled, made.integers("row", [0, 0, -1])])
+
+    def _halves(self, made: _Made, rows: ir.Value, kind: ir.DataType) -> ir.Value:
+        """Take the 4-bit integers of bytes, here floats, apart, the lower first: [b, n, blocks, columns]."""
+        sixteen, last = made.number("sixteen", 16, kind), made.integers("last", [-1])
+        high = made.node("Floor", [made.node("Div", [rows, sixteen])])
+        low = made.node("Sub", [rows, made.node("Mul", [high, sixteen])])
+        both = made.node("Concat", [made.node("Unsqueeze", [half, last]) for half in (low, high)], {"axis": -1})
+        return made.node("Reshape", [both, made.integers("block", [0, 0, 0, -1])])
 
     def _table(self, made: _Made, module: str) -> ir.Value:
         """Return the matrix [vocabulary, hidden] of an embedding, written once."""
@@ -132,15 +142,18 @@ class Filler:
         return int(weight.shape.numpy()[2]) * 8 // self.options.table_bits
 
     def _product_with_integers(self, made: _Made, module: str, x: ir.Value) -> ir.Value:
-        """Compute x·Wᵀ with the integers from which an embedding gathers rows."""
+        """Compute x·Wᵀ with the integers from which an embedding gathers rows.
+
+        Inputs of 8-bit integers are rounded to 8 bits, too: else onnxruntime unpacks the entire table at every step.
+        """
         weight, scales = self._packed_table(made, module)
         assert weight.shape is not None
         rows, blocks, _ = (int(size) for size in weight.shape.numpy())
         block = self._block(weight)
-        flat = made.node("Reshape", [scales, made.integers("scales", [rows, blocks])])
+        flat = made.node("Reshape", [scales, made.integers("layout", [rows, blocks])])
         attributes = {
             "K": blocks * block, "N": rows, "bits": self.options.table_bits, "block_size": block,
-            "accuracy_level": self.options.accuracy_level,
+            "accuracy_level": 4 if self.options.table_bits == 8 else self.options.accuracy_level,
         }  # fmt: skip
         return made.node("MatMulNBits", [x, weight, flat], attributes, MICROSOFT)
 
@@ -290,9 +303,9 @@ class _Made:
         """Add a constant in the graph itself."""
         return self.constant(_held(ir.tensor(values, dtype=ir.DataType.INT64, name=f"{self.module}.{name}")))
 
-    def number(self, name: str, value: float) -> ir.Value:
-        """Add a float32 constant in the graph itself."""
-        return self.constant(_held(ir.tensor(value, dtype=ir.DataType.FLOAT, name=f"{self.module}.{name}")))
+    def number(self, name: str, value: float, dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
+        """Add the constant of a number in the graph itself."""
+        return self.constant(_held(ir.tensor(value, dtype=dtype, name=f"{self.module}.{name}")))
 
 
 def _held(tensor: ir.TensorProtocol) -> ir.Value:

@@ -15,6 +15,7 @@ from runner.errors import MachineError
 
 # Errors of link(2) after which a file is copied: another file system, one without links, too many links.
 _COPY_INSTEAD = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES})
+_WEIGHTS_OF_GRAPHS = ".onnx_data"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 # Libraries written in C++ and Rust turn ENOSPC into exceptions of their own; the text of strerror remains.
 _FULL_TEXT = ("No space left on device", "Disk quota exceeded")
@@ -76,8 +77,14 @@ def walk(folder: Path) -> Iterator[Path]:
 
 
 def link(source: Path, target: Path) -> None:
-    """Make `target` a hard link of `source`, or a copy with the same times where links are not possible."""
+    """Make `target` a hard link of `source`, or a copy with the same times where links are not possible.
+
+    The weights of ONNX graphs are copied: `onnx.load` refuses files that have several links.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
+    if _WEIGHTS_OF_GRAPHS in source.name:
+        shutil.copy2(source, target)
+        return
     try:
         os.link(source, target)
     except OSError as error:

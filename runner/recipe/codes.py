@@ -238,4 +238,7 @@ CODES: dict[str, str] = {
     "R862": "the program of a server is not installed",
     "R863": "a server cannot load what a step is to serve by it",
     "R864": "an ExecuTorch program cannot have the context or embedding asked for",
+    "R865": "a graph cannot have the operators asked for",
+    "R866": "a graph's operators do not run on the device of a step",
+    "R867": "a graph for browsers has a table that they cannot hold in one piece",
 }

@@ -43,6 +43,9 @@ class OnnxRuntime:
             raise StepFailed(
                 f"`{folder / find.ENGINE_FILE}` does not describe an ONNX graph: {error!r}", _BUILD_AGAIN
             ) from None
+        if device == "cuda" and engine.get("operators") == "fused":
+            message = f"the graph in `{folder}` has onnxruntime's fused attention, which runs on processors alone"
+            raise MachineError(message, "choose the device `cpu`, or build it with `operators: standard`")
         may_multiply_integers = engine.get("target") == "onnxruntime"
         self._session = _session(ort, path, device, threads or len(os.sched_getaffinity(0)), may_multiply_integers)
         self._device, self._ort = device, ort

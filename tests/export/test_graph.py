@@ -63,6 +63,29 @@ def test_an_architecture(name: str, tmp_path: Path) -> None:
         assert greedy(ours, ids, 64) == greedy(theirs, ids, 64)
 
 
+@pytest.mark.nightly
+def test_standard_operators(tmp_path: Path) -> None:
+    """Graphs of ONNX's own operators also continue several sequences by several tokens at once."""
+    source = checkpoint(tmp_path / "model", "gemma2")
+    ours, theirs = pair(build(tmp_path, source, operators="standard"), source)
+    ids = prompts(2, 33)
+    ours.prefill(ids[:, :20])
+    assert np.abs(ours.decode(ids[:, 20:]) - theirs.prefill(ids)[:, 20:]).max() < TOLERANCE
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["llama", "qwen3", "phi3", "gpt_neox"])
+def test_what_is_fused(name: str, tmp_path: Path) -> None:
+    graph = onnx.load(build(tmp_path, checkpoint(tmp_path / "model", name)) / "onnx/model.onnx").graph
+    kinds = Counter(node.op_type for node in graph.node)
+    assert kinds["GroupQueryAttention"] == 2
+    assert kinds["RotaryEmbedding"] == 4
+    assert kinds["Softmax"] == kinds["Neg"] == 0
+    if name != "gpt_neox":  # whose norms subtract the mean
+        assert kinds["SkipSimplifiedLayerNormalization"] == 4
+        assert kinds["ReduceMean"] == 0
+
+
 # A graph with every way of packing is in test_demo.py.
 @pytest.mark.parametrize(("scheme", "target"), [
     (integers(4, 32, False), "onnxruntime"), (integers(8, "channel", True), "tensorrt"),

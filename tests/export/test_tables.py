@@ -56,10 +56,11 @@ def test_the_graph_computes_with_the_rounded_tables(name: str, bits: int, tmp_pa
     save_file(tensors, path, metadata={"format": "pt"})
     ours, theirs = pair(engine, source)
     ids = prompts(2, 20)
-    assert np.abs(ours.prefill(ids) - theirs.prefill(ids)).max() < 1e-4
+    gap = np.abs(ours.prefill(ids) - theirs.prefill(ids)).max()
+    assert gap < (0.02 if bits == 8 else 1e-4), "inputs of the product with 8-bit integers are rounded, too"
     graph = onnx.load(engine / "onnx/model.onnx", load_external_data=False).graph
     kinds = [node.op_type for node in graph.node]
-    assert (kinds.count("GatherBlockQuantized"), kinds.count("MatMulNBits")) == (1, 1)
+    assert (kinds.count("GatherBlockQuantized"), kinds.count("MatMulNBits")) == (0, 1), "browsers have no such gather"
     stored = [item.name for item in graph.initializer if "embed_tokens" in item.name or "lm_head" in item.name]
     assert ("lm_head.weight" in stored) == (name == "llama")
 

@@ -7,10 +7,10 @@ from typing import Any
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import CHECKPOINT, ENGINE, QUANTIZED, Context, Cost, Inputs, Params, Requirement, Result
 from runner.errors import Diagnostic
-from runner.export import preflight, table_layouts
+from runner.export import preflight, table_layouts, web
 from runner.model.layerwise import memory_budget
 
-VERSION = 3
+VERSION = 4
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = ENGINE
 REQUIRES = (Requirement("onnx", "onnx"), Requirement("onnxscript", "onnx"), Requirement("onnxruntime", "onnx"))
@@ -23,7 +23,8 @@ _LAYER_SECONDS = 1.5
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
-    found = preflight.refusals(inputs.checkpoint, str(params["target"]))
+    found = preflight.refusals(inputs.checkpoint, str(params["target"])) + preflight.refuse_operators(params)
+    found += web.refuse(inputs.checkpoint, params)
     return found + table_layouts.refuse(inputs.checkpoint, str(params["target"]), str(params["embedding"]))
 
 
@@ -42,7 +43,9 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
 def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
     from dataclasses import replace
 
-    return replace(inputs.checkpoint, engine=preflight.engine(inputs.checkpoint, *_stored(params)))
+    return replace(
+        inputs.checkpoint, engine=preflight.engine(inputs.checkpoint, *_stored(params), preflight.operators(params))
+    )
 
 
 def _stored(params: Params) -> tuple[str, str, str]:
@@ -54,5 +57,7 @@ def run(ctx: Context) -> Result:
 
     engine: dict[str, Any] = onnx_folder.write(ctx)
     return Result(
-        details={key: engine[key] for key in ("target", "precision", "embedding", "stored", "carried", "bytes")}
+        details={
+            key: engine[key] for key in ("target", "precision", "embedding", "operators", "stored", "carried", "bytes")
+        }
     )

@@ -9,16 +9,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from runner.contracts.model_config import ModelConfig
 from runner.contracts.step_kind import Inputs
+from runner.export import preflight, web
 from runner.export.supported import MASKS
 from runner.model.architecture.inspect import facts
 from runner.model.checkpoint.quantization.scheme import integers
 from runner.plan.machine import machine_facts
+from runner.runtime.onnxruntime import OnnxRuntime
 from runner.steps.kinds import find
-from tests.export.exported import packed
+from tests.export.exported import build, packed, prompts
 from tests.host import Host
 from tests.model.packed import GPTQ
 from tests.tiny import save
@@ -116,6 +119,57 @@ def test_groups_out_of_order(tmp_path: Path) -> None:
     )]  # fmt: skip
 
 
+def test_fused_operators_for_tensorrt(tmp_path: Path) -> None:
+    given = inputs(save(tmp_path / "model"))
+    assert said(given, tmp_path, operators="fused", target="tensorrt") == [(
+        "R865", "`operators` is fused; TensorRT does not know onnxruntime's operators",
+        "leave it out, or use `target: onnxruntime`",
+    )]  # fmt: skip
+    assert said(given, tmp_path, target="tensorrt") == said(given, tmp_path, operators="standard") == []
+
+
+def test_fused_operators_on_a_gpu(tmp_path: Path) -> None:
+    given = inputs(save(tmp_path / "model"))
+    for operators, codes in (("auto", ["R866"]), ("standard", [])):
+        host = Host(tmp_path / "host", KIND, tmp_path, operators=operators)
+        made = find(KIND).outcome(host.params, given)
+        assert [d.code for d in preflight.unrunnable(made, "cuda")] == codes
+        assert preflight.unrunnable(made, "cpu") == []
+
+
+def test_files_for_browsers(tmp_path: Path) -> None:
+    dense = facts(save(tmp_path / "dense"), "model")
+    four, eight = (facts(packed(tmp_path / str(bits), integers(bits, 32, True)), "model") for bits in (4, 8))
+    found = [web.file(web.dtype(each, how)) for each in (dense, four, eight) for how in ("fp32", "fp16")]
+    names = ("", "_fp16", "_q4", "_q4f16", "_int8", "_fp16")
+    assert found == [f"onnx/model{name}.onnx" for name in names]
+
+
+def test_a_table_that_browsers_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "PIECE", 10_000)
+    given = inputs(save(tmp_path / "model", "llama_tied", vocab_size=128, hidden_size=64))
+    assert said(given, tmp_path, target="web", embedding="int4") == []
+    assert said(given, tmp_path, target="web") == [(
+        "R867", "`model.embed_tokens.weight` takes 0.0 GB; browsers hold less than 2 GB in one piece",
+        "use `embedding: int4` and `precision: fp16`",
+    )]  # fmt: skip
+
+
+@pytest.mark.nightly
+def test_a_graph_for_browsers_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "PIECE", 20_000)
+    source = packed(tmp_path / "model", integers(4, 32, True), num_hidden_layers=2)
+    engine = build(tmp_path, source, target="web", embedding="int4")
+    data = sorted(path.name for path in (engine / "onnx").glob("*data*"))
+    assert data[:2] == ["model_q4.onnx_data", "model_q4.onnx_data_1"]
+    assert all(path.stat().st_size <= 20_000 for path in (engine / "onnx").glob("*data*"))
+    config = json.loads((engine / "config.json").read_text())
+    assert config["transformers.js_config"] == {"dtype": "q4", "use_external_data_format": len(data)}
+    whole = build(tmp_path / "whole", source, embedding="int4")
+    ids = prompts(2, 9)
+    assert np.array_equal(OnnxRuntime(engine, threads=1).prefill(ids), OnnxRuntime(whole, threads=1).prefill(ids))
+
+
 def test_the_folder_and_the_forecast(tmp_path: Path) -> None:
     source = packed(tmp_path / "model", integers(3, 32, True))
     (source / "compression.json").write_text("{}")
@@ -129,7 +183,7 @@ def test_the_folder_and_the_forecast(tmp_path: Path) -> None:
         "tokenizer.json",
     ]  # fmt: skip
     assert json.loads((out / "config.json").read_text())["transformers.js_config"] == {
-        "dtype": "fp32", "use_external_data_format": True,
+        "dtype": "fp32", "use_external_data_format": 1,
     }  # fmt: skip
     engine = json.loads((out / "engine.json").read_text())
     cache = ["batch_size", 2, "past_sequence_length", 16]
@@ -149,7 +203,7 @@ def test_the_folder_and_the_forecast(tmp_path: Path) -> None:
         "shape": ["batch_size", "sequence_length", 96],
     }
     assert engine == {
-        "format": "onnx", "target": "onnxruntime", "precision": "fp32", "embedding": "dense",
+        "format": "onnx", "target": "onnxruntime", "precision": "fp32", "embedding": "dense", "operators": "fused",
         "file": "onnx/model.onnx", "opset": 21,
         "versions": {name: version(name) for name in ("onnx", "onnxscript", "torch", "transformers")},
         "source": {"digest": "0" * 64}, "context": 64, "vocabulary": 96, "max_batch": None, "layers": 2, "kv_heads": 2,
