@@ -27,10 +27,11 @@ def main(folder: str, prompts: str, count: int, out: str) -> None:
 
 def _continue(compiled: Any, engine: Any, ids: list[int], count: int, ends: list[int]) -> list[int]:
     """Return the greedy tokens after `ids`, up to the first that ends a text."""
+    made: list[int] = []
     request = compiled.create_infer_request()
     past = [np.zeros((1, engine["kv_heads"], 0, engine["head_dim"]), i["dtype"]) for i in engine["inputs"][3:]]
     names = [given["name"] for given in engine["inputs"][3:]]
-    new, made, length = ids, [], 0
+    new, length = ids, 0
     while len(made) < count and not (made and made[-1] in ends):
         length += len(new)
         given = {
