@@ -24,8 +24,9 @@ def fuse(model: ir.Model) -> None:
     _declare_norm()
     fuse_rms_normalization(model)
     fuse_skip_rms_normalization(model)
-    pattern.RewriteRuleSet([_Rotary.rule()]).apply_to_model(model)
-    pattern.RewriteRuleSet([_RotaryOfRows.rule()]).apply_to_model(model)
+    for kind in (_Rotary, _RotaryOfRows):
+        rule = kind.rule()  # type: ignore[no-untyped-call]  # of onnxscript
+        pattern.RewriteRuleSet([rule]).apply_to_model(model)
 
 
 def _declare_norm() -> None:
@@ -63,13 +64,13 @@ class _Rotary(pattern.RewriteRuleClassBase):
         other = op.Neg(op.Slice(x, start2, end2, [3], [1]))
         return op.Add(op.Mul(x, cos), op.Mul(op.Concat(other, half, axis=-1), sin))
 
-    def check(self, context: Any, x: Any, cos: Any, sin: Any, **bounds: Any) -> pattern.MatchResult:
-        result = pattern.MatchResult()
+    def check(self, context: Any, *_: Any, **matched: Any) -> Any:
+        result, x = pattern.MatchResult(), matched["x"]
         width = x.shape[-1] if x.shape is not None else None
-        found = [_number(bounds[name]) for name in ("start1", "end1", "start2")]
+        found = [_number(matched[name]) for name in ("start1", "end1", "start2")]
         if not isinstance(width, int) or found != [0, width // 2, width // 2]:
             return result.fail("other halves")
-        if not all(_by_token(table) and _repeats(table) for table in (cos, sin)):
+        if not all(_by_token(table) and _repeats(table) for table in (matched["cos"], matched["sin"])):
             return result.fail("other tables")
         return result
 
@@ -101,8 +102,8 @@ def _repeats(table: ir.Value) -> bool:
     """Whether the second half of the columns of a table is the first again."""
     node = table.producer()
     while node is not None and node.op_type in ("Unsqueeze", "Mul", "Cast", "Cos", "Sin"):
-        table = node.inputs[0] if node.inputs[0].producer() is not None else node.inputs[-1]
-        node = table.producer()
+        made = (value.producer() for value in node.inputs if value is not None)
+        node = next((producer for producer in made if producer is not None), None)
     return node is not None and node.op_type == "Concat" and node.inputs[0] is node.inputs[1]
 
 
@@ -116,9 +117,9 @@ class _RotaryOfRows(pattern.RewriteRuleClassBase):
         )
         return op.Reshape(op.Transpose(turned, perm=[0, 2, 1, 3]), together)
 
-    def check(self, context: Any, rows: Any, turned: Any, **_: Any) -> pattern.MatchResult:
-        result = pattern.MatchResult()
-        heads = turned.producer().inputs[0].shape
+    def check(self, context: Any, *_: Any, **matched: Any) -> Any:
+        result, rows = pattern.MatchResult(), matched["rows"]
+        heads = matched["turned"].producer().inputs[0].shape
         if rows.shape is None or heads is None or rows.shape[-1] != heads[1] * heads[3] or len(rows.shape) != 3:
             return result.fail("other rows")
         return result

@@ -56,8 +56,12 @@ def test_the_graph_computes_with_the_rounded_tables(name: str, bits: int, tmp_pa
     save_file(tensors, path, metadata={"format": "pt"})
     ours, theirs = pair(engine, source)
     ids = prompts(2, 20)
-    gap = np.abs(ours.prefill(ids) - theirs.prefill(ids)).max()
-    assert gap < (0.02 if bits == 8 else 1e-4), "inputs of the product with 8-bit integers are rounded, too"
+    wanted = theirs.prefill(ids)
+    gap = np.abs(ours.prefill(ids) - wanted)
+    if bits == 8:  # the inputs of its product are rounded, too
+        assert gap.mean() < 0.01 * np.abs(wanted).mean()
+    else:
+        assert gap.max() < 1e-4
     graph = onnx.load(engine / "onnx/model.onnx", load_external_data=False).graph
     kinds = [node.op_type for node in graph.node]
     assert (kinds.count("GatherBlockQuantized"), kinds.count("MatMulNBits")) == (0, 1), "browsers have no such gather"
