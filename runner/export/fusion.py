@@ -64,7 +64,7 @@ class _Rotary(pattern.RewriteRuleClassBase):
         other = op.Neg(op.Slice(x, start2, end2, [3], [1]))
         return op.Add(op.Mul(x, cos), op.Mul(op.Concat(other, half, axis=-1), sin))
 
-    def check(self, context: Any, *_: Any, **matched: Any) -> Any:
+    def check(self, op: Any, *_: Any, **matched: Any) -> Any:
         result, x = pattern.MatchResult(), matched["x"]
         width = x.shape[-1] if x.shape is not None else None
         found = [_number(matched[name]) for name in ("start1", "end1", "start2")]
@@ -117,7 +117,7 @@ class _RotaryOfRows(pattern.RewriteRuleClassBase):
         )
         return op.Reshape(op.Transpose(turned, perm=[0, 2, 1, 3]), together)
 
-    def check(self, context: Any, *_: Any, **matched: Any) -> Any:
+    def check(self, op: Any, *_: Any, **matched: Any) -> Any:
         result, rows = pattern.MatchResult(), matched["rows"]
         heads = matched["turned"].producer().inputs[0].shape
         if rows.shape is None or heads is None or rows.shape[-1] != heads[1] * heads[3] or len(rows.shape) != 3:
