@@ -25,6 +25,7 @@ _COMPRESSED = ("pack-quantized", "int-quantized", "float-quantized", "nvfp4-pack
                "mxfp8-quantized")  # fmt: skip
 _GPU, _EVERYWHERE = (7.5, 99.0), (CPU, 99.0)
 _TRIED = "tried with vLLM 0.32's CPU build"
+_AVX512 = "on processors with AVX-512; on others its first product fails"
 _MAP = "vLLM 0.32's source: its table of kernels for GPTQ has (4, symmetric) and (8, symmetric)"
 _HARDWARE = "https://docs.vllm.ai/en/v0.14.0/features/quantization/"
 _FP8 = "https://docs.vllm.ai/en/v0.32.0/features/quantization/llm_compressor/fp8/"
@@ -83,8 +84,9 @@ ROWS: tuple[Row, ...] = (  # the first that matches counts
     Row("vllm", ("gptq",), _EVERYWHERE, REFUSED, _NO_KERNEL, _MAP, symmetric=False),
     Row("vllm", ("pack-quantized", "gptq"), (CPU, CPU), REFUSED, "its CPU build has no kernels for 8-bit weights",
         _TRIED, bits=(8,)),
-    Row("vllm", ("pack-quantized",), (CPU, CPU), NATIVE, "", _TRIED, bits=(4,), rounded=False),
-    Row("vllm", ("gptq",), (CPU, CPU), NATIVE, "", _TRIED, bits=(4,), symmetric=True),
+    Row("vllm", ("pack-quantized",), (CPU, CPU), NATIVE, _AVX512, _TRIED, bits=(4,), rounded=False),
+    Row("vllm", ("gptq",), (CPU, CPU), NATIVE, _AVX512, _TRIED, bits=(4,), symmetric=True),
+    Row("vllm", ("awq",), (CPU, CPU), NATIVE, _AVX512, "vLLM 0.32's source: the kernel of its other 4-bit integers"),
     Row("vllm", ("pack-quantized",), _GPU, REFUSED, "vLLM has no kernels for asymmetric 8-bit weights",
         "vLLM's source", bits=(8,), symmetric=False),
     Row("vllm", ("pack-quantized", "gptq"), (8.0, 9.0), NATIVE, "", _HARDWARE, bits=(4, 8), rounded=False),
@@ -95,12 +97,17 @@ ROWS: tuple[Row, ...] = (  # the first that matches counts
     Row("vllm", ("float-quantized",), (8.9, 99.0), NATIVE, "", _FP8),
     Row("vllm", ("float-quantized",), (7.5, 8.8), FALLBACK, "weights are unpacked to 16 bits in the products (Marlin)",
         _FP8),
-    Row("vllm", ("float-quantized",), (CPU, CPU), REFUSED, "it multiplies 8-bit floats on GPUs alone", _HARDWARE),
+    Row("vllm", ("float-quantized",), (CPU, CPU), NATIVE, "", _TRIED, strategies=("channel",)),
     Row("vllm", ("fp8",), (CPU, CPU), REFUSED, "it multiplies 8-bit floats on GPUs alone", _HARDWARE),
     Row("vllm", ("fp8",), (8.9, 99.0), NATIVE, "", _HARDWARE),
     Row("vllm", ("nvfp4-pack-quantized",), (10.0, 99.0), NATIVE, "", "vLLM's documentation of NVFP4"),
     Row("vllm", ("nvfp4-pack-quantized",), (8.0, 9.0), FALLBACK,
         "weights are unpacked to 16 bits in the products (Marlin)", "vLLM's documentation of NVFP4"),
+    Row("vllm", ("nvfp4-pack-quantized", "mxfp4-pack-quantized"), (CPU, CPU), REFUSED,
+        "its CPU build has no kernels for 4-bit floats", _TRIED, rounded=False),
+    Row("vllm", ("mxfp8-quantized",), (CPU, CPU), REFUSED, "its CPU build has no kernels for MXFP8", _TRIED),
+    Row("vllm", ("bitsandbytes",), _EVERYWHERE, REFUSED,
+        "vLLM 0.32 knows no bitsandbytes (\"Unknown quantization method\")", _TRIED),
     Row("vllm", ("onnx", "gguf", "tensorrt", "aotinductor", "executorch"), _EVERYWHERE, REFUSED,
         "it loads checkpoints, not engines", "vLLM's documentation"),
     Row("transformers", (DENSE,), _EVERYWHERE, NATIVE, "", "tried with transformers 5.23"),

@@ -27,11 +27,15 @@ W4, W8 = integers(4, 64, True), integers(8, "channel", True)
     ("pack-quantized", integers(8, 64, False), "h100", "refused"),
     ("pack-quantized", integers(4, "tensor", True), "h100", "refused"),
     ("float-quantized", PRESETS["fp8"], "h100", "native"), ("float-quantized", PRESETS["fp8"], "l4", "native"),
-    ("float-quantized", PRESETS["fp8"], "a100", "fallback"), ("float-quantized", PRESETS["fp8"], "cpu", "refused"),
+    ("float-quantized", PRESETS["fp8"], "a100", "fallback"), ("float-quantized", PRESETS["fp8"], "cpu", "native"),
     ("int-quantized", PRESETS["w8a8"], "cpu", "native"), ("int-quantized", PRESETS["w8a8"], "t4", "native"),
     ("int-quantized", W8, "h100", "refused"), ("int-quantized", PRESETS["w8a8"], "b200", "unknown"),
     ("int-quantized", resolve("w8a8", 8, "channel", False), "h100", "refused"),
     ("mxfp8-quantized", PRESETS["fp8"], "h100", "unknown"),
+    ("mxfp8-quantized", PRESETS["mxfp8"], "cpu", "refused"),
+    ("nvfp4-pack-quantized", PRESETS["nvfp4a16"], "cpu", "refused"),
+    ("bitsandbytes", PRESETS["nf4"], "h100", "refused"), ("pack-quantized", PRESETS["log2"].stored, "cpu", "refused"),
+    ("pack-quantized", PRESETS["log2"].stored, "a100", "native"),
 ])  # fmt: skip
 def test_vllm(format: str, scheme: Scheme, gpu: str, how: str) -> None:
     assert verdict("vllm", format, [scheme], GPUS[gpu]).how == how

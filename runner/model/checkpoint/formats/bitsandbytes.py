@@ -126,7 +126,7 @@ def config(schemes: Mapping[str, Scheme], untouched: Iterable[str] = (), *, act_
 def readers(schemes: Iterable[Scheme], transposed: bool = False) -> tuple[Reader, ...]:
     return (
         Reader("transformers", "bitsandbytes accelerate", tried="bitsandbytes 0.50"),
-        Reader("vLLM", "bitsandbytes", fuses=True),
+        Reader("vLLM", limit="vLLM 0.32 knows no bitsandbytes."),
     )
 
 

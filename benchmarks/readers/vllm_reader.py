@@ -1,0 +1,59 @@
+"""Continue prompts by vLLM, each checkpoint in a process of its own: `CASES`, JSON of [{folder, prompts, count, out}].
+
+Stands alone, in an environment that has vLLM. `out` gets {"tokens": [...]}, those of each prompt, or what vLLM says, as
+{"problem": "..."}. The package is imported once: that takes longer than loading a small model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # an engine in this process, which was forked
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GB
+
+from vllm import LLM, SamplingParams
+
+
+def continued(case: dict[str, Any]) -> list[list[int]]:
+    """Return the greedy tokens of each prompt."""
+    prompts, count = case["prompts"], int(case["count"])
+    longest = max(map(len, prompts)) + count + 1
+    model = LLM(case["folder"], max_model_len=longest, max_num_seqs=4, max_num_batched_tokens=256, enforce_eager=True)
+    how = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True, detokenize=False)
+    made = model.generate([{"prompt_token_ids": ids} for ids in prompts], how, use_tqdm=False)
+    return [list(each.outputs[0].token_ids) for each in made]
+
+
+def problem(error: BaseException) -> str:
+    """Return what the first error of a chain says, in one line."""
+    while (before := error.__cause__ or error.__context__) is not None:
+        error = before
+    return f"{type(error).__name__}: {re.sub(r'0x[0-9a-f]+', '0x…', ' '.join(str(error).split()))[:400]}"
+
+
+def main(path: str) -> None:
+    for case in json.loads(Path(path).read_text()):
+        out = Path(case["out"])
+        child = os.fork()
+        if child == 0:
+            try:
+                found: dict[str, Any] = {"tokens": continued(case)}
+            except BaseException as error:  # noqa: BLE001 - whatever it is, it is the answer
+                traceback.print_exc()
+                found = {"problem": problem(error)}
+            out.write_text(json.dumps(found))
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if not out.exists():
+            out.write_text(json.dumps({"problem": f"its process ended with {os.waitstatus_to_exitcode(status)}"}))
+        print(case["folder"], out.read_text()[:200], flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
