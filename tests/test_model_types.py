@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.model_sweep import tower_types
 from runner.model.architecture import probe
 from runner.model.architecture.supported import causal_models
 from runner.model.layerwise.describe import describe
+from tests import towers
 from tests.sweep import PERPLEXITY, RIGHT, STEPS, sweep
 from tests.variants import VARIANTS
 
@@ -60,4 +62,12 @@ def test_variants_are_right_or_refused(name: str, dtype: torch.dtype, tmp_path: 
 @pytest.mark.parametrize("model_type", sorted(causal_models()))
 def test_right_or_refused(model_type: str, tmp_path: Path) -> None:
     outcome = sweep(model_type, tmp_path)
+    assert not outcome.wrong, outcome
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("model_type", tower_types())
+def test_towers_are_right_or_refused(model_type: str, tmp_path: Path) -> None:
+    changes = towers.TOWERS[model_type].changes if model_type in towers.TOWERS else None
+    outcome = sweep(model_type, tmp_path, changes)
     assert not outcome.wrong, outcome

@@ -24,8 +24,6 @@ _LAYERWISE = _MEASURES | {
 }
 # Adapters are of their other modules; layers are left out with their experts.
 _MIXTURES = _LAYERWISE | {"prune.depth", "prune.sparsegpt", "recover.eora", "recover.lora"}
-# The sweep (docs/models.md) found other numbers for them than transformers has.
-_DIFFERENT = frozenset({"inkling2", "inkling2_text", "zaya"})
 _STATE_SPACE = (".A_log", ".time_decay", ".recurrent_param")
 
 
@@ -42,10 +40,7 @@ def refuse(kind: str, facts: CheckpointFacts) -> Diagnostic | None:
     description, source = facts.description, f"`{facts.source}` (`{facts.config.model_type}`)"
     if description is None:
         return None
-    if facts.config.model_type in _DIFFERENT:
-        message = f"{source} is computed differently a layer at a time than by transformers"
-        return Diagnostic("R405", message, "choose a model of another type")
-    if facts.config.model_type in supported.TOWERS and kind not in _LAYERWISE:
+    if supported.has_towers(facts.config.raw) and kind not in _LAYERWISE:
         message = f"{source} has towers for images or sound, with which `{kind}` has not been tried"
         return Diagnostic("R443", message, f"kinds that work are {wording.ticked(sorted(_LAYERWISE))}")
     if description.hands_state and kind == "quantize.signround":

@@ -43,11 +43,6 @@ def test_what_works_is_not_refused(facts: CheckpointFacts, kind: str) -> None:
 
 
 @pytest.mark.parametrize(("facts", "kind", "expected"), [
-    (replace(DENSE, config=ModelConfig.of({"model_type": "inkling2_text"})), "evaluate.perplexity", (
-        "R405",
-        "`m` (`inkling2_text`) is computed differently a layer at a time than by transformers",
-        "choose a model of another type",
-    )),
     (MIXTURE, "recover.scales", (
         "R441",
         f"`m` (`mixtral`) is a mixture of experts: it holds `{EXPERT}`; `recover.scales` cannot change mixtures yet",

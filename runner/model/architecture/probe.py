@@ -37,9 +37,10 @@ PROGRAM = "runner.model.layerwise.describe"
 _RUN = f"import gc; gc.disable(); from {PROGRAM} import main; main()"
 _SOURCES = (  # of the program
     "layerwise/attention_caches.py", "layerwise/conversions.py", "layerwise/describe.py", "layerwise/expert_stream.py",
+    "layerwise/handed_values.py",
     "layerwise/layer_arguments.py", "layerwise/linear_calls.py", "layerwise/layer_list.py", "layerwise/layer_probes.py",
     "layerwise/mixtures.py", "layerwise/outside_layers.py", "layerwise/refusals.py", "layerwise/stream_check.py",
-    "layerwise/tensor_names.py", "layerwise/empty_model.py",
+    "layerwise/tensor_names.py", "layerwise/towers.py", "layerwise/empty_model.py", "architecture/supported.py",
     "checkpoint/quantization/cache_scheme.py", "architecture/tied_weights.py",
 )  # fmt: skip
 _PROGRAM_FOLDER = Path(__file__).resolve().parents[1]

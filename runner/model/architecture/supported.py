@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import importlib.util
 import json
@@ -12,15 +11,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from runner import wording
 from runner.errors import Diagnostic, MachineError
 from runner.model.architecture import remote_code
 
 # Their decoder layers hold Conv1D modules, whose weight is [in_features, out_features].
 CONV1D_TYPES = frozenset({"gpt2", "gpt-sw3", "openai-gpt"})
-
-# Models that wrap a language model in towers (images, sound) and were tried: the language model in them is compressed.
-TOWERS = frozenset({"gemma3", "llava", "mistral3", "qwen2_5_vl"})
 
 EMBEDDING_NAMES = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 EMBEDDING_SIZE_KEYS = ("word_embed_proj_dim", "hidden_size", "n_embd", "d_model")
@@ -28,12 +23,44 @@ EMBEDDING_SIZE_KEYS = ("word_embed_proj_dim", "hidden_size", "n_embd", "d_model"
 
 def auto_class(model_type: str) -> str:
     """Return the name of the class of transformers that makes and loads models of a type, towers included."""
-    return "AutoModelForImageTextToText" if model_type in TOWERS else "AutoModelForCausalLM"
+    if model_type in image_text_models():
+        return "AutoModelForImageTextToText"
+    if model_type in multimodal_models() and model_type not in causal_models():
+        return "AutoModelForMultimodalLM"
+    return "AutoModelForCausalLM"
 
 
-@lru_cache(maxsize=1)
+def has_towers(config: Mapping[str, Any]) -> bool:
+    """Return whether a model wraps its language model in others, for images or sound."""
+    model_type = config.get("model_type")
+    wraps = model_type in image_text_models() or model_type in multimodal_models()
+    return isinstance(config.get("text_config"), Mapping) or (wraps and model_type not in causal_models())
+
+
 def causal_models() -> Mapping[str, str]:
     """Model type → class of the causal language model, as the installed transformers maps them."""
+    found = _mapping("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
+    if not found:
+        raise MachineError(
+            "the installed transformers has no MODEL_FOR_CAUSAL_LM_MAPPING_NAMES in models/auto/modeling_auto.py",
+            "`runner doctor` shows the version of transformers; install one that this release of runner supports",
+        )
+    return found
+
+
+def image_text_models() -> Mapping[str, str]:
+    """Model type → class of the model that answers in text to images and text."""
+    return _mapping("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES")
+
+
+def multimodal_models() -> Mapping[str, str]:
+    """Model type → class of the model that answers in text to sound and the like, those for images not among them."""
+    return _mapping("MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES")
+
+
+@lru_cache(maxsize=8)
+def _mapping(name: str) -> Mapping[str, str]:
+    """A mapping of transformers from model types to classes; empty where the installed one does not have it."""
     try:
         spec = importlib.util.find_spec("transformers")
     except ValueError:  # transformers is half imported
@@ -41,13 +68,8 @@ def causal_models() -> Mapping[str, str]:
     if spec is None or spec.origin is None:
         raise MachineError("transformers is not installed", "`pip install transformers`")
     text = (Path(spec.origin).parent / "models" / "auto" / "modeling_auto.py").read_text("utf-8")
-    found = re.search(r"^MODEL_FOR_CAUSAL_LM_MAPPING_NAMES\s*=\s*OrderedDict\((.*?)^\)", text, re.DOTALL | re.MULTILINE)
-    if found is None:
-        raise MachineError(
-            "the installed transformers has no MODEL_FOR_CAUSAL_LM_MAPPING_NAMES in models/auto/modeling_auto.py",
-            "`runner doctor` shows the version of transformers; install one that this release of runner supports",
-        )
-    return {str(name): str(value) for name, value in ast.literal_eval(found.group(1).strip().rstrip(","))}
+    found = re.search(rf"^{name}\s*=\s*OrderedDict\((.*?)^\)", text, re.DOTALL | re.MULTILINE)
+    return dict(re.findall(r'\("([^"]+)",\s*"(\w+)"\)', found.group(1))) if found else {}
 
 
 def refuse_config(config: Mapping[str, Any], source: str) -> Diagnostic | None:
@@ -63,24 +85,23 @@ def refuse_config(config: Mapping[str, Any], source: str) -> Diagnostic | None:
     if malformed:
         return malformed
     inner = config.get("text_config")
-    if isinstance(inner, dict) and model_type in TOWERS:
-        return None
-    if isinstance(inner, dict):
+    wrappers = {**multimodal_models(), **image_text_models()}
+    if isinstance(inner, dict) and model_type not in wrappers:
         text_type = inner.get("model_type") or f"{model_type}_text"
         return Diagnostic(
             "R443",
-            f"{source} is a `{model_type}` model, which wraps its language model in others (images, sound); of these "
-            f"the types {wording.ticked(sorted(TOWERS))} were tried",
+            f"{source} is a `{model_type}` model, which wraps its language model in others (images, sound); the "
+            "installed transformers has no class for both together of that type",
             f"save the language model on its own (model type `{text_type}`) with `save_pretrained` of transformers "
             "and name that folder",
         )
-    if config.get("is_encoder_decoder"):
+    if config.get("is_encoder_decoder") or (isinstance(inner, dict) and inner.get("is_encoder_decoder")):
         return Diagnostic(
             "R442",
             f"{source} is an encoder-decoder (`{model_type}`); only decoder-only language models can be compressed",
             "choose a decoder-only model, such as one of type `llama`, `qwen3` or `gemma2`",
         )
-    known = causal_models()
+    known = {**wrappers, **causal_models()}
     if model_type not in known and not remote_code.may_run(config):
         near = difflib.get_close_matches(model_type, known, n=1, cutoff=0.7)
         hint = f"; did you mean `{near[0]}`?" if near and not remote_code.brings_code(config) else ""
@@ -97,7 +118,8 @@ def refuse_config(config: Mapping[str, Any], source: str) -> Diagnostic | None:
         )
     classes = config.get("architectures") or []
     expected = known.get(model_type, classes[0] if classes else "")
-    if classes and not (classes[0].lower() == expected.lower() or classes[0].endswith(("ForCausalLM", "LMHeadModel"))):
+    usual = ("ForCausalLM", "LMHeadModel", *(("ForConditionalGeneration",) if model_type in wrappers else ()))
+    if classes and not (classes[0].lower() == expected.lower() or classes[0].endswith(usual)):
         return Diagnostic(
             "R440",
             f"{source} is a `{classes[0]}`; only causal language models can be compressed "
@@ -122,4 +144,5 @@ def _malformed(config: Mapping[str, Any], source: str) -> Diagnostic | None:
 
 def runs_own_code(config: Mapping[str, Any]) -> bool:
     """Return the value of transformers' `trust_remote_code` for a checkpoint with this config.json."""
-    return remote_code.may_run(config) and config.get("model_type") not in causal_models()
+    known = (causal_models(), image_text_models(), multimodal_models())
+    return remote_code.may_run(config) and not any(config.get("model_type") in each for each in known)

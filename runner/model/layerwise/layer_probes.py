@@ -11,13 +11,13 @@ from torch import nn
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 # What the layers of an architecture return: hidden states alone, or first in a tuple or list, before what attention
-# weights or a cache would be.
-RETURNS: Mapping[str, Callable[[torch.Tensor], Any]] = {
-    "hidden states": lambda hidden: hidden,
-    "a tuple": lambda hidden: (hidden,),
-    "a pair": lambda hidden: (hidden, None),
-    "a triple": lambda hidden: (hidden, None, None),
-    "a list": lambda hidden: [hidden],
+# weights or a cache would be (`more`).
+RETURNS: Mapping[str, Callable[[torch.Tensor, Any], Any]] = {
+    "hidden states": lambda hidden, more: hidden,
+    "a tuple": lambda hidden, more: (hidden,),
+    "a pair": lambda hidden, more: (hidden, more),
+    "a triple": lambda hidden, more: (hidden, more, more),
+    "a list": lambda hidden, more: [hidden],
 }
 
 
@@ -44,26 +44,31 @@ class StandIn(nn.Module):
 class Recorder(StandIn):
     """Stands in for a decoder layer and keeps what it was called with.
 
-    It passes hidden states on as they are. `passed` tells whether it was given what the layer before it, `previous`,
-    gave; where that is not so, the model does something between its layers.
+    It passes hidden states on as they are, or what `change` makes of them, and `more` beside them. `passed` tells
+    whether it was given what the layer before it, `previous`, gave; where that is not so, the model does something
+    between its layers.
     """
 
     def __init__(self, layer: nn.Module, returns: str, previous: Recorder | None = None, last: bool = False) -> None:
         super().__init__(layer)
         self.__dict__["previous"] = previous
         self.returns, self.last = RETURNS[returns], last
+        self.change: Callable[[torch.Tensor], torch.Tensor] = lambda hidden: hidden
+        self.more: Any = None
         self.hidden: torch.Tensor | None = None
+        self.given: torch.Tensor | None = None
         self.passed = False
         self.call: Call = ((), {})
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         previous = self.__dict__["previous"]
         self.hidden = hidden_states
-        self.passed = previous is None or _same(previous.hidden, hidden_states)
+        self.passed = previous is None or _same(previous.given, hidden_states)
         self.call = (args, kwargs)
+        self.given = self.change(hidden_states)
         if self.last:
             raise EndOfLayers
-        return self.returns(hidden_states)
+        return self.returns(self.given, self.more)
 
 
 def _same(one: torch.Tensor | None, other: torch.Tensor) -> bool:
@@ -77,7 +82,7 @@ class Injector(StandIn):
 
     def __init__(self, layer: nn.Module, hidden: torch.Tensor, returns: str) -> None:
         super().__init__(layer)
-        self.given = RETURNS[returns](hidden)
+        self.given = RETURNS[returns](hidden, None)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.given

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -45,19 +46,28 @@ def called(model: Any) -> dict[str, int] | None:
             if id(module) not in names:
                 handles.append(module.register_forward_pre_hook(note))
             names.setdefault(id(module), []).append(name)
-    experts = {name: module for name, module in model.named_modules() if runs_one_by_one(module)}
-    for name, module in experts.items():  # how many tokens each gets depends on values
-        model.set_submodule(name, ExpertsStandIn(module))
     try:
-        refusals.meta_forward(model)
+        with experts_stood_in(model):
+            refusals.meta_forward(model)
     except Exception:  # noqa: BLE001  whatever the model's code raises, nothing is known of its calls
         return None
     finally:
-        for name, module in experts.items():
-            model.set_submodule(name, module)
         for handle in handles:
             handle.remove()
     return found
+
+
+@contextmanager
+def experts_stood_in(model: Any) -> Iterator[None]:
+    """Have modules of experts do nothing for a while: how many tokens each gets depends on values."""
+    experts = {name: module for name, module in model.named_modules() if runs_one_by_one(module)}
+    for name, module in experts.items():
+        model.set_submodule(name, ExpertsStandIn(module))
+    try:
+        yield
+    finally:
+        for name, module in experts.items():
+            model.set_submodule(name, module)
 
 
 def needed(model: Any) -> bool:

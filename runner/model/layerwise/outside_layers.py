@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -34,15 +35,13 @@ class OutsideLayers:
         """
         problem = ""
         for returns in [self._returns] if self._returns else RETURNS:
-            recorders: list[Recorder] = []
-            for layer in self.layers:
-                previous, last = (recorders[-1] if recorders else None), len(recorders) == len(self.layers) - 1
-                recorders.append(Recorder(layer, returns, previous, last))
+            recorders = self._recorders(returns)
             try:
-                with self._replaced(list(recorders)), contextlib.suppress(EndOfLayers):
-                    self.model(input_ids=ids, use_cache=False)
+                self._record(recorders, ids)
             except _MISFITS as error:
-                problem = problem or f"fails around layers that return {returns}: {type(error).__name__}: {error}"
+                reached = any(recorder.hidden is not None for recorder in recorders)
+                where = f"fails around layers that return {returns}" if reached else "cannot run on text alone"
+                problem = problem or f"{where}: {type(error).__name__}: {error}"
                 continue
             problem = _problem(recorders, ids)
             hidden = recorders[0].hidden
@@ -51,6 +50,72 @@ class OutsideLayers:
                 return hidden, [recorder.call for recorder in recorders]
         message = f"{type(self.model).__name__} cannot be run a layer at a time: it {problem}"
         raise RecipeError([Diagnostic("R405", message, "choose a model whose decoder layers follow one another")])
+
+    def computed_between(self, ids: torch.Tensor) -> str:
+        """Return what is computed of earlier layers for a later one, or for the head; "" for nothing.
+
+        The layers are run around twice, with other hidden states. Needs `calls` before it.
+        """
+        plain, other = self._recorders(self._returns), self._recorders(self._returns)
+        for recorder in other:
+            recorder.change = _altered
+        for recorders in (plain, other):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                self._record(recorders, ids)
+        for index, (one, two) in enumerate(zip(plain, other, strict=True)):
+            before, after = _tensors(one.call), _tensors(two.call)
+            if len(before) != len(after) or not all(map(_equal, before, after)):
+                return f"computes more than hidden states of earlier layers for its decoder layer {index}"
+        hidden = plain[-1].hidden
+        if hidden is None or _equal(*(self._enters_head(hidden, number) for number in (0, 1))):
+            return ""
+        return "computes its logits from more than what its last decoder layer gives"
+
+    def handed_on(self, ids: torch.Tensor) -> int | None:
+        """Return the first layer that is given what an earlier one returns beside hidden states; None where none is."""
+        recorders = self._recorders(self._returns)
+        mark = torch.zeros(())
+        for recorder in recorders:
+            recorder.more = mark
+        with contextlib.suppress(*_MISFITS):  # where it is computed with, the layer that comes next is not reached
+            self._record(recorders, ids)
+        reached = [recorder.hidden is not None for recorder in recorders]
+        given = (any(each is mark for each in _tensors(recorder.call)) for recorder in recorders)
+        return next((n for n, (yes, hands) in enumerate(zip(reached, given, strict=True)) if hands or not yes), None)
+
+    def _enters_head(self, hidden: torch.Tensor, number: int) -> torch.Tensor:
+        """The input of the output embedding where the last layer gives `hidden`; all before it depends on `number`."""
+        head = self.model.get_output_embeddings()
+        found = [hidden]
+
+        def keep(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            found.append(inputs[0])
+            raise EndOfLayers
+
+        if head is None:
+            return hidden
+        handle = head.register_forward_pre_hook(keep)
+        given = [hidden * number] * (len(self.layers) - 1) + [hidden]
+        stand_ins = [Injector(layer, each, self._returns) for layer, each in zip(self.layers, given, strict=True)]
+        try:
+            with self._replaced(list(stand_ins)), contextlib.suppress(EndOfLayers):
+                unread = {key: value + number for key, value in self._unread_input(hidden).items()}
+                self.model(**unread, use_cache=False)
+        finally:
+            handle.remove()
+        return found[-1]
+
+    def _recorders(self, returns: str) -> list[Recorder]:
+        recorders: list[Recorder] = []
+        for layer in self.layers:
+            previous, last = (recorders[-1] if recorders else None), len(recorders) == len(self.layers) - 1
+            recorders.append(Recorder(layer, returns, previous, last))
+        return recorders
+
+    def _record(self, recorders: list[Recorder], ids: torch.Tensor) -> None:
+        with self._replaced(list(recorders)), contextlib.suppress(EndOfLayers):
+            self.model(input_ids=ids, use_cache=False)
 
     def logits(self, hidden: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
         """The model's head on final hidden states [batch, length, hidden], at the positions `keep`: float32 logits."""
@@ -86,6 +151,23 @@ class OutsideLayers:
 
     def _replaced(self, modules: list[nn.Module]) -> Any:
         return replaced(self.model, self.name, modules)
+
+
+def _altered(hidden: torch.Tensor) -> torch.Tensor:
+    return hidden.flip(-1) * 1.5
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    """The tensors in the arguments of a layer, in order."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        return [tensor for each in value.values() for tensor in _tensors(each)]
+    return [tensor for each in value for tensor in _tensors(each)] if isinstance(value, tuple | list) else []
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and bool(torch.isclose(one, other, rtol=0, atol=0, equal_nan=True).all())
 
 
 def _problem(recorders: list[Recorder], ids: torch.Tensor) -> str:

@@ -117,8 +117,10 @@ class Undecided(Exception):
     """A forward needs values, and on the meta device there are none."""
 
 
-def meta_forward(model: Any) -> None:
-    """Compute the shapes of a forward on a few tokens, without and with a cache; raises what the model raises.
+def meta_forward(model: Any, cached: bool = True) -> None:
+    """Compute the shapes of a forward on a few tokens, without and, if `cached`, with a cache.
+
+    It raises what the model raises.
 
     Models look at the values of a mask in order to do without it, unless it is ready to be used, [1, 1, tokens, tokens]
     floats; old ones take none like that.
@@ -137,6 +139,8 @@ def meta_forward(model: Any) -> None:
             if "meta" in str(first):
                 raise Undecided from first
             raise first from second
+    if not cached:
+        return
     try:
         with torch.no_grad():
             model(input_ids=ids, **given, use_cache=True)

@@ -16,7 +16,8 @@ from torch import nn
 
 from runner.contracts.model_description import Problem
 from runner.errors import RecipeError
-from runner.model.layerwise.empty_model import build_with_buffers
+from runner.model.layerwise import handed_values, towers
+from runner.model.layerwise.empty_model import build_empty, build_with_buffers
 from runner.model.layerwise.layer_arguments import hands_state
 from runner.model.layerwise.layer_list import find_layers
 from runner.model.layerwise.layer_probes import Call
@@ -48,13 +49,29 @@ def check(config: Any, own_code: bool) -> Streamed:
         ids = torch.arange(4, 4 + _TOKENS)[None] % int(config.get_text_config().vocab_size)
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _, calls = OutsideLayers(model, name, list(layers)).calls(ids)
+            outside = OutsideLayers(model, name, list(layers))
+            hidden, calls = outside.calls(ids)
+            flow = outside.computed_between(ids)
+            later = outside.handed_on(ids)
+            if later is not None and not flow and _uses_more(config, own_code):
+                flow = f"hands its decoder layer {later} more of what earlier layers return than hidden states"
+            if hidden.isnan().any():
+                flow = "passes text through its models for images or sound"
+            if flow:
+                words = f"{type(model).__name__} cannot be run a layer at a time: it {flow}"
+                return Streamed((Problem(STAGE, "R405", words),))
         if found := sorted({key for call in calls for key in _not_numbers(call)}):
             words = f"{type(model).__name__} hands its decoder layers NaN as `{found[0]}`, whatever its weights are"
             return Streamed((Problem(STAGE, "R455", words),))
     except RecipeError as error:
         return Streamed(tuple(Problem(STAGE, found.code, found.message) for found in error.diagnostics))
     return Streamed(hands_state=hands_state(calls))
+
+
+def _uses_more(config: Any, own_code: bool) -> bool:
+    """Whether layers use what those before them return beside hidden states, where that is more than None."""
+    model = build_empty(config, trust_remote_code=own_code).eval().requires_grad_(False)
+    return handed_values.used(model, find_layers(model, config)[1])
 
 
 def _not_numbers(call: Call) -> Iterator[str]:
@@ -67,10 +84,17 @@ def _not_numbers(call: Call) -> Iterator[str]:
 
 
 def _fill(model: nn.Module, layers: str, built: dict[str, torch.Tensor]) -> None:
-    """Give every parameter and buffer outside the decoder layers values; buffers those that the model's code made."""
+    """Give every parameter and buffer outside the decoder layers values; buffers those that the model's code made.
+
+    Those of towers for images and sound are NaN, as text does not pass through them.
+    """
     generator = torch.Generator().manual_seed(0)
+    others = towers.towers(model)
     for name, module in model.named_modules():
         if name == layers or name.startswith(layers + "."):
+            continue
+        if towers.in_tower(name, others):
+            towers.leave_out(module, torch.device("cpu"), torch.float32)
             continue
         for key, parameter in module._parameters.items():
             if parameter is not None:

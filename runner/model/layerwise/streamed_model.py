@@ -17,11 +17,11 @@ from torch import nn
 
 from runner.contracts.mixtures import Mixture
 from runner.errors import Diagnostic, RecipeError
-from runner.model.architecture import inspect, sites, tied_weights
+from runner.model.architecture import inspect, tied_weights
 from runner.model.architecture.sites import of_mixtures
 from runner.model.checkpoint.quantization.scheme import Scheme
 from runner.model.checkpoint.reader import CheckpointReader
-from runner.model.layerwise import adapter, mixtures, served_rounding, tensor_names
+from runner.model.layerwise import adapter, mixtures, served_rounding, tensor_names, towers
 from runner.model.layerwise.conversions import Conversions
 from runner.model.layerwise.dtypes import compute_dtype, stored_dtype
 from runner.model.layerwise.empty_model import build_with_buffers
@@ -57,6 +57,7 @@ class StreamedModel:
         self.model.eval().requires_grad_(False)
         self.layers_name, layers = find_layers(self.model, config)
         self.layers: list[nn.Module] = list(layers)
+        self.towers = towers.towers(self.model)
         self.names = self._name_map()
         shapes = {name: tuple(header.shape) for name, header in self.reader.headers.items()}
         packed = (name for group in self.names.converted for name, _ in group.sources if name not in shapes)
@@ -201,7 +202,8 @@ class StreamedModel:
         for name, module in self.model.named_modules():
             if name == self.layers_name or name.startswith(self.layers_name + ".") or module is skipped:
                 continue
-            if sites.in_tower(name):  # text does not pass through it
+            if towers.in_tower(name, self.towers):
+                towers.leave_out(module, self.device, self.dtype)
                 continue
             with self._in_type(dtype):
                 self._materialize(module, f"{name}." if name else "", recurse=False)

@@ -67,17 +67,36 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, str, str]]] = [
         ),
     ),
     (
-        {"model_type": "blip-2", "text_config": {"model_type": "opt"}},
+        {"model_type": "zzz_vl", "text_config": {"model_type": "opt"}},
         (
             "R443",
             (
-                "`m` is a `blip-2` model, which wraps its language model in others (images, sound); of these the types "
-                "`gemma3`, `llava`, `mistral3` and `qwen2_5_vl` were tried"
+                "`m` is a `zzz_vl` model, which wraps its language model in others (images, sound); the installed "
+                "transformers has no class for both together of that type"
             ),
             (
                 "save the language model on its own (model type `opt`) with `save_pretrained` of transformers "
                 "and name that folder"
             ),
+        ),
+    ),
+    (
+        {"model_type": "florence2", "text_config": {"model_type": "bart", "is_encoder_decoder": True}},
+        (
+            "R442",
+            "`m` is an encoder-decoder (`florence2`); only decoder-only language models can be compressed",
+            ENCODER_REMEDY,
+        ),
+    ),
+    (
+        {"model_type": "gemma3", "architectures": ["Gemma3ForSequenceClassification"], "text_config": {}},
+        (
+            "R440",
+            (
+                "`m` is a `Gemma3ForSequenceClassification`; only causal language models can be compressed "
+                "(`Gemma3ForConditionalGeneration` for the model type `gemma3`)"
+            ),
+            "choose a checkpoint of the language model itself",
         ),
     ),
     (
@@ -99,6 +118,23 @@ def test_refused(config: dict[str, Any], expected: tuple[str, str, str]) -> None
     found = supported.refuse_config(config, "`m`")
     assert found is not None
     assert (found.code, found.message, found.help) == expected
+
+
+@pytest.mark.parametrize(("model_type", "name"), [
+    ("llama", "AutoModelForCausalLM"), ("gemma3_text", "AutoModelForCausalLM"), ("", "AutoModelForCausalLM"),
+    ("llama4", "AutoModelForImageTextToText"),
+    ("qwen2_vl", "AutoModelForImageTextToText"), ("voxtral", "AutoModelForMultimodalLM"),
+])  # fmt: skip
+def test_the_class_that_loads_all_of_a_model(model_type: str, name: str) -> None:
+    assert supported.auto_class(model_type) == name
+
+
+def test_towers_are_known_without_a_nested_configuration_of_text() -> None:
+    """Qwen2-VL's config.json has the keys of its language model at the top."""
+    config = {"model_type": "qwen2_vl", "architectures": ["Qwen2VLForConditionalGeneration"], "vision_config": {}}
+    assert supported.refuse_config(config, "`m`") is None
+    assert supported.has_towers(config)
+    assert not supported.has_towers({"model_type": "llama"})
 
 
 def test_dense_models_may_have_empty_keys_of_mixtures() -> None:

@@ -26,6 +26,14 @@ REFUSED = {
         "R405",
         f"Gemma3nForCausalLM {PREFIX} hands its layers hidden states of the shape [2, 1, 8, 32] for tokens of [1, 8]",
     ),
+    "zaya": (
+        "R405",
+        f"ZayaForCausalLM {PREFIX} hands its decoder layer 1 more of what earlier layers return than hidden states",
+    ),
+    "inkling2_text": (
+        "R405",
+        f"Inkling2ForCausalLM {PREFIX} computes its logits from more than what its last decoder layer gives",
+    ),
     "hrm_text": ("R404", "HrmTextForCausalLM has no list of 32 decoder layers"),
     "longcat_flash": ("R404", "LongcatFlashForCausalLM has no list of 8 decoder layers"),
 }
@@ -53,10 +61,19 @@ def test_positions_that_are_no_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["llama", "gpt2", "opt", "openai-gpt", "falcon_h1", "bert", "whisper", "gemma2", "git"]
+    "name", ["llama", "gpt2", "opt", "openai-gpt", "falcon_h1", "bert", "whisper", "gemma2", "git", "rwkv"]
 )
 def test_models_that_can(name: str) -> None:
     assert stream_check.check(model_types.config(name), own_code=False) == stream_check.Streamed()
+
+
+def test_what_earlier_layers_return_is_handed_on_and_used_by_some_layers_alone() -> None:
+    """An index of GLM is computed by the layers called "full" and used again by those called "shared"."""
+    changes = {"indexer_types": ["full", "full", "shared", "full"]}
+    words = "hands its decoder layer 1 more of what earlier layers return than hidden states"
+    assert stream_check.check(model_types.config("glm_moe_dsa"), own_code=False).problems == ()
+    [found] = stream_check.check(model_types.config("glm_moe_dsa", changes), own_code=False).problems
+    assert (found.error, found.words) == ("R405", f"GlmMoeDsaForCausalLM {PREFIX} {words}")
 
 
 def test_layers_that_hand_one_another_keys_and_values() -> None:
