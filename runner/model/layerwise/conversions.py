@@ -35,6 +35,7 @@ class Conversions:
 
     def __init__(self, model: Any, groups: Iterable[Group], tensors: Mapping[str, tuple[int, ...]]) -> None:
         self._model = model
+        self._stored = tensors
         self._groups: dict[str, Group] = {}
         self._ready: dict[str, torch.Tensor] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -61,6 +62,10 @@ class Conversions:
     def group(self, parameter: str) -> Group:
         """The group of tensors that a parameter is made of."""
         return self._groups[parameter]
+
+    def stored_shape(self, tensor: str) -> tuple[int, ...]:
+        """The shape in which a tensor is stored."""
+        return tuple(self._stored[tensor])
 
     def made(self, group: Group, read: Callable[[str], torch.Tensor]) -> dict[str, torch.Tensor]:
         """The parameters that a converter makes of tensors that `read` gives, in place of those of the checkpoint."""

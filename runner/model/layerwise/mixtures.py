@@ -131,7 +131,11 @@ class _Parameter:
         return [ExpertMatrix(name, role, rows // len(roles), columns) for name, role in zip(names, roles, strict=True)]
 
     def _turned(self, group: Group) -> bool:
-        """Whether the one tensor that a converter takes holds the matrices of experts as [columns, rows]."""
+        """Whether the one tensor that a converter takes holds the matrices of experts as [columns, rows].
+
+        Some converters turn whatever does not have the parameter's shape: a small tensor shows that they keep all
+        values in place or turn them, and the stored shape which of the two they do.
+        """
         given = torch.arange(24.0).view(2, 3, 4)
         try:
             result = self.made.made(group, lambda _: given).get(self.name)
@@ -140,6 +144,13 @@ class _Parameter:
         straight, turned = (result is not None and torch.equal(result, each) for each in (given, given.mT))
         if not (straight or turned):
             self.unfollowed = _ORDER.format(self.name)
+            return False
+        stored = self.made.stored_shape(group.sources[0][0])
+        if stored[1] != stored[2]:
+            turned = self.made.shapes[self.name] != stored
+        else:
+            rows = torch.arange(stored[1]).to(torch.uint8).view(1, -1, 1).expand(stored)
+            turned = not torch.equal(self.made.made(group, lambda _: rows)[self.name], rows)
         return bool(self.experts.is_transposed) != turned
 
     def _separate_names(self, stored: str, experts: int, parts: int) -> list[str]:

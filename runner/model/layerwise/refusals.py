@@ -21,6 +21,10 @@ from runner.model.layerwise.empty_model import build_empty
 
 _NAMED = re.compile(r"^Validation error for field '(\w+)':\s*(.*)", re.DOTALL)
 _UNNAMED = re.compile(r"^Class validation error for validator '\w+':\s*(.*)", re.DOTALL)
+# What torch says of shapes that do not fit one another.
+_SHAPES = re.compile(
+    r"size of tensor a|shapes cannot be multiplied|is invalid for input of size|split_with_sizes|Sizes of tensors"
+)
 # What decides which configuration it is stays, in search of a culprit.
 _IDENTITY = ("model_type", "architectures", "auto_map")
 _SECONDS = 10.0  # that the search for a culprit may take
@@ -48,7 +52,8 @@ def build(folder: Path, own_code: bool) -> tuple[Any, tuple[Problem, ...]]:
 def running(folder: Path, own_code: bool, model: Any) -> tuple[Problem, ...]:
     """Why a model cannot run, found on the meta device, which computes shapes alone.
 
-    Not everything can be computed there; so a failure counts only if with the default of some key it works.
+    Not everything can be computed there; so a failure counts only if with the default of some key it works, or if it is
+    about shapes, which are the same there.
     """
     try:
         meta_forward(model)
@@ -59,7 +64,8 @@ def running(folder: Path, own_code: bool, model: Any) -> tuple[Problem, ...]:
         found = _problem(
             "forward", error, document, own_code, lambda changed: meta_forward(_model(_variant(changed), False))
         )
-        return (found,) if found.keys else ()
+        shapes = _SHAPES.search(str(error.__cause__ or error))
+        return (found,) if found.keys or shapes else ()
     return ()
 
 

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from runner.contracts import model_description
 from runner.contracts.model_description import ModelDescription, Problem
 from runner.model.checkpoint import headers
+from runner.model.layerwise import refusals
 from runner.model.layerwise.describe import describe
 from tests import tiny
 
@@ -122,20 +123,17 @@ def test_a_model_that_is_built_and_cannot_run_is_refused(tmp_path: Path) -> None
     )
 
 
-@pytest.mark.parametrize(("file", "text", "error"), [
-    ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {"content": "<a>"}}}', "ValueError"),
-    ("tokenizer.json", '{"model": {"type": "None"}}', "KeyError"),
-])  # fmt: skip
-def test_a_tokenizer_that_cannot_be_loaded_is_refused(tmp_path: Path, file: str, text: str, error: str) -> None:
-    folder = tiny.letters(tiny.save(tmp_path))
-    assert described(folder).problems == ()
-    (folder / file).write_text(text)
-    [problem] = described(folder).problems
-    assert (problem.stage, problem.error) == ("tokenizer", error)
+@pytest.mark.parametrize(
+    ("words", "counts"),
+    [("mat1 and mat2 shapes cannot be multiplied (6x8 and 4x8)", True), ("no kernel for this device", False)],
+)
+def test_a_failure_with_no_key_to_blame_counts_where_it_is_about_shapes(
+    words: str, counts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(model: object) -> None:
+        raise RuntimeError(words)
 
-
-def test_a_generation_config_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    tiny.save(tmp_path, "llama")
-    (tmp_path / "generation_config.json").write_text("{")
-    (found,) = described(tmp_path).problems
-    assert found.stage == "generation"
+    monkeypatch.setattr(refusals, "meta_forward", fail)
+    found = described(tiny.save(tmp_path)).problems
+    expected = [("forward", "RuntimeError", (), f"RuntimeError: {words}")] if counts else []
+    assert [(each.stage, each.error, each.keys, each.words) for each in found] == expected
