@@ -227,6 +227,8 @@ OWN: dict[str, dict[str, Any]] = {
         "n_mamba_heads": 8,
         "mamba_headdim": 8,
     },
+    "kimi_k25": {"text_config": MLA},
+    "mistral4": {**MLA, "head_dim": 16, "qk_head_dim": 16},
     "zaya": {"num_experts_per_tok": 1},
     "qwen4_exp_text": {"layer_types": ["linear_attention", "full_attention"] * 2, "hc_lowrank": 8},
 }
