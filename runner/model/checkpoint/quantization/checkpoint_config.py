@@ -16,6 +16,7 @@ from runner.model.checkpoint.formats import bitsandbytes
 from runner.model.checkpoint.quantization import compressed_tensors_config
 from runner.model.checkpoint.quantization.format import Refusal, Stored
 from runner.model.checkpoint.quantization.module_patterns import unpacked_modules
+from runner.model.checkpoint.quantization.scheme import Scheme
 from runner.model.checkpoint.stored_types import NAMES
 
 
@@ -80,16 +81,17 @@ def files(stored: Mapping[str, Stored]) -> tuple[str, ...]:
 
 def refuse_together(stored: Mapping[str, Stored]) -> Refusal | None:
     """Why transformers cannot load these modules in one checkpoint; None: it can."""
-    names = sorted({own.format for own in stored.values()})
-    if len(names) > 1:
-        schemes = {module: own.scheme for module, own in stored.items()}
-        if any(formats.find(n).config(schemes)["quant_method"] != compressed_tensors_config.METHOD for n in names):
-            listed = " and ".join(f"`{name}`" for name in names)
-            return Refusal(f"one checkpoint cannot hold {listed}", "use formats of compressed-tensors alone")
-    for name in names:
-        refusal = formats.find(name).refuse_together([o.scheme for o in stored.values() if o.format == name])
+    by_format: dict[str, dict[str, Scheme]] = {}
+    for module, own in sorted(stored.items(), key=lambda each: each[1].format):
+        by_format.setdefault(own.format, {})[module] = own.scheme
+    for name, schemes in by_format.items():
+        refusal = formats.find(name).refuse_together(schemes.values())
         if refusal is not None:
             return refusal
+    methods = {formats.find(name).config(schemes)["quant_method"] for name, schemes in by_format.items()}
+    if len(by_format) > 1 and methods != {compressed_tensors_config.METHOD}:
+        listed = " and ".join(f"`{name}`" for name in by_format)
+        return Refusal(f"one checkpoint cannot hold {listed}", "use formats of compressed-tensors alone")
     return None
 
 

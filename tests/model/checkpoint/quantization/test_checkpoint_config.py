@@ -81,6 +81,17 @@ def test_formats_of_different_libraries_in_one_checkpoint() -> None:
     )  # fmt: skip
 
 
+def test_codebooks_share_a_checkpoint_with_nothing_else() -> None:
+    mixed = {**STORED, KEPT: Stored("bitsandbytes", PRESETS["nf4"])}
+    assert checkpoint_config.refuse_together(mixed) == (
+        "one checkpoint cannot hold `bitsandbytes` and `pack-quantized`", "use formats of compressed-tensors alone",
+    )  # fmt: skip
+    two = {"a": Stored("bitsandbytes", PRESETS["fp4"]), KEPT: Stored("bitsandbytes", PRESETS["nf4"])}
+    assert checkpoint_config.refuse_together(two) == (
+        "`bitsandbytes` checkpoints have one codebook for all modules", "drop `overrides`",
+    )  # fmt: skip
+
+
 def test_several_formats_of_compressed_tensors_are_named_by_group() -> None:
     stored = {**STORED, KEPT: Stored("float-quantized", PRESETS["fp8"])}
     assert checkpoint_config.refuse_together(stored) is None
