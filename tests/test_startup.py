@@ -62,7 +62,7 @@ def test_help_imports_next_to_nothing(folder: Path, arguments: list[str]) -> Non
     found = modules(folder, *arguments)
     assert found & {"rich", "yaml", "jsonschema", "numpy", "tokenizers", "huggingface_hub"} == set()
     ours = {name for name in found if name.startswith("runner.")}
-    names = ("cli", "errors", "plan", "commands", "commands.apply", "commands.options")
+    names = ("cli", "errors", "plan", "search", "commands", "commands.apply", "commands.options")
     assert ours <= {f"runner.{name}" for name in names}
 
 

@@ -55,7 +55,7 @@ def same(one: Recipe, other: Recipe) -> bool:
     """Whether two recipes ask for the same, wherever they are written."""
 
     def asked(found: Recipe) -> object:
-        return dataclasses.replace(found, file="", spans={}, references={}, warnings=())
+        return dataclasses.replace(found, file="", spans={}, references={}, written={}, warnings=())
 
     return asked(one) == asked(other)
 
@@ -79,6 +79,7 @@ def test_a_whole_recipe() -> None:
         "dampening_fraction": 0.01,
         "true_sequential": True,
         "asymmetric_calibration": "auto",
+        "comparison_fraction": 1.0,
         "overrides": {"*.q_proj": {"bits": 8}},
         "ignore": ["lm_head"],
         "format": "pack-quantized",

@@ -166,7 +166,7 @@ def test_the_short_form_follows_the_scheme(scheme: str, kind: str) -> None:
     format |= {
         name: f"{name.removesuffix('a16')}-pack-quantized" for name in PRESETS if name.startswith(("nvfp4", "mxfp4"))
     }
-    format |= {"mxfp8": "mxfp8-quantized", "mxfp8a16": "mxfp8-quantized"}
+    format |= {"mxfp8": "mxfp8-quantized", "mxfp8a16": "mxfp8-quantized", "nf4": "bitsandbytes", "fp4": "bitsandbytes"}
     assert params["format"] == format.get(scheme, "pack-quantized")
     (own,) = defaults(kind, {"overrides": {"q_proj": {"scheme": scheme}}})["overrides"].values()
     assert {key: own[key] for key in ("bits", "group_size", "format")} == {
