@@ -62,6 +62,12 @@ class ModelConfig:
             quantization=quantization if isinstance(quantization, Mapping) else None,
         )
 
+    @property
+    def rotary(self) -> Mapping[str, Any]:
+        """How rotary frequencies are made: `rope_parameters`, or `rope_scaling` of files before transformers 5."""
+        found = self.text.get("rope_parameters") or self.text.get("rope_scaling")
+        return found if isinstance(found, Mapping) else {}
+
 
 def _first(config: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[str, int]:
     """The first key that holds an integer, and that integer; ("", 0) where none does."""

@@ -70,6 +70,13 @@ def test_a_value_of_the_wrong_type_counts_as_missing(value: Any) -> None:
     assert found.quantization in (None, {})
 
 
+def test_rotary_frequencies_by_either_key() -> None:
+    linear = {"rope_type": "linear", "factor": 2.0}
+    assert ModelConfig.of({"rope_scaling": linear}).rotary == linear
+    assert ModelConfig.of({"text_config": {"rope_parameters": linear}}).rotary == linear
+    assert ModelConfig.of({"rope_scaling": None}).rotary == ModelConfig.of({"rope_scaling": "linear"}).rotary == {}
+
+
 def test_no_other_module_looks_up_its_keys() -> None:
     found = {
         path.relative_to(ROOT).as_posix(): keys

@@ -24,7 +24,7 @@ def _plain_type(facts: CheckpointFacts) -> str:
     It leaves out biases of Llama and what changes rotary frequencies.
     """
     config = facts.config
-    rope = config.text.get("rope_parameters") or config.text.get("rope_scaling") or {}
+    rope = config.rotary
     scaled = str(rope.get("rope_type") or rope.get("type") or "default") != "default"
     partly = config.model_type == "phi3" and (rope.get("partial_rotary_factor") or 1.0) != 1.0
     biased = config.model_type == "llama" and any(name.endswith("_proj.bias") for name in facts.tensors)
