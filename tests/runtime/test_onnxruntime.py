@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,13 @@ def test_an_engine_file_that_lacks_something(copied: Path) -> None:
     assert caught.value.message == f"`{copied / 'engine.json'}` does not describe an ONNX graph: KeyError('kv_heads')"
 
 
-def test_a_device_that_is_not_there(engine: Path) -> None:
-    with pytest.raises(MachineError) as caught:
+def test_a_device_that_is_not_there(engine: Path, tmp_path: Path) -> None:
+    with pytest.raises(MachineError) as fused:
         open.open(engine, device="cuda")
+    assert fused.value.message.endswith(" has onnxruntime's fused attention, which runs on processors alone")
+    standard = shutil.copytree(engine, tmp_path / "standard")
+    described = json.loads((standard / "engine.json").read_text())
+    (standard / "engine.json").write_text(json.dumps({**described, "operators": "standard"}))
+    with pytest.raises(MachineError) as caught:
+        open.open(standard, device="cuda")
     assert caught.value.message == "onnxruntime has no CUDAExecutionProvider here, which the device `cuda` needs"
