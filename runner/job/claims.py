@@ -95,9 +95,9 @@ class Claims:
         return None
 
     def _write(self, key: str) -> None:
-        told = {"pid": os.getpid(), "host": socket.gethostname(), "machine": _machine(), "command": self._command,
-                "started": self._started, "beat": self._beats}  # fmt: skip
-        self._remote.write(f"claims/{key}/{self._name}", json.dumps(told).encode())
+        claim = {"pid": os.getpid(), "host": socket.gethostname(), "machine": _machine(), "command": self._command,
+                 "started": self._started, "beat": self._beats}  # fmt: skip
+        self._remote.write(f"claims/{key}/{self._name}", json.dumps(claim).encode())
 
     def _beat_from_now_on(self) -> None:
         if self._thread is None:
