@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.linalg import vecdot, vector_norm
 
+from runner.methods.weight_parts import chunks, grouped, runs
 from runner.model.checkpoint.quantization import scale_types
 from runner.model.checkpoint.quantization.elements import Levels
 from runner.model.checkpoint.quantization.quantized import Quantized
@@ -28,8 +29,6 @@ STEPS = 10  # ranges tried
 SMALLEST = {2: 0.3, 3: 0.4, 4: 0.6}  # smallest share of the full range tried, by bits
 SMALLEST_OTHERWISE = 0.7
 SMALLEST_POWER = 0.5  # powers of two: half of a scale has the same levels, and one more
-CHUNK = 1 << 18  # elements worked on at once on a CPU: four float32 buffers of them stay in the caches
-GPU_CHUNK = 1 << 25  # and on a GPU, where launching an operation on fewer would cost more than the operation
 GREATEST_GLOBAL_SCALE = 2.0**100
 
 Pick = tuple[slice, slice, None]  # rows, groups, and a new axis for the columns of a group
@@ -108,8 +107,8 @@ def make_grid(
         # Where no column of a group has any importance there is nothing to choose by: the floor leaves the plain error.
         costs = importance.float() / importance.float().mean().clamp(min=torch.finfo(torch.float32).tiny) + 1e-6
     scales, zeros = [], []
-    for span, size in _runs(columns, levels):
-        parts = [weight[rows, span] for rows in _chunks(weight)]
+    for span, size in runs(columns, levels):
+        parts = [weight[rows, span] for rows in chunks(weight)]
         families = [parts] if levels.per_tensor else [[part] for part in parts]
         chosen = [_choose(family, costs[span].view(-1, size), levels, method != "minmax") for family in families]
         scales.append(torch.cat([scale for scale, _ in chosen]))
@@ -163,13 +162,13 @@ def _rounded(weight: torch.Tensor, grid: Grid, dtype: torch.dtype | None) -> tup
     levels, zeros = own_grid.levels, own_grid.zeros()
     error = energy = torch.zeros((), dtype=torch.float64, device=weight.device)
     group = 0
-    for span, size in _runs(weight.shape[1], levels):
+    for span, size in runs(weight.shape[1], levels):
         count = (span.stop - span.start) // size
         groups = slice(group, group + count)
         group += count
-        for rows in _chunks(weight):
+        for rows in chunks(weight):
             own: Pick = (slice(None) if levels.per_tensor else rows, groups, None)
-            part, scale = _grouped(weight[rows, span], size), own_grid.scale[own]
+            part, scale = grouped(weight[rows, span], size), own_grid.scale[own]
             if dtype is None:
                 codes[rows, span] = levels.round_(levels.in_steps(part, scale), zeros[own]).flatten(1)
                 continue
@@ -200,10 +199,10 @@ def in_steps(weight: torch.Tensor, grid: Grid) -> torch.Tensor:
     own_grid = grid.by_row(weight.shape[0])
     steps = torch.empty(weight.shape, device=weight.device)
     group = 0
-    for span, size in _runs(weight.shape[1], own_grid.levels):
+    for span, size in runs(weight.shape[1], own_grid.levels):
         groups = slice(group, group + (span.stop - span.start) // size)
         group = groups.stop
-        steps[:, span] = (_grouped(weight[:, span], size) / own_grid.scale[:, groups, None]).flatten(1)
+        steps[:, span] = (grouped(weight[:, span], size) / own_grid.scale[:, groups, None]).flatten(1)
     return steps
 
 
@@ -226,7 +225,7 @@ def _choose(
     parts  the weights of each chunk, [rows, G · size];  costs  [G, size]
     """
     size = costs.shape[1]
-    values = [_grouped(part, size) for part in parts]
+    values = [grouped(part, size) for part in parts]
     extremes = [(part.amin(2), part.amax(2)) for part in values]  # a sixth of the time of torch.aminmax
     low, high = (torch.cat(side) for side in zip(*extremes, strict=True))
     if levels.per_tensor:
@@ -314,22 +313,3 @@ def _moments(
     levels.nearest_(torch.div(w, scale[..., None], out=q), zero[..., None]).mul_(roots)
     torch.addcmul(weighted, q, scale[..., None], value=-1, out=r)
     return vector_norm(r, dim=2).square_(), vecdot(q, r), vector_norm(q, dim=2).square_()
-
-
-def _grouped(part: torch.Tensor, size: int) -> torch.Tensor:
-    """Return [rows, G · size] as float32 [rows, G, size]."""
-    return part.float().reshape(part.shape[0], -1, size)
-
-
-def _runs(columns: int, levels: Levels) -> list[tuple[slice, int]]:
-    """Return the columns as runs of equal groups: all full groups, and a shorter last one if there is one."""
-    size = levels.numbers.columns(columns)
-    full = columns - columns % size
-    runs = [(slice(0, full), size), (slice(full, columns), columns - full)]
-    return [run for run in runs if run[0].start < run[0].stop]
-
-
-def _chunks(weight: torch.Tensor) -> list[slice]:
-    rows, columns = weight.shape
-    count = max(1, (CHUNK if weight.device.type == "cpu" else GPU_CHUNK) // columns)
-    return [slice(begin, min(begin + count, rows)) for begin in range(0, rows, count)]

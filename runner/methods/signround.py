@@ -31,7 +31,8 @@ from dataclasses import dataclass
 
 import torch
 
-from runner.methods.quantization_grid import CHUNK, Grid
+from runner.methods.quantization_grid import Grid
+from runner.methods.weight_parts import CHUNK
 from runner.model.checkpoint.quantization.elements import MANTISSA_BITS, SMALLEST_EXPONENT, Levels, codebook
 from runner.model.checkpoint.quantization.quantized import Quantized
 from runner.model.checkpoint.quantization.scheme import AS_WEIGHTS

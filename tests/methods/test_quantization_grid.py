@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.methods import quantization_grid as grid_module
+from runner.methods import weight_parts
 from runner.methods.quantization_grid import make_grid, quantize_rtn, round_and_measure, round_to_grid
 from runner.model.checkpoint.quantization.elements import Levels
 from runner.model.checkpoint.quantization.scheme import Numbers
@@ -66,7 +66,7 @@ def test_one_grid_for_a_tensor(symmetric: bool, monkeypatch: pytest.MonkeyPatch)
     scale, _ = naive_range(weight.flatten().tolist(), 8, symmetric, torch.bfloat16)
     assert float(whole.scale) == scale
     searched = quantize_rtn(weight, levels_of(3, symmetric=symmetric, per_tensor=True), "mse")
-    monkeypatch.setattr(grid_module, "CHUNK", 20)
+    monkeypatch.setattr(weight_parts, "CHUNK", 20)
     assert torch.equal(quantize_rtn(weight, scheme).integers, whole.integers)
     again = quantize_rtn(weight, levels_of(3, symmetric=symmetric, per_tensor=True), "mse")
     assert torch.equal(again.scale, searched.scale)
@@ -78,7 +78,7 @@ def test_chunks_of_rows_change_nothing(method: str, symmetric: bool, monkeypatch
     weight, importance = random(9, 24), torch.rand(24)
     scheme = levels_of(4, 8, symmetric)
     whole = make_grid(weight, scheme, method, importance)
-    monkeypatch.setattr(grid_module, "CHUNK", 50)
+    monkeypatch.setattr(weight_parts, "CHUNK", 50)
     parts = make_grid(weight, scheme, method, importance)
     assert torch.equal(whole.scale, parts.scale)
     assert torch.equal(whole.zeros(), parts.zeros())
@@ -236,7 +236,7 @@ def test_a_search_never_loses_more_than_the_full_range_of_floats(levels: Levels)
 def test_the_error_of_rounding_is_that_of_what_readers_compute(
     numbers: Numbers, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grid_module, "CHUNK", 300)  # several chunks of rows
+    monkeypatch.setattr(weight_parts, "CHUNK", 300)  # several chunks of rows
     weight = random(32, 96).to(dtype)
     weight[3] = 0
     scales = {"float8_e4m3": torch.float8_e4m3fn, "float8_e8m0": torch.float8_e8m0fnu}
