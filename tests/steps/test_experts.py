@@ -279,6 +279,31 @@ def test_nothing_is_packed_beside_tensors_that_are_joined_on_loading(tmp_path: P
     assert refusals(facts, "prune.wanda") == []
 
 
+@pytest.mark.parametrize(("params", "left"), [
+    ({"group_size": 16, "ignore": ["lm_head", "*.experts.*"]}, "0.mlp.experts.0.gate_proj"),
+    ({"group_size": 16, "ignore": ["lm_head", "model.layers.1.*"]}, "1.mlp.experts.0.gate_proj"),
+    ({"group_size": 16, "ignore": ["lm_head", "*.experts.*.down_proj"]}, "0.mlp.experts.0.down_proj"),
+    ({"scheme": "w8a8", "ignore": ["lm_head", "*.experts.*"]}, "0.mlp.experts.0.gate_proj"),
+    ({"scheme": "fp8", "ignore": ["lm_head", "*.experts.*"], "overrides": {"*.o_proj": {"scheme": "w8a16"}}},
+     "0.mlp.experts.0.gate_proj"),
+])  # fmt: skip
+def test_dense_experts_are_not_joined_beside_packed_modules(tmp_path: Path, params: dict[str, Any], left: str) -> None:
+    facts = saved(tmp_path / "model", "qwen3_moe")
+    message = (
+        "transformers joins the experts of a layer on loading, and takes all of them for packed: "
+        f"`model.layers.{left}` is not"
+    )
+    remedy = "quantize all experts too, none, or use a scheme of 8-bit floats, such as `scheme: fp8`"
+    assert refusals(facts, "quantize.gptq", **params) == [("R413", message, remedy)]
+
+
+@pytest.mark.parametrize("ignored", ["*.experts.*", "*.experts.*.down_proj"])
+def test_dense_experts_beside_eight_bit_floats(tmp_path: Path, ignored: str) -> None:
+    facts = saved(tmp_path / "model", "qwen3_moe")
+    apply(facts, tmp_path / "out", "quantize.rtn", None, scheme="fp8", ignore=["lm_head", ignored])
+    assert perplexity(tmp_path / "out" / "out") == pytest.approx(perplexity(tmp_path / "model"), rel=0.01)
+
+
 @pytest.mark.parametrize(("params", "why", "remedy"), [
     ({"group_size": 16, "symmetric": False}, ", and of experts it does not read the zero points",
      "use `symmetric: true`"),

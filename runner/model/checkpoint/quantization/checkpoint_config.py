@@ -104,8 +104,11 @@ def refuse(
     if len(types) > 1 and any(own.format == bitsandbytes.NAME for own in stored.values()):
         problem = f"its weights are stored as {' and '.join(types)}, and `{bitsandbytes.NAME}` unpacks to one type"
         return Refusal(problem, "use another format, or add the modules of one type to `ignore`")
-    if not stored or not (linears.needed or late or experts):
+    if not stored:
         return None
+    left = _refuse_joined(stored, linears)
+    if left is not None or not (linears.needed or late or experts):
+        return left
     problem = "transformers can only load packed experts of a mixture that it unpacks" if experts else (
         "transformers' code of this model reads the weights of linear modules while it loads them; it can only load "
         "packed ones that it unpacks"
@@ -126,6 +129,25 @@ def refuse(
         return Refusal(problem + ", and then it does not round their inputs",
                        "choose a scheme of weights alone, such as `w4a16`")  # fmt: skip
     return _refuse_experts(problem, next(iter(stored.values()))) if experts else None
+
+
+def _refuse_joined(stored: Mapping[str, Stored], linears: Linears) -> Refusal | None:
+    """Why transformers cannot join dense experts beside packed modules of compressed-tensors; None: it can.
+
+    It makes one tensor of the experts of a layer and, unless weights are 8-bit floats, takes each for packed (5.23).
+    """
+    if all(own.scheme.weights.element == "float8_e4m3" for own in stored.values()):
+        return None
+    if _config(stored, (), False)["quant_method"] != compressed_tensors_config.METHOD:
+        return None
+    joined = (name for each in linears.mixtures if not each.tensors() for name in _sites(each))
+    dense = next((name for name in joined if name not in stored), None)
+    if dense is None:
+        return None
+    problem = (
+        f"transformers joins the experts of a layer on loading, and takes all of them for packed: `{dense}` is not"
+    )
+    return Refusal(problem, "quantize all experts too, none, or use a scheme of 8-bit floats, such as `scheme: fp8`")
 
 
 def _refuse_experts(problem: str, own: Stored) -> Refusal | None:
