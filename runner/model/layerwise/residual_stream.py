@@ -42,7 +42,8 @@ def find_stream(trial: Trial, seed: int = 0) -> Stream:
     trial = drawn(trial, generator)
     width = trial.hidden.shape[-1]
     found = connections(trial)
-    readers = {source: names for names, source in found.groups if source is not None}
+    of_stream = _on_stream(trial, found.norms, found.order, generator)
+    readers = {source: names for names, source in found.groups if source in of_stream}
     others = [
         name for name in dict.fromkeys(found.norms)
         if name not in readers and trial.layer.get_submodule(name).get_parameter("weight").numel() == width
@@ -56,6 +57,39 @@ def find_stream(trial: Trial, seed: int = 0) -> Stream:
     return Stream(readers, tuple(writers), tuple(others))
 
 
+def _on_stream(trial: Trial, norms: Sequence[str], linears: Sequence[str], generator: torch.Generator) -> set[str]:
+    """Return the norms whose input has the layer's own as a part: with the outputs of all linears held fixed it changes
+
+    with the layer's. The input of others, as of low-rank queries, is what a linear made.
+    """
+    plain: dict[str, torch.Tensor] = {}
+    moved: dict[str, torch.Tensor] = {}
+    with _held(trial, linears):
+        with _seen(trial, norms, plain):
+            trial.run()
+        with _seen(trial, norms, moved):
+            drawn(trial, generator).run()
+    return {name for name in plain if not torch.equal(plain[name], moved[name])}
+
+
+@contextmanager
+def _seen(trial: Trial, names: Sequence[str], outputs: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Collect what modules give first, by name."""
+
+    def seen(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+            outputs.setdefault(name, output)
+
+        return hook
+
+    handles = [trial.layer.get_submodule(name).register_forward_hook(seen(name)) for name in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _adds(trial: Trial, name: str, added: torch.Tensor, plain: torch.Tensor) -> bool:
     with outputs_changed(trial.layer.get_submodule(name), lambda y: y + added):
         change = (trial.run()[0] - plain).reshape(-1, plain.shape[-1]).double()
@@ -66,8 +100,8 @@ def _adds(trial: Trial, name: str, added: torch.Tensor, plain: torch.Tensor) -> 
 
 
 @contextmanager
-def _held(trial: Trial, norms: Sequence[str]) -> Iterator[None]:
-    """Let norms give what they give now, whatever their inputs become."""
+def _held(trial: Trial, names: Sequence[str]) -> Iterator[None]:
+    """Let modules give what they give now, whatever their inputs become."""
     kept: dict[str, torch.Tensor] = {}
 
     def keep(name: str) -> Any:
@@ -76,7 +110,7 @@ def _held(trial: Trial, norms: Sequence[str]) -> Iterator[None]:
 
         return hook
 
-    handles = [trial.layer.get_submodule(name).register_forward_hook(keep(name)) for name in norms]
+    handles = [trial.layer.get_submodule(name).register_forward_hook(keep(name)) for name in names]
     try:
         yield
     finally:
