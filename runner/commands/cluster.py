@@ -67,7 +67,7 @@ def _ray(how: ExecutorOptions, remote: str | None, store: Path) -> Iterator[Conn
 
     cluster = RayCluster(how.address)
     try:
-        cluster.check(None if remote else store)
+        cluster.check(None if remote else store, remote)
         yield Connected(cluster.offer(), lambda reports: ray_executor.make(reports, cluster, remote, how.at_once))
     finally:
         cluster.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -20,8 +19,6 @@ from runner.plan.types import PlannedStep
 from runner.progress.events import Event, make
 from runner.recipe import references
 from runner.steps import kinds
-
-_LOOK_AGAIN = 1.0  # seconds between looks at a step that another process computes
 
 
 class JobSteps:
@@ -45,7 +42,7 @@ class JobSteps:
         self._stopped: set[str] = set()  # steps that do not run for a missed gate
         self._missed = False
         self._waiting: dict[str, str] = {}
-        self._elsewhere: dict[str, float] = {}  # steps that another process computes, and when to look again
+        self._elsewhere: set[str] = set()  # steps that another process computes, or has just made
         plan, preview = session.run.plan, session.preview
         forecasts = {f.step.index: f for f in preview.forecasts} if preview else {}
         self.demands = resources.demands(plan, forecasts)
@@ -75,9 +72,7 @@ class JobSteps:
         for step in self.session.run.plan.steps:
             if step.id in self.entries or step.id in self._running or step.id in self._stopped:
                 continue
-            if time.monotonic() < self._elsewhere.get(step.id, 0.0):
-                continue
-            if all(id in self.entries for id in self._needs[step.id]):
+            if all(id in self.entries for id in self._needs[step.id]) and not self._is_computed_elsewhere(step):
                 yield step
 
     def task(self, step: PlannedStep) -> Task:
@@ -97,12 +92,21 @@ class JobSteps:
         """Claim a step in the remote store, if there is one; False where another process computes it or has made it."""
         holder = self._remote.claim(step)
         if holder is None:
-            self._elsewhere.pop(step.id, None)
+            self._elsewhere.discard(step.id)
             return True
-        self._elsewhere[step.id] = time.monotonic() + (_LOOK_AGAIN if holder else 0.0)
+        self._elsewhere.add(step.id)
         if holder:
             self.wait_for(step, holder)
         return False
+
+    def _is_computed_elsewhere(self, step: PlannedStep) -> bool:
+        """Return whether another process computed a step when this one looked last, a short time ago."""
+        holder = self._remote.computed_by(step)
+        if holder is None:
+            return False
+        self._elsewhere.add(step.id)
+        self.wait_for(step, holder)
+        return True
 
     def release(self, step: PlannedStep) -> None:
         """Give back the claim on a step."""
@@ -164,7 +168,7 @@ class JobSteps:
         self.code = self.code or exit_code_of(error)
 
     def _take(self, step: PlannedStep, entry: StoreEntry) -> None:
-        self._elsewhere.pop(step.id, None)
+        self._elsewhere.discard(step.id)
         order = {planned.id: planned.index for planned in self.session.run.plan.steps}
         entries = {**self.entries, step.id: entry}
         self.entries = {id: entries[id] for id in sorted(entries, key=order.__getitem__)}

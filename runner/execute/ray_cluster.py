@@ -32,6 +32,7 @@ _KNOWN = ("CPU", "GPU", "memory", "object_store_memory")
 class Finding:
     """What a probe found on one machine: `facts` of its installation, or why there is none in `error`.
 
+    `has_store`: whether it sees the folder of the store. `remote_fault`: why it cannot use the remote store.
     `processor` is None where it could not be measured.
     """
 
@@ -40,6 +41,7 @@ class Finding:
     error: str | None
     has_store: bool
     processor: Processor | None = None
+    remote_fault: str | None = None
 
 
 class RayCluster:
@@ -74,8 +76,19 @@ class RayCluster:
         alive = [found for found in ray.nodes() if found["Alive"]]
         return Offer(self.name, tuple(_node(found, self._processors.get(found["NodeID"])) for found in alive))
 
-    def examine(self, store: Path | None) -> list[Finding]:
-        """Probe every machine: what is installed, and whether it sees `store`, a folder. Waits some minutes."""
+    def examine(self, store: Path | None, remote: str | None = None) -> list[Finding]:
+        """Probe every machine: what is installed, and whether it sees `store`, a folder, or the store at `remote`.
+
+        Waits some minutes. Raises StoreError where this machine cannot write to the remote store.
+        """
+        from runner.execute import remote_probe  # here: it brings in the store
+
+        if remote is None:
+            return self._probe(store, None)
+        with remote_probe.left(remote) as name:
+            return self._probe(store, (remote, name))
+
+    def _probe(self, store: Path | None, remote: tuple[str, str] | None) -> list[Finding]:
         import ray
 
         token = None
@@ -84,7 +97,7 @@ class RayCluster:
             token = store / f".probe-{secrets.token_hex(8)}"
             token.write_bytes(b"runner\n")
         try:
-            asked = [(found, _ask(found["NodeID"], token)) for found in ray.nodes() if found["Alive"]]
+            asked = [(found, _ask(found["NodeID"], token, remote)) for found in ray.nodes() if found["Alive"]]
             until = time.monotonic() + _PROBE_SECONDS
             answers = [(found["NodeID"], _answer(found["NodeManagerHostname"], ref, until)) for found, ref in asked]
             self._processors |= {id: answer.processor for id, answer in answers if answer.processor is not None}
@@ -93,15 +106,10 @@ class RayCluster:
             if token is not None:
                 token.unlink(missing_ok=True)
 
-    def check(self, store: Path | None) -> None:
-        """Refuse a cluster whose machines have other versions, or do not see `store`."""
-        findings = self.examine(store)
-        complaints = [Diagnostic("R704", f"{self.name}: {text}", VERSIONS_HELP) for text in wrong(findings)]
-        if unseen := sorted({f.host for f in findings if f.error is None and not f.has_store}):
-            text = f"the jobs folder {store and store.parent} is not the same folder on {', '.join(unseen)}"
-            complaints.append(Diagnostic("R705", text, STORE_HELP))
-        if complaints:
-            raise MachineRefusal(complaints)
+    def check(self, store: Path | None, remote: str | None = None) -> None:
+        """Refuse a cluster whose machines have other versions, or cannot use the store: a folder, or a remote one."""
+        if found := refusals(self.name, self.examine(store, remote), store):
+            raise MachineRefusal(found)
 
     def close(self) -> None:
         """End the connection, and the cluster if it was started here."""
@@ -112,6 +120,7 @@ class RayCluster:
 
 _ADDRESS_HELP = "check it with `ray status`, start the cluster with `ray start --head`, or leave out `--address`"
 VERSIONS_HELP = "install there what is installed here, or submit from an environment like that of the cluster"
+REMOTE_HELP = "its credentials and packages are those of each machine: set them where Ray is started there"
 STORE_HELP = "use a jobs folder that all machines share (`--jobs`), or a remote store (`--remote`)"
 
 
@@ -124,6 +133,17 @@ def wrong(findings: list[Finding]) -> list[str]:
         elif different := installation.differences(finding.facts):
             found.append(f"{finding.host} has {'; '.join(different)}")
     return found
+
+
+def refusals(cluster: str, findings: list[Finding], store: Path | None) -> list[Diagnostic]:
+    """Return why the machines of a cluster cannot compute with a store: a folder, or a remote one where it is None."""
+    complaints = [Diagnostic("R704", f"{cluster}: {text}", VERSIONS_HELP) for text in wrong(findings)]
+    sound = [finding for finding in findings if finding.error is None]
+    if unseen := sorted({f.host for f in sound if not f.has_store}):
+        text = f"the jobs folder {store and store.parent} is not the same folder on {', '.join(unseen)}"
+        complaints.append(Diagnostic("R705", text, STORE_HELP))
+    faults = sorted({f"{f.host} cannot use the remote store: {f.remote_fault}" for f in sound if f.remote_fault})
+    return complaints + [Diagnostic("R857", text, REMOTE_HELP) for text in faults]
 
 
 def _reach(address: str) -> None:
@@ -154,31 +174,35 @@ def _node(found: Mapping[str, Any], processor: Processor | None) -> Node:
     return Node(cpus, memory, resources.get("GPU", 0.0), custom, processor, found["NodeID"])
 
 
-def _ask(node: str, token: Path | None) -> Any:
-    """Start the probe on one machine. It is a local function, so that Ray sends its code: nothing need be installed."""
+def _ask(node: str, token: Path | None, remote: tuple[str, str] | None) -> Any:
+    """Start the probe on one machine. `remote`: the URL of a store, and the name of a file in it.
+
+    The probe is a local function, so that Ray sends its code: nothing need be installed.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    def probe(path: str | None) -> tuple[dict[str, str], str | None, bool, tuple[str, tuple[str, ...]] | None]:
+    def probe(path: str | None, remote: tuple[str, str] | None) -> tuple[Any, ...]:
         import os
 
         seen = path is None or os.path.exists(path)
         try:
-            from runner.execute import installation
+            from runner.execute import installation, remote_probe
         except ImportError as error:
-            return {}, f"runner is not installed there ({error})", seen, None
-        return installation.facts(), None, seen, installation.processor()
+            return {}, f"runner is not installed there ({error})", seen, None, None
+        fault = None if remote is None else remote_probe.fault(*remote)
+        return installation.facts(), None, seen, installation.processor(), fault
 
     where = NodeAffinitySchedulingStrategy(node, soft=False)
     task = ray.remote(probe).options(num_cpus=0, scheduling_strategy=where, max_retries=0)
-    return task.remote(str(token) if token is not None else None)
+    return task.remote(str(token) if token is not None else None, remote)
 
 
 def _answer(host: str, reference: Any, until: float) -> Finding:
     import ray
 
     try:
-        facts, error, seen, measured = ray.get(reference, timeout=max(0.0, until - time.monotonic()))
+        facts, error, seen, measured, fault = ray.get(reference, timeout=max(0.0, until - time.monotonic()))
     except (ray.exceptions.RayError, TimeoutError) as failed:
         return Finding(host, {}, f"it does not answer ({first_line(failed)})", False)
-    return Finding(host, facts, error, seen, Processor(*measured) if measured else None)
+    return Finding(host, facts, error, seen, Processor(*measured) if measured else None, fault)

@@ -52,6 +52,11 @@ class RemoteResults:
             return None
         return None if holder is None else str(holder)
 
+    def computed_by(self, step: PlannedStep) -> str | None:
+        """Return the process that computes a step, as far as this one looked a short time ago."""
+        holder = None if self._claims is None else self._claims.seen(step.key)
+        return None if holder is None else str(holder)
+
     def release(self, step: PlannedStep) -> None:
         """Give back the claim on a step, if there is one."""
         if self._claims is not None:

@@ -19,6 +19,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 
 from runner.errors import StoreError
 from runner.job.locks import Holder
@@ -28,6 +29,17 @@ _BEAT = 15.0  # seconds between rises of the count
 _LIFE = 60.0  # seconds without one after which a claim is abandoned
 _PAUSE = 0.2  # seconds, at most twice as many, after which two that claimed at once try again
 _TRIES = 5
+# Seconds between looks at a step that another process computes, a tenth of the wait so far.
+_SOONEST, _LATEST = 1.0, 10.0
+
+
+@dataclass(frozen=True)
+class _Other:
+    """Another process that computes a step, seen first at `since`; both times are monotonic."""
+
+    holder: Holder
+    since: float
+    look_again: float
 
 
 class Claims:
@@ -39,6 +51,7 @@ class Claims:
         self._name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.json"
         self._held: set[str] = set()
         self._seen: dict[str, tuple[bytes, float]] = {}  # claims of others, and when they last changed
+        self._others: dict[str, _Other] = {}  # processes that compute steps, by key
         self._lock = threading.Lock()  # one of `_held` and of writing claims
         self._beats = 0
         self._started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -50,6 +63,24 @@ class Claims:
 
         Raises StoreError where the store cannot be reached.
         """
+        other = self._take(key)
+        if other is None:
+            self._others.pop(key, None)
+        else:
+            now = time.monotonic()
+            since = self._others[key].since if key in self._others else now
+            self._others[key] = _Other(other, since, now + min(_LATEST, max(_SOONEST, (now - since) / 10)))
+        return other
+
+    def seen(self, key: str) -> Holder | None:
+        """Return the process that was found to compute a step; None where it is time to look again.
+
+        One look serves all jobs of an apply that wait for the same step.
+        """
+        other = self._others.get(key)
+        return other.holder if other is not None and time.monotonic() < other.look_again else None
+
+    def _take(self, key: str) -> Holder | None:
         for attempt in range(_TRIES):
             if other := self._other(key):
                 return other

@@ -52,6 +52,7 @@ class Remote:
         if os.environ.get("RUNNER_OFFLINE") == "1" and self.protocol not in ("file", "local", "memory"):
             raise UsageError(f"the remote store {self.url} needs a network, and --offline forbids it", "leave out one")
         self._found: tuple[Any, str] | None = None
+        self._there: set[str] = set()  # keys of entries that were found or pushed: many jobs may have the same step
 
     def _system(self) -> tuple[Any, str]:
         """Return the file system and the path of the store in it."""
@@ -112,22 +113,27 @@ class Remote:
     def has(self, key: str) -> bool:
         system, root = self._system()
         try:
-            return bool(system.exists(f"{root}/records/{key}.json"))
+            found = bool(system.exists(f"{root}/records/{key}.json"))
         except Exception as error:
             raise self._failed(error) from error
+        if found:
+            self._there.add(key)
+        return found
 
     def push(self, entry: StoreEntry, *, replace: bool = False) -> int:
         """Upload a verified entry and return the bytes sent. An entry or files that exist already are not sent again.
 
         With `replace` all of it is sent again: the remedy for a refused entry.
         """
-        if not replace and self.has(entry.record.key):
+        key = entry.record.key
+        if not replace and (key in self._there or self.has(key)):
             return 0
         sent = 0
         for fact in entry.record.files:
             sent += self._put_blob(entry.out / fact.path, fact, replace)
         text = (entry.path / "record.json").read_text(encoding="utf-8")
-        self.write(f"records/{entry.record.key}.json", text.encode())
+        self.write(f"records/{key}.json", text.encode())
+        self._there.add(key)
         return sent
 
     def pull(self, key: str, store: Store, *, wait: bool = True) -> StoreEntry | None:

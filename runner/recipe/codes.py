@@ -234,6 +234,7 @@ CODES: dict[str, str] = {
     "R854": "a budget of build.gguf that no assignment of types meets",
     "R855": "a budget of build.gguf that excludes nothing",
     "R856": "matrices that the measurement which build.gguf is given does not have",
+    "R857": "a machine of a cluster cannot use the remote store",
     "R861": "the program or the arguments of a server are incomplete",
     "R862": "the program of a server is not installed",
     "R863": "a server cannot load what a step is to serve by it",

@@ -65,7 +65,7 @@ def main() -> None:
         from runner.execute.ray_cluster import RayCluster
 
         cluster = RayCluster(given.address)
-        cluster.check(None if given.remote else given.jobs / "store")
+        cluster.check(None if given.remote else given.jobs / "store", given.remote)
         maker = _maker(ray_executor, cluster, given.remote)
     codes, kept = applied(plans(given.folder, given.count), given.jobs, maker, remote=given.remote)
     for sink in kept:

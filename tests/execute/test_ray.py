@@ -19,10 +19,11 @@ import pytest
 from runner.errors import MachineError, UsageError
 from runner.execute import ray_executor
 from runner.execute.executor import Executor, Reports
-from runner.execute.ray_cluster import Finding, RayCluster, wrong
+from runner.execute.ray_cluster import Finding, RayCluster, refusals, wrong
 from runner.execute.stopping import Stopping
 from runner.job import locks
 from runner.job.store import Store
+from runner.plan.machine import MachineRefusal
 from runner.plan.types import Plan
 from runner.report import cluster as report
 from tests.execute.applying import KINDS, until
@@ -206,3 +207,27 @@ def test_machines_that_differ_are_named() -> None:
         f"older has torch 2.12.0, here {here['torch']}",
         "empty cannot run steps: runner is not installed there (No module named 'runner')",
     ]
+
+
+def test_machines_that_cannot_compute_with_the_store_are_refused_at_once() -> None:
+    from runner.execute import installation
+
+    here = installation.facts()
+    fault = "the remote store s3://bucket/store cannot be reached or written: Access Denied"
+    findings = [
+        Finding("older", {**here, "torch": "2.12.0"}, None, True),
+        Finding("alone", here, None, False),
+        Finding("stranger", here, None, True, remote_fault=fault),
+        Finding("silent", {}, "it does not answer (timed out)", False),
+    ]
+    found = MachineRefusal(refusals("the Ray cluster at head:6379", findings, Path("/jobs/store")))
+    assert found.render() == (
+        f"error[R704]: the Ray cluster at head:6379: older has torch 2.12.0, here {here['torch']}\n"
+        "help: install there what is installed here, or submit from an environment like that of the cluster\n\n"
+        "error[R704]: the Ray cluster at head:6379: silent cannot run steps: it does not answer (timed out)\n"
+        "help: install there what is installed here, or submit from an environment like that of the cluster\n\n"
+        "error[R705]: the jobs folder /jobs is not the same folder on alone\n"
+        "help: use a jobs folder that all machines share (`--jobs`), or a remote store (`--remote`)\n\n"
+        f"error[R857]: stranger cannot use the remote store: {fault}\n"
+        "help: its credentials and packages are those of each machine: set them where Ray is started there"
+    )

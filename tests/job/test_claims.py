@@ -106,3 +106,29 @@ def test_claims_rise_while_they_are_held(remote: Remote, monkeypatch: pytest.Mon
     own.close()
     assert rising.is_set()
     assert remote.names(f"claims/{KEY}") == []
+
+
+def test_one_look_serves_all_that_wait_for_a_step_and_looks_become_rarer(
+    remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("runner.job.claims.time.monotonic", lambda: now[0])
+    first, second = Claims(remote, "first"), Claims(remote, "second")
+    assert first.take(KEY) is None
+    assert second.seen(KEY) is None
+    holder = second.take(KEY)
+    assert second.seen(KEY) == holder
+    now[0] += 1.1
+    assert second.seen(KEY) is None
+    now[0] += 58.9
+    first._beats += 1
+    first._write(KEY)
+    assert second.take(KEY) == holder
+    now[0] += 5.9
+    assert second.seen(KEY) == holder
+    now[0] += 0.2
+    assert second.seen(KEY) is None
+    first.release(KEY)
+    assert second.take(KEY) is None
+    assert second.seen(KEY) is None
+    second.close()

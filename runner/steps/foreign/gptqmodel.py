@@ -14,7 +14,7 @@ CONSUMES = (CHECKPOINT,)
 PRODUCES = QUANTIZED
 REQUIRES = ()
 METRICS = ERRORS
-ENVIRONMENT = ("GPTQModel==7.7.0",)
+ENVIRONMENT = ("GPTQModel==7.6.0",)
 
 _tool = ForeignTool("foreign.gptqmodel", "gptqmodel")
 check, changes, estimate, outcome, run = _tool.check, _tool.changes, _tool.estimate, _tool.outcome, _tool.run
