@@ -58,6 +58,32 @@ def run(command: Sequence[str], *, cwd: Path, log: Path, cores: Sequence[int], e
     return Measure(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
 
+def timed(
+    python: str, folder: Path, cores: Sequence[int], tokens: tuple[int, int], *, batch: int = 1, repetitions: int = 1
+) -> dict[str, Any]:
+    """Run `runner.runtime.timing` with a Python on a folder's model, after a repetition that warms up; its result.
+
+    `tokens`: those of a prompt, and new ones. SystemExit with its last words if it fails.
+    """
+    settings = {
+        "folder": str(folder), "device": "cpu", "threads": len(cores), "seed": 0, "prompt_tokens": tokens[0],
+        "new_tokens": tokens[1], "batch_size": batch, "warmup": 1, "repetitions": repetitions,
+    }  # fmt: skip
+    command = ["taskset", "--cpu-list", ",".join(map(str, cores)), python, "-m", "runner.runtime.timing"]
+    with subprocess.Popen(
+        command, env=environment(len(cores)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps(settings) + "\n")
+        process.stdin.flush()  # it ends by itself when this is closed
+        lines = [json.loads(line) for line in process.stdout if line.startswith("{")]
+    result: dict[str, Any] | None = next((line["result"] for line in lines if "result" in line), None)
+    if result is None:
+        raise SystemExit(f"{folder} could not be measured: {lines[-1] if lines else 'no output'}")
+    return result
+
+
 def applied(document: Mapping[str, Any], folder: Path, cores: Sequence[int]) -> dict[str, dict[str, Any]]:
     """Apply a recipe, written to `folder` with its jobs; return the record of each step of its job by id."""
     name = document["name"]

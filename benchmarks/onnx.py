@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks import random_llama, tokens
-from benchmarks.measure import environment, run
+from benchmarks.measure import environment, run, timed
 
 OURS = "INT4 ONNX"
 STEPS: dict[str, tuple[str | None, dict[str, Any]]] = {
@@ -74,22 +73,7 @@ def make(task: Task, folder: Path, cores: list[int], without: list[str]) -> dict
 
 def measure(task: Task, folder: Path, cores: list[int]) -> Speed:
     """One repetition after one that warms up, in a fresh process."""
-    settings = {
-        "folder": str(folder), "device": "cpu", "threads": len(cores), "seed": 0, "prompt_tokens": task.prompt,
-        "new_tokens": task.new, "batch_size": task.batch, "warmup": 1, "repetitions": 1,
-    }  # fmt: skip
-    command = ["taskset", "--cpu-list", ",".join(map(str, cores)), sys.executable, "-m", "runner.runtime.timing"]
-    with subprocess.Popen(
-        command, env=environment(len(cores)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(json.dumps(settings) + "\n")
-        process.stdin.flush()  # it ends by itself when this is closed
-        said = [json.loads(line) for line in process.stdout if line.startswith("{")]
-    result = next((line["result"] for line in said if "result" in line), None)
-    if result is None:
-        raise SystemExit(f"{folder} could not be measured: {said[-1] if said else 'no output'}")
+    result = timed(sys.executable, folder, cores, (task.prompt, task.new), batch=task.batch)
     return Speed(result["prefill"][0], result["decode"][0], result["memory"])
 
 

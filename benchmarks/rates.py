@@ -4,45 +4,48 @@
 
 The model is rounded to 4 bits in groups of 32, and becomes: an ONNX graph with products in float32, one whose products
 round inputs to 8 bits, a Q4_0 file of the same integers for llama.cpp (with --node, a folder with node-llama-cpp), and
-a program for ExecuTorch (with --executorch, a Python that has it and this project's other packages). With --genai, a
-Python with onnxruntime-genai, torch and onnx, its own builder makes an INT4 model of the same checkpoint, and it also
-runs our second graph. Every program gets the same prompts and as many threads as --cores; each measurement is a
-process of its own. Nothing else should run meanwhile; where it does, only the ratios within a turn mean something.
+a program for ExecuTorch (with --executorch, a Python that has it and this project's other packages). With --node, the
+model itself becomes a Q4_K_M file, too. With --genai, a Python with onnxruntime-genai, torch and onnx, its own builder
+makes an INT4 model of the same checkpoint, and it also runs our second graph. Every program gets the same prompts and
+as many threads as --cores; each measurement is a process of its own. Rates are those of the shortest times, which other
+work on the machine disturbs least; where there is much of it, the processor seconds of each process say more.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import environment, run
+from benchmarks.measure import environment, run, timed
 
 HERE = Path(__file__).parent / "readers"
-EXACT, ROUNDED, GGUF, PROGRAM = "ours: ONNX, float32", "ours: ONNX, inputs in 8 bits", "Q4_0 in llama.cpp", "ours: .pte"
+EXACT, ROUNDED, PROGRAM = "ours: ONNX, float32", "ours: ONNX, inputs in 8 bits", "ours: .pte"
+GGUF, MIXED = "ours: Q4_0 in llama.cpp", "ours: Q4_K_M in llama.cpp"
 GENAI, GENAI_OURS = "genai's builder", "ours: ONNX, inputs in 8 bits, in genai"
 STEPS: dict[str, dict[str, Any]] = {
-    EXACT: {"id": "exact", "build.onnx": {"embedding": "int8"}},
-    ROUNDED: {"id": "rounded", "build.onnx": {"embedding": "int4", "accuracy_level": 4}},
-    GGUF: {"id": "gguf", "build.gguf": {}},
-    PROGRAM: {"id": "program", "build.executorch": {"embedding": "int4", "context": 512}},
+    EXACT: {"id": "exact", "from": "int4", "build.onnx": {}},
+    ROUNDED: {"id": "rounded", "from": "int4", "build.onnx": {"accuracy_level": 4}},
+    GGUF: {"id": "gguf", "from": "int4", "build.gguf": {}},
+    MIXED: {"id": "mixed", "from": "model", "build.gguf": {"dense": "q4_k_m"}},
+    PROGRAM: {"id": "program", "from": "int4", "build.executorch": {"context": 512}},
 }
 
 
 @dataclass(frozen=True)
 class Rival:
-    """A command that reads its settings from stdin, or a script with `FOLDER PROMPTS COUNT OUT`."""
+    """A Python that runs `runner.runtime.timing`, or a script with `FOLDER PROMPTS COUNT THREADS OUT`."""
 
-    command: list[str]
     folder: Path
+    python: str = sys.executable
+    script: tuple[str, ...] | None = None
     cwd: Path | None = None
 
 
@@ -57,10 +60,19 @@ class Task:
     work: Path
 
 
+@dataclass(frozen=True)
+class Speed:
+    """The shortest seconds of a prompt and of its continuation; processor seconds of the process, start included."""
+
+    prefill: float
+    decode: float
+    cpu: float
+
+
 def make(model: Path, work: Path, cores: list[int], python: str, names: list[str]) -> dict[str, Path]:
     """Apply the recipe of `names` with a Python, or find what it left; rival → folder."""
     steps = [{"id": "int4", "quantize.rtn": {"bits": 4, "group_size": 32, "grid": "mse"}}]
-    steps += [{"from": "int4", **STEPS[name]} for name in names]
+    steps += [STEPS[name] for name in names]
     name = "-".join(["rates", *(STEPS[each]["id"] for each in names)])
     document = {"version": 1, "name": name, "model": {"source": str(model)}, "steps": steps}
     (work / f"{name}.yaml").write_text(json.dumps(document, indent=1))
@@ -72,53 +84,49 @@ def make(model: Path, work: Path, cores: list[int], python: str, names: list[str
 
 def rivals(args: argparse.Namespace, work: Path, cores: list[int]) -> dict[str, Rival]:
     """Make every engine that the given environments can run."""
-    timing = ["-m", "runner.runtime.timing"]
-    found = make(args.model.absolute(), work, cores, sys.executable, [EXACT, ROUNDED, *([GGUF] if args.node else [])])
-    made = {name: Rival([sys.executable, *timing], found[name]) for name in (EXACT, ROUNDED)}
+    files = [GGUF, MIXED] if args.node else []
+    found = make(args.model.absolute(), work, cores, sys.executable, [EXACT, ROUNDED, *files])
+    made = {name: Rival(found[name]) for name in (EXACT, ROUNDED)}
     if args.executorch:
         program = make(args.model.absolute(), work, cores, args.executorch, [PROGRAM])
-        made[PROGRAM] = Rival([args.executorch, *timing], program[PROGRAM])
+        made[PROGRAM] = Rival(program[PROGRAM], args.executorch)
     if args.genai:
-        script = str(HERE / "onnxruntime_genai_rate.py")
+        script = args.genai, str(HERE / "onnxruntime_genai_rate.py")
         built = work / "genai-int4"
         if not (built / "genai_config.json").is_file():
             command = [args.genai, "-m", "onnxruntime_genai.models.builder", "-m", str(args.model), "-i",
                        str(args.model), "-o", str(built), "-p", "int4", "-e", "cpu", "-c", str(work / "genai-cache"),
                        "--extra_options", "int4_block_size=32", "int4_accuracy_level=4"]  # fmt: skip
             run(command, cwd=work, log=work / "genai.log", cores=cores, env=environment(len(cores)))
-        made[GENAI] = Rival([args.genai, script], built)
-        made[GENAI_OURS] = Rival([args.genai, script], found[ROUNDED])
+        made[GENAI] = Rival(built, script=script)
+        made[GENAI_OURS] = Rival(found[ROUNDED], script=script)
     if args.node:
         shutil.copyfile(HERE / "llama_cpp_rate.mjs", args.node / "llama_cpp_rate.mjs")  # beside its node_modules
-        made[GGUF] = Rival(["node", "llama_cpp_rate.mjs"], found[GGUF] / "model.gguf", args.node)
+        for name in files:
+            made[name] = Rival(found[name] / "model.gguf", script=("node", "llama_cpp_rate.mjs"), cwd=args.node)
     return made
 
 
-def measure(task: Task, rival: Rival) -> tuple[float, float]:
-    """Return median seconds of a prompt and of its continuation, after a repetition that warms up."""
-    env, pinned = environment(len(task.cores)), ["taskset", "--cpu-list", ",".join(map(str, task.cores))]
-    if rival.command[1] == "-m":
-        settings = {
-            "folder": str(rival.folder), "device": "cpu", "threads": len(task.cores), "seed": 0, "batch_size": 1,
-            "prompt_tokens": task.prompt, "new_tokens": task.new, "warmup": 1, "repetitions": task.repetitions,
-        }  # fmt: skip
-        with subprocess.Popen(
-            [*pinned, *rival.command], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        ) as process:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.write(json.dumps(settings) + "\n")
-            process.stdin.flush()  # it ends by itself when this is closed
-            lines = [json.loads(line) for line in process.stdout if line.startswith("{")]
-        result = next((line["result"] for line in lines if "result" in line), None)
-        if result is None:
-            raise SystemExit(f"{rival.folder} could not be measured: {lines[-1] if lines else 'no output'}")
+def measure(task: Task, rival: Rival) -> Speed:
+    """Time a rival in a process of its own, after a repetition that warms up."""
+    before = _children()
+    if rival.script is None:
+        result = timed(
+            rival.python, rival.folder, task.cores, (task.prompt, task.new), repetitions=task.repetitions
+        )  # fmt: skip
     else:
-        prompts, out = task.work / "prompts.json", task.work / "rate.json"
-        command = [*pinned, *rival.command, *map(str, (rival.folder, prompts, task.new, len(task.cores), out))]
+        out = task.work / "rate.json"
+        command = [*rival.script, *map(str, (rival.folder, task.work / "prompts.json", task.new, len(task.cores), out))]
+        env = environment(len(task.cores))
         run(command, cwd=rival.cwd or task.work, log=task.work / "rate.log", cores=task.cores, env=env)
         result = json.loads(out.read_text())
-    return float(median(result["prefill"])), float(median(result["decode"]))
+    return Speed(min(result["prefill"]), min(result["decode"]), _children() - before)
+
+
+def _children() -> float:
+    """Return the processor seconds of all processes that this one has waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def write_prompts(task: Task, vocabulary: int) -> None:
@@ -128,20 +136,17 @@ def write_prompts(task: Task, vocabulary: int) -> None:
     (task.work / "prompts.json").write_text(json.dumps([ids[0].tolist() for ids in drawn]))
 
 
-def table(task: Task, found: dict[str, list[tuple[float, float]]], sizes: dict[str, int]) -> str:
-    """Return Markdown: medians over turns, and within each turn the rate relative to the first rival."""
-    base = next(iter(found))
-    threads, turns = len(task.cores), len(found[base])
-    lines = [
-        f"One prompt of {task.prompt} tokens, {task.new} new tokens, {threads} threads, {turns} turns:",
-        "", "| engine | prompt tokens/s | times the first | new tokens/s | times the first | MB |",
-        "|---|---|---|---|---|---|",
-    ]  # fmt: skip
+def table(task: Task, found: dict[str, list[Speed]], sizes: dict[str, int]) -> str:
+    """Return Markdown: the best of all turns, and the fewest processor seconds of a process."""
+    turns = len(next(iter(found.values())))
+    what = f"One prompt of {task.prompt} tokens, {task.new} new tokens, {len(task.cores)} threads"
+    header = "| engine | prompt tokens/s | new tokens/s | processor s of a process | MB |"
+    best = f"the best of {turns} processes of {task.repetitions} repetitions:"
+    lines = [f"{what}, {best}", "", header, "|---|---|---|---|---|"]
     for name, taken in found.items():
-        rates = [tokens / median(turn[place] for turn in taken) for place, tokens in enumerate((task.prompt, task.new))]
-        times = [median(b[p] / o[p] for o, b in zip(taken, found[base], strict=True)) for p in (0, 1)]
-        lines.append(f"| {name} | {rates[0]:.0f} | {times[0]:.2f} | {rates[1]:.1f} | {times[1]:.2f} "
-                     f"| {sizes[name] / 1e6:.1f} |")  # fmt: skip
+        prompt, new = task.prompt / min(each.prefill for each in taken), task.new / min(each.decode for each in taken)
+        cpu = min(each.cpu for each in taken)
+        lines.append(f"| {name} | {prompt:.0f} | {new:.1f} | {cpu:.1f} | {sizes[name] / 1e6:.1f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -171,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
     task = Task(args.prompt, args.new, args.repetitions, [int(core) for core in str(args.cores).split(",")], work)
     write_prompts(task, json.loads((args.model / "config.json").read_text())["vocab_size"])
     made = rivals(args, work, task.cores)
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in made}
+    found: dict[str, list[Speed]] = {name: [] for name in made}
     for turn in range(args.runs):
         for name, rival in made.items():
             found[name].append(measure(task, rival))

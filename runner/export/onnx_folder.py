@@ -26,7 +26,9 @@ def write(ctx: Context) -> dict[str, Any]:
     source, out = ctx.inputs["checkpoint"], ctx.out_dir
     config = headers.model_config(source.path)
     target, browser = ctx.params["target"], ctx.params["target"] == integer_layouts.WEB
-    kind = web.dtype(inspect.facts(source.path, source.path.name), ctx.params["precision"]) if browser else "fp32"
+    facts = inspect.facts(source.path, source.path.name)
+    kind = web.dtype(facts, ctx.params["precision"]) if browser else "fp32"
+    embedding = preflight.embedding(facts, ctx.params)
     exported = graph.export(
         source.path,
         out,
@@ -34,7 +36,7 @@ def write(ctx: Context) -> dict[str, Any]:
         precision=ctx.params["precision"],
         opset=OPSET,
         accuracy_level=ctx.params["accuracy_level"],
-        embedding=ctx.params["embedding"],
+        embedding=embedding,
         operators=preflight.operators(ctx.params),
         file=web.file(kind),
         piece=web.PIECE if browser else None,
@@ -44,7 +46,7 @@ def write(ctx: Context) -> dict[str, Any]:
         "format": "onnx",
         "target": target,
         "precision": ctx.params["precision"],
-        "embedding": ctx.params["embedding"],
+        "embedding": embedding,
         "operators": preflight.operators(ctx.params),
         "file": exported.file,
         "opset": OPSET,

@@ -81,17 +81,19 @@ def nbytes(facts: CheckpointFacts, target: str, precision: str, embedding: str =
     bits = table_layouts.BITS[embedding]
     value = FLOAT_BYTES[precision]
     packed = schemes(facts)
+    wide = {packed_names.split(name)[0] for name, tensor in facts.tensors.items() if tensor.dtype == "F32"}
     total = 0
     for linear, scheme in packed.values():
         how = integer_layouts.layout_for(target, scheme, linear.columns)
         if isinstance(how, integer_layouts.IntegerLayout):
             block = how.block or linear.columns
             groups = ceil_div(linear.columns, block)
-            total += linear.rows * (groups * block * how.field // 8 + groups * (value + how.field // 8))
+            scale = value if target == integer_layouts.TENSORRT or linear.name in wide else 2
+            total += linear.rows * (groups * block * how.field // 8 + groups * (scale + how.field // 8))
     for name, tensor in facts.tensors.items():
         if packed_names.split(name)[0] not in packed:
             if bits and table_layouts.is_table(facts, name):
-                total += table_layouts.nbytes(tensor.shape[0], tensor.shape[1], bits, value)
+                total += table_layouts.nbytes(tensor.shape[0], tensor.shape[1], bits)
             else:
                 total += math.prod(tensor.shape) * value
     adapter = facts.adapter or {}
@@ -104,6 +106,22 @@ def largest(facts: CheckpointFacts) -> int:
     sizes = [i.size for i in facts.sites]
     vocabulary, hidden = facts.config.vocabulary_size, facts.config.hidden_size
     return max([*sizes, vocabulary * hidden])
+
+
+def embedding(facts: CheckpointFacts, params: Mapping[str, Any]) -> str:
+    """Return how a graph stores the token embedding and the head: as asked for, or chosen.
+
+    `auto` is INT8 for onnxruntime where layers are integers, too, and blocks divide the columns.
+    """
+    if params["embedding"] != table_layouts.AUTO:
+        return str(params["embedding"])
+    try:
+        integers = params["target"] != integer_layouts.TENSORRT and schemes(facts)
+    except ValueError:  # `refusals` has it
+        integers = False
+    tables = [tensor for name, tensor in facts.tensors.items() if table_layouts.is_table(facts, name)]
+    fitting = all(table_layouts.block_size(table.shape[1], table_layouts.BITS["int8"]) for table in tables)
+    return "int8" if integers and fitting else "dense"
 
 
 STANDARD, FUSED = "standard", "fused"  # ONNX's own operators, or onnxruntime's for attention, norms and rotations

@@ -6,7 +6,9 @@ from runner.contracts.facts import CheckpointFacts
 from runner.errors import Diagnostic
 from runner.export import integer_layouts
 
-BITS = {"dense": 0, "int8": 8, "int4": 4}  # values of the parameter `embedding`
+BITS = {"dense": 0, "int8": 8, "int4": 4}  # values of the parameter `embedding`, and
+AUTO = "auto"
+_SCALE_BYTES = 2
 _LARGEST = {8: 128, 4: 32}  # columns that share a scale, where they divide the width
 
 
@@ -19,13 +21,14 @@ def block_size(columns: int, bits: int) -> int | None:
 def is_table(facts: CheckpointFacts, name: str) -> bool:
     """Return whether a tensor is the token embedding or the head: outside the layers, with a row for each token."""
     shape = facts.tensors[name].shape
-    return not name.startswith(facts.layers_prefix) and len(shape) == 2 and shape[0] == facts.config.vocabulary_size
+    stands_alone = name.endswith(".weight") and not name.startswith(facts.layers_prefix)
+    return stands_alone and len(shape) == 2 and shape[0] == facts.config.vocabulary_size
 
 
-def nbytes(rows: int, columns: int, bits: int, value: int) -> int:
-    """Return the bytes of a rounded table; `value` is those of a scale."""
+def nbytes(rows: int, columns: int, bits: int) -> int:
+    """Return the bytes of a rounded table."""
     size = block_size(columns, bits) or columns
-    return rows * columns * bits // 8 + rows * (columns // size) * value
+    return rows * columns * bits // 8 + rows * (columns // size) * _SCALE_BYTES
 
 
 def refuse(facts: CheckpointFacts, target: str, embedding: str) -> list[Diagnostic]:

@@ -16,9 +16,9 @@ from runner.model.checkpoint.quantization.elements import Levels
 from runner.model.checkpoint.quantization.scheme import integers as scheme
 
 
-def rounded(weight: torch.Tensor, bits: int, dtype: torch.dtype) -> Blocks:
-    """Round a table [V, H] to nearest on grids of least squared error, with scales of `dtype`."""
+def rounded(weight: torch.Tensor, bits: int) -> Blocks:
+    """Round a table [V, H] to nearest on grids of least squared error, with scales in float16."""
     size = block_size(weight.shape[1], bits)
     assert size is not None
-    quantized = quantize_rtn(weight.float(), Levels(scheme(bits, size, True).weights, dtype), "mse")
-    return integers.blocks(quantized, bits, size, dtype)
+    quantized = quantize_rtn(weight.float(), Levels(scheme(bits, size, True).weights, torch.float16), "mse")
+    return integers.blocks(quantized, bits, size, torch.float16)

@@ -40,13 +40,13 @@ def refuse(facts: CheckpointFacts, params: Mapping[str, Any]) -> list[Diagnostic
     """Return which tables a browser cannot hold in one piece."""
     if params["target"] != WEB:
         return []
-    bits, value = table_layouts.BITS[params["embedding"]], preflight.FLOAT_BYTES[params["precision"]]
+    bits, value = table_layouts.BITS[preflight.embedding(facts, params)], preflight.FLOAT_BYTES[params["precision"]]
     found = []
     for name, tensor in sorted(facts.tensors.items()):
         if not table_layouts.is_table(facts, name):
             continue
         rows, columns = tensor.shape
-        size = table_layouts.nbytes(rows, columns, bits, value) if bits else math.prod(tensor.shape) * value
+        size = table_layouts.nbytes(rows, columns, bits) if bits else math.prod(tensor.shape) * value
         if size > PIECE:
             message = f"`{name}` takes {size / 1e9:.1f} GB; browsers hold less than 2 GB in one piece"
             found.append(

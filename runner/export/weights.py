@@ -6,7 +6,7 @@ One weight is in memory at a time: it is read, converted and written before the 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -15,6 +15,7 @@ import torch
 from runner.errors import StepFailed
 from runner.export import integer_layouts, integers, tables
 from runner.export.external_data import DataFile
+from runner.export.nodes import Nodes, held
 from runner.export.trace import DOMAIN, EMBEDDING
 from runner.model.checkpoint import adapter_config
 from runner.model.checkpoint.quantization.quantized import Quantized
@@ -66,7 +67,7 @@ class Filler:
             module = node.attributes["module"].as_string()
             x = node.inputs[0]
             assert x is not None
-            made = _Made(module)
+            made = Nodes(module)
             out = self._embedding(made, module, x) if node.op_type == EMBEDDING else self._linear(made, module, x)
             self.graph.insert_before(node, made.nodes)
             for value in made.constants:
@@ -75,7 +76,7 @@ class Filler:
             self.graph.remove(node, safe=True)
             progress(done, len(nodes))
 
-    def _embedding(self, made: _Made, module: str, ids: ir.Value) -> ir.Value:
+    def _embedding(self, made: Nodes, module: str, ids: ir.Value) -> ir.Value:
         """Gather rows. Those of integers by ONNX's own operators: browsers' onnxruntime has no GatherBlockQuantized."""
         if not (self.options.table_bits and module in self._ends):
             return made.node("Gather", [self._table(made, module), ids])
@@ -88,7 +89,7 @@ class Filler:
         scaled = made.node("Mul", [centred, made.node("Gather", [scales, ids])])
         return made.node("Reshape", [scaled, made.integers("row", [0, 0, -1])])
 
-    def _halves(self, made: _Made, rows: ir.Value, kind: ir.DataType) -> ir.Value:
+    def _halves(self, made: Nodes, rows: ir.Value, kind: ir.DataType) -> ir.Value:
         """Take the 4-bit integers of bytes, here floats, apart, the lower first: [b, n, blocks, columns]."""
         sixteen, last = made.number("sixteen", 16, kind), made.integers("last", [-1])
         high = made.node("Floor", [made.node("Div", [rows, sixteen])])
@@ -96,14 +97,14 @@ class Filler:
         both = made.node("Concat", [made.node("Unsqueeze", [half, last]) for half in (low, high)], {"axis": -1})
         return made.node("Reshape", [both, made.integers("block", [0, 0, 0, -1])])
 
-    def _table(self, made: _Made, module: str) -> ir.Value:
+    def _table(self, made: Nodes, module: str) -> ir.Value:
         """Return the matrix [vocabulary, hidden] of an embedding, written once."""
         if module not in self._tables:
             weight = self.streamed.reader.read_weight(self._stored(f"{module}.weight"))
             self._tables[module] = made.constant(self.data.add(f"{module}.weight", self._convert(weight, module)))
         return self._tables[module]
 
-    def _linear(self, made: _Made, module: str, x: ir.Value) -> ir.Value:
+    def _linear(self, made: Nodes, module: str, x: ir.Value) -> ir.Value:
         tied = self._tied.get(f"{module}.weight")
         if self.options.table_bits and module in self._ends and not self.streamed.is_packed(module):
             out = self._product_with_integers(made, tied or module, x)
@@ -123,17 +124,17 @@ class Filler:
             out = made.node("Add", [out, made.constant(self.data.add(bias, tensor))])
         return self._branch(made, module, x, out) if module in self._adapted else out
 
-    def _packed_table(self, made: _Made, module: str) -> tuple[ir.Value, ir.Value]:
+    def _packed_table(self, made: Nodes, module: str) -> tuple[ir.Value, ir.Value]:
         """Return integers [rows, blocks, bytes] and scales [rows, blocks, 1] of an embedding or head, written once."""
         if module not in self._packed_tables:
             weight = self._convert(self.streamed.reader.read_weight(self._stored(f"{module}.weight")), module)
-            block = tables.rounded(weight, self.options.table_bits, self.options.dtype)
+            block = tables.rounded(weight, self.options.table_bits)
             rows, blocks, _ = block.weight.shape
-            scales = self._checked(block.scales.reshape(rows, blocks, 1), module)
-            names = (f"{module}.weight", f"{module}.scales")
+            weight_value = self._add(made, f"{module}.weight", block.weight)
             self._packed_tables[module] = (
-                self._add(made, names[0], block.weight), self._add(made, names[1], scales),
-            )  # fmt: skip
+                weight_value,
+                self._scales(made, module, block.scales.reshape(rows, blocks, 1)),
+            )
         return self._packed_tables[module]
 
     def _block(self, weight: ir.Value) -> int:
@@ -141,7 +142,7 @@ class Filler:
         assert weight.shape is not None
         return int(weight.shape.numpy()[2]) * 8 // self.options.table_bits
 
-    def _product_with_integers(self, made: _Made, module: str, x: ir.Value) -> ir.Value:
+    def _product_with_integers(self, made: Nodes, module: str, x: ir.Value) -> ir.Value:
         """Compute x·Wᵀ with the integers from which an embedding gathers rows.
 
         Inputs of 8-bit integers are rounded to 8 bits, too: else onnxruntime unpacks the entire table at every step.
@@ -157,7 +158,7 @@ class Filler:
         }  # fmt: skip
         return made.node("MatMulNBits", [x, weight, flat], attributes, MICROSOFT)
 
-    def _product_with_table(self, made: _Made, table: ir.Value, x: ir.Value) -> ir.Value:
+    def _product_with_table(self, made: Nodes, table: ir.Value, x: ir.Value) -> ir.Value:
         """Compute x·Wᵀ by Gemm, which takes W in the layout of the embedding."""
         assert table.shape is not None
         rows, width = (int(size) for size in table.shape.numpy())
@@ -167,7 +168,7 @@ class Filler:
         shape = made.node("Concat", [leading, made.integers("width", [rows])], {"axis": 0})
         return made.node("Reshape", [product, shape])
 
-    def _quantized(self, made: _Made, module: str, x: ir.Value) -> ir.Value:
+    def _quantized(self, made: Nodes, module: str, x: ir.Value) -> ir.Value:
         q = self.streamed.reader.read_quantized(self.streamed.stored_module(module))
         if q.groups is not None:
             raise StepFailed(
@@ -185,7 +186,7 @@ class Filler:
             return self._integer_product(made, module, x, q)
         block = integers.blocks(q, how.field, how.block, self.options.dtype)
         inputs = [x, self._add(made, f"{module}.weight", block.weight)]
-        inputs.append(self._add(made, f"{module}.scales", self._checked(block.scales, module)))
+        inputs.append(self._scales(made, module, block.scales))
         if block.zero_points is not None:
             inputs.append(self._add(made, f"{module}.zero_points", block.zero_points))
         attributes = {
@@ -194,7 +195,7 @@ class Filler:
         }  # fmt: skip
         return made.node("MatMulNBits", inputs, attributes, MICROSOFT)
 
-    def _integer_product(self, made: _Made, module: str, x: ir.Value, q: Quantized) -> ir.Value:
+    def _integer_product(self, made: Nodes, module: str, x: ir.Value, q: Quantized) -> ir.Value:
         """Multiply integers by integers: s_x · s_w · (x_q − 128)·W_q, all in float32 but the product.
 
         Inputs are unsigned, for which onnxruntime has the fast kernels on x86; 128 of them is zero.
@@ -210,7 +211,7 @@ class Filler:
         out = made.node("Mul", [product, scales])
         return out if self._in_float32 else made.node("Cast", [out], {"to": int(ir.DataType.FLOAT16)})
 
-    def _round_inputs(self, made: _Made, x: ir.Value) -> tuple[ir.Value, ir.Value]:
+    def _round_inputs(self, made: Nodes, x: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Return inputs as uint8 around 128 and their scales, one for each token, as the scheme of `w8a8` has them.
 
         A token of zeros gets a scale of 1.
@@ -223,11 +224,11 @@ class Filler:
         scaled = made.node("Div", [x, scale])
         return made.node("QuantizeLinear", [scaled, made.number("step", 1.0), self._middle(made)]), scale
 
-    def _middle(self, made: _Made) -> ir.Value:
+    def _middle(self, made: Nodes) -> ir.Value:
         """Return the constant 128, of which the graph has one."""
         if self._zero_point is None:
             tensor = ir.tensor(128, dtype=ir.DataType.UINT8, name=f"{made.module}.middle")
-            self._zero_point = made.constant(_held(tensor))
+            self._zero_point = made.constant(held(tensor))
         return self._zero_point
 
     @property
@@ -235,7 +236,7 @@ class Filler:
         return self.options.dtype == torch.float32
 
     def _dequantized(
-        self, made: _Made, module: str, x: ir.Value, q: Quantized, how: integer_layouts.IntegerLayout
+        self, made: Nodes, module: str, x: ir.Value, q: Quantized, how: integer_layouts.IntegerLayout
     ) -> ir.Value:
         parts = integers.signed(q, how.field, self.options.dtype)
         shape = (q.in_features, q.out_features)
@@ -245,7 +246,7 @@ class Filler:
         attributes = {"axis": 0, "block_size": how.block} if how.block else {"axis": 1}
         return made.node("MatMul", [x, made.node("DequantizeLinear", [weight, scales], attributes)])
 
-    def _branch(self, made: _Made, module: str, x: ir.Value, out: ir.Value) -> ir.Value:
+    def _branch(self, made: Nodes, module: str, x: ir.Value, out: ir.Value) -> ir.Value:
         """Add the branch of a low-rank adapter: out + s·B(A(x))."""
         adapter = self.streamed.adapter
         assert adapter is not None
@@ -261,8 +262,16 @@ class Filler:
             self.stored[stored] += 1
             self.widened.update([widened] if widened else [])
 
-    def _add(self, made: _Made, name: str, tensor: torch.Tensor) -> ir.Value:
+    def _add(self, made: Nodes, name: str, tensor: torch.Tensor) -> ir.Value:
         return made.constant(self.data.add(name, tensor))
+
+    def _scales(self, made: Nodes, module: str, scales: torch.Tensor) -> ir.Value:
+        """Store scales in float16 where that is exact, and widen them in the graph: onnxruntime does so as it loads."""
+        half = scales.half()
+        if not self._in_float32 or not torch.equal(half.float(), scales.float()):
+            return self._add(made, f"{module}.scales", self._convert(scales, module))
+        stored = self._add(made, f"{module}.scales", half)
+        return made.node("Cast", [stored], {"to": int(ir.DataType.FLOAT)})
 
     def _stored(self, parameter: str) -> str:
         return self.streamed.stored_name(parameter) or parameter
@@ -277,37 +286,3 @@ class Filler:
                 f"`{module}` holds values above 65,504, which float16 cannot hold", "build it with `precision: fp32`"
             )
         return tensor
-
-
-class _Made:
-    """The nodes and initializers that replace one placeholder, named after its module."""
-
-    def __init__(self, module: str) -> None:
-        self.module = module
-        self.nodes: list[ir.Node] = []
-        self.constants: list[ir.Value] = []
-
-    def node(
-        self, kind: str, inputs: Sequence[ir.Value], attributes: dict[str, int] | None = None, domain: str = ""
-    ) -> ir.Value:
-        name = f"{self.module}/{len(self.nodes)}.{kind}"
-        made = ir.node(kind, inputs, attributes=attributes or {}, domain=domain, name=name)
-        self.nodes.append(made)
-        return made.outputs[0]
-
-    def constant(self, value: ir.Value) -> ir.Value:
-        self.constants.append(value)
-        return value
-
-    def integers(self, name: str, values: list[int]) -> ir.Value:
-        """Add a constant in the graph itself."""
-        return self.constant(_held(ir.tensor(values, dtype=ir.DataType.INT64, name=f"{self.module}.{name}")))
-
-    def number(self, name: str, value: float, dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
-        """Add the constant of a number in the graph itself."""
-        return self.constant(_held(ir.tensor(value, dtype=dtype, name=f"{self.module}.{name}")))
-
-
-def _held(tensor: ir.TensorProtocol) -> ir.Value:
-    shape = ir.Shape(tensor.shape.numpy())
-    return ir.Value(name=tensor.name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)

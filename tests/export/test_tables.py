@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from runner.errors import Diagnostic
 from runner.export import table_layouts, tables
 from runner.model.architecture.inspect import facts
-from tests.export.exported import build, pair, prompts
+from runner.model.checkpoint.quantization.scheme import integers
+from tests.export.exported import build, packed, pair, prompts
 from tests.tiny import save
 
 ONE: dict[str, Any] = {"num_hidden_layers": 1, "max_position_embeddings": 128}
@@ -22,7 +23,7 @@ ONE: dict[str, Any] = {"num_hidden_layers": 1, "max_position_embeddings": 128}
 
 def dequantized(weight: torch.Tensor, bits: int) -> torch.Tensor:
     """Unpack a rounded table by the definition of the layout, in float64."""
-    block = tables.rounded(weight, bits, torch.float32)
+    block = tables.rounded(weight, bits)
     fields = block.weight if bits == 8 else torch.stack([block.weight & 15, block.weight >> 4], -1).flatten(2)
     rows, columns = weight.shape
     integers = fields.reshape(rows, columns // block.size, block.size).double() - 2 ** (bits - 1)
@@ -67,6 +68,26 @@ def test_the_graph_computes_with_the_rounded_tables(name: str, bits: int, tmp_pa
     assert (kinds.count("GatherBlockQuantized"), kinds.count("MatMulNBits")) == (0, 1), "browsers have no such gather"
     stored = [item.name for item in graph.initializer if "embed_tokens" in item.name or "lm_head" in item.name]
     assert ("lm_head.weight" in stored) == (name == "llama")
+
+
+def test_scales_take_two_bytes_where_that_is_exact(tmp_path: Path) -> None:
+    """The graph widens them, and computes what the checkpoint does; those that float16 cannot hold stay."""
+    source = packed(tmp_path / "model", integers(4, 32, True), num_hidden_layers=1)
+    path = source / "model.safetensors"
+    tensors = load_file(path)
+    exact = {name: scale.half() for name, scale in tensors.items() if name.endswith("weight_scale")}
+    wide = "model.layers.0.mlp.down_proj.weight_scale"
+    fine = {wide: exact[wide].float() * 1.0001}
+    save_file({**tensors, **exact, **fine}, path, metadata={"format": "pt"})
+    engine = build(tmp_path, source)
+    graph = onnx.load(engine / "onnx/model.onnx", load_external_data=False).graph
+    kinds = {item.name: item.data_type for item in graph.initializer if item.name.endswith(".scales")}
+    assert kinds.pop("model.layers.0.mlp.down_proj.scales") == onnx.TensorProto.FLOAT
+    assert len(kinds) == 6
+    assert set(kinds.values()) == {onnx.TensorProto.FLOAT16}
+    ours, theirs = pair(engine, source)
+    ids = prompts(1, 12)
+    assert np.abs(ours.prefill(ids) - theirs.prefill(ids)).max() < 1e-5
 
 
 def test_refusals(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from runner.errors import Diagnostic
 from runner.export import preflight, table_layouts, web
 from runner.model.layerwise import memory_budget
 
-VERSION = 4
+VERSION = 5
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = ENGINE
 REQUIRES = (Requirement("onnx", "onnx"), Requirement("onnxscript", "onnx"), Requirement("onnxruntime", "onnx"))
@@ -25,13 +25,14 @@ _LAYER_SECONDS = 1.5
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     found = preflight.refusals(inputs.checkpoint, str(params["target"])) + preflight.refuse_operators(params)
     found += web.refuse(inputs.checkpoint, params)
-    return found + table_layouts.refuse(inputs.checkpoint, str(params["target"]), str(params["embedding"]))
+    embedding = preflight.embedding(inputs.checkpoint, params)
+    return found + table_layouts.refuse(inputs.checkpoint, str(params["target"]), embedding)
 
 
 def estimate(params: Params, inputs: Inputs) -> Cost:
     """Return the cost; memory holds only the largest weight: as stored, in the graph's type, and transposed."""
     facts = inputs.checkpoint
-    written = preflight.nbytes(facts, *_stored(params))
+    written = preflight.nbytes(facts, *_stored(facts, params))
     value = preflight.FLOAT_BYTES[str(params["precision"])]
     tensors = preflight.largest(facts) * (4 + 2 * value)
     peak = memory_budget.RUNTIME + _EXPORTER + _LAYER * facts.layer_count + tensors
@@ -43,13 +44,12 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
 def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
     from dataclasses import replace
 
-    return replace(
-        inputs.checkpoint, engine=preflight.engine(inputs.checkpoint, *_stored(params), preflight.operators(params))
-    )
+    facts = inputs.checkpoint
+    return replace(facts, engine=preflight.engine(facts, *_stored(facts, params), preflight.operators(params)))
 
 
-def _stored(params: Params) -> tuple[str, str, str]:
-    return str(params["target"]), str(params["precision"]), str(params["embedding"])
+def _stored(facts: CheckpointFacts, params: Params) -> tuple[str, str, str]:
+    return str(params["target"]), str(params["precision"]), preflight.embedding(facts, params)
 
 
 def run(ctx: Context) -> Result:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from runner.contracts.facts import CheckpointFacts
 from runner.contracts.model_config import ModelConfig
 from runner.contracts.step_kind import Inputs
 from runner.export import preflight, web
@@ -170,6 +171,22 @@ def test_a_graph_for_browsers_in_pieces(tmp_path: Path, monkeypatch: pytest.Monk
     assert np.array_equal(OnnxRuntime(engine, threads=1).prefill(ids), OnnxRuntime(whole, threads=1).prefill(ids))
 
 
+def test_tables_are_integers_where_layers_are(tmp_path: Path) -> None:
+    four = facts(packed(tmp_path / "four", integers(4, 32, True)), "model")
+    dense = facts(save(tmp_path / "dense"), "model")
+    narrow = replace(four, tensors={
+        name: replace(tensor, shape=(tensor.shape[0], 24)) if "embed_tokens" in name else tensor
+        for name, tensor in four.tensors.items()
+    })  # fmt: skip
+    cases: list[tuple[CheckpointFacts, str, str, str]] = [
+        (four, "onnxruntime", "auto", "int8"), (four, "web", "auto", "int8"), (four, "tensorrt", "auto", "dense"),
+        (dense, "onnxruntime", "auto", "dense"), (narrow, "onnxruntime", "auto", "dense"),
+        (four, "onnxruntime", "dense", "dense"), (dense, "onnxruntime", "int4", "int4"),
+    ]  # fmt: skip
+    for given, target, asked, chosen in cases:
+        assert preflight.embedding(given, {"target": target, "embedding": asked}) == chosen
+
+
 def test_the_folder_and_the_forecast(tmp_path: Path) -> None:
     source = packed(tmp_path / "model", integers(3, 32, True))
     (source / "compression.json").write_text("{}")
@@ -203,7 +220,7 @@ def test_the_folder_and_the_forecast(tmp_path: Path) -> None:
         "shape": ["batch_size", "sequence_length", 96],
     }
     assert engine == {
-        "format": "onnx", "target": "onnxruntime", "precision": "fp32", "embedding": "dense", "operators": "fused",
+        "format": "onnx", "target": "onnxruntime", "precision": "fp32", "embedding": "int8", "operators": "fused",
         "file": "onnx/model.onnx", "opset": 21,
         "versions": {name: version(name) for name in ("onnx", "onnxscript", "torch", "transformers")},
         "source": {"digest": "0" * 64}, "context": 64, "vocabulary": 96, "max_batch": None, "layers": 2, "kv_heads": 2,

@@ -1,0 +1,42 @@
+"""Nodes and initializers that replace a placeholder of a traced graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+
+class Nodes:
+    """The nodes and initializers that replace one placeholder, named after its module."""
+
+    def __init__(self, module: str) -> None:
+        self.module = module
+        self.nodes: list[ir.Node] = []
+        self.constants: list[ir.Value] = []
+
+    def node(
+        self, kind: str, inputs: Sequence[ir.Value], attributes: dict[str, int] | None = None, domain: str = ""
+    ) -> ir.Value:
+        name = f"{self.module}/{len(self.nodes)}.{kind}"
+        made = ir.node(kind, inputs, attributes=attributes or {}, domain=domain, name=name)
+        self.nodes.append(made)
+        return made.outputs[0]
+
+    def constant(self, value: ir.Value) -> ir.Value:
+        self.constants.append(value)
+        return value
+
+    def integers(self, name: str, values: list[int]) -> ir.Value:
+        """Add a constant in the graph itself."""
+        return self.constant(held(ir.tensor(values, dtype=ir.DataType.INT64, name=f"{self.module}.{name}")))
+
+    def number(self, name: str, value: float, dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
+        """Add the constant of a number in the graph itself."""
+        return self.constant(held(ir.tensor(value, dtype=dtype, name=f"{self.module}.{name}")))
+
+
+def held(tensor: ir.TensorProtocol) -> ir.Value:
+    """Return the initializer of a tensor that the graph itself holds."""
+    shape = ir.Shape(tensor.shape.numpy())
+    return ir.Value(name=tensor.name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
