@@ -39,6 +39,7 @@ def test_a_missed_gate_raises_and_leaves_the_job() -> None:
     assert (job.status, job.exit_code) == ("gate-missed", 3)
 
 
+@pytest.mark.nightly
 def test_without_check_the_job_says_how_it_ended() -> None:
     job = runner.apply(planned(points=7), check=False)
     assert (job.status, [gate.passed for gate in job.gates]) == ("gate-missed", [False])
@@ -105,6 +106,7 @@ def test_a_time_limit_is_refused_where_it_could_not_act() -> None:
     assert [error.message for error in raised] == ["`timeout` works only in the main thread, where signals arrive"]
 
 
+@pytest.mark.nightly
 def test_trust_of_one_plan_is_none_of_the_next() -> None:
     recipe = runner.load("toy.yaml")
     trusted, plain = runner.plan(recipe, trust_remote_code=True), runner.plan(recipe)

@@ -8,11 +8,26 @@ import pytest
 
 import runner
 from runner.report.html import publish
+from tests.commands.conftest import KINDS, RECIPE
+
+
+@pytest.fixture(scope="module")
+def applied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A jobs folder in which toy.yaml was applied."""
+    folder = tmp_path_factory.mktemp("applied")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("RUNNER_STEPS_PATH", str(KINDS))
+        (folder / "toy.yaml").write_text(RECIPE, encoding="utf-8")
+        runner.apply(runner.plan(runner.load("toy.yaml")))
+    return folder / "jobs"
 
 
 @pytest.fixture
-def job(folder: Path) -> runner.Job:
-    return runner.apply(runner.plan(runner.load("toy.yaml")))
+def job(applied: Path, folder: Path) -> runner.Job:
+    """That job, in the working folder."""
+    shutil.copytree(applied, folder / "jobs")
+    return next(iter(runner.jobs()))
 
 
 def test_a_job_is_found_by_id_beginning_and_folder(job: runner.Job, folder: Path) -> None:

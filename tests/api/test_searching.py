@@ -52,6 +52,7 @@ def test_a_search_returns_its_trials_and_the_best(toy: Path) -> None:
     assert written["status"] == "done"
 
 
+@pytest.mark.nightly
 def test_params_may_be_set_and_no_trial_may_win() -> None:
     found = runner.search("toy.yaml", sets={"fail": True})
     assert {trial.state for trial in found.trials} == {"failed", "refused"}
@@ -66,6 +67,7 @@ def test_a_recipe_without_a_search_is_refused(toy: Path) -> None:
         runner.search("plain.yaml")
 
 
+@pytest.mark.nightly
 def test_an_exception_of_the_caller_ends_the_search_and_it_goes_on_later() -> None:
     def stop(event: Event) -> None:
         raise RuntimeError("stop")

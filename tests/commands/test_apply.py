@@ -130,6 +130,7 @@ def test_a_terminal_gets_the_live_view(run: Run, job: str, monkeypatch: pytest.M
     assert "] 1/3 before: " not in out
 
 
+@pytest.mark.nightly
 def test_the_jobs_folder_comes_from_the_environment(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUNNER_JOBS", str(folder / "elsewhere"))
     assert run("apply", "toy.yaml", "--progress", "none")[0] == 0

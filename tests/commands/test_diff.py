@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.commands.conftest import Run
 
 
@@ -37,6 +39,7 @@ def test_a_job_and_itself(run: Run, job: str) -> None:
     assert run("diff", job, job, "--exit-code") == (0, f"{job} → {job}\nno difference\n", "")
 
 
+@pytest.mark.nightly
 def test_the_exit_code_of_git_is_asked_for(run: Run, folder: Path, job: str) -> None:
     second = other(run, folder, job)
     assert run("diff", job, second)[0] == 0

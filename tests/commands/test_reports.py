@@ -31,7 +31,9 @@ def test_a_job_that_did_not_go_well_has_one_too(run: Run, folder: Path, set: str
     assert (document["verdict"]["word"], document["exit_code"]) == (level, code)
 
 
-def test_a_report_that_cannot_be_made_is_a_warning(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_that_cannot_be_made_is_a_warning(
+    run: Run, folder: Path, job: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(job: object) -> str:
         raise ZeroDivisionError("no\nway")
 
@@ -58,6 +60,7 @@ def test_junit_of_a_recipe_that_is_wrong(run: Run, folder: Path) -> None:
     assert [(suite.attrib["name"], suite.attrib["errors"]) for suite in root] == [("bad.yaml", "1")]
 
 
+@pytest.mark.nightly
 def test_junit_of_several_recipes(run: Run, folder: Path) -> None:
     (folder / "bad.yaml").write_text("version: 1\n")
     assert run("apply", "bad.yaml", "toy.yaml", "--progress", "none", "--junit", "junit.xml")[0] == 2
@@ -80,6 +83,7 @@ def test_on_github_actions(run: Run, folder: Path, monkeypatch: pytest.MonkeyPat
     assert (folder / "summary.md").read_text(encoding="utf-8").startswith("### ❌ toy: gate missed\n")
 
 
+@pytest.mark.nightly
 def test_on_github_actions_jsonl_keeps_stdout(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     code, out, err = run("apply", "toy.yaml", "--progress", "jsonl", "--set", "points=9")

@@ -23,6 +23,7 @@ def stored(folder: Path) -> dict[str, str]:
     return {key: entry.record.digest for key in sorted(store.keys()) if (entry := store.entry(key)) is not None}
 
 
+@pytest.mark.nightly
 def test_a_matrix_at_once_runs_shared_steps_once_with_the_bytes_of_one_after_another(run: Run, folder: Path) -> None:
     (folder / "toy.yaml").write_text(MATRIX)
     assert run("apply", "toy.yaml", "--progress", "none", "--jobs", "one")[0] == 0

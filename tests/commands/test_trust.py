@@ -106,6 +106,7 @@ def test_with_the_flag_it_is_trained(run: Run, folder: Path, model: Path) -> Non
     assert run("apply", "own.yaml", "--trust-remote-code", "--progress", "none")[0] == 0
 
 
+@pytest.mark.nightly
 def test_a_known_type_is_run_by_transformers_alone(run: Run, folder: Path, model: Path) -> None:
     describe(model, model_type="llama", architectures=["LlamaForCausalLM"])
     for flag in ((), ("--trust-remote-code",)):

@@ -226,6 +226,7 @@ def test_what_cannot_be_reproduced_is_named(run: Run, folder: Path, monkeypatch:
     assert out.endswith(f"what was made is in {kept.relative_to(folder)}\n")
 
 
+@pytest.mark.nightly
 def test_another_processor_is_named(run: Run, job: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its sums may be rounded otherwise under the same key: what differs and where it was made stand together."""
     made = Job.records.__get__

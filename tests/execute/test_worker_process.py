@@ -56,6 +56,7 @@ print(resident() - before)
 """
 
 
+@pytest.mark.nightly
 def test_products_of_many_shapes_leave_no_memory_behind(tmp_path: Path) -> None:
     """A mixture of experts multiplies another number of tokens for every expert of every batch."""
     command = [sys.executable, "-c", _MANY_SHAPES]

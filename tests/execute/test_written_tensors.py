@@ -71,6 +71,7 @@ def test_a_kept_tensor_with_other_bytes_fails_the_step(
     assert message in capsys.readouterr().out
 
 
+@pytest.mark.nightly
 def test_a_checkpoint_without_an_account_fails_the_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -78,6 +79,7 @@ def test_a_checkpoint_without_an_account_fails_the_step(
     assert "and 25 more are planned to stay and not copied from the input" in capsys.readouterr().out
 
 
+@pytest.mark.nightly
 def test_a_whole_one_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -80,6 +80,7 @@ def test_source_distribution_holds_what_tests_need(built: Path) -> None:
     assert not [name for name in names if name.startswith("jobs/") and name != "jobs/README.md"]
 
 
+@pytest.mark.nightly
 def test_installed_wheel_applies_a_recipe(installed: Path, tmp_path: Path) -> None:
     python = str(installed / "bin" / "python")
     where = run(python, "-c", "import runner; print(runner.__file__)", cwd=tmp_path).strip()

@@ -105,6 +105,7 @@ def test_what_does_not_resolve_is_told_in_the_words_of_the_resolver(
     )  # fmt: skip
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_failed_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     choose(backend, monkeypatch)

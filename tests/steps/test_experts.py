@@ -118,9 +118,9 @@ def test_experts_are_those_that_each_gives_alone(tmp_path: Path, tokens: str) ->
 
 @pytest.mark.parametrize(("model_type", "kind", "params"), [
     ("qwen3_moe", "quantize.rtn", {"bits": 4, "group_size": 8}),
-    ("qwen2_moe", "quantize.gptq", {"bits": 3, "group_size": 8}),
+    pytest.param("qwen2_moe", "quantize.gptq", {"bits": 3, "group_size": 8}, marks=pytest.mark.nightly),
     ("gpt_oss", "prune.wanda", {}),
-    ("granitemoe", "prune.sparsegpt", {"expert_min_tokens": 0}),
+    pytest.param("granitemoe", "prune.sparsegpt", {"expert_min_tokens": 0}, marks=pytest.mark.nightly),
     ("granitemoe", "prune.magnitude", {}),
 ])  # fmt: skip
 def test_transformers_reads_what_is_measured(
@@ -269,7 +269,7 @@ def test_what_cannot_be_stored_is_refused(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("model_type", ["kimi_linear", "olmo_hybrid"])
+@pytest.mark.parametrize("model_type", [pytest.param("kimi_linear", marks=pytest.mark.nightly), "olmo_hybrid"])
 def test_nothing_is_packed_beside_tensors_that_are_joined_on_loading(tmp_path: Path, model_type: str) -> None:
     facts = saved(tmp_path / "model", model_type)
     found = refusals(facts, "quantize.gptq", group_size="channel")
@@ -297,7 +297,7 @@ def test_dense_experts_are_not_joined_beside_packed_modules(tmp_path: Path, para
     assert refusals(facts, "quantize.gptq", **params) == [("R413", message, remedy)]
 
 
-@pytest.mark.parametrize("ignored", ["*.experts.*", "*.experts.*.down_proj"])
+@pytest.mark.parametrize("ignored", ["*.experts.*", pytest.param("*.experts.*.down_proj", marks=pytest.mark.nightly)])
 def test_dense_experts_beside_eight_bit_floats(tmp_path: Path, ignored: str) -> None:
     facts = saved(tmp_path / "model", "qwen3_moe")
     apply(facts, tmp_path / "out", "quantize.rtn", None, scheme="fp8", ignore=["lm_head", ignored])

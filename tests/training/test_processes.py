@@ -44,6 +44,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, model: Path) -> tuple[plain.Ca
     return ctx, trained(ctx, model, evaluated=True)
 
 
+@pytest.mark.nightly
 def test_two_processes_train_what_one_does(tmp_path: Path, model: Path, two: tuple[plain.Caller, Fitted]) -> None:
     ctx = plain.Caller(tmp_path)
     one, both = trained(ctx, model, evaluated=True), two[1]

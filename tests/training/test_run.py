@@ -98,6 +98,7 @@ def test_what_is_finished_is_not_trained_again(tmp_path: Path, model: Path) -> N
     assert trained(tmp_path, model, steps=3)[1].metrics["steps"] == 3, "another training is another result"
 
 
+@pytest.mark.nightly
 def test_accumulation_and_checkpointed_activations_change_no_more_than_rounding(tmp_path: Path, model: Path) -> None:
     _, one = trained(tmp_path / "one", model)
     _, many = trained(tmp_path / "many", model, accumulation=4, gradient_checkpointing=True)

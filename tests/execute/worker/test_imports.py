@@ -34,7 +34,7 @@ DATA = '{"data": DataRef({}, (), "d", 1)}'
     [
         ({}, "{}", [], 0),
         ({}, DATA, [], 0),
-        (TORCH, "{}", ["torch"], 100_000),
+        pytest.param(TORCH, "{}", ["torch"], 100_000, marks=pytest.mark.nightly),
         (TORCH, DATA, ["torch", "transformers.modeling_utils"], 200_000),
     ],
 )

@@ -42,6 +42,7 @@ def describe(folder: Path) -> ModelDescription:
     return probe.description(folder, headers.read_headers(folder))
 
 
+@pytest.mark.nightly
 def test_a_process_of_its_own_answers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = describe(folder)
     monkeypatch.setattr(probe, "_answer", probe._ask)

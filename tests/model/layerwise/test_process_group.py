@@ -38,6 +38,7 @@ def made(
     return {path.name: path.read_bytes() for path in host.out_dir.glob("*.safetensors")}, dict(result.metrics)
 
 
+@pytest.mark.nightly
 def test_two_processes_go_on_after_one_with_the_same_bytes(tmp_path: Path, model: Path) -> None:
     expected = made(tmp_path / "one", "quantize.gptq", model, 1, **GPTQ)
     with pytest.raises(Interrupted):

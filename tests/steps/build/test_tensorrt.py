@@ -56,6 +56,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Host, Any]:
     return host, kinds.find("build.tensorrt").run(host)
 
 
+@pytest.mark.nightly
 @needs_rtx
 def test_an_engine_holds_its_weights_at_four_bits(built: tuple[Host, Any]) -> None:
     host, result = built

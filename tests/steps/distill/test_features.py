@@ -133,6 +133,7 @@ def test_projections_keep_the_length_of_a_state_and_depend_on_the_seed_alone() -
     assert not torch.equal(first, made.get_parameter("3.weight"))
 
 
+@pytest.mark.nightly
 def test_an_interrupted_training_ends_with_the_same_bytes(tmp_path: Path) -> None:
     teacher = save(tmp_path / "teacher", "llama")
     narrow = save(tmp_path / "narrow", "llama", hidden_size=16)

@@ -63,6 +63,7 @@ def test_the_embedded_task_well_above_chance(tmp_path: Path) -> None:
     assert found["continuation/acc"] > 0.4
 
 
+@pytest.mark.nightly
 def test_part_of_a_task_and_worked_examples(tmp_path: Path) -> None:
     part, count = result(tmp_path / "part", limit=0.1, num_fewshot=1), result(tmp_path / "count", limit=10)
     assert part.metrics["continuation/acc_stderr"] > 0.1  # of ten questions
@@ -105,6 +106,7 @@ def test_packed_weights_and_an_adapter(tmp_path: Path) -> None:
     assert found[0]["continuation/acc_norm"] < found[1]["continuation/acc_norm"]
 
 
+@pytest.mark.nightly
 def test_a_name_that_the_harness_does_not_have(tmp_path: Path) -> None:
     from importlib.metadata import version
 

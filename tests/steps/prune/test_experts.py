@@ -123,10 +123,10 @@ def left_out(facts: CheckpointFacts, result: Any) -> dict[str, list[int]]:
 
 @pytest.mark.parametrize(("model_type", "changes", "keep"), [
     ("mixtral", {}, 3),  # softmax over those chosen; an expert has tensors of its own
-    ("qwen2_moe", {"norm_topk_prob": False}, 3),  # softmax over all, shared expert
+    pytest.param("qwen2_moe", {"norm_topk_prob": False}, 3, marks=pytest.mark.nightly),  # softmax over all, shared
     ("gpt_oss", {}, 3),  # all experts in one tensor, with biases, transposed
-    ("granitemoe", {}, 3),  # all in one, its router inside another module
-    ("ernie4_5_moe", {}, 3),  # corrections [1, experts]
+    pytest.param("granitemoe", {}, 3, marks=pytest.mark.nightly),  # all in one, its router inside another module
+    pytest.param("ernie4_5_moe", {}, 3, marks=pytest.mark.nightly),  # corrections [1, experts]
     ("deepseek_v3", GROUPED, 4),  # groups, and biases that correct the choice
 ])  # fmt: skip
 def test_the_result_is_the_model_whose_routers_cannot_choose_them(

@@ -180,6 +180,7 @@ def test_a_dense_checkpoint_may_keep_its_adapter(tmp_path: Path) -> None:
     assert streamed(tmp_path / "a", host.out_dir, ids) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.nightly
 def test_a_second_run_gives_the_same_bytes(tmp_path: Path) -> None:
     dense, packed = quantized(tmp_path, "quantize.rtn")
     outs = [run(tmp_path / name, packed, dense, dropout=0.1)[0].out_dir for name in ("one", "two")]
