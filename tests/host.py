@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from runner.contracts.context import Artifact, DataFacts
+from runner.contracts.context import Artifact, DataFacts, Samples
 from runner.contracts.lineage import AppliedStep, Lineage
 from runner.data.harness_tasks import locate
 from runner.errors import Interrupted
@@ -39,6 +39,7 @@ class Host:
         self.seed, self.device, self.threads, self.processes = 0, "cpu", 1, 1
         self.recipe_text = "version: 1\nname: test\n"
         self.ids, self.stop_after = ids, stop_after
+        self.samples: Samples | None = None  # the same windows with images
         self.has_environment = False
         self.limits: Mapping[str, float] = {}
         self.events: list[dict[str, Any]] = []
@@ -46,6 +47,9 @@ class Host:
     def data(self, parameter: str) -> torch.Tensor:
         assert self.ids is not None
         return self.ids
+
+    def images(self, parameter: str) -> Samples | None:
+        return self.samples
 
     def data_facts(self, parameter: str) -> DataFacts:
         assert self.ids is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,18 +19,40 @@ Params = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class DataFacts:
-    """A data entry as the planner sees it: tokens = samples × sequence_length, `samples` None when all are used."""
+    """A data entry as the planner sees it: tokens = samples × sequence_length, `samples` None when all are used.
+
+    Samples with images are records of at most `sequence_length` tokens.
+    """
 
     name: str
     samples: int | None
     sequence_length: int
     bytes: int
     digest: str
+    has_images: bool = False
 
     @property
     def tokens(self) -> int:
         """Tokens a step will see; where all windows are used, estimated as a quarter of the bytes of the text."""
         return self.samples * self.sequence_length if self.samples else self.bytes // 4
+
+
+class Samples(Protocol):
+    """Texts with images as the forward of a model takes them; each is a window of its own.
+
+    ids      [samples, sequence_length], int64: the tokens of each, then zeros
+    lengths  how many tokens each has
+    """
+
+    @property
+    def ids(self) -> torch.Tensor: ...
+
+    @property
+    def lengths(self) -> Sequence[int]: ...
+
+    def inputs(self, row: int) -> Mapping[str, torch.Tensor]:
+        """Return the arguments of the model's forward for a sample: input_ids [1, tokens], pixels and the like."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -117,6 +139,10 @@ class Context(Protocol):
 
     def data(self, parameter: str) -> torch.Tensor:
         """Return the token ids [samples, sequence_length], int64, of the data entry that `parameter` names."""
+        ...
+
+    def images(self, parameter: str) -> Samples | None:
+        """Return the samples of the data entry that `parameter` names; None where it has no images."""
         ...
 
     def data_facts(self, parameter: str) -> DataFacts: ...

@@ -66,12 +66,12 @@ def _keys(message: Mapping[str, Any]) -> str:
 
 
 class Template:
-    """The chat template of a tokenizer's folder, with the special tokens that it may write."""
+    """The chat template of a tokenizer's folder, or `source`, with the special tokens that it may write."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, source: str | None = None) -> None:
         import jinja2  # here, because reading plain text needs no jinja
 
-        found = special_tokens.chat_template(folder)
+        found = source or special_tokens.chat_template(folder)
         if found is None:
             raise _error(
                 "R467",

@@ -78,6 +78,12 @@ def _text_file(path: Path, field: str) -> Iterator[Document]:
 
 
 def _lines(path: Path, field: str) -> Iterator[Document]:
+    for row, where in json_rows(path):
+        yield _text(row, field, where)
+
+
+def json_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the objects of a .jsonl file, each with its place for complaints. Raises RecipeError (R461)."""
     with path.open("rb") as file:
         for number in count(1):
             line = file.readline(LONGEST_LINE + 1)
@@ -88,7 +94,7 @@ def _lines(path: Path, field: str) -> Iterator[Document]:
                 raise _error("R461", f"{where} is longer than {LONGEST_LINE >> 20} MiB", _OBJECTS)
             text = encoding.decode(line, where).strip()
             if text:
-                yield _text(_row(text, where), field, where)
+                yield _row(text, where), where
 
 
 def _row(text: str, where: str) -> dict[str, Any]:
@@ -157,19 +163,19 @@ def _text(row: dict[str, Any], field: str, where: str) -> Document:
     if value is None or value == []:
         return ""
     if isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
-        return conversation(_without_surrogates(value), f"{where}: `{field}`")
+        return conversation(without_surrogates(value), f"{where}: `{field}`")
     if not isinstance(value, str):
         raise _error("R461", f"{where}: `{field}` must be text; it is {show(row[field])}", _FIELD)
-    return str(_without_surrogates(value))
+    return str(without_surrogates(value))
 
 
-def _without_surrogates(value: Any) -> Any:
+def without_surrogates(value: Any) -> Any:
     """Return the value with U+FFFD for lone surrogates, which JSON can write (`\\ud83d`) and UTF-8 cannot hold."""
     if isinstance(value, str):
         return _SURROGATE.sub("\ufffd", value)
     if isinstance(value, dict):
-        return {_without_surrogates(key): _without_surrogates(part) for key, part in value.items()}
-    return [_without_surrogates(part) for part in value] if isinstance(value, list) else value
+        return {without_surrogates(key): without_surrogates(part) for key, part in value.items()}
+    return [without_surrogates(part) for part in value] if isinstance(value, list) else value
 
 
 def _missing_field(where: str, field: str, present: Sequence[str]) -> RecipeError:

@@ -52,6 +52,9 @@ def too_short(spec: DataSpec, found: int) -> Diagnostic:
     """Return the complaint about a text of `found` tokens."""
     samples, length = spec.samples or 1, spec.sequence_length
     have = found // length
+    if spec.images is not None:
+        message = f"data `{spec.name}` asks for {samples:,} records; the files hold {have:,}"
+        return Diagnostic("R464", message, f"lower `samples` to {have}")
     complete = f"{have} window{'' if have == 1 else 's'}"
     remedy = f"lower `samples` to {have}" if have else f"lower `sequence_length` to {found}" if found > 1 else ""
     return Diagnostic(

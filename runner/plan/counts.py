@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from runner.data.documents import documents_of
+from runner.data.image_records import image_records
 from runner.data.tokenizer import Tokenizer, is_fast
 from runner.data.windows import tokens
 from runner.plan.digests import load_cache, update_cache
@@ -22,10 +23,13 @@ def count_tokens(
 ) -> int | None:
     """Return the tokens of a data entry, at most as many as its `samples` need; None where counting would be slow.
 
-    None stands for a Hub dataset, a tokenizer that needs transformers or is not on this machine (`tokenizer_folder`
-    None), and a text that is too long: the worker checks those. Raises RecipeError for text that cannot be read.
+    A record with images counts as a full window. None stands for a Hub dataset, a tokenizer that needs transformers or
+    is not on this machine (`tokenizer_folder` None), and a text that is too long: the worker checks those. Raises
+    RecipeError for text that cannot be read.
     """
     spec = data.spec
+    if spec.images is not None:
+        return len(image_records(spec, data.files)) * spec.sequence_length
     read = data.bytes if spec.samples is None else min(data.bytes, _CHARACTERS * spec.samples * spec.sequence_length)
     if not data.files or read > _LARGEST:
         return None

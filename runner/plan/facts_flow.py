@@ -73,6 +73,7 @@ class FactsFlow:
         unsupported = architectures.refuse(step.kind, inputs.checkpoint)
         for facts in (inputs.checkpoint, *inputs.others.values()):
             unsupported = unsupported or architectures.refuse_cache(step.kind, facts)
+        unsupported = unsupported or architectures.refuse_images(step.kind, inputs)
         return [unsupported] if unsupported else kinds.find(step.kind).check(step.params, inputs)
 
     def sites(self, step: Wired) -> dict[str, tuple[str, ...]]:

@@ -53,6 +53,8 @@ def data_inputs(data: ResolvedData) -> dict[str, Any]:
         facts["field"] = spec.field
     if not data.files:
         facts["split"] = spec.split
+    if spec.images is not None:
+        facts["images"] = spec.images
     return facts
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import DataFacts
+from runner.data.image_records import check_images, image_records
 from runner.data.tokenizer import no_tokenizer
 from runner.data.windows import too_short
 from runner.errors import Diagnostic, MachineError, RecipeError, Span
@@ -143,11 +144,14 @@ def find_data(
             found[name] = _locate(location, cache_file)
         except RecipeError as error:
             complaints += [d.at(d.span or recipe.span(("data", name, _key(d.code)))) for d in error.diagnostics]
+        except MachineError as error:  # the package that reads images is not installed
+            complaints.append(Diagnostic("R503", error.message, error.help, recipe.span(("data", name, "images"))))
     return found, complaints
 
 
 def _key(code: str) -> str:
-    return {"R462": "field", "R466": "split", "R464": "samples"}.get(code, "source")
+    keys = {"R462": "field", "R466": "split", "R464": "samples", "R662": "images", "R663": "images", "R664": "images"}
+    return keys.get(code, "source")
 
 
 def _locate(location: locate.DataLocation, cache_file: Path | None) -> ResolvedData:
@@ -155,10 +159,20 @@ def _locate(location: locate.DataLocation, cache_file: Path | None) -> ResolvedD
     if location.commit is not None:
         digest = hashlib.sha256(f"hub dataset {spec.source}@{location.commit}".encode()).hexdigest()
         return ResolvedData(spec, (), location.commit, digest, 0)
-    digests = digest_files(location.files, cache_file)
     # Contents, order and format decide the tokens; names do not.
-    digest = digest_named({f"{i:06d}{path.suffix}": digests[path] for i, path in enumerate(location.files)})
+    read = [*location.files, *_images(location)]
+    digests = digest_files(read, cache_file)
+    digest = digest_named({f"{i:06d}{path.suffix}": digests[path] for i, path in enumerate(read)})
     return ResolvedData(spec, location.files, None, digest, sum(path.stat().st_size for path in location.files))
+
+
+def _images(location: locate.DataLocation) -> list[Path]:
+    """Return the images of a data entry, in order; files that are none raise RecipeError."""
+    if location.spec.images is None:
+        return []
+    records = image_records(location.spec, location.files)
+    check_images(records)
+    return [path for record in records for path in record.images]
 
 
 def measure_data(
@@ -206,4 +220,4 @@ def _length(recipe: Recipe, found: Found, entry: ResolvedData, count: int | None
 def _facts(entry: ResolvedData, count: int | None) -> DataFacts:
     spec = entry.spec
     samples = count // spec.sequence_length if spec.samples is None and count is not None else spec.samples
-    return DataFacts(spec.name, samples, spec.sequence_length, entry.bytes, entry.digest)
+    return DataFacts(spec.name, samples, spec.sequence_length, entry.bytes, entry.digest, spec.images is not None)

@@ -27,6 +27,7 @@ class DataSpec:
     `source`: `demo:NAME`, a local .txt/.jsonl/.parquet file, or a Hub dataset id. `samples` None means every window.
     `packing`: "documents" (bos + tokens + eos of each document, one stream) or "joined" (texts joined by a blank
     line, tokenized once, as the papers do); the stream is cut into windows of `sequence_length`, the tail dropped.
+    `images` is the field that holds the paths of a record's images; each record is a window of its own then.
     """
 
     name: str
@@ -37,6 +38,7 @@ class DataSpec:
     field: str = "text"
     packing: str = "documents"
     revision: str | None = None
+    images: str | None = None
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from runner import wording
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.model_description import ModelDescription
+from runner.contracts.step_kind import Inputs
 from runner.errors import Diagnostic
 from runner.model.architecture import supported
 from runner.model.checkpoint.quantization import cache_scheme
 from runner.steps import experts
+from runner.wording import ticked
 
 _MEASURES = frozenset({"evaluate.perplexity", "evaluate.divergence"})
 # They round keys and values as the checkpoint says; `quantize.kv` refuses them itself.
@@ -24,6 +25,9 @@ _LAYERWISE = _MEASURES | {
 }
 # Adapters are of their other modules; layers are left out with their experts.
 _MIXTURES = _LAYERWISE | {"prune.depth", "prune.sparsegpt", "recover.eora", "recover.lora"}
+# They see the inputs of linear modules, whatever the model computed those of.
+_IMAGES = frozenset({"quantize.gptq", "quantize.rtn", "prune.wanda"})
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _STATE_SPACE = (".A_log", ".time_decay", ".recurrent_param")
 
 
@@ -35,6 +39,26 @@ def refuse_cache(kind: str, facts: CheckpointFacts) -> Diagnostic | None:
     return Diagnostic("R652", message, "put `quantize.kv` after it")
 
 
+def refuse_images(kind: str, inputs: Inputs) -> Diagnostic | None:
+    """Return a complaint where a kind, or the model, does not take the images of a data entry, else None."""
+    parameter, data = next(((name, each) for name, each in inputs.data.items() if each.has_images), ("", None))
+    if data is None:
+        return None
+    facts = inputs.checkpoint
+    if kind not in _IMAGES:
+        message = f"`{kind}` reads text alone; the data entry `{data.name}` has images"
+        return Diagnostic("R665", message, f"kinds that read images are {ticked(sorted(_IMAGES))}", path=(parameter,))
+    if not supported.has_towers(facts.config.raw):
+        message = f"the data entry `{data.name}` has images; `{facts.source}` (`{facts.config.model_type}`) reads text"
+        return Diagnostic("R666", message, "leave `images` out, or choose a model that sees images", path=(parameter,))
+    folder = facts.tokenizer
+    if folder is not None and not any((folder / name).is_file() for name in _PROCESSORS):
+        message = f"the data entry `{data.name}` has images; `{facts.source}` has no processor for them"
+        help = f"copy {ticked(_PROCESSORS, 'or')} from the original model"
+        return Diagnostic("R666", f"{message}: its folder has no {ticked(_PROCESSORS, 'or')}", help, path=(parameter,))
+    return None
+
+
 def refuse(kind: str, facts: CheckpointFacts) -> Diagnostic | None:
     """Return a complaint where a kind is known not to work on the architecture of a checkpoint, else None."""
     description, source = facts.description, f"`{facts.source}` (`{facts.config.model_type}`)"
@@ -42,7 +66,7 @@ def refuse(kind: str, facts: CheckpointFacts) -> Diagnostic | None:
         return None
     if supported.has_towers(facts.config.raw) and kind not in _LAYERWISE:
         message = f"{source} has towers for images or sound, with which `{kind}` has not been tried"
-        return Diagnostic("R443", message, f"kinds that work are {wording.ticked(sorted(_LAYERWISE))}")
+        return Diagnostic("R443", message, f"kinds that work are {ticked(sorted(_LAYERWISE))}")
     if description.hands_state and kind == "quantize.signround":
         message = f"{source} has layers that hand one another keys and values: they cannot be learned one at a time"
         return Diagnostic("R632", message, "use `quantize.gptq`")
@@ -68,7 +92,7 @@ def refuse(kind: str, facts: CheckpointFacts) -> Diagnostic | None:
     layers = f"{source} has state-space layers: it holds `{state}`"
     if kind not in _LAYERWISE:
         message = f"{layers}; they have not been tried with `{kind}`"
-        return Diagnostic("R447", message, f"kinds that work are {wording.ticked(sorted(_LAYERWISE))}")
+        return Diagnostic("R447", message, f"kinds that work are {ticked(sorted(_LAYERWISE))}")
     if any(each.called is None for each in description.linears.modules):
         message = f"{layers}; which linear modules its forward calls depends on values, so no plan can tell"
         return Diagnostic("R447", message, "choose a model whose decoder layers are attention and feed-forward blocks")
@@ -90,7 +114,7 @@ def _mixture(kind: str, description: ModelDescription, source: str) -> Diagnosti
     what = f"{source} is a mixture of experts: it holds `{description.experts}`"
     if kind not in _MIXTURES:
         message = f"{what}; `{kind}` cannot change mixtures yet"
-        return Diagnostic("R441", message, f"kinds that can are {wording.ticked(sorted(_MIXTURES))}")
+        return Diagnostic("R441", message, f"kinds that can are {ticked(sorted(_MIXTURES))}")
     mixtures = description.linears.mixtures
     unfollowed = next((each.unfollowed for each in mixtures if each.unfollowed), "" if mixtures else _HIDDEN)
     if unfollowed:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.contracts import mixtures
-from runner.contracts.context import Artifact, Context, Params, Result
+from runner.contracts.context import Artifact, Context, Params, Result, Samples
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.model_description import Linears
 from runner.errors import GateFailed
@@ -90,6 +90,7 @@ class Compression:
     calibration   [windows, length] that compression.json records, windows None for all of the data
     options       the params of every module, where they are not those of the step alone
     processes     how many share the calibration data
+    images        the calibration data with its images, where it has any
     """
 
     kind: str
@@ -99,6 +100,7 @@ class Compression:
     calibration: list[int | None] | None
     options: Mapping[str, Params] | None = None
     processes: int = 1
+    images: Samples | None = None
 
     def storage(self, facts: CheckpointFacts, linears: Linears | None) -> Storage:
         """Return how the weights will be stored.
@@ -118,12 +120,20 @@ class Compression:
 def compression(ctx: Context, method: LayerMethod, params: Params | None = None) -> Compression:
     """Return the method of the step of `ctx`, with its parameters, or those given, and calibration data."""
     params = ctx.params if params is None else params
-    ids = ctx.data("data") if method.wants(params) != "none" or method.block is not None else None
+    ids, images = None, None
+    if method.wants(params) != "none" or method.block is not None:
+        ids, images = calibration_windows(ctx)
     calibration: list[int | None] | None = None
     if params.get("data") is not None:
         data = ctx.data_facts("data")
         calibration = [data.samples, data.sequence_length]
-    return Compression(method.kind, method, params, ids, calibration, processes=ctx.processes)
+    return Compression(method.kind, method, params, ids, calibration, processes=ctx.processes, images=images)
+
+
+def calibration_windows(ctx: Context) -> tuple[torch.Tensor, Samples | None]:
+    """Return the token ids [windows, length] of the calibration data, and its samples where they have images."""
+    images = ctx.images("data")
+    return (ctx.data("data"), None) if images is None else (images.ids, images)
 
 
 def compress(checkpoint: Artifact, how: Compression, run: StreamRun, ctx: Context) -> Result:
@@ -132,7 +142,7 @@ def compress(checkpoint: Artifact, how: Compression, run: StreamRun, ctx: Contex
     facts = of_artifact(checkpoint)
     with CheckpointReader(folder) as reader:
         output = Output(reader, facts, how.storage(facts, checkpoint.linears), run.scratch / "parts")
-        inputs = StreamInputs(folder, facts, ctx.device, how.ids, processes=how.processes)
+        inputs = StreamInputs(folder, facts, ctx.device, how.ids, processes=how.processes, images=how.images)
         method = resolved(how.method, how.params, facts, ctx.seed)
         if how.options is not None:
             method = replace(method, options=how.options)

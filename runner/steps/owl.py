@@ -131,7 +131,8 @@ def _measure(
     folder.mkdir(exist_ok=True)
     method = Method(outlier_share, options, statistics="input_norms")
     source = ctx.inputs["checkpoint"].path
-    inputs = StreamInputs(source, facts, ctx.device, ctx.data("data"), processes=ctx.processes)
+    ids, images = layer_stream.calibration_windows(ctx)
+    inputs = StreamInputs(source, facts, ctx.device, ids, processes=ctx.processes, images=images)
     run = StreamRun(folder, folder / "progress.json", replace(layer_stream.hooks(ctx), emit=_no_event))
 
     def note(index: int, changed: Mapping[str, Transformed]) -> dict[str, Any]:

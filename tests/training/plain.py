@@ -81,6 +81,9 @@ class Caller:
     def files(self, parameter: str) -> Any:
         raise NotImplementedError
 
+    def images(self, parameter: str) -> None:
+        return None
+
     def data_facts(self, parameter: str) -> Any:
         raise NotImplementedError
 

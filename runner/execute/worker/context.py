@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.contracts.context import Samples
 from runner.contracts.step_kind import Artifact, DataFacts
+from runner.data.windows import too_short
 from runner.errors import Interrupted, RecipeError
 from runner.execute.messages import Request
 from runner.job import built_environments
@@ -50,19 +52,37 @@ class StepContext:
         """Return token ids [samples, sequence_length], int64. RecipeError when the text is shorter than asked."""
         import torch
 
-        from runner.data.windows import too_short, windows
+        from runner.data.windows import windows
 
         ref = self._request.data[parameter]
         spec = DataSpec(**ref.spec)
+        if spec.images is not None:
+            raise ValueError(f"`{spec.name}` has images: a step that reads them calls `images`")
         ids = windows(spec, [Path(file) for file in ref.files], Path(self._request.tokenizer))
         if spec.samples is not None and len(ids) != spec.samples:
             raise RecipeError([too_short(spec, ids.size)])
         return torch.from_numpy(ids)
 
+    def images(self, parameter: str) -> Samples | None:
+        """Return the samples of an entry with images; None of any other. RecipeError where one cannot be processed."""
+        ref = self._request.data[parameter]
+        spec = DataSpec(**ref.spec)
+        if spec.images is None:
+            return None
+        from runner.data.image_records import image_records
+        from runner.data.processed_images import ImageSamples
+
+        records = image_records(spec, [Path(file) for file in ref.files])
+        if spec.samples is not None and len(records) != spec.samples:
+            raise RecipeError([too_short(spec, len(records) * spec.sequence_length)])
+        return ImageSamples(Path(self._request.tokenizer), records, spec.sequence_length)
+
     def data_facts(self, parameter: str) -> DataFacts:
         ref = self._request.data[parameter]
         spec = ref.spec
-        return DataFacts(spec["name"], spec["samples"], spec["sequence_length"], ref.bytes, ref.digest)
+        return DataFacts(
+            spec["name"], spec["samples"], spec["sequence_length"], ref.bytes, ref.digest, spec["images"] is not None
+        )
 
     def files(self, parameter: str) -> Mapping[str, Path]:
         """Return the entries of a parameter of task names that are local files or folders, with their paths."""

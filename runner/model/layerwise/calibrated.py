@@ -55,7 +55,9 @@ class Calibrated(FlowingLayers):
         self.run_layer = self._choose_mode()
 
     def begin(self, progress: progress_file.Progress, run: StreamRun) -> progress_file.Progress:
-        self.flow = HiddenStates(self.streamed, self.ids, run.scratch, self.paired.lanes, self.group, self.paired.every)
+        self.flow = HiddenStates(
+            self.streamed, self.ids, run.scratch, self.paired.lanes, self.group, self.paired.every, self.inputs.images
+        )
         progress = begin_flow(self.flow, progress, run, mode_of(self.method))
         if self.method.block is not None and self.flow.has_state():
             message = f"{type(self.streamed.model).__name__} has layers that hand one another keys and values"
@@ -161,7 +163,7 @@ class Calibrated(FlowingLayers):
                 other = own if self.other is None else self.experts[1][index][number]
                 stand_in = lane.layer.get_submodule(name)
                 versions.append(replace(other, stand_in=cast(ExpertsStandIn, stand_in)))
-            found[name] = MixtureRun(versions, self.flow.spans, self.flow.length, self.flow.folder)
+            found[name] = MixtureRun(versions, self.flow.token_ranges(), self.flow.folder)
         return found
 
     def model_names(self) -> dict[str, str]:

@@ -110,16 +110,16 @@ class _Calls:
 
 
 class MixtureRun:
-    """The experts of one mixture over all batches; `spans` are the ranges of windows, each `length` tokens long.
+    """The experts of one mixture over all batches; `ranges` are the tokens of each, by its windows.
 
     Call `collect` for every batch in order, then `solve` once; the forwards may go on then, and `remove` ends it.
     """
 
-    def __init__(self, lanes: Sequence[ExpertLane], spans: Sequence[Span], length: int, folder: Path) -> None:
+    def __init__(self, lanes: Sequence[ExpertLane], ranges: Mapping[Span, tuple[int, int]], folder: Path) -> None:
         self.lanes, self.folder = lanes, folder
-        self.tokens = spans[-1][1] * length
-        self.length = length
-        self.places = [(start * length, stop * length) for start, stop in spans]
+        self.ranges = dict(ranges)
+        self.places = list(self.ranges.values())
+        self.tokens = max(stop for _, stop in self.places)
         self.calls: list[_Calls] = []
         self.device, self.dtype = torch.device("cpu"), torch.float32
 
@@ -181,7 +181,7 @@ class MixtureRun:
             calls.outputs.remove()
 
     def _reader(self, file: TokenFile) -> Callable[[Span], torch.Tensor]:
-        return lambda span: file.read(span[0] * self.length, span[1] * self.length)
+        return lambda span: file.read(*self.ranges[span])
 
     def _solved(self, expert: int, weights: dict[str, torch.Tensor], method: Method) -> dict[str, Transformed]:
         """The changed matrices of an expert: first those that see its inputs, then the one that sees what they give."""

@@ -95,7 +95,7 @@ class _Routed(FlowingLayers):
         layer = streamed.load(index)
         start = f"{streamed.layer_name(index)}."
         own = {each.mixture.name.removeprefix(start): each for each in self.experts.get(index, ())}
-        runs = {name: MixtureRun([each], flow.spans, flow.length, flow.folder) for name, each in own.items()}
+        runs = {name: MixtureRun([each], flow.token_ranges(), flow.folder) for name, each in own.items()}
         heads = [names[0] for names in forward_modes.find_groups(layer, [], *flow.scout(index), alone=runs)]
         found: Usage = {}
 

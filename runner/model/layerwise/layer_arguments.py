@@ -1,9 +1,11 @@
 """What each decoder layer is called with besides its hidden states, for every batch.
 
 Most models call a layer with the same arguments whatever the tokens are (rotary tables, a mask); those are stored once
-for each size of batch. Where a batch's arguments differ (inputs of a layer's own that come from the tokens), they wait
-on disk until the layer runs. A dictionary or list that is empty at first is state that layers fill for later ones
-(shared keys and values): each batch of each lane has its own, and it is part of what an interrupted step resumes from.
+for each size of batch. Where a batch's arguments differ (inputs of a layer's own that come from the tokens, masks and
+positions of images), they wait on disk until the last layer that wants them has run: one file for a batch, in which
+what several layers share is written once. A dictionary or list that is empty at first is state that layers fill for
+later ones (shared keys and values): each batch of each lane has its own, and it is part of what an interrupted step
+resumes from.
 """
 
 from __future__ import annotations
@@ -58,9 +60,7 @@ class LayerArguments:
         own = [not same(one, other) for one, other in zip(calls, shared, strict=True)]
         if any(own):
             self._own[span] = own
-            for layer, call in enumerate(calls):
-                if own[layer]:
-                    torch.save(call, self._file(layer, span))
+            torch.save([call if own[layer] else None for layer, call in enumerate(calls)], self._file(span))
 
     def call(self, lane: int, layer: int, span: Span) -> Call:
         """The positional and keyword arguments of a layer for a batch."""
@@ -68,7 +68,7 @@ class LayerArguments:
             call = self._scout[layer]
         elif self._own.get(span, [False] * (layer + 1))[layer]:
             # The file was written by this process, or by the interrupted one before it.
-            call = torch.load(self._file(layer, span), weights_only=False)
+            call = torch.load(self._file(span), weights_only=False, mmap=True)[layer]
         else:
             call = self._shared[span[1] - span[0]][layer]
         states = self._states[lane, span]
@@ -100,11 +100,11 @@ class LayerArguments:
     def drop(self, layer: int) -> None:
         """Forget the arguments of a layer that has run."""
         for span, own in self._own.items():
-            if layer < len(own) and own[layer]:
-                self._file(layer, span).unlink(missing_ok=True)
+            if layer < len(own) and own[layer] and not any(own[layer + 1 :]):
+                self._file(span).unlink(missing_ok=True)
 
-    def _file(self, layer: int, span: Span) -> Path:
-        return self._folder / f"arguments-{layer}-{span[0]}"
+    def _file(self, span: Span) -> Path:
+        return self._folder / f"arguments-{span[0]}"
 
 
 def hands_state(calls: list[Call]) -> bool:

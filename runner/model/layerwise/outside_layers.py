@@ -27,20 +27,27 @@ class OutsideLayers:
         self.model, self.name, self.layers = model, name, layers
         self._returns = ""  # what the layers of this architecture return, a key of RETURNS; found by the first call
 
-    def calls(self, ids: torch.Tensor) -> tuple[torch.Tensor, list[Call]]:
+    def calls(
+        self, ids: torch.Tensor, more: Mapping[str, torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, list[Call]]:
         """Embed `ids` [batch, length] and return the first layer's input [batch, length, hidden] and, for every layer,
 
-        the positional and keyword arguments it gets after the hidden states. RecipeError (R405) for a model that does
+        the positional and keyword arguments it gets after the hidden states. The forward takes `more`, images and the
+        like, too. RecipeError (R405) for a model that does
         not call each layer once, in order, with what the one before it gave.
         """
         problem = ""
         for returns in [self._returns] if self._returns else RETURNS:
             recorders = self._recorders(returns)
             try:
-                self._record(recorders, ids)
+                self._record(recorders, ids, more or {})
             except _MISFITS as error:
                 reached = any(recorder.hidden is not None for recorder in recorders)
-                where = f"fails around layers that return {returns}" if reached else "cannot run on text alone"
+                where = (
+                    f"fails around layers that return {returns}"
+                    if reached
+                    else f"cannot run on {'images' if more else 'text alone'}"
+                )
                 problem = problem or f"{where}: {type(error).__name__}: {error}"
                 continue
             problem = _problem(recorders, ids)
@@ -113,9 +120,11 @@ class OutsideLayers:
             recorders.append(Recorder(layer, returns, previous, last))
         return recorders
 
-    def _record(self, recorders: list[Recorder], ids: torch.Tensor) -> None:
+    def _record(
+        self, recorders: list[Recorder], ids: torch.Tensor, more: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
         with self._replaced(list(recorders)), contextlib.suppress(EndOfLayers):
-            self.model(input_ids=ids, use_cache=False)
+            self.model(input_ids=ids, use_cache=False, **(more or {}))
 
     def logits(self, hidden: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
         """The model's head on final hidden states [batch, length, hidden], at the positions `keep`: float32 logits."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from runner.contracts.context import Samples
 from runner.contracts.facts import CheckpointFacts
 from runner.model.layerwise.method import Transformed
 
@@ -65,6 +66,7 @@ class StreamInputs:
 
     facts     of the checkpoint in `folder`
     ids       calibration windows [windows, length], int64; None for a method that collects no statistics
+    images    the same windows with images, where they have any
     original  folder of the unchanged model that "cross" compares with; None: the checkpoint itself
     processes  how many share the calibration windows; it changes no byte of the result
     """
@@ -75,3 +77,4 @@ class StreamInputs:
     ids: torch.Tensor | None = None
     original: Path | None = None
     processes: int = 1
+    images: Samples | None = None

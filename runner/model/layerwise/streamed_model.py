@@ -8,8 +8,9 @@ pass-through layers records the arguments that each layer is called with.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,7 +22,8 @@ from runner.model.architecture import inspect, tied_weights
 from runner.model.architecture.sites import of_mixtures
 from runner.model.checkpoint.quantization.scheme import Scheme
 from runner.model.checkpoint.reader import CheckpointReader
-from runner.model.layerwise import adapter, mixtures, served_rounding, tensor_names, towers
+from runner.model.layerwise import adapter, mixtures, served_rounding, tensor_names
+from runner.model.layerwise import towers as wrapping
 from runner.model.layerwise.conversions import Conversions
 from runner.model.layerwise.dtypes import compute_dtype, stored_dtype
 from runner.model.layerwise.empty_model import build_with_buffers
@@ -57,7 +59,7 @@ class StreamedModel:
         self.model.eval().requires_grad_(False)
         self.layers_name, layers = find_layers(self.model, config)
         self.layers: list[nn.Module] = list(layers)
-        self.towers = towers.towers(self.model)
+        self.towers = wrapping.towers(self.model)
         self.names = self._name_map()
         shapes = {name: tuple(header.shape) for name, header in self.reader.headers.items()}
         packed = (name for group in self.names.converted for name, _ in group.sources if name not in shapes)
@@ -191,10 +193,10 @@ class StreamedModel:
         finally:
             self.dtype = usual
 
-    def load_rest(self, *, embedding: bool = True, dtype: torch.dtype | None = None) -> None:
+    def load_rest(self, *, embedding: bool = True, dtype: torch.dtype | None = None, towers: bool = False) -> None:
         """Make all but the decoder layers real, in `dtype` if it is given; without `embedding` the input table stays
 
-        away unless it is tied.
+        away unless it is tied. Models for images and sound are read with `towers`, and are NaN without.
         """
         skipped = None
         if not embedding and not self.names.ties and not self.outside.needs_embedding():
@@ -202,8 +204,8 @@ class StreamedModel:
         for name, module in self.model.named_modules():
             if name == self.layers_name or name.startswith(self.layers_name + ".") or module is skipped:
                 continue
-            if towers.in_tower(name, self.towers):
-                towers.leave_out(module, self.device, self.dtype)
+            if not towers and wrapping.in_tower(name, self.towers):
+                wrapping.leave_out(module, self.device, self.dtype)
                 continue
             with self._in_type(dtype):
                 self._materialize(module, f"{name}." if name else "", recurse=False)
@@ -216,6 +218,19 @@ class StreamedModel:
     def calls(self, ids: torch.Tensor) -> tuple[torch.Tensor, list[Call]]:
         """Embed `ids`, as `OutsideLayers.calls` does. Needs `load_rest`."""
         return self.outside.calls(ids)
+
+    def calls_with_images(self, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, list[Call]]:
+        """Embed the `inputs` of the model's forward, images among them, as `calls` does. Needs `load_rest` of towers.
+
+        RecipeError (R667) for a model that works on images between its decoder layers.
+        """
+        given = {n: v.to(self.device, self.dtype if v.is_floating_point() else v.dtype) for n, v in inputs.items()}
+        ids = given.pop("input_ids")
+        try:
+            return self.outside.calls(ids, given)
+        except RecipeError as error:
+            help = "calibrate with text alone: leave `images` out of the data entry"
+            raise RecipeError(replace(each, code="R667", help=help) for each in error.diagnostics) from None
 
     def logits(self, hidden: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
         """The logits of final hidden states, as `OutsideLayers.logits` gives them. Needs `load_rest`."""

@@ -87,10 +87,12 @@ def test_equal_arguments_are_stored_once(tmp_path: Path) -> None:
     arguments.record((4, 8), calls(1, {"a": 1}))
     assert list(tmp_path.iterdir()) == []
     arguments.record((8, 12), calls(2, {"a": 1}))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["arguments-0-8", "arguments-1-8"]
+    assert [path.name for path in tmp_path.iterdir()] == ["arguments-8"]
     assert [arguments.call(0, 0, span)[1]["own"][0] for span in ((0, 4), (4, 8), (8, 12))] == [1, 1, 2]
     arguments.drop(0)
-    assert [path.name for path in tmp_path.iterdir()] == ["arguments-1-8"]
+    assert arguments.call(0, 1, (8, 12))[1]["own"][0] == 2
+    arguments.drop(1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_state_belongs_to_a_batch_and_a_lane(tmp_path: Path) -> None:
