@@ -89,8 +89,8 @@ def _build(environment: Environment, target: Path) -> None:
         else:
             environments.run([sys.executable, "-m", "venv", str(target)], what)
             install = [str(_interpreter(target)), "-m", "pip", "install", "--quiet"]
-        options = ["--require-hashes", "--no-deps", *environments.sources(wanted), "-r", str(listed)]
-        environments.run([*install, *options], what)
+        sources = environments.sources(wanted, with_uv=uv is not None)
+        environments.run([*install, "--require-hashes", "--no-deps", *sources, "-r", str(listed)], what)
         facts = {**environment.document(), "version": wanted.version, "made": records.now()}
         files.write_atomic(target / _FACTS, files.pretty(facts))
     except BaseException:

@@ -23,6 +23,9 @@ from runner.plan.machine import package_version
 
 _SECONDS = 3600  # some environments are gigabytes
 _LINES_SHOWN = 12
+# What pip and uv write where nothing answers at an index.
+_UNREACHED = ("connection broken by", "Failed to fetch", "error sending request")
+_WHEELHOUSE = "or name a folder of wheels with `find_links` and `index: none`"
 
 
 @dataclass(frozen=True)
@@ -106,9 +109,19 @@ def uv() -> list[str] | None:
     return [sys.executable, "-m", "uv"] if package_version("uv") else None
 
 
-def sources(wanted: Wanted) -> list[str]:
-    """Return the options for uv and pip that name where packages come from."""
-    found = ["--no-index"] if wanted.index == "none" else ["--index-url", wanted.index] if wanted.index else []
+def is_offline() -> bool:
+    return os.environ.get("RUNNER_OFFLINE") == "1"
+
+
+def sources(wanted: Wanted, *, with_uv: bool) -> list[str]:
+    """Return the options for uv or pip that name where packages come from.
+
+    Offline, uv takes what it has in its cache; pip, which cannot, takes wheels of `find_links` alone.
+    """
+    if wanted.index == "none" or (is_offline() and not with_uv):
+        found = ["--no-index"]
+    else:
+        found = [*(["--offline"] if is_offline() else []), *(["--index-url", wanted.index] if wanted.index else [])]
     return [*found, *(["--find-links", wanted.find_links] if wanted.find_links else [])]
 
 
@@ -121,16 +134,22 @@ def run(command: Sequence[str], what: str, text: str | None = None) -> str:
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip() and "WARNING" not in line][-_LINES_SHOWN:]
         words = "".join(f"\n    {line}" for line in lines)
-        raise MachineError(f"{what}:{words}", "change `requirements`, or name where packages come from with `index` "
-                               "and `find_links`")  # fmt: skip
+        raise MachineError(f"{what}:{words}", _remedy(done.stderr))
     return done.stdout
 
 
+def _remedy(words: str) -> str:
+    if is_offline():
+        return f"leave out `--offline`, {_WHEELHOUSE}"
+    if any(clause in words for clause in _UNREACHED):
+        return f"check the network and the address of the package index, {_WHEELHOUSE}"
+    return "change `requirements`, or name where packages come from with `index` and `find_links`"
+
+
 def _with_uv(wanted: Wanted) -> tuple[str, ...]:
-    offline = ["--offline"] if os.environ.get("RUNNER_OFFLINE") == "1" and wanted.index != "none" else []
     command = [
         *(uv() or ()), "pip", "compile", "-", "--generate-hashes", "--no-header", "--no-annotate", "--quiet",
-        "--no-config", "--python-version", wanted.version, *offline, *sources(wanted),
+        "--no-config", "--python-version", wanted.version, *sources(wanted, with_uv=True),
     ]  # fmt: skip
     text = run(command, "the environment does not resolve", "\n".join(wanted.requirements) + "\n")
     joined = text.replace("\\\n", " ")
@@ -145,7 +164,7 @@ def _with_pip(wanted: Wanted) -> tuple[str, ...]:
                                "`pip install uv`, or leave out `python`")  # fmt: skip
     command = [
         sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-",
-        *sources(wanted), *wanted.requirements,
+        *sources(wanted, with_uv=False), *wanted.requirements,
     ]  # fmt: skip
     report = json.loads(run(command, "the environment does not resolve"))
     found = []

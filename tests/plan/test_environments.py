@@ -107,6 +107,34 @@ def test_what_does_not_resolve_is_told_in_the_words_of_the_resolver(
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_without_network_the_remedy_is_a_wheelhouse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    choose(backend, monkeypatch)
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
+    with pytest.raises(MachineError) as caught:
+        environments.resolve(Wanted(("tiny-tool>=1",), index="http://127.0.0.1:9/simple"))
+    assert caught.value.message.startswith("the environment does not resolve:\n    ")
+    assert caught.value.help == (
+        "check the network and the address of the package index, "
+        "or name a folder of wheels with `find_links` and `index: none`"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_offline_only_a_wheelhouse_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    choose(backend, monkeypatch)
+    monkeypatch.setenv("RUNNER_OFFLINE", "1")
+    wheel(tmp_path / "wheels", "1.2")
+    assert environments.resolve(wanted(tmp_path / "wheels")).packages[0].startswith("tiny-tool==1.2 ")
+    with pytest.raises(MachineError) as caught:
+        environments.resolve(Wanted(("tiny-tool-that-is-nowhere>=1",)))
+    assert caught.value.message.startswith("the environment does not resolve:\n    ")
+    assert caught.value.help == "leave out `--offline`, or name a folder of wheels with `find_links` and `index: none`"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_failed_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     choose(backend, monkeypatch)
     wheel(tmp_path / "wheels", "1.2")
