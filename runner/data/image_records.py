@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,15 @@ def image_records(spec: DataSpec, files: Sequence[Path]) -> list[ImageRecord]:
     if not any(record.images for record in records):
         raise _error("R662", f"data `{spec.name}`: no record has an image under `{spec.images}`", _FORM)
     return records
+
+
+def packages() -> dict[str, str]:
+    """Return the versions of the packages that decide what becomes of an image, of those that are installed."""
+    found = {}
+    for name in ("pillow", "torchvision"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def check_images(records: Iterable[ImageRecord]) -> None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from runner.data import packing
+from runner.data import image_records, packing
 from runner.plan.types import PlannedStep, ResolvedData, ResolvedTasks
 from runner.recipe.types import Step
 
@@ -54,7 +54,7 @@ def data_inputs(data: ResolvedData) -> dict[str, Any]:
     if not data.files:
         facts["split"] = spec.split
     if spec.images is not None:
-        facts["images"] = spec.images
+        facts |= {"images": spec.images, "packages": image_records.packages()}
     return facts
 
 

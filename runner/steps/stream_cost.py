@@ -17,15 +17,16 @@ def working_bytes(weights: int) -> int:
 def stacks(method: LayerMethod, facts: CheckpointFacts) -> dict[int, int]:
     """Return input width → the most weights solved at once.
 
-    Linears of one width in a layer may have the same input.
+    A method that stacks solves those that have one input together: q with k and v, gate with up. Linears of a layer
+    whose roles say nothing may all have one where they have the same width.
     """
     found: dict[int, int] = {0: 0}
-    by_layer: dict[tuple[int, str, int], int] = {}
+    together: dict[tuple[int, int, str], int] = {}
     for linear in facts.sites:
-        size = linear.size
-        key = (linear.layer, linear.expert, linear.columns)
-        by_layer[key] = size + (by_layer.get(key, 0) if method.stacked else 0)
-        found[linear.columns] = max(found.get(linear.columns, 0), by_layer[key])
+        first = "" if linear.role == "other" else min((linear.name, *linear.fused_with))
+        key = (linear.layer, linear.columns, first)
+        together[key] = linear.size + (together.get(key, 0) if method.stacked else 0)
+        found[linear.columns] = max(found.get(linear.columns, 0), together[key])
     return found
 
 

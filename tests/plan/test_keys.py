@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runner.data.image_records import packages
 from runner.plan import keys
 from runner.plan.types import ResolvedData
 from runner.recipe.types import DataSpec, Step
@@ -101,3 +102,12 @@ def test_fields_do_not_matter_to_plain_text() -> None:
 def test_the_split_of_a_hub_dataset_matters() -> None:
     hub = replace(DATA, files=())
     assert keys.data_inputs(hub) != keys.data_inputs(replace(hub, spec=replace(hub.spec, split="test")))
+
+
+def test_images_and_what_decodes_them_are_part_of_the_key() -> None:
+    """Another field or another release of Pillow gives other pixels; data without images keeps its keys."""
+    seen = replace(DATA, spec=replace(DATA.spec, images="photo"))
+    found = keys.data_inputs(seen)
+    assert found["images"] == "photo"
+    assert found["packages"] == packages()
+    assert keys.data_inputs(DATA) == {k: v for k, v in found.items() if k not in ("images", "packages")}

@@ -20,7 +20,8 @@ from runner.recipe.load import loads
 from runner.recipe.schema.load import defaults
 from runner.steps.gptq_solver import solving_seconds
 from runner.steps.kinds import find
-from runner.steps.stream_cost import distinct_inputs
+from runner.steps.quantize.gptq import method as gptq
+from runner.steps.stream_cost import distinct_inputs, stacks
 from tests.host import Host
 from tests.tiny import save, tokens
 
@@ -221,6 +222,20 @@ def test_solving_is_part_of_the_forecast(tmp_path: Path) -> None:
     assert solving_seconds(model, fast) - columns == pytest.approx((solving - columns) / 2)
     assert seconds("quantize.gptq", machine) - seconds("quantize.gptq", fast) > 0.9 * (solving - columns) / 2
     assert seconds("prune.wanda", machine) - seconds("prune.wanda", fast) < 0.1 * solving
+
+
+def test_what_is_solved_together_sees_one_input(tmp_path: Path) -> None:
+    """Of the linears of one width, q with k and v, and gate with up: not all of a layer at once."""
+    model = facts(save(tmp_path / "llama", "llama"), "llama")
+    sizes = {site.name: site.size for site in model.sites if site.layer == 0}
+    of = {name.rpartition(".")[2]: size for name, size in sizes.items()}
+    widest = model.config.hidden_size
+    expected = max(of["q_proj"] + of["k_proj"] + of["v_proj"], of["gate_proj"] + of["up_proj"], of["o_proj"])
+    assert stacks(gptq, model)[widest] == expected
+    unknown = replace(model, sites=tuple(replace(site, role="other", fused_with=()) for site in model.sites))
+    everything = sum(size for name, size in sizes.items() if "down" not in name)
+    assert stacks(gptq, unknown)[widest] == everything
+    assert stacks(replace(gptq, stacked=False), unknown)[widest] == max(of["gate_proj"], of["q_proj"])
 
 
 def test_what_lies_on_the_card_is_no_part_of_the_hosts_memory(tmp_path: Path) -> None:
