@@ -39,7 +39,8 @@ TOWERS = """
 ## Towers
 
 Models that wrap a language model in others for images or sound, of the types that transformers has beside those above.
-The language model, found by its configuration, is measured, rounded, quantized and pruned on text. All other tensors
+The language model, found by its configuration, is measured, rounded, quantized and pruned on text; GPTQ, rounding and
+Wanda calibrate [on images](recipe.md#data) too (tried with gemma3 and qwen2_5_vl). All other tensors
 keep their bytes, and transformers loads the result as the entire model. Of {all} types {measured} are measured,
 {quantized} quantized and {pruned} pruned right; of {none} no tiny model can be made.{failed} Those that are refused
 cannot run on text alone, or a layer at a time. `tests/steps/test_towers.py` asks {asked} types a question about an
