@@ -85,16 +85,6 @@ class Machines:
                 return
         raise TimeoutError(f"Ray does not start on {count} machines, see {self._folder}/nodes/*/log")
 
-    def command_lines(self) -> list[bytes]:
-        """Return the command lines of all processes, which every user of a machine can read."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                found.append(path.read_bytes())
-            except OSError:
-                continue
-        return found
-
     def _start(self, index: int, variables: dict[str, str]) -> None:
         own = self._folder / "nodes" / str(index)
         (own / "ray").mkdir(parents=True)
@@ -130,6 +120,17 @@ class Machines:
             process.wait()
         subprocess.run(["ip", "link", "del", self._bridge], check=False)
         shutil.rmtree(self._sessions, ignore_errors=True)
+
+
+def command_lines() -> list[bytes]:
+    """Return the command lines of all processes, which every user of a machine can read."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(path.read_bytes())
+        except OSError:
+            continue
+    return found
 
 
 _COUNT = """

@@ -15,12 +15,16 @@ from pathlib import Path
 import pytest
 
 from runner.execute import slurm_executor
+from runner.job import batch_jobs
 from runner.plan.types import Plan
 from tests.execute import slurm_cluster
 from tests.execute.applying import KINDS, ROOT, Kept
+from tests.execute.ray_machines import command_lines
 from tests.execute.shipping import applied
 from tests.execute.slurm_cluster import SlurmCluster
 from tests.execute.test_ray import digests, fork
+from tests.execute.test_two_drivers import leaked
+from tests.job import s3_server
 
 _missing = slurm_cluster.missing() or (
     None if importlib.util.find_spec("submitit") else "the extra `slurm` is not installed"
@@ -46,13 +50,20 @@ def run(plans: list[Plan], jobs: Path) -> tuple[list[int | None], list[Kept]]:
     return applied(plans, jobs, lambda reports: slurm_executor.make(reports, jobs / "store", {}))
 
 
-def test_jobs_of_a_matrix_and_their_chains(tmp_path: Path, cluster: SlurmCluster) -> None:
+def test_jobs_of_a_matrix_and_their_chains_keep_secrets(
+    tmp_path: Path, cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", s3_server.SECRET)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.SECRET)
     (node,) = slurm_executor.offer("slurm").nodes
     assert (node.cpus, node.memory) == (slurm_cluster.CPUS, slurm_cluster.MEMORY * 2**20)
     plans = [fork(tmp_path, bits, trace=str(tmp_path / "trace")) for bits in (2, 3, 4)]
     codes, kept = run(plans, tmp_path / "jobs")
     assert codes == [0, 0, 0]
     assert [len(sink.named("step_finished")) for sink in kept] == [3, 2, 2]
+    assert list((tmp_path / "jobs" / "store" / batch_jobs.FOLDER).iterdir()), "logs and scripts of batch jobs"
+    assert leaked(tmp_path) == []
+    assert s3_server.SECRET not in "".join(map(str, command_lines()))
     (tmp_path / "trace").unlink()
     applied(plans, tmp_path / "local", None)
     assert digests(tmp_path / "jobs") == digests(tmp_path / "local")

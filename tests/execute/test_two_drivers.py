@@ -9,7 +9,7 @@ import pytest
 
 from tests.execute import driving
 from tests.execute.applying import KINDS
-from tests.execute.ray_machines import Machines, missing
+from tests.execute.ray_machines import Machines, command_lines, missing
 from tests.execute.shipping import applied
 from tests.execute.test_ray import digests
 from tests.job import s3_server
@@ -70,7 +70,7 @@ def test_ray_on_machines_with_separate_folders_and_a_store_on_s3(
         for driver in drivers:
             _, errors = driver.communicate(timeout=900)
             assert driver.returncode == 0, errors
-        shown = "".join(map(str, machines.command_lines()))
+        shown = "".join(map(str, command_lines()))
         assert s3_server.SECRET not in shown
         used = [path.name for path in (tmp_path / "nodes").iterdir() if list(path.glob("store/*/record.json"))]
     assert leaked(tmp_path) == []
