@@ -17,7 +17,7 @@ REQUIRES = (Requirement("executorch", "executorch"),)
 METRICS = ("bytes",)
 
 _EXPORTER = 900 << 20  # ExecuTorch's exporter and torchao imported (measured)
-_SECONDS, _LAYER_SECONDS = 40.0, 5.0
+_SECONDS, _LAYER_SECONDS = 20.0, 30.0  # nearly all of it in ExecuTorch's passes over the graph (measured, 576 wide)
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
