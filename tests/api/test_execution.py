@@ -74,7 +74,6 @@ def test_a_time_limit_stops_at_a_safe_point() -> None:
     assert runner.apply(plan).status == "done"
 
 
-@pytest.mark.nightly
 def test_what_a_callback_raises_ends_the_job_and_is_raised() -> None:
     plan, seen = planned(), list[str]()
 
@@ -106,7 +105,6 @@ def test_a_time_limit_is_refused_where_it_could_not_act() -> None:
     assert [error.message for error in raised] == ["`timeout` works only in the main thread, where signals arrive"]
 
 
-@pytest.mark.nightly
 def test_trust_of_one_plan_is_none_of_the_next() -> None:
     recipe = runner.load("toy.yaml")
     trusted, plain = runner.plan(recipe, trust_remote_code=True), runner.plan(recipe)

@@ -264,7 +264,6 @@ def test_a_folder_without_recipes(run: Run, folder: Path) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.nightly
 def test_an_unforeseen_error_costs_the_other_recipes_nothing(run: Run, folder: Path, monkeypatch: Any) -> None:
     from runner.execute import application
 

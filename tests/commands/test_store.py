@@ -231,7 +231,6 @@ def test_apply_takes_from_the_remote_store_and_gives_to_it(run: Run, folder: Pat
     assert run("verify", "--jobs", "elsewhere", "toy-")[0] == 0
 
 
-@pytest.mark.nightly
 def test_apply_does_not_believe_a_bad_entry_and_makes_it_again(run: Run, job: str, folder: Path) -> None:
     remote = folder / "remote"
     run("store", "push", "--remote", str(remote))

@@ -106,7 +106,6 @@ def test_packed_weights_and_an_adapter(tmp_path: Path) -> None:
     assert found[0]["continuation/acc_norm"] < found[1]["continuation/acc_norm"]
 
 
-@pytest.mark.nightly
 def test_a_name_that_the_harness_does_not_have(tmp_path: Path) -> None:
     from importlib.metadata import version
 

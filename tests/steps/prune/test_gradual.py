@@ -73,7 +73,6 @@ def test_a_training_that_goes_on_ends_with_the_same_bytes(tmp_path: Path) -> Non
     assert (whole.out_dir / "model.safetensors").read_bytes() == (stopped.out_dir / "model.safetensors").read_bytes()
 
 
-@pytest.mark.nightly
 def test_only_states_of_full_sparsity_are_kept_as_the_best(tmp_path: Path) -> None:
     model = save(tmp_path / "model")
     step = host(tmp_path / "step", model, evaluation="calibration", evaluate_every=1, end_step=6)
