@@ -25,6 +25,8 @@ _UNNAMED = re.compile(r"^Class validation error for validator '\w+':\s*(.*)", re
 _SHAPES = re.compile(
     r"size of tensor a|shapes cannot be multiplied|is invalid for input of size|split_with_sizes|Sizes of tensors"
 )
+# And of numbers of experts and groups that do not, which no mask causes.
+_COUNTS = re.compile(r"k not in range for dimension|selected index k out of range|only one dimension can be inferred")
 # What decides which configuration it is stays, in search of a culprit.
 _IDENTITY = ("model_type", "architectures", "auto_map")
 _SECONDS = 10.0  # that the search for a culprit may take
@@ -64,8 +66,8 @@ def running(folder: Path, own_code: bool, model: Any) -> tuple[Problem, ...]:
         found = _problem(
             "forward", error, document, own_code, lambda changed: meta_forward(_model(_variant(changed), False))
         )
-        shapes = _SHAPES.search(str(error.__cause__ or error))
-        return (found,) if found.keys or shapes else ()
+        misfit = _SHAPES.search(str(error.__cause__ or error)) or _COUNTS.search(str(error))
+        return (found,) if found.keys or misfit else ()
     return ()
 
 

@@ -17,7 +17,7 @@ from runner.contracts.model_description import ModelDescription, Problem
 from runner.model.checkpoint import headers
 from runner.model.layerwise import refusals
 from runner.model.layerwise.describe import describe
-from tests import tiny
+from tests import model_types, tiny
 
 
 def described(folder: Path) -> ModelDescription:
@@ -121,6 +121,13 @@ def test_a_model_that_is_built_and_cannot_run_is_refused(tmp_path: Path) -> None
     assert described(tmp_path).problems == (
         Problem("forward", "KeyError", "KeyError: 'chunked_attention'", ("layer_types",)),
     )
+
+
+@pytest.mark.parametrize("changes", [{"num_experts_per_tok": 9}, {"n_group": -1}])
+def test_experts_and_groups_that_do_not_fit(tmp_path: Path, changes: dict[str, Any]) -> None:
+    AutoModelForCausalLM.from_config(model_types.config("deepseek_v3")).save_pretrained(tmp_path)
+    change(tmp_path, **changes)
+    assert [problem.stage for problem in described(tmp_path).problems] == ["forward"]
 
 
 @pytest.mark.parametrize(
