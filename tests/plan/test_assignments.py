@@ -49,7 +49,6 @@ def test_before_the_measurement_the_plan_assigns_nothing(applied: tuple[Path, ru
     assert "scipy" in quantize.step.key_inputs["environment"]
 
 
-@pytest.mark.nightly
 def test_afterwards_plan_report_and_locks_have_the_assignment(applied: tuple[Path, runner.Job, Any]) -> None:
     folder, job, _ = applied
     assigned = job.records["rtn"].details["assignment"]
@@ -72,7 +71,6 @@ def test_afterwards_plan_report_and_locks_have_the_assignment(applied: tuple[Pat
     assert "budget" in card
 
 
-@pytest.mark.nightly
 def test_the_artifact_meets_its_schema(applied: tuple[Path, runner.Job, Any]) -> None:
     _, job, _ = applied
     out = Path(job.path) / "steps" / job.steps[0].folder / "out"
@@ -80,7 +78,6 @@ def test_the_artifact_meets_its_schema(applied: tuple[Path, runner.Job, Any]) ->
     Draft202012Validator(rules).validate(sensitivity.read(out).to_json())
 
 
-@pytest.mark.nightly
 def test_transformers_loads_the_result(applied: tuple[Path, runner.Job, Any]) -> None:
     _, job, _ = applied
     ids = torch.arange(3, 67).reshape(1, 64)
@@ -88,7 +85,6 @@ def test_transformers_loads_the_result(applied: tuple[Path, runner.Job, Any]) ->
     assert torch.isfinite(found).all()
 
 
-@pytest.mark.nightly
 def test_a_loss_that_no_assignment_has_is_refused_once_it_is_measured(applied: tuple[Path, runner.Job, Any]) -> None:
     folder, _, _ = applied
     (folder / "r2.yaml").write_text((folder / "r.yaml").read_text().replace("average_bits: 3.5", "max_loss: 1e-6"))
@@ -101,7 +97,6 @@ def test_a_loss_that_no_assignment_has_is_refused_once_it_is_measured(applied: t
     assert complaint.span.line == 9
 
 
-@pytest.mark.nightly
 def test_plans_that_differ_are_told_apart_in_a_lock(applied: tuple[Path, runner.Job, Any]) -> None:
     _, job, before = applied
     plan, own = before.preview.plan, job.records["rtn"].details["assignment"]
