@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 from runner.data.documents import json_rows, without_surrogates
 from runner.errors import Diagnostic, MachineError, RecipeError
 from runner.recipe.types import DataSpec
+from runner.system import installed
 from runner.wording import show, ticked
 
 IMAGE = "image"  # the type of a part of a message that stands for the next image
@@ -57,11 +56,8 @@ def image_records(spec: DataSpec, files: Sequence[Path]) -> list[ImageRecord]:
 
 def packages() -> dict[str, str]:
     """Return the versions of the packages that decide what becomes of an image, of those that are installed."""
-    found = {}
-    for name in ("pillow", "torchvision"):
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+    found = {name: installed.version(name) for name in ("pillow", "torchvision")}
+    return {name: version for name, version in found.items() if version is not None}
 
 
 def check_images(records: Iterable[ImageRecord]) -> None:

@@ -88,7 +88,7 @@ def nbytes(facts: CheckpointFacts, target: str, precision: str, embedding: str =
         if isinstance(how, integer_layouts.IntegerLayout):
             block = how.block or linear.columns
             groups = ceil_div(linear.columns, block)
-            scale = value if target == integer_layouts.TENSORRT or linear.name in wide else 2
+            scale = value if target == integer_layouts.TENSORRT or linear.name in wide else FLOAT_BYTES["fp16"]
             total += linear.rows * (groups * block * how.field // 8 + groups * (scale + how.field // 8))
     for name, tensor in facts.tensors.items():
         if packed_names.split(name)[0] not in packed:

@@ -6,8 +6,8 @@ from runner.contracts.facts import CheckpointFacts
 from runner.errors import Diagnostic
 from runner.export import integer_layouts
 
-BITS = {"dense": 0, "int8": 8, "int4": 4}  # values of the parameter `embedding`, and
-AUTO = "auto"
+BITS = {"dense": 0, "int8": 8, "int4": 4}  # values of the parameter `embedding`
+AUTO = "auto"  # the further one, of which `preflight.embedding` makes one of these
 _SCALE_BYTES = 2
 _LARGEST = {8: 128, 4: 32}  # columns that share a scale, where they divide the width
 

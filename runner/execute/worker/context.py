@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from runner.contracts.context import Samples
 from runner.contracts.step_kind import Artifact, DataFacts
-from runner.data.windows import too_short
+from runner.data.windows import too_short, windows
 from runner.errors import Interrupted, RecipeError
 from runner.execute.messages import Request
 from runner.job import built_environments
@@ -51,8 +51,6 @@ class StepContext:
     def data(self, parameter: str) -> torch.Tensor:
         """Return token ids [samples, sequence_length], int64. RecipeError when the text is shorter than asked."""
         import torch
-
-        from runner.data.windows import windows
 
         ref = self._request.data[parameter]
         spec = DataSpec(**ref.spec)

@@ -33,14 +33,14 @@ class OutsideLayers:
         """Embed `ids` [batch, length] and return the first layer's input [batch, length, hidden] and, for every layer,
 
         the positional and keyword arguments it gets after the hidden states. The forward takes `more`, images and the
-        like, too. RecipeError (R405) for a model that does
-        not call each layer once, in order, with what the one before it gave.
+        like, too. RecipeError (R405) for a model that does not call each layer once, in order, with what the one before
+        it gave.
         """
         problem = ""
         for returns in [self._returns] if self._returns else RETURNS:
             recorders = self._recorders(returns)
             try:
-                self._record(recorders, ids, more or {})
+                self._record(recorders, ids, more)
             except _MISFITS as error:
                 reached = any(recorder.hidden is not None for recorder in recorders)
                 where = (

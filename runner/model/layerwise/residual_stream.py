@@ -51,7 +51,7 @@ def find_stream(trial: Trial, seed: int = 0) -> Stream:
     inside = {name for names in readers.values() for name in names}
     candidates = [n for n in found.order if n not in inside and widths(trial.layer.get_submodule(n))[0] == width]
     added = torch.randn(width, generator=generator).to(trial.hidden)
-    with _held(trial, list(readers)):
+    with _recorded(trial, list(readers), hold=True):
         plain = trial.run()[0]
         writers = [name for name in candidates if _adds(trial, name, added, plain)]
     return Stream(readers, tuple(writers), tuple(others))
@@ -62,32 +62,12 @@ def _on_stream(trial: Trial, norms: Sequence[str], linears: Sequence[str], gener
 
     with the layer's. The input of others, as of low-rank queries, is what a linear made.
     """
-    plain: dict[str, torch.Tensor] = {}
-    moved: dict[str, torch.Tensor] = {}
-    with _held(trial, linears):
-        with _seen(trial, norms, plain):
+    with _recorded(trial, linears, hold=True):
+        with _recorded(trial, norms) as plain:
             trial.run()
-        with _seen(trial, norms, moved):
+        with _recorded(trial, norms) as moved:
             drawn(trial, generator).run()
     return {name for name in plain if not torch.equal(plain[name], moved[name])}
-
-
-@contextmanager
-def _seen(trial: Trial, names: Sequence[str], outputs: dict[str, torch.Tensor]) -> Iterator[None]:
-    """Collect what modules give first, by name."""
-
-    def seen(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-            outputs.setdefault(name, output)
-
-        return hook
-
-    handles = [trial.layer.get_submodule(name).register_forward_hook(seen(name)) for name in names]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _adds(trial: Trial, name: str, added: torch.Tensor, plain: torch.Tensor) -> bool:
@@ -100,19 +80,20 @@ def _adds(trial: Trial, name: str, added: torch.Tensor, plain: torch.Tensor) -> 
 
 
 @contextmanager
-def _held(trial: Trial, names: Sequence[str]) -> Iterator[None]:
-    """Let modules give what they give now, whatever their inputs become."""
-    kept: dict[str, torch.Tensor] = {}
+def _recorded(trial: Trial, names: Sequence[str], *, hold: bool = False) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield what modules give first, by name; with `hold` they go on giving that, whatever their inputs become."""
+    first: dict[str, torch.Tensor] = {}
 
-    def keep(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-            return kept.setdefault(name, output)
+    def record(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
+            given = first.setdefault(name, output)
+            return given if hold else None
 
         return hook
 
-    handles = [trial.layer.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    handles = [trial.layer.get_submodule(name).register_forward_hook(record(name)) for name in names]
     try:
-        yield
+        yield first
     finally:
         for handle in handles:
             handle.remove()

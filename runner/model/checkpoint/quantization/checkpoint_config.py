@@ -136,13 +136,11 @@ def _refuse_joined(stored: Mapping[str, Stored], linears: Linears) -> Refusal | 
 
     It makes one tensor of the experts of a layer and, unless weights are 8-bit floats, takes each for packed (5.23).
     """
-    if all(own.scheme.weights.element == "float8_e4m3" for own in stored.values()):
-        return None
-    if _config(stored, (), False)["quant_method"] != compressed_tensors_config.METHOD:
-        return None
     joined = (name for each in linears.mixtures if not each.tensors() for name in _sites(each))
     dense = next((name for name in joined if name not in stored), None)
-    if dense is None:
+    if dense is None or all(own.scheme.weights.element == "float8_e4m3" for own in stored.values()):
+        return None
+    if _config(stored, (), False)["quant_method"] != compressed_tensors_config.METHOD:
         return None
     problem = (
         f"transformers joins the experts of a layer on loading, and takes all of them for packed: `{dense}` is not"
