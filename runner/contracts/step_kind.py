@@ -15,6 +15,8 @@ what it calls import what they need. It holds these names:
     NOISE: Mapping[str, Noise]       optional: the metrics that are means of values of single windows or questions,
                                      which `details["samples"]` has; gates on them may have a `confidence`
     requires(params) -> tuple[Requirement, ...]   optional: replaces REQUIRES for these parameters
+    LIBRARIES: tuple[str, ...]       optional: which of torch and transformers decide its result, so that its key names
+                                     their versions and its worker imports torch; both where it is absent
     environment(params, machine) -> Mapping[str, str]   optional: properties of the machine, beyond required packages,
                                      that the result is for or depends on; part of its key
     BASE: str                        optional: the parameter that names the checkpoint which the result is made from,

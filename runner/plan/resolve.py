@@ -119,7 +119,7 @@ def _here(model: ResolvedModel) -> ResolvedModel:
 
 def environment(device: str) -> dict[str, str]:
     """Return the properties of the installation that influence the bytes of results."""
-    versions = {package: package_version(package) for package in ("torch", "transformers")}
+    versions = {package: package_version(package) for package in kinds.LIBRARIES}
     for package, version in versions.items():
         if version is None:
             raise MachineError(f"{package} is not installed", f"`pip install {package}`")
@@ -192,7 +192,9 @@ class _Planner:
         known = {e.id: e.key for e in earlier} | {id: model.digest for id, model in self.sources.models.items()}
         tasks = self.sources.tasks.get(step.id, {})
         packages = [need.package for need in kinds.requirements(kind, step.params)]
-        needed = {package: str(package_version(package)) for package in packages}
+        idle = set(kinds.LIBRARIES) - set(kinds.libraries(kind))
+        needed = {name: value for name, value in self.environment.items() if name not in idle}
+        needed |= {package: str(package_version(package)) for package in packages}
         needed |= kinds.environment(kind, step.params, candidates(step, self.machine, self.offer)[0][1])
         own = self.environments.get(step.id)
         needed |= {"packages": own.digest} if own is not None else {}
@@ -203,7 +205,7 @@ class _Planner:
             references=gates | set(wired.inputs) | set(wired.data) | set(tasks),
             inputs={parameter: known[id] for parameter, id in wired.inputs.items()},
             data={parameter: self.sources.data[name] for parameter, name in wired.data.items()},
-            environment={**self.environment, **needed},
+            environment=needed,
             processes=1 if kinds.is_divisible(step.kind) else wired.processes,
             tasks=tasks,
         )

@@ -14,6 +14,8 @@ from runner.recipe.schema import kinds
 from runner.steps import targets
 from runner.steps.layer_method import LayerMethod
 
+LIBRARIES = ("torch", "transformers")
+
 _NAMES = ("VERSION", "CONSUMES", "PRODUCES", "REQUIRES", "METRICS", "check", "estimate", "run")
 
 
@@ -38,6 +40,11 @@ def requirements(kind: Kind, params: Params) -> tuple[Requirement, ...]:
     """Return the packages that a step of this kind needs with these parameters."""
     chosen: Any = getattr(kind, "requires", None)
     return kind.REQUIRES if chosen is None else tuple(chosen(params))
+
+
+def libraries(kind: Kind) -> tuple[str, ...]:
+    """Return which of torch and transformers decide the result of such a step; their versions are in its key."""
+    return tuple(getattr(kind, "LIBRARIES", LIBRARIES))
 
 
 def environment(kind: Kind, params: Params, machine: MachineFacts) -> Mapping[str, str]:

@@ -73,7 +73,7 @@ def test_report(run: Run, job: str) -> None:
     code, out, err = run("report", job)
     assert (code, err) == (0, "")
     text = re.sub(r"started \S+Z", "started THEN", steady(out))
-    text = re.sub(r"SECS +\d+ MB", "SECS NN MB", text)
+    text = re.sub(r"SECS +[\d.]+ MB", "SECS NN MB", text)
     assert (
         re.sub(r"(?<=\S) +", " ", text)
         == f"""\

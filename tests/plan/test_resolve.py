@@ -54,6 +54,14 @@ def test_the_plan_of_a_recipe() -> None:
     assert plan.job_id == f"small-{plan.key[:12]}"
 
 
+def test_a_key_names_the_libraries_that_decide_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kind whose result depends on neither torch nor transformers is not computed anew where these are updated."""
+    text = "steps:\n  - toy.score: {points: 9}\n"
+    monkeypatch.setenv("RUNNER_STEPS_PATH", str(Path(__file__).parents[1] / "commands" / "kinds"))
+    (step,) = resolved(text).steps
+    assert set(step.key_inputs["environment"]) == {"device", "pip"}
+
+
 def test_what_steps_take() -> None:
     """The nearest earlier checkpoint, or what `from` and other parameters name."""
     plan = resolved(

@@ -13,6 +13,7 @@ VERSION = 1
 CONSUMES = ("checkpoint",)
 PRODUCES = "checkpoint"
 REQUIRES: tuple[Requirement, ...] = ()
+LIBRARIES: tuple[str, ...] = ()  # it computes nothing with torch
 METRICS = ("error",)
 ERRORS = (0.01, 0.02, 0.04)
 

@@ -26,6 +26,7 @@ VERSION = 1
 CONSUMES = ("checkpoint",)
 PRODUCES = "checkpoint"
 REQUIRES: tuple[Requirement, ...] = ()
+LIBRARIES: tuple[str, ...] = ()  # it computes nothing with torch
 METRICS = ("quality",)
 
 

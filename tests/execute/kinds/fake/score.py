@@ -11,6 +11,7 @@ VERSION = 1
 CONSUMES = ("checkpoint",)
 PRODUCES = "metrics"
 REQUIRES: tuple[Requirement, ...] = ()
+LIBRARIES: tuple[str, ...] = ()  # it computes nothing with torch
 METRICS = ("perplexity",)
 
 
