@@ -10,6 +10,7 @@ are measured; a measured loss is the divergence from the model in nats per token
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import random
 import sys
@@ -105,6 +106,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--random", type=int, default=30, help="random assignments")
     parser.add_argument("--samples", type=int, default=32, help="calibration windows of 512 tokens")
     parser.add_argument("--few", type=int, default=4, help="calibration windows for `measure: kl`")
+    parser.add_argument(
+        "--given", nargs="*", default=[], metavar="NAME=FILE", help="assignments of other tools: bits by module"
+    )
     parser.add_argument("--windows", type=int, default=16, help="evaluation windows of 512 tokens")
     args = parser.parse_args(argv)
     args.work.mkdir(parents=True, exist_ok=True)
@@ -113,6 +117,10 @@ def main(argv: list[str] | None = None) -> int:
         f"auto by {measure}": {"bits": "auto", "sensitivity": measure, "budget": {"average_bits": AVERAGE}}
         for measure in MEASURES
     }
+    for word in args.given:
+        name, _, path = word.partition("=")
+        bits = json.loads(Path(path).read_text(encoding="utf-8"))
+        named[name] = {"group_size": 128, "overrides": {module: {"bits": each} for module, each in bits.items()}}
     ids = {name: f"a{number}" for number, name in enumerate(named)}
     job = apply(args, "bits-auto", recipe(args, {ids[name]: params for name, params in named.items()}, measured=True))
     metrics, records = job.metrics, job.records

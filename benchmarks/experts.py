@@ -26,12 +26,19 @@ RATIOS = (0.25, 0.5)
 CRITERIA = ("reap", "frequency", "norm")
 
 
-def train(folder: Path, steps: int, batch: int = 4, length: int = 256, learning_rate: float = 1e-3) -> None:
-    """Train the mixture with AdamW and a cosine schedule, and save it; print the loss on the way."""
+def train(
+    folder: Path, steps: int, balance: float, batch: int = 4, length: int = 256, learning_rate: float = 1e-3
+) -> None:
+    """Train the mixture in float32 with AdamW and a cosine schedule, and save it; print the loss on the way.
+
+    `balance` weighs the loss that evens out the load of the experts of each layer. `uneven`, printed over its least
+    value, is 1 where all get the same number of tokens.
+    """
     import shutil
 
     import torch
     import transformers
+    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
     torch.manual_seed(0)
     load: Any = transformers.AutoModelForCausalLM.from_pretrained
@@ -43,12 +50,13 @@ def train(folder: Path, steps: int, batch: int = 4, length: int = 256, learning_
         num_key_value_heads=base.num_key_value_heads, head_dim=base.head_dim, rms_norm_eps=base.rms_norm_eps,
         max_position_embeddings=base.max_position_embeddings, rope_parameters=dict(base.rope_parameters),
         num_local_experts=EXPERTS, num_experts_per_tok=ACTIVE, tie_word_embeddings=True, sliding_window=None,
-        router_aux_loss_coef=0.01, output_router_logits=True, bos_token_id=base.bos_token_id,
+        output_router_logits=True, bos_token_id=base.bos_token_id,
         eos_token_id=base.eos_token_id, pad_token_id=base.pad_token_id, dtype="bfloat16",
     )  # fmt: skip
     model: Any = transformers.MixtralForCausalLM(config)
     model.load_state_dict({k: v for k, v in start.state_dict().items() if ".mlp." not in k}, strict=False)
-    for layer, own in zip(start.model.layers, model.model.layers, strict=True):
+    own_layers = model.model.layers
+    for layer, own in zip(start.model.layers, own_layers, strict=True):
         for expert in range(EXPERTS):
             gate, up = (each.weight[expert::EXPERTS].detach() for each in (layer.mlp.gate_proj, layer.mlp.up_proj))
             own.mlp.experts.gate_up_proj.data[expert] = torch.cat([gate, up])
@@ -61,15 +69,19 @@ def train(folder: Path, steps: int, batch: int = 4, length: int = 256, learning_
     began = time.perf_counter()
     for step in range(steps):
         chosen = order[torch.arange(step * batch, (step + 1) * batch) % len(order)]
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = model(input_ids=ids[chosen], labels=ids[chosen]).loss
-        loss.backward()
+        out = model.model(input_ids=ids[chosen], output_router_logits=True)
+        loss = model.loss_function(model.lm_head(out.last_hidden_state), ids[chosen], config.vocab_size)
+        # Layer by layer: over all layers at once, as in transformers, an expert that one layer overloads makes up for
+        # its namesake in another.
+        uneven = sum(load_balancing_loss_func((each,), EXPERTS, ACTIVE) for each in out.router_logits) / len(own_layers)
+        (loss + balance * uneven).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         if step % 25 == 24:
-            print(f"step {step + 1}: loss {loss.item():.3f}, {time.perf_counter() - began:.0f} s", file=sys.stderr)
+            said = f"loss {loss.item():.3f}, uneven {float(uneven) / ACTIVE:.3f}, {time.perf_counter() - began:.0f} s"
+            print(f"step {step + 1}: {said}", file=sys.stderr)
     model.config.output_router_logits = False
     model.to(torch.bfloat16).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -96,9 +108,9 @@ def recipe(model: Path, criteria: tuple[str, ...], seed: int, windows: int) -> d
     }  # fmt: skip
 
 
-def measured(work: Path, document: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
+def measured(work: Path, document: Mapping[str, Any], cores: list[int]) -> dict[str, Mapping[str, float]]:
     """Apply a recipe; return the metrics of its steps by id."""
-    return {id: record["metrics"] for id, record in applied(document, work, [0, 1]).items()}
+    return {id: record["metrics"] for id, record in applied(document, work, cores).items()}
 
 
 def table(dense: float, rows: list[tuple[str, list[tuple[float, float, float]]]]) -> str:
@@ -124,18 +136,20 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="a folder for the model and the jobs; made if missing")
     parser.add_argument("--steps", type=int, default=400, help="training steps of 4 × 256 tokens; default: 400")
+    parser.add_argument("--balance", type=float, default=0.02, help="weight of the loss of balance; default: 0.02")
     parser.add_argument("--windows", type=int, default=100, help="windows of 512 tokens that judge; default: 100")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of `random`; default: 3")
+    parser.add_argument("--cores", type=int, nargs="+", default=[0, 1])
     args = parser.parse_args(argv)
     work = args.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
     model = work / "mixture"
     if not (model / "config.json").is_file():
-        train(model, args.steps)
-    metrics = measured(work, recipe(model, CRITERIA, 0, args.windows))
+        train(model, args.steps, args.balance)
+    metrics = measured(work, recipe(model, CRITERIA, 0, args.windows), args.cores)
     rows = [(criterion, row(metrics, criterion)) for criterion in CRITERIA]
     for seed in range(args.seeds):
-        found = measured(work, recipe(model, ("random",), seed, args.windows))
+        found = measured(work, recipe(model, ("random",), seed, args.windows), args.cores)
         rows += [(f"random, seed {seed}", row(found, "random"))]
     print(table(metrics["dense-quality"]["perplexity"], rows), end="")
     return 0

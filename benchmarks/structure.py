@@ -3,7 +3,8 @@
     python -m benchmarks.structure --work WORK
 
 "Won back" is the part of the lost log-perplexity: (log cut − log after) / (log cut − log dense). Every branch is judged
-on 64 windows of 512 tokens of the evaluation split, which neither calibration nor training saw.
+on 64 windows of 512 tokens of the evaluation split, which neither calibration nor training saw. The model and the cuts
+that are taught become ONNX graphs, too, which are compared with their checkpoints and timed in onnxruntime.
 """
 
 from __future__ import annotations
@@ -60,11 +61,20 @@ def recipe(steps: int, only: list[str]) -> dict[str, Any]:
     def judge(name: str) -> dict[str, Any]:
         return {"evaluate.perplexity": {"data": "evaluation"}, "id": f"{name}-ppl", "from": name}
 
+    def timed(name: str, source: str) -> list[dict[str, Any]]:
+        return [
+            {"build.onnx": {"embedding": "dense"}, "id": f"{name}-graph", "from": source},
+            {"evaluate.parity": {"data": "evaluation"}, "id": f"{name}-parity", "from": f"{name}-graph"},
+            {"evaluate.latency": {"repetitions": 30}, "id": f"{name}-speed", "from": f"{name}-graph"},
+        ]
+
+    entries += timed("dense", "model")
     for cut in chosen(only):
         entries += [{cut.kind: cut.params, "id": cut.name, "from": "model"}, judge(cut.name)]
         if cut.heals:
             healed = f"{cut.name}-healed"
             entries += [{"distill.logits": {**HEALING, "steps": steps}, "id": healed, "from": cut.name}, judge(healed)]
+            entries += timed(cut.name, cut.name)
     text = {"source": "demo:stdlib", "sequence_length": 512}
     return {
         "version": 1, "name": "structure", "model": {"source": "demo:tiny-llama"}, "steps": entries,
@@ -103,6 +113,21 @@ def table(records: dict[str, dict[str, Any]], steps: int) -> str:
     return "\n".join(lines) + "\n"
 
 
+def speeds(records: dict[str, dict[str, Any]]) -> str:
+    """Return the table of graphs: difference of logits from the checkpoint, and tokens a second."""
+    lines = [
+        "| graph | largest difference of a logit | greedy agreement | prefill, tokens/s | decoding, tokens/s |",
+        "|---|---|---|---|---|",
+    ]
+    for name in ("dense", *(cut.name for cut in CUTS if f"{cut.name}-speed" in records)):
+        parity, speed = records[f"{name}-parity"]["metrics"], records[f"{name}-speed"]["metrics"]
+        lines.append(
+            f"| {name} | {parity['max_logit_difference']:.1e} | {parity['greedy_agreement']:.0%} "
+            f"| {speed['prefill_tokens_per_second']:.0f} | {speed['decode_tokens_per_second']:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
@@ -112,7 +137,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     folder = args.work.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    print(table(applied(recipe(args.steps, args.only), folder, args.cores), args.steps))
+    records = applied(recipe(args.steps, args.only), folder, args.cores)
+    print(table(records, args.steps))
+    print(speeds(records))
     return 0
 
 
