@@ -10,7 +10,8 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,25 @@ def meta_forward(model: Any, cached: bool = True) -> None:
     Models look at the values of a mask in order to do without it, unless it is ready to be used, [1, 1, tokens, tokens]
     floats; old ones take none like that.
     """
+    with _batched_experts(model):
+        _forward(model, cached)
+
+
+@contextmanager
+def _batched_experts(model: Any) -> Iterator[None]:
+    """Have experts multiply in batches: the grouped products of the meta device take bfloat16 alone."""
+    if not hasattr(model, "get_experts_implementation"):  # not of every class of a repository's own code
+        yield
+        return
+    before = model.get_experts_implementation()
+    model.set_experts_implementation("batched_mm")
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(before)
+
+
+def _forward(model: Any, cached: bool) -> None:
     ids = torch.zeros(1, _TOKENS, dtype=torch.long, device="meta")
     given = {"attention_mask": torch.zeros(1, 1, _TOKENS, _TOKENS, dtype=model.dtype, device="meta")}
     try:

@@ -17,6 +17,7 @@ from runner.contracts.model_description import ModelDescription, Problem
 from runner.model.checkpoint import headers
 from runner.model.layerwise import refusals
 from runner.model.layerwise.describe import describe
+from runner.model.layerwise.empty_model import build_empty
 from tests import model_types, tiny
 
 
@@ -128,6 +129,15 @@ def test_experts_and_groups_that_do_not_fit(tmp_path: Path, changes: dict[str, A
     AutoModelForCausalLM.from_config(model_types.config("deepseek_v3")).save_pretrained(tmp_path)
     change(tmp_path, **changes)
     assert [problem.stage for problem in described(tmp_path).problems] == ["forward"]
+
+
+@pytest.mark.parametrize("type", ["mixtral", "qwen3_5_moe"])
+def test_experts_of_float32_are_run_without_values(type: str) -> None:
+    """The grouped products that transformers chooses are of bfloat16 alone on the meta device."""
+    model = build_empty(model_types.config(type), dtype=torch.float32)
+    before = model.get_experts_implementation()
+    refusals.meta_forward(model)
+    assert model.get_experts_implementation() == before
 
 
 @pytest.mark.parametrize(
