@@ -1,4 +1,7 @@
-"""The embedded model as an INT4 graph in onnxruntime: the tokens and logits of its dequantized checkpoint."""
+"""The embedded model as an INT4 graph in onnxruntime: the tokens and logits of its dequantized checkpoint.
+
+`.ci/run` builds and compares such a graph by a command of README.md; these run nightly.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ from runner.runtime.transformers import Transformers
 from runner.steps.kinds import find
 from tests.export.exported import build, pair
 from tests.host import Host
+
+pytestmark = pytest.mark.nightly
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "runner" / "demo" / "models" / "tiny-llama"
@@ -65,7 +70,6 @@ def ids() -> Ids:
     return np.array(Tokenizer(MODEL).encode([text], special=False)[0], np.int64)
 
 
-@pytest.mark.nightly
 def test_every_way_of_packing_is_there(models: tuple[Path, Path]) -> None:
     from runner.runtime.open import engine
 
@@ -74,10 +78,9 @@ def test_every_way_of_packing_is_there(models: tuple[Path, Path]) -> None:
     assert sum(stored.values()) == 6 * 7
 
 
-@pytest.mark.parametrize("prompts", [5, pytest.param(20, marks=pytest.mark.nightly)])
-def test_greedy_tokens_are_equal(runtimes: tuple[OnnxRuntime, Transformers], ids: Ids, prompts: int) -> None:
+def test_greedy_tokens_are_equal(runtimes: tuple[OnnxRuntime, Transformers], ids: Ids) -> None:
     ours, theirs = runtimes
-    for number in range(prompts):
+    for number in range(20):
         start = 40 * number
         prompt = ids[None, start : start + 8 + 4 * (number % 5)]
         assert greedy(ours, prompt, 64) == greedy(theirs, prompt, 64), number
@@ -98,7 +101,6 @@ def test_logits_are_those_of_the_checkpoint(
         assert np.abs(np.concatenate(steps, 1) - wanted[:, -6:]).max() < TOLERANCE
 
 
-@pytest.mark.nightly  # another graph of the embedded model; test_graph.py has one of a small model in float16
 def test_in_float16_the_graph_is_nearer_than_the_checkpoint_itself(
     tmp_path: Path, models: tuple[Path, Path], runtimes: tuple[OnnxRuntime, Transformers], ids: Ids
 ) -> None:

@@ -36,8 +36,8 @@ MODELS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-# Each takes ten seconds of two cores; these differ most from one another, the others are compared nightly.
-SHORT = ("llama", "gemma2")
+# Each takes ten seconds of two cores: the others are compared nightly.
+SHORT = ("llama",)
 
 
 def checkpoint(folder: Path, name: str) -> Path:
@@ -107,7 +107,8 @@ def test_packed_weights(scheme: Scheme, target: str, tmp_path: Path) -> None:
     assert ("MatMulNBits" in kinds, "DequantizeLinear" in kinds) == (target == "onnxruntime", target == "tensorrt")
 
 
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_products_of_integers(precision: str, tmp_path: Path) -> None:
     """A `w8a8` checkpoint computes as its scheme says, simulated in torch.
 
@@ -136,6 +137,7 @@ def test_products_of_integers(precision: str, tmp_path: Path) -> None:
     assert "session.x64quantprecision" in (engine / "README.md").read_text()
 
 
+@pytest.mark.nightly
 def test_a_token_of_zeros_is_rounded_to_zeros(tmp_path: Path) -> None:
     dense = save(tmp_path / "dense", **ONE)
     tensors = load_file(dense / "model.safetensors")
@@ -149,6 +151,7 @@ def test_a_token_of_zeros_is_rounded_to_zeros(tmp_path: Path) -> None:
     assert np.array_equal(ours.prefill(ids), np.zeros((1, 1, 96), np.float32))
 
 
+@pytest.mark.nightly
 def test_packed_modules_of_gpt2(tmp_path: Path) -> None:
     source = packed(tmp_path / "model", integers(4, 32, True), "gpt2", GPTQ, n_layer=1)
     ours, theirs = pair(build(tmp_path, source), source)
@@ -156,6 +159,7 @@ def test_packed_modules_of_gpt2(tmp_path: Path) -> None:
     assert np.abs(ours.prefill(ids) - theirs.prefill(ids)).max() < TOLERANCE
 
 
+@pytest.mark.nightly
 def test_the_integers_are_those_of_the_checkpoint(tmp_path: Path) -> None:
     source = packed(tmp_path / "model", integers(4, 32, False), **ONE)
     model = onnx.load(build(tmp_path, source) / "onnx/model.onnx")
@@ -168,9 +172,8 @@ def test_the_integers_are_those_of_the_checkpoint(tmp_path: Path) -> None:
             assert torch.equal(torch.from_numpy(held[f"{name}.scales"].copy()).view(q.scale.shape), q.scale.float())
 
 
-@pytest.mark.parametrize(  # packed with an adapter: test_demo.py, too
-    "scheme", [None, pytest.param(integers(4, 32, True), marks=pytest.mark.nightly)], ids=["dense", "packed"]
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("scheme", [None, integers(4, 32, True)], ids=["dense", "packed"])
 def test_an_adapter_stays_a_branch(scheme: Scheme | None, tmp_path: Path) -> None:
     sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
     source = tmp_path / "model"

@@ -70,6 +70,7 @@ def test_the_graph_computes_with_the_rounded_tables(name: str, bits: int, tmp_pa
     assert ("lm_head.weight" in stored) == (name == "llama")
 
 
+@pytest.mark.nightly
 def test_scales_take_two_bytes_where_that_is_exact(tmp_path: Path) -> None:
     """The graph widens them, and computes what the checkpoint does; those that float16 cannot hold stay."""
     source = packed(tmp_path / "model", integers(4, 32, True), num_hidden_layers=1)

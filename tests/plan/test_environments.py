@@ -134,6 +134,7 @@ def test_offline_only_a_wheelhouse_is_asked(tmp_path: Path, monkeypatch: pytest.
     assert caught.value.help == "leave out `--offline`, or name a folder of wheels with `find_links` and `index: none`"
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_failed_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     choose(backend, monkeypatch)

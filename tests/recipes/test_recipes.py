@@ -19,10 +19,8 @@ SMALL = {
     "steps": 2, "distill_steps": 2, "recover_steps": 2, "trials": 3,
 }  # fmt: skip
 
-# Every recipe is applied nightly; here one that takes seconds. `.ci/run` applies llama_int4 by a command of README.md,
-# and the steps that the others are made of have tests of their own.
-QUICK = ("llama_fp8",)
-
+# Every recipe is applied nightly. `.ci/run` applies llama_int4 by a command of README.md, and again when all is cached;
+# the steps that the others are made of have tests of their own.
 SEARCHES = ("llama_search",)  # these make several jobs
 # Its tools have environments that take minutes and gigabytes to build: tests/steps/foreign runs each of them nightly.
 TOOLS = ("peers",)
@@ -63,14 +61,9 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("recipes") / "jobs"
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
-    "recipe",
-    [
-        path if path.stem in QUICK else pytest.param(path, marks=pytest.mark.nightly)
-        for path in RECIPES
-        if path.stem not in (*SEARCHES, *TOOLS)
-    ],
-    ids=lambda path: path.stem,
+    "recipe", [path for path in RECIPES if path.stem not in (*SEARCHES, *TOOLS)], ids=lambda path: path.stem
 )
 def test_applies_and_is_cached_afterwards(
     recipe: Path, jobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

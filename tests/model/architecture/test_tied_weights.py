@@ -83,12 +83,10 @@ def test_everything_that_reads_a_model_agrees_with_transformers(tmp_path: Path, 
     assert (trained.lm_head.weight is trained.model.embed_tokens.weight) == (case in ("embedding", "head", "equal"))
 
 
-# Graphs take seconds and compiled packages a minute each: the case that differs most, the others nightly.
-FEW = ("distinct",)
+# Graphs take seconds and compiled packages a minute each: they run nightly.
 ENGINES = [
     *(("build.gguf", case) for case in CASES),
-    *(("build.onnx", case) for case in FEW),
-    *(pytest.param("build.onnx", case, marks=pytest.mark.nightly) for case in CASES if case not in FEW),
+    *(pytest.param("build.onnx", case, marks=pytest.mark.nightly) for case in CASES),
     *(pytest.param("build.compile", case, marks=pytest.mark.nightly) for case in ("head", "distinct")),
 ]
 

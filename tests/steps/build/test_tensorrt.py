@@ -113,6 +113,7 @@ def test_the_planner_foresees_engine_json(built: tuple[Host, Any]) -> None:
 
 
 @needs_rtx
+@pytest.mark.nightly
 def test_the_graph_that_was_compared_is_the_one_that_is_built(tmp_path: Path) -> None:
     """`graph` names a step of build.onnx: its files are what TensorRT reads, and nothing is exported again."""
     checkpoint = quantized(tmp_path)

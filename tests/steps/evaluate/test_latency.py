@@ -26,6 +26,7 @@ KIND = "evaluate.latency"
 SMALL: dict[str, Any] = {"prompt_tokens": 8, "new_tokens": 4, "batch_size": 2, "warmup": 1, "repetitions": 3}
 
 
+@pytest.mark.nightly
 def test_a_checkpoint(tmp_path: Path) -> None:
     folder = tiny.save(tmp_path / "model")
     host = Host(tmp_path, KIND, folder, **SMALL)

@@ -124,10 +124,10 @@ def left_out(facts: CheckpointFacts, result: Any) -> dict[str, list[int]]:
 @pytest.mark.parametrize(("model_type", "changes", "keep"), [
     ("mixtral", {}, 3),  # softmax over those chosen; an expert has tensors of its own
     pytest.param("qwen2_moe", {"norm_topk_prob": False}, 3, marks=pytest.mark.nightly),  # softmax over all, shared
-    ("gpt_oss", {}, 3),  # all experts in one tensor, with biases, transposed
+    pytest.param("gpt_oss", {}, 3, marks=pytest.mark.nightly),  # all experts in one tensor, with biases, transposed
     pytest.param("granitemoe", {}, 3, marks=pytest.mark.nightly),  # all in one, its router inside another module
     pytest.param("ernie4_5_moe", {}, 3, marks=pytest.mark.nightly),  # corrections [1, experts]
-    ("deepseek_v3", GROUPED, 4),  # groups, and biases that correct the choice
+    pytest.param("deepseek_v3", GROUPED, 4, marks=pytest.mark.nightly),  # groups, and biases that correct the choice
 ])  # fmt: skip
 def test_the_result_is_the_model_whose_routers_cannot_choose_them(
     tmp_path: Path, model_type: str, changes: Mapping[str, Any], keep: int
