@@ -2,11 +2,13 @@
 
     python -m benchmarks.kills --kills 50
     python -m benchmarks.kills --kills 50 --chain rewrite
+    python -m benchmarks.kills --kills 10 --chain schemes
 
-Every round applies one recipe on the embedded model (prune, GPTQ, perplexity, divergence; or the three rewrites, a
-rounding and a perplexity) in an empty jobs folder,
-kills the command or its worker at a random moment, applies again, and so on until the job is done. Checked at the end
-of every round: the digest of every step equals that of the uninterrupted run, and no layer was finished twice.
+Every round applies one recipe on the embedded model (prune, GPTQ, perplexity, divergence; the three rewrites, a
+rounding and a perplexity; or SparseGPT, NVFP4 by GPTQ and scales of its cache, static W8A8, and SignRound) in an empty
+jobs folder, kills the command or its worker at a random moment, applies again, and so on until the job is done.
+Checked at the end of every round: the digest of every step equals that of the uninterrupted run, and no layer was
+finished twice.
 """
 
 from __future__ import annotations
@@ -45,6 +47,17 @@ CHAINS = {
   - transform.awq: {data: calibration, bits: 4, group_size: 128, clip: true}
   - transform.rotate: {max_shard_size: 1MB}
   - quantize.rtn: {bits: 4, group_size: 128}
+  - evaluate.perplexity: {data: evaluation}
+""",
+    "schemes": """\
+  - prune.sparsegpt: {data: calibration, sparsity: 0.5}
+  - quantize.gptq: {data: calibration, scheme: nvfp4}
+    from: model
+  - quantize.kv: {data: calibration}
+  - quantize.rtn: {data: calibration, scheme: w8a8, activations: static}
+    from: model
+  - quantize.signround: {data: calibration, bits: 3, steps: 8}
+    from: model
   - evaluate.perplexity: {data: evaluation}
 """,
 }

@@ -1,11 +1,16 @@
-"""GPTQ against its peers: wall and processor time, and peak memory, of whole processes on the same model and tokens.
+"""Ours against its peers: wall and processor time, and peak memory, of whole processes on the same model and tokens.
 
     python -m benchmarks.speed demo --work /tmp/bench --runs 3 \\
         --peer llm-compressor=LLMC/bin/python --peer GPTQModel=GPTQM/bin/python
     python -m benchmarks.speed 12x512 --work /tmp/bench --samples 16 --length 256 ...
     python -m benchmarks.speed 2x2048 --work /tmp/bench --samples 32 ...
     python -m benchmarks.speed /tmp/bench/smollm2 --work /tmp/bench --samples 64 --group-size 64 ...
-    python -m benchmarks.speed demo --work /tmp/bench --step quantize.signround --params '{"steps": 48}' --bits 3
+    python -m benchmarks.speed demo --work /tmp/bench --step quantize.signround --params '{"steps": 48}' --bits 3 \\
+        --peer AutoRound=AUTOROUND/bin/python
+    python -m benchmarks.speed demo --work /tmp/bench --rewrite transform.awq --step quantize.rtn \\
+        --params '{"grid": "weighted_mse", "data": "calibration"}' --peer AWQ=LLMC/bin/python
+    python -m benchmarks.speed demo --work /tmp/bench --rewrite transform.smooth --params '{"scheme": "w8a8"}' \\
+        --peer SmoothQuant=LLMC/bin/python
 
 Tools take turns, so that a slow spell of the machine meets them all; the table has medians. What each leaves of a model
 that is not random is judged on the evaluation split. Nothing else should run meanwhile.
@@ -28,7 +33,8 @@ from benchmarks.tools import OURS, Outcome, Task
 def prepare(args: argparse.Namespace) -> Task:
     """Return the task that the arguments name; a random model is made where it is missing."""
     how = {"samples": args.samples, "length": args.length, "bits": args.bits, "group_size": args.group_size,
-           "step": args.step, "params": json.loads(args.params)}  # fmt: skip
+           "step": args.step, "params": json.loads(args.params), "rewrite": args.rewrite,
+           "dtype": args.dtype}  # fmt: skip
     if args.model == "demo":
         return Task("demo", tokens.TINY_LLAMA, **how)
     folder = Path(args.model).absolute()
@@ -51,9 +57,9 @@ def table(task: Task, outcomes: dict[str, list[Outcome]], scores: dict[str, floa
 
     runs = len(outcomes[OURS])
     counted = "one run" if runs == 1 else f"medians of {runs} runs"
-    title = (
-        f"{task.step} W{task.bits} g{task.group_size} on {task.name}, {task.samples} × {task.length} tokens, {counted}"
-    )
+    step = f"{task.rewrite}, {task.step}" if task.rewrite else task.step
+    numbers = f"W{task.bits} g{task.group_size}" if task.numbers else task.params["scheme"]
+    title = f"{step} {numbers} on {task.name}, {task.samples} × {task.length} tokens, {counted}"
     lines = [
         f"{title}, dense perplexity {scores['dense']:.3f}:" if "dense" in scores else f"{title}:",
         "",
@@ -82,6 +88,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--step", default="quantize.gptq", help="the kind that ours quantizes by")
     parser.add_argument("--params", default="{}", help="its further parameters, as JSON")
+    parser.add_argument("--rewrite", default="", help="a kind of `transform.` before it")
+    parser.add_argument("--dtype", default="", help="what llm-compressor and the judge compute in; default: as ever")
     parser.add_argument("--evaluation-samples", type=int, help="windows of 512 tokens to judge on; default: all")
     parser.add_argument("--out", type=Path, help="append the table to this file")
     args = parser.parse_args(argv)
@@ -99,10 +107,10 @@ def main(argv: list[str] | None = None) -> int:
     if not task.is_random:
         evaluation = args.work / "evaluation.npy"
         np.save(evaluation, tokens.windows("evaluation", args.evaluation_samples, 512, task.model))
-        scores["dense"] = tools.perplexity("dense", sys.executable, task.model, evaluation)
+        scores["dense"] = tools.perplexity("dense", sys.executable, task.model, evaluation, task.dtype)
         for tool in outcomes:
             python = tools.python_of(tool, others)
-            scores[tool] = tools.perplexity(tool, python, outcomes[tool][-1].checkpoint, evaluation)
+            scores[tool] = tools.perplexity(tool, python, outcomes[tool][-1].checkpoint, evaluation, task.dtype)
     text = table(task, outcomes, scores)
     print(text)
     if args.out:

@@ -1,4 +1,4 @@
-"""The tools that are compared, each as the command that quantizes a model by GPTQ with the same tokens and settings."""
+"""The tools that are compared, each as the command that quantizes a model with the same tokens and settings."""
 
 from __future__ import annotations
 
@@ -20,14 +20,21 @@ from benchmarks.measure import Measure, environment, run
 
 HERE = Path(__file__).parent
 OURS = "runner"
-PEERS = {"llm-compressor": "llmcompressor_gptq.py", "GPTQModel": "gptqmodel_gptq.py"}
+PEERS = {
+    "llm-compressor": "llmcompressor_gptq.py",
+    "GPTQModel": "gptqmodel_gptq.py",
+    "AutoRound": "autoround_signround.py",
+    "AWQ": "llmcompressor_awq.py",
+    "SmoothQuant": "llmcompressor_smoothquant.py",
+}
 
 
 @dataclass(frozen=True)
 class Task:
     """A model and how to quantize it; calibration is the first `samples` windows of `demo:stdlib`.
 
-    `step` is the kind that ours quantizes by, `params` its parameters besides bits and group size.
+    `step` is the kind that ours quantizes by, `params` its parameters besides bits and group size, which a `scheme`
+    among them replaces. `rewrite` is a kind that comes before it, `dtype` what llm-compressor and the judge compute in.
     """
 
     name: str
@@ -39,6 +46,12 @@ class Task:
     is_random: bool = False  # random weights have no perplexity worth judging
     step: str = "quantize.gptq"
     params: Mapping[str, Any] = field(default_factory=dict)
+    rewrite: str = ""
+    dtype: str = ""
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        return {} if "scheme" in self.params else {"bits": self.bits, "group_size": self.group_size}
 
 
 @dataclass(frozen=True)
@@ -75,8 +88,12 @@ def cores(args: argparse.Namespace) -> list[int]:
 
 
 def recipe(task: Task) -> str:
-    """The recipe of one step with the defaults of the product but for the task's parameters. JSON is YAML."""
+    """The recipe of a task with the defaults of the product but for the task's parameters. JSON is YAML."""
     calibrates = {"data": "calibration"} if task.step != "quantize.rtn" else {}
+    steps: list[dict[str, Any]] = [{task.step: {**calibrates, **task.numbers, **task.params}}]
+    if task.rewrite:
+        tried = {"transform.awq": task.numbers}.get(task.rewrite, {})
+        steps.insert(0, {task.rewrite: {"data": "calibration", **tried}})
     document = {
         "version": 1,
         "name": "benchmark",
@@ -89,9 +106,7 @@ def recipe(task: Task) -> str:
                 "sequence_length": task.length,
             }
         },
-        "steps": [
-            {task.step: {**calibrates, "bits": task.bits, "group_size": task.group_size, **task.params}},
-        ],
+        "steps": steps,
     }
     return json.dumps(document, indent=1)
 
@@ -110,10 +125,11 @@ def quantize(tool: str, python: str, task: Task, folder: Path, on: list[int], de
         job = next(path for path in (folder / "jobs").iterdir() if path.name.startswith("benchmark-"))
         return Outcome(measure, job / "output")
     np.save(folder / "tokens.npy", tokens.windows("calibration", task.samples, task.length, task.model))
-    command = [
-        python, str(HERE / "peers" / PEERS[tool]), str(task.model), "tokens.npy", "out",
-        "--bits", str(task.bits), "--group-size", str(task.group_size), "--device", device,
-    ]  # fmt: skip
+    command = [python, str(HERE / "peers" / PEERS[tool]), str(task.model), "tokens.npy", "out", "--device", device]
+    if task.numbers:
+        command += ["--bits", str(task.bits), "--group-size", str(task.group_size)]
+    if task.dtype and PEERS[tool].startswith("llmcompressor"):
+        command += ["--dtype", task.dtype]
     return Outcome(run(command, cwd=folder, log=log, cores=on, env=env), folder / "out")
 
 
@@ -125,10 +141,11 @@ def predicted_memory(python: str, task: Task, folder: Path) -> int:
     return int(json.loads(done.stdout)["totals"]["memory"])
 
 
-def perplexity(tool: str, python: str, checkpoint: Path, evaluation: Path) -> float:
+def perplexity(tool: str, python: str, checkpoint: Path, evaluation: Path, dtype: str = "") -> float:
     """The judge's score, in an environment that reads what the tool wrote: the peer's own, or this one."""
+    computes = ["--dtype", dtype] if dtype else []
     done = subprocess.run(
-        [python, str(HERE / "perplexity.py"), str(checkpoint), str(evaluation)],
+        [python, str(HERE / "perplexity.py"), str(checkpoint), str(evaluation), *computes],
         env=environment(os.cpu_count() or 1), cwd=checkpoint.parent, check=False, capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode != 0:

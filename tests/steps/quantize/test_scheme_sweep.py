@@ -1,7 +1,8 @@
 """Every scheme × format × solver that the schemas admit: refused by the plan, or computed alike by transformers.
 
 Random models this small are easily hurt, which makes small mistakes large. The layouts of GPTQ, AutoAWQ and ModelOpt,
-which transformers cannot load by itself, are compared with those of compressed-tensors in test_schemes.py.
+which transformers cannot load by itself, are compared with those of compressed-tensors in test_schemes.py; that of
+bitsandbytes, which needs its package, with the library there and in test_bitsandbytes.py.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from tests.steps.quantize.test_schemes import IDS, SIZES, SMALL_FLOATS, inputs, 
 from tests.tiny import save
 
 KINDS: Mapping[str, Any] = {"quantize.rtn": rtn, "quantize.gptq": gptq, "quantize.signround": signround}
-FOREIGN = ("awq", "gptq", "modelopt")
+INTEGERS = ("awq", "gptq", "modelopt")
+FOREIGN = (*INTEGERS, "bitsandbytes")
 Params = Mapping[str, Any]
 
 
@@ -66,7 +68,7 @@ def wrong(kind: str, folder: Path, params: Params, scratch: Path, dense: float) 
         host = Host(scratch, kind, folder, ids, **params)
         KINDS[kind].run(host)
         ours = measured(host.out_dir, scratch / "measured")
-        if params.get("format") in FOREIGN:
+        if completed(kind, params)["format"] in FOREIGN:
             return "" if math.isfinite(ours) else "not finite"
         theirs = reference(host.out_dir)
         if not abs(ours / theirs - 1) < 2e-3:
@@ -102,7 +104,7 @@ def by_bits(kind: str) -> Iterator[dict[str, Any]]:
     for bits in range(2, 9) if rounds else (2, 3, 4, 8):
         for group_size in (16, 128, "channel", *(("tensor",) if rounds else ())):
             for symmetric in (True, False):
-                for format in ("pack-quantized", "int-quantized", "float-quantized", *FOREIGN):
+                for format in ("pack-quantized", "int-quantized", "float-quantized", *INTEGERS):
                     yield {"bits": bits, "group_size": group_size, "symmetric": symmetric, "format": format}
 
 
