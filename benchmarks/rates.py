@@ -71,7 +71,7 @@ class Speed:
 
 def make(model: Path, work: Path, cores: list[int], python: str, names: list[str]) -> dict[str, Path]:
     """Apply the recipe of `names` with a Python, or find what it left; rival → folder."""
-    steps = [{"id": "int4", "quantize.rtn": {"bits": 4, "group_size": 32, "grid": "mse"}}]
+    steps = [{"id": "int4", "quantize.rtn": {"bits": 4, "group_size": 32}}]
     steps += [STEPS[name] for name in names]
     name = "-".join(["rates", *(STEPS[each]["id"] for each in names)])
     document = {"version": 1, "name": name, "model": {"source": str(model)}, "steps": steps}

@@ -6,7 +6,7 @@ const [file, prompts, count, out] = process.argv.slice(2);
 const llama = await getLlama({ build: 'never', gpu: false, logLevel: 'error' });
 const model = await llama.loadModel({ modelPath: file });
 const found = [];
-for (const [text, ids] of JSON.parse(fs.readFileSync(prompts))) {
+for (const [text, ids] of JSON.parse(fs.readFileSync(prompts)).prompts) {
   const context = await model.createContext({ contextSize: 512, sequences: 1, threads: 1 });
   const tokens = context.getSequence().evaluate(ids, { temperature: 0, yieldEogToken: true });
   const made = [];
@@ -19,5 +19,5 @@ for (const [text, ids] of JSON.parse(fs.readFileSync(prompts))) {
   const bos = model.tokens.shouldPrependBosToken ? [Number(model.tokens.bos)] : [];
   found.push([[...bos, ...[...model.tokenize(text, false)].map(Number)], made]);
 }
-fs.writeFileSync(out, JSON.stringify(found));
+fs.writeFileSync(out, JSON.stringify({ found, loss: null })); // llama_cpp_library.py asks its library for that
 process.exit(0); // contexts are not disposed of one by one: that waits for their generators

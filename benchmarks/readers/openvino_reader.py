@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import openvino  # type: ignore[import-not-found]  # it is in an environment of its own
+from loss import mean_loss  # type: ignore[import-not-found]  # it lies beside this script
 from tokenizers import Tokenizer
 
 
@@ -18,33 +19,38 @@ def main(folder: str, prompts: str, count: int, out: str) -> None:
     tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
     ends = json.loads((Path(folder) / "config.json").read_text())["eos_token_id"]
     ends = ends if isinstance(ends, list) else [ends]
+    asked = json.loads(Path(prompts).read_text())
     found = [
-        (tokenizer.encode(text).ids, _continue(compiled, engine, ids, count, ends))
-        for text, ids in json.loads(Path(prompts).read_text())
+        (tokenizer.encode(text).ids, _continue(compiled, engine, ids, count, ends)) for text, ids in asked["prompts"]
     ]
-    Path(out).write_text(json.dumps(found))
+    loss = mean_loss(asked["windows"], lambda ids: _run(compiled.create_infer_request(), engine, ids, 0, [])[0][0])
+    Path(out).write_text(json.dumps({"found": found, "loss": loss}))
 
 
 def _continue(compiled: Any, engine: Any, ids: list[int], count: int, ends: list[int]) -> list[int]:
     """Return the greedy tokens after `ids`, up to the first that ends a text."""
     made: list[int] = []
     request = compiled.create_infer_request()
-    past = [np.zeros((1, engine["kv_heads"], 0, engine["head_dim"]), i["dtype"]) for i in engine["inputs"][3:]]
-    names = [given["name"] for given in engine["inputs"][3:]]
+    past: list[Any] = []
     new, length = ids, 0
     while len(made) < count and not (made and made[-1] in ends):
+        logits, *past = _run(request, engine, new, length, past)
         length += len(new)
-        given = {
-            "input_ids": np.array([new], np.int64), "attention_mask": np.ones((1, length), np.int64),
-            "position_ids": np.arange(length - len(new), length, dtype=np.int64)[None],
-            **dict(zip(names, past, strict=True)),
-        }  # fmt: skip
-        results = request.infer(given)
-        outputs = [results[place].copy() for place in range(len(engine["outputs"]))]
-        past = outputs[1:]
-        new = [int(outputs[0][0, -1].argmax())]
+        new = [int(logits[0, -1].argmax())]
         made += new
     return made
+
+
+def _run(request: Any, engine: Any, new: list[int], before: int, past: list[Any]) -> list[Any]:
+    """Return the logits of `new` and the cache after them, where `before` tokens are in `past`."""
+    named, length = engine["inputs"][3:], before + len(new)
+    past = past or [np.zeros((1, engine["kv_heads"], 0, engine["head_dim"]), given["dtype"]) for given in named]
+    results = request.infer({
+        "input_ids": np.array([new], np.int64), "attention_mask": np.ones((1, length), np.int64),
+        "position_ids": np.arange(before, length, dtype=np.int64)[None],
+        **dict(zip((given["name"] for given in named), past, strict=True)),
+    })  # fmt: skip
+    return [results[place].copy() for place in range(len(engine["outputs"]))]
 
 
 if __name__ == "__main__":

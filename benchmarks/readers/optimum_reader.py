@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from loss import mean_loss  # type: ignore[import-not-found]  # it lies beside this script
 from optimum.onnxruntime import ORTModelForCausalLM  # in an environment of its own
 from transformers import AutoTokenizer
 
@@ -14,14 +16,20 @@ from transformers import AutoTokenizer
 def main(folder: str, prompts: str, count: int, out: str) -> None:
     model = ORTModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    asked = json.loads(Path(prompts).read_text())
     found = []
-    for text, ids in json.loads(Path(prompts).read_text()):
+    for text, ids in asked["prompts"]:
         given = torch.tensor([ids])
         made = model.generate(
             input_ids=given, attention_mask=torch.ones_like(given), max_new_tokens=count, do_sample=False
         )
         found.append((tokenizer(text)["input_ids"], made[0].tolist()[len(ids) :]))
-    Path(out).write_text(json.dumps(found))
+
+    def logits(ids: list[int]) -> Any:
+        given = torch.tensor([ids])
+        return model(input_ids=given, attention_mask=torch.ones_like(given)).logits[0].numpy()
+
+    Path(out).write_text(json.dumps({"found": found, "loss": mean_loss(asked["windows"], logits)}))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ import path from 'path';
 import { chromium } from 'playwright-core';
 
 const [folder, prompts, count, out, dtype] = process.argv.slice(2);
-const roots = { '/packages/': path.resolve('node_modules'), '/models/': path.dirname(path.resolve(folder)) };
+const roots = {
+  '/packages/': path.resolve('node_modules'), '/scripts/': path.resolve('.'), '/models/': path.dirname(path.resolve(folder)),
+};
 const types = { '.js': 'text/javascript', '.mjs': 'text/javascript', '.wasm': 'application/wasm', '.json': 'application/json' };
 const asked = [];
 
@@ -32,9 +34,10 @@ const page = await browser.newPage();
 page.setDefaultTimeout(0);
 page.on('pageerror', (error) => console.error(String(error)));
 await page.goto(`http://127.0.0.1:${server.address().port}/`, { timeout: 300000 });
-const given = { name: path.basename(folder), prompts: JSON.parse(fs.readFileSync(prompts)), count: +count, dtype };
-const found = await page.evaluate(async ({ name, prompts, count, dtype }) => {
+const given = { name: path.basename(folder), asked: JSON.parse(fs.readFileSync(prompts)), count: +count, dtype };
+const answer = await page.evaluate(async ({ name, asked, count, dtype }) => {
   const { AutoModelForCausalLM, AutoTokenizer, Tensor, env } = await import('/packages/@huggingface/transformers/dist/transformers.min.js');
+  const { answers } = await import('/scripts/transformers_js_answers.mjs');
   env.allowRemoteModels = false;
   env.allowLocalModels = true;
   env.localModelPath = '/models/';
@@ -42,17 +45,9 @@ const found = await page.evaluate(async ({ name, prompts, count, dtype }) => {
   env.backends.onnx.wasm.numThreads = 1;
   const tokenizer = await AutoTokenizer.from_pretrained(name);
   const model = await AutoModelForCausalLM.from_pretrained(name, { device: 'wasm', ...(dtype ? { dtype } : {}) });
-  const found = [];
-  for (const [text, ids] of prompts) {
-    const input_ids = new Tensor('int64', BigInt64Array.from(ids.map(BigInt)), [1, ids.length]);
-    const attention_mask = new Tensor('int64', new BigInt64Array(ids.length).fill(1n), [1, ids.length]);
-    const made = await model.generate({ input_ids, attention_mask, max_new_tokens: count, do_sample: false });
-    const { input_ids: own } = await tokenizer(text);
-    found.push([[...own.data].map(Number), [...made.data].map(Number).slice(ids.length)]);
-  }
-  return found;
+  return answers({ model, tokenizer, Tensor }, asked, count);
 }, given);
-fs.writeFileSync(out, JSON.stringify(found));
+fs.writeFileSync(out, JSON.stringify(answer));
 console.error('files asked for: ' + [...new Set(asked)].join(' '));
 await browser.close();
 server.close();

@@ -1,7 +1,8 @@
-"""Continue prompts by vLLM, each checkpoint in a process of its own: `CASES`, JSON of [{folder, prompts, count, out}].
+"""Continue prompts by vLLM: `FOLDER PROMPTS COUNT OUT`, or `CASES`, JSON of [{folder, prompts, count, out}].
 
-Stands alone, in an environment that has vLLM. `out` gets {"tokens": [...]}, those of each prompt, or what vLLM says, as
-{"problem": "..."}. The package is imported once: that takes longer than loading a small model.
+With CASES each checkpoint has a process of its own. Stands alone, in an environment that has vLLM. `out` gets
+{"tokens": [...]}, those of each prompt, or what vLLM says, as {"problem": "..."}. The package is imported once:
+that takes longer than loading a small model.
 """
 
 from __future__ import annotations
@@ -30,6 +31,29 @@ def continued(case: dict[str, Any]) -> list[list[int]]:
     return [list(each.outputs[0].token_ids) for each in made]
 
 
+def answers(folder: str, prompts: str, count: int, out: str) -> None:
+    """Write the ids of each prompt with its greedy tokens up to an end of text, and the mean loss of the windows."""
+    asked = json.loads(Path(prompts).read_text())
+    longest = max([*(len(ids) + count for _, ids in asked["prompts"]), *map(len, asked["windows"])]) + 1
+    model = LLM(folder, max_model_len=longest, max_num_seqs=4, enforce_eager=True, enable_prefix_caching=False)
+    tokenizer = model.get_tokenizer()
+
+    def made(given: list[list[int]], **how: Any) -> list[Any]:
+        wanted = SamplingParams(temperature=0, detokenize=False, **how)
+        return list(model.generate([{"prompt_token_ids": ids} for ids in given], wanted, use_tqdm=False))
+
+    continued = made([ids for _, ids in asked["prompts"]], max_tokens=count)
+    found = [
+        (tokenizer(text)["input_ids"], list(each.outputs[0].token_ids))
+        for (text, _), each in zip(asked["prompts"], continued, strict=True)
+    ]
+    losses = []
+    for ids, each in zip(asked["windows"], made(asked["windows"], max_tokens=1, prompt_logprobs=0), strict=True):
+        scores = [given[token].logprob for token, given in zip(ids[1:], each.prompt_logprobs[1:], strict=True)]
+        losses.append(-sum(scores) / len(scores))
+    Path(out).write_text(json.dumps({"found": found, "loss": sum(losses) / len(losses) if losses else None}))
+
+
 def problem(error: BaseException) -> str:
     """Return what the first error of a chain says, in one line."""
     while (before := error.__cause__ or error.__context__) is not None:
@@ -56,4 +80,7 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    if len(sys.argv) == 2:
+        main(sys.argv[1])
+    else:
+        answers(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])

@@ -69,6 +69,8 @@ def refuse(facts: CheckpointFacts, params: Mapping[str, Any]) -> list[Diagnostic
     if params["embedding"] == "int4" and width % _TABLE_GROUP:
         message = f"`embedding` is int4; its groups of {_TABLE_GROUP} columns do not divide {width}"
         found.append(Diagnostic("R864", message, "use `embedding: int8`", path=("embedding",)))
+    else:
+        found += table_layouts.warn(params["embedding"])
     return found + _weights(facts)
 
 
@@ -92,25 +94,22 @@ def _weights(facts: CheckpointFacts) -> list[Diagnostic]:
 
 
 def nbytes(facts: CheckpointFacts, params: Mapping[str, Any]) -> int:
-    """Return the bytes of the program's weights; the embedding and the head are two tables, also of tied ones."""
+    """Return the bytes of the program's weights. A tied embedding and head share values, not all of their scales."""
     packed, total = preflight.schemes(facts), 0
     for site, scheme in packed.values():
         size = group_of(scheme, site.columns)
         bits, group = (4, size) if size else (8, 0)
         total += site.size * bits // 8 + (site.size // group * 2 if isinstance(group, int) and group else site.rows * 4)
     bits = table_layouts.BITS[params["embedding"]]
-    tables = 0
+    tables = [name for name in facts.tensors if table_layouts.is_table(facts, name)]
     for name, tensor in facts.tensors.items():
-        if name.rpartition(".")[0] in packed:
-            continue
         size = math.prod(tensor.shape)
-        if table_layouts.is_table(facts, name):
-            tables += 1
-            total += size * (bits or 32) // 8 + (size // _TABLE_GROUP * 2 if bits == 4 else 0)
-            last = size * (bits or 32) // 8
-        else:
+        if name in tables:
+            total += size * (bits or 32) // 8 + (tensor.shape[0] * 4 if bits == 8 else 0)
+            total += size // _TABLE_GROUP * (4 + 2) // len(tables) if bits == 4 else 0  # of the embedding, of the head
+        elif name.rpartition(".")[0] not in packed:
             total += size * 4
-    return total + (last if tables == 1 else 0)
+    return total
 
 
 def engine(facts: CheckpointFacts, params: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from runner.errors import StepFailed
-from runner.export import executorch_layouts, table_layouts
+from runner.export import executorch_layouts, executorch_sharing, table_layouts
 from runner.export.decoder import Decoder, own_attention, shape_of
 from runner.methods.quantization_grid import quantize_rtn
 from runner.model.checkpoint.quantization.elements import Levels
@@ -77,11 +77,15 @@ class _StaticCache:
 
 
 class Table(nn.Module):
-    """An embedding of integers: `rows` int8 [V, H], or of 4 bits uint8 [V, H / 2], the higher half of a byte first."""
+    """An embedding of integers: `rows` int8 [V, H], or of 4 bits uint8 [V, H / 2].
+
+    They are laid out as XNNPACK's weights, so that a tied head has the same bytes: of two values of 4 bits the second
+    is the higher half of a byte. ExecuTorch's operator takes that half for the first; the two are exchanged again.
+    """
 
     def __init__(self, q: Quantized, factor: float) -> None:
         super().__init__()
-        halves = (q.codes[:, 0::2] << 4) | q.codes[:, 1::2]
+        halves = (q.codes[:, 1::2] << 4) | q.codes[:, 0::2]
         rows = halves if q.bits == 4 else (q.codes.to(torch.int16) - 128).to(torch.int8)
         self.bits, self.factor = q.bits, factor
         self.register_buffer("rows", rows)
@@ -91,6 +95,7 @@ class Table(nn.Module):
         ops = torch.ops.quantized_decomposed
         if self.bits == 4:
             found = ops.embedding_4bit.dtype(self.rows, self.scales, None, -8, 7, ids, dtype=torch.float32)
+            found = found.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
         else:
             found = ops.embedding_byte.dtype(self.rows, self.scales, None, -128, 127, ids, dtype=torch.float32)
         rows: torch.Tensor = found * self.factor if self.factor != 1 else found
@@ -99,6 +104,8 @@ class Table(nn.Module):
 
 def export(checkpoint: Path, context: int, embedding: str, metadata: dict[str, Any]) -> bytes:
     """Return the program of a checkpoint. `embedding` is one of `table_layouts.BITS`; `metadata`: method → value.
+
+    A head that is tied to the embedding is stored once with it.
 
     Raises StepFailed where integers do not fit XNNPACK's layouts.
     """
@@ -121,16 +128,26 @@ def export(checkpoint: Path, context: int, embedding: str, metadata: dict[str, A
         edge = to_edge_transform_and_lower(
             program, partitioner=_partitioners(), compile_config=config, constant_methods=metadata
         )
-        return bytes(edge.to_executorch().buffer)
+        return executorch_sharing.shared(bytes(edge.to_executorch().buffer))
 
 
 def _partitioners() -> list[Any]:
+    """Return XNNPACK's partitioners: products with integers one by one, then what is left of its operators.
+
+    A product by itself needs one of the backend's seventeen passes, each of which traces it again: the one that this
+    compile specification leaves.
+    """
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import (
         XnnpackDynamicallyQuantizedPartitioner,
         XnnpackPartitioner,
     )
+    from executorch.exir.backend.compile_spec_schema import CompileSpec
+    from executorch.exir.backend.partitioner import DelegationSpec
 
-    return [XnnpackDynamicallyQuantizedPartitioner(), XnnpackPartitioner()]
+    products = XnnpackDynamicallyQuantizedPartitioner()
+    short = [CompileSpec("dqlinear_partitioner", b"")]
+    products.delegation_spec = DelegationSpec(products.delegation_spec.backend_id, short)
+    return [products, XnnpackPartitioner()]
 
 
 def _fill(streamed: StreamedModel, reader: CheckpointReader, table_bits: int) -> None:

@@ -45,3 +45,14 @@ def refuse(facts: CheckpointFacts, target: str, embedding: str) -> list[Diagnost
             message = f"`{name}` has {columns} columns; tables of integers have blocks of 16 to {_LARGEST[bits]}"
             found.append(Diagnostic("R661", message, "leave `embedding` out", path=path))
     return found
+
+
+def warn(embedding: str) -> list[Diagnostic]:
+    """Return a warning of tables of 4 bits, which small models do not bear (docs/engines.md)."""
+    if BITS[embedding] != 4:
+        return []
+    message = (
+        "`embedding` is int4; tables of 4 bits cost some models more than layers do (SmolLM2-135M: 27 % of perplexity)"
+    )
+    help = "compare it by `evaluate.perplexity` with `embedding: int8`, which costs that model 1 %"
+    return [Diagnostic("R873", message, help, path=("embedding",), severity="warning")]

@@ -10,7 +10,7 @@ from runner.errors import Diagnostic
 from runner.export import executorch_layouts
 from runner.model.layerwise import memory_budget
 
-VERSION = 1
+VERSION = 2
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = ENGINE
 REQUIRES = (Requirement("executorch", "executorch"),)

@@ -26,7 +26,8 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     found = preflight.refusals(inputs.checkpoint, str(params["target"])) + preflight.refuse_operators(params)
     found += web.refuse(inputs.checkpoint, params)
     embedding = preflight.embedding(inputs.checkpoint, params)
-    return found + table_layouts.refuse(inputs.checkpoint, str(params["target"]), embedding)
+    refused = table_layouts.refuse(inputs.checkpoint, str(params["target"]), embedding)
+    return found + (refused or table_layouts.warn(embedding))
 
 
 def estimate(params: Params, inputs: Inputs) -> Cost:

@@ -16,7 +16,7 @@ from runner.contracts.step_kind import Inputs, Result
 from runner.errors import StepFailed
 from runner.export import executorch_layouts, table_layouts
 from runner.export.decoder import own_attention
-from runner.export.executorch_program import StaticDecoder, rounded_table
+from runner.export.executorch_program import StaticDecoder, Table, rounded_table
 from runner.model.architecture.inspect import facts
 from runner.model.checkpoint.quantization.presets import PRESETS
 from runner.model.checkpoint.quantization.scheme import integers
@@ -62,6 +62,8 @@ def test_what_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     assert complaints(checkpoint, {"hidden_size": 48}, embedding="int4") == [
         ("R864", "`embedding` is int4; its groups of 32 columns do not divide 48", "use `embedding: int8`")
     ]
+    (warned,) = complaints(checkpoint, embedding="int4")
+    assert warned[0] == "R873"
     (unknown,) = complaints(checkpoint, {"model_type": "opt"})
     assert unknown[:2] == ("R477", "models of the type `opt` were not compared as ExecuTorch programs")
     small = quantized(tmp_path, group_size=16)
@@ -112,15 +114,22 @@ def test_the_decoder_computes_what_transformers_computes(name: str, tmp_path: Pa
 @pytest.mark.parametrize("embedding", ["dense", "int8", "int4"])
 def test_a_program_computes_what_the_checkpoint_computes(embedding: str, checkpoint: Path, tmp_path: Path) -> None:
     """Within the rounding of inputs to 8 bits, with tables as they are stored; token by token as at once."""
+    bits = table_layouts.BITS[embedding]
     folder, result = built(tmp_path, checkpoint, embedding=embedding)
     engine = json.loads((folder / "engine.json").read_text())
-    assert result.metrics == {"bytes": (folder / "model.pte").stat().st_size}
+    written = (folder / "model.pte").read_bytes()
+    assert result.metrics == {"bytes": len(written)}
+    if bits:  # the embedding and the head, whose values XNNPACK has in the same order, are tied
+        table = Table(
+            rounded_table(load(checkpoint, "cpu", torch.float32).model.get_input_embeddings().weight, bits), 1
+        )
+        assert written.count(table.get_buffer("rows").numpy().tobytes()) == 1
     assert {key: engine[key] for key in ("format", "backend", "embedding", "context", "vocabulary", "max_batch")} == {
         "format": "executorch", "backend": "xnnpack", "embedding": embedding, "context": 48, "vocabulary": 96,
         "max_batch": 1,
     }  # fmt: skip
     program, model = runtimes.open(folder, "cpu", 1), load(checkpoint, "cpu", torch.float32, exact=True).model
-    ids, bits = tiny.tokens(2, 24).numpy(), table_layouts.BITS[embedding]
+    ids = tiny.tokens(2, 24).numpy()
     with torch.no_grad():
         for module in (model.get_input_embeddings(), model.get_output_embeddings()):
             if bits:
