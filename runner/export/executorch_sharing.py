@@ -11,58 +11,24 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from flatbuffers.number_types import Uint32Flags, Uint64Flags
+from flatbuffers.table import Table
+
 _MAGIC = b"eh00"  # of the header after the flatbuffer's first eight bytes
 _DATA_SIZE = 32  # where that header says how many bytes the segments have
 _LARGE = 1 << 16  # bytes of a weight that is looked for
+# Fields of schema/program.fbs, by their places in a table.
+_SEGMENTS, _CONSTANTS, _NAMED = (4 + 2 * index for index in (4, 5, 7))  # of Program
+_OFFSET, _SIZE = (4 + 2 * index for index in (0, 1))  # of DataSegment
+_SEGMENT, _OFFSETS = (4 + 2 * index for index in (0, 1))  # of SubsegmentOffsets, the constants
+_SEGMENT_OF_NAMED = 4 + 2  # of NamedData
 
 
-@dataclass(frozen=True)
-class _Table:
-    """A table of a flatbuffer: `at` is its place in `data`."""
-
-    data: memoryview
-    at: int
-
-    def field(self, index: int) -> int | None:
-        """Return the place of a field; None where it has its default."""
-        table = self.at - _signed(self.data, self.at)
-        entry = 4 + 2 * index
-        if entry >= struct.unpack_from("<H", self.data, table)[0]:
-            return None
-        offset: int = struct.unpack_from("<H", self.data, table + entry)[0]
-        return self.at + offset if offset else None
-
-    def number(self, index: int, form: str) -> int:
-        place = self.field(index)
-        return 0 if place is None else int(struct.unpack_from(form, self.data, place)[0])
-
-    def table(self, index: int) -> _Table | None:
-        place = self.field(index)
-        return None if place is None else _Table(self.data, place + _unsigned(self.data, place))
-
-    def tables(self, index: int) -> Iterator[_Table]:
-        place = self.field(index)
-        if place is not None:
-            start = place + _unsigned(self.data, place)
-            for each in range(_unsigned(self.data, start)):
-                entry = start + 4 + 4 * each
-                yield _Table(self.data, entry + _unsigned(self.data, entry))
-
-    def numbers(self, index: int) -> tuple[int, ...]:
-        """Return a vector of 64-bit numbers."""
-        place = self.field(index)
-        if place is None:
-            return ()
-        start = place + _unsigned(self.data, place)
-        return struct.unpack_from(f"<{_unsigned(self.data, start)}Q", self.data, start + 4)
-
-
-def _signed(data: memoryview, place: int) -> int:
-    return int(struct.unpack_from("<i", data, place)[0])
-
-
-def _unsigned(data: memoryview, place: int) -> int:
-    return int(struct.unpack_from("<I", data, place)[0])
+def _tables(table: Table, field: int) -> Iterator[Table]:
+    """Return the tables of a vector; of a field that is not there, none."""
+    place = table.Offset(field)
+    for index in range(table.VectorLen(place) if place else 0):
+        yield Table(table.Bytes, table.Indirect(table.Vector(place) + 4 * index))
 
 
 def shared(program: bytes) -> bytes:
@@ -70,22 +36,25 @@ def shared(program: bytes) -> bytes:
 
     ValueError where the file has no header that says where its segments begin.
     """
-    data = memoryview(program)
-    if program[8:12] != _MAGIC or _unsigned(data, 12) < 32:
+    if program[8:12] != _MAGIC or struct.unpack_from("<I", program, 12)[0] < 32:
         raise ValueError("the program has no header that says where its segments begin")
+    data = memoryview(program)
     base = struct.unpack_from("<Q", data, 24)[0]
-    root = _Table(data, _unsigned(data, 0))
-    segments, constants = [_Segment.of(each) for each in root.tables(4)], root.table(5)
-    if constants is None:
+    root = Table(data, struct.unpack_from("<I", data)[0])
+    segments, place = [_Segment.of(each) for each in _tables(root, _SEGMENTS)], root.Offset(_CONSTANTS)
+    if not place:
         return program
-    holder = segments[constants.number(0, "<I")]
+    constants = Table(data, root.Indirect(root.Pos + place))
+    holder = segments[constants.GetSlot(_SEGMENT, 0, Uint32Flags)]
     content = data[base + holder.offset : base + holder.offset + holder.size]
+    place = constants.Offset(_OFFSETS)
+    offsets = constants.GetVectorAsNumpy(Uint64Flags, place).tolist() if place else []
     same: dict[int, int] = {}  # segment of a weight → its offset among the constants
-    for index in sorted({named.number(1, "<I") for named in root.tables(7)}):
+    for index in sorted({named.GetSlot(_SEGMENT_OF_NAMED, 0, Uint32Flags) for named in _tables(root, _NAMED)}):
         segment = segments[index]
         weight = data[base + segment.offset : base + segment.offset + segment.size]
         if segment.size >= _LARGE and segment.place is not None:
-            place = next((o for o in constants.numbers(1) if content[o : o + segment.size] == weight), None)
+            place = next((o for o in offsets if content[o : o + segment.size] == weight), None)
             same |= {} if place is None else {index: place}
     return _rewritten(program, base, segments, holder, same) if same else program
 
@@ -99,8 +68,10 @@ class _Segment:
     place: int | None
 
     @classmethod
-    def of(cls, table: _Table) -> _Segment:
-        return cls(table.number(0, "<Q"), table.number(1, "<Q"), table.field(0))
+    def of(cls, table: Table) -> _Segment:
+        place = table.Offset(_OFFSET)
+        offset, size = (int(table.GetSlot(field, 0, Uint64Flags)) for field in (_OFFSET, _SIZE))
+        return cls(offset, size, table.Pos + place if place else None)
 
 
 def _rewritten(
