@@ -1,9 +1,9 @@
 """A search that is killed, and one with two steps at a time, against one that is neither; and what its best is worth.
 
-    python -m benchmarks.searches --work WORK [--kills 5] [--set NAME=VALUE ...] [--rivals llama_int3 ...]
+    python -m benchmarks.searches --work WORK [--kills 5] [--set NAME=VALUE ...] [--rivals llama_int4_onnx ...]
 
-The search of `--recipe` is applied in WORK/whole; in WORK/killed, where SIGKILL ends the command or its worker at
-random moments, and it is applied again until it is done; and in WORK/two with `--jobs-at-once 2`. All three must have
+The search of `--recipe` is applied in WORK/whole; in WORK/killed, where SIGKILL ends the command at random
+moments, and it is applied again until it is done; and in WORK/two with `--jobs-at-once 2`. All three must have
 the same trials, values measured, winner, and digests of steps. Then `--rivals`, shipped recipes, are applied as they
 are, and they and the winner are judged in plain transformers on all windows of the evaluation text, which is more than
 the search has seen.
@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import tokens
-from benchmarks.kills import victim
 from benchmarks.measure import environment, run
 from benchmarks.recipes import RECIPES, finished, weights
 
@@ -54,7 +53,7 @@ def killed(
         try:
             process.wait(timeout=chance.uniform(0.3, 1.0) * seconds / (kills + 1))
         except subprocess.TimeoutExpired:
-            subprocess.run(["kill", "-9", str(victim(process, chance))], check=False)
+            process.kill()
             process.wait()
             done.append(len(list(jobs.glob("*/provenance.json"))))
             continue
@@ -106,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="params of the search")
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
-    parser.add_argument("--rivals", nargs="*", default=["llama_int3", "llama_int3_scales", "llama_w3_signround"])
+    parser.add_argument("--rivals", nargs="*", default=["llama_int4_onnx", "llama_w4_awq"])
     parser.add_argument("--dtype", default="float32", help="of the judge")
     args = parser.parse_args(argv)
     work = args.work.absolute()

@@ -26,8 +26,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--average-bits", type=float, default=3.5, help="scales included")
     parser.add_argument("--dtype", default="float32", help="what it computes in; float32 where a processor lacks bf16")
-    parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--samples", type=int, default=16, help="16 is AutoScheme's default")
+    parser.add_argument("--length", type=int, default=256, help="256 is AutoScheme's default")
     args = parser.parse_args()
 
     import torch
