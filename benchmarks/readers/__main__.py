@@ -110,6 +110,7 @@ class Asked:
     windows: list[list[int]]
     continued: list[list[int]]
     loss: float | None
+    ends: set[int]
 
 
 def _ask(runtime: Runtime, text: Text, folder: Path, args: argparse.Namespace) -> Asked:
@@ -117,7 +118,7 @@ def _ask(runtime: Runtime, text: Text, folder: Path, args: argparse.Namespace) -
     windows = tokens.windows("evaluation", args.windows, args.length, folder).tolist()
     continued = [greedy(runtime, np.array([ids]), args.count, text.ends())[0] for _, ids in prompts]
     loss = mean_loss(windows, lambda ids: runtime.prefill(np.array([ids]))[0])
-    return Asked(runtime, prompts, windows, continued, loss)
+    return Asked(runtime, prompts, windows, continued, loss, text.ends())
 
 
 def _row(name: str, asked: Asked, answer: dict[str, Any] | str) -> str:
@@ -129,12 +130,17 @@ def _row(name: str, asked: Asked, answer: dict[str, Any] | str) -> str:
     gaps = [
         _gap(asked.runtime, ids, own, theirs)
         for (_, ids), own, (_, theirs) in zip(asked.prompts, asked.continued, found, strict=True)
-        if own != theirs
+        if _text(own, asked.ends) != _text(theirs, asked.ends)
     ]
     told = ", ".join(f"{gap:.3f}" for gap in sorted(gaps))
     change = "" if loss is None or asked.loss is None else f"{math.expm1(loss - asked.loss):+.2%}"
     alike = f"{split} of {count} | {count - len(gaps)} of {count} | {told}"
     return f"| {name} | yes | {alike} | {_perplexity(loss)} | {change} |"
+
+
+def _text(tokens: list[int], ends: set[int]) -> list[int]:
+    """Return the tokens before the one that ends the text, which some programs leave out."""
+    return tokens[:-1] if tokens and tokens[-1] in ends else tokens
 
 
 def _runtime(folder: Path) -> Runtime:
