@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(tokens.TINY_LLAMA, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(tokens.TINY_LLAMA, dtype=torch.float32)
     within = tuple(f"model.layers.{index}." for index in args.layers)
     names = [name for name, each in model.named_modules() if name.startswith(within) and hasattr(each, "in_features")]
     texts = (torch.from_numpy(tokens.windows(split, args.windows, 512)) for split in ("calibration", "evaluation"))
