@@ -42,7 +42,7 @@ def project(tmp_path: Path) -> Path:
 
 def run(project: Path, recipe: Path, *options: str) -> str:
     """`runner apply` of the copy. The modules of this process are of the project itself."""
-    environment = {**os.environ, "PYTHONPATH": str(project), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(project)}
     done = subprocess.run(
         [sys.executable, "-m", "runner", "apply", recipe.name, *options],
         cwd=recipe.parent, env=environment, capture_output=True, text=True, check=False,

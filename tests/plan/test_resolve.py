@@ -164,8 +164,10 @@ def test_the_digest_of_a_model_is_that_of_its_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [
-    "generation_config.json", "special_tokens_map.json", "NOTICE", "additional_chat_templates/rag.jinja",
-    "adapter/adapter_model.safetensors", "modeling_own.py", "vocabulary.spm",
+    "NOTICE", "additional_chat_templates/rag.jinja", "adapter/adapter_model.safetensors",
+    *(pytest.param(name, marks=pytest.mark.nightly) for name in (
+        "generation_config.json", "special_tokens_map.json", "modeling_own.py", "vocabulary.spm",
+    )),
 ])  # fmt: skip
 def test_every_file_that_is_read_or_copied_is_part_of_the_digest(tmp_path: Path, name: str) -> None:
     folder = copy_of_model(tmp_path / "a")

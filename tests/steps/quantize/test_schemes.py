@@ -90,7 +90,9 @@ def assert_served_as_reported(case: str, name: str, kind: Any, tmp_path: Path) -
     assert abs(ours - measured(source, tmp_path / "dense-scratch")) > 1e-6
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2"])
+@pytest.mark.parametrize(
+    "name", ["llama", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("qwen3", "gemma2"))]
+)
 @pytest.mark.parametrize("case", sorted(CASES))
 def test_transformers_computes_the_perplexity_that_is_reported(case: str, name: str, tmp_path: Path) -> None:
     assert_served_as_reported(case, name, rtn, tmp_path)

@@ -55,7 +55,10 @@ def test_the_start_decides_what_is_collected(params: dict[str, Any], statistic: 
     assert signround.wanted(defaults("quantize.signround", {"data": "text", **params})) == statistic
 
 
-@pytest.mark.parametrize("params", [{}, {"start": "rounding"}, {"start": "rounding", "grid": "minmax"}], ids=str)
+ROUNDED = ({"start": "rounding"}, {"start": "rounding", "grid": "minmax"})
+
+
+@pytest.mark.parametrize("params", [{}, *(pytest.param(each, marks=pytest.mark.nightly) for each in ROUNDED)], ids=str)
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "gpt2"])
 def test_layers_are_learned_on_every_architecture(name: str, params: dict[str, Any], tmp_path: Path) -> None:
     folder = save(tmp_path / "model", name)
@@ -83,7 +86,7 @@ def test_layers_are_learned_on_every_architecture(name: str, params: dict[str, A
     ],
     ids=str,
 )
-@pytest.mark.parametrize("start", ["gptq", "rounding"])
+@pytest.mark.parametrize("start", ["gptq", pytest.param("rounding", marks=pytest.mark.nightly)])
 def test_every_scheme_is_learned(params: dict[str, Any], start: str, tmp_path: Path) -> None:
     wide: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2}
     folder = save(tmp_path / "model", "llama", dtype=torch.bfloat16, **wide)
