@@ -32,6 +32,7 @@ def _foreign(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "foreign.yaml").write_text(RECIPE)
 
 
+@pytest.mark.nightly
 def test_environments_are_built_listed_and_removed(run: Run, folder: Path) -> None:
     assert run("env", "list") == (0, f"there are no environments in {folder}/environments\n", "")
     code, out, err = run("env", "build", "foreign.yaml")

@@ -82,6 +82,7 @@ def test_without_the_flag_it_is_refused_and_never_runs(run: Run, folder: Path, m
     assert not (folder / "ran").exists()
 
 
+@pytest.mark.nightly
 def test_with_the_flag_it_runs_and_its_code_is_part_of_the_key(run: Run, folder: Path, model: Path) -> None:
     assert run("apply", "own.yaml", "--trust-remote-code", "--progress", "none")[0] == 0
     assert (folder / "ran").exists()

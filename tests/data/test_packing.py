@@ -41,7 +41,8 @@ def test_joined_texts_keep_those_that_are_empty(tokenizer: Tokenizer) -> None:
     assert joined(texts, tokenizer) == tokenizer.encode(["a\n\n\n\nb"], special=True)[0]
 
 
-@pytest.mark.parametrize("already_framed", [False, pytest.param(True, marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("already_framed", [False, True])
 def test_a_long_document_among_short_ones(tokenizer: Tokenizer, already_framed: bool, tmp_path: Path) -> None:
     """Whether it is in memory or read while it is packed."""
     content = "value = f(x)\n" * 30_000

@@ -122,6 +122,7 @@ def test_packed_weights_are_unpacked_for_the_steps_that_need_it(tmp_path: Path) 
     assert only.models == {}
 
 
+@pytest.mark.nightly
 def test_a_gguf_file_is_a_source(tmp_path: Path) -> None:
     """The checkpoint that is made of it has the numbers that the GGUF reader of transformers gives."""
     pytest.importorskip("gguf")

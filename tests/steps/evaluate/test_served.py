@@ -58,6 +58,7 @@ def host(folder: Path, model: Path, **params: Any) -> Host:
     return Host(folder, KIND, model, ids, others={"against": model}, **given)
 
 
+@pytest.mark.nightly
 def test_a_server_is_measured_as_vllm_is(tmp_path: Path, model: Path, program: Path) -> None:
     """Token ids, echoes and usage: perplexity is that of evaluate.perplexity on the same windows."""
     step = host(tmp_path, model, server="vllm", program=str(program))

@@ -78,6 +78,7 @@ def test_part_of_a_task_and_worked_examples(tmp_path: Path) -> None:
     assert count.details["num_fewshot"] == {"continuation": 0}
 
 
+@pytest.mark.nightly
 def test_task_files_by_path(tmp_path: Path) -> None:
     """A file and a folder with two, their data beside them, wherever the process runs."""
     folder = tmp_path / "own"
@@ -106,6 +107,7 @@ def test_packed_weights_and_an_adapter(tmp_path: Path) -> None:
     assert found[0]["continuation/acc_norm"] < found[1]["continuation/acc_norm"]
 
 
+@pytest.mark.nightly
 def test_a_name_that_the_harness_does_not_have(tmp_path: Path) -> None:
     from importlib.metadata import version
 
