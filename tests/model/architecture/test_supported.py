@@ -17,6 +17,7 @@ UPGRADE = "upgrade transformers if the model is newer than it: `pip install --up
 UNKNOWN = "`m` has the model type `{}`, which the installed transformers does not know as a causal language model"
 
 
+@pytest.mark.nightly
 def test_the_models_of_transformers_are_known() -> None:
     """The list read as text is the one that transformers itself uses."""
     code = (

@@ -72,6 +72,7 @@ def test_an_engine_holds_its_weights_at_four_bits(built: tuple[Host, Any]) -> No
     assert metrics["weights_bytes"] < metrics["graph_bytes"] - metrics["packed_bytes"] + metrics["unpacked_bytes"] / 1.5
 
 
+@pytest.mark.nightly
 @needs_rtx
 def test_the_folder_tells_what_it_is(built: tuple[Host, Any]) -> None:
     host, _ = built
@@ -98,6 +99,7 @@ def test_the_folder_tells_what_it_is(built: tuple[Host, Any]) -> None:
     assert decode["shapes"]["attention_mask"] == {"min": [1, 2], "usual": [2, 33], "max": [2, 64]}
 
 
+@pytest.mark.nightly
 @needs_rtx
 def test_the_planner_foresees_engine_json(built: tuple[Host, Any]) -> None:
     host, _ = built
@@ -196,6 +198,7 @@ def test_graphs_that_do_not_fit(tmp_path: Path) -> None:
     assert given.scratch == 0
 
 
+@pytest.mark.nightly
 @needs_rtx
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_an_engine_without_a_gpu_is_refused(built: tuple[Host, Any]) -> None:
