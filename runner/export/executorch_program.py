@@ -132,22 +132,12 @@ def export(checkpoint: Path, context: int, embedding: str, metadata: dict[str, A
 
 
 def _partitioners() -> list[Any]:
-    """Return XNNPACK's partitioners: products with integers one by one, then what is left of its operators.
-
-    A product by itself needs one of the backend's seventeen passes, each of which traces it again: the one that this
-    compile specification leaves.
-    """
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import (
         XnnpackDynamicallyQuantizedPartitioner,
         XnnpackPartitioner,
     )
-    from executorch.exir.backend.compile_spec_schema import CompileSpec
-    from executorch.exir.backend.partitioner import DelegationSpec
 
-    products = XnnpackDynamicallyQuantizedPartitioner()
-    short = [CompileSpec("dqlinear_partitioner", b"")]
-    products.delegation_spec = DelegationSpec(products.delegation_spec.backend_id, short)
-    return [products, XnnpackPartitioner()]
+    return [XnnpackDynamicallyQuantizedPartitioner(), XnnpackPartitioner()]
 
 
 def _fill(streamed: StreamedModel, reader: CheckpointReader, table_bits: int) -> None:
