@@ -41,14 +41,14 @@ def shared(program: bytes) -> bytes:
     data = memoryview(program)
     base = struct.unpack_from("<Q", data, 24)[0]
     root = Table(data, struct.unpack_from("<I", data)[0])
-    segments, place = [_Segment.of(each) for each in _tables(root, _SEGMENTS)], root.Offset(_CONSTANTS)
-    if not place:
+    segments, field = [_Segment.of(each) for each in _tables(root, _SEGMENTS)], root.Offset(_CONSTANTS)
+    if not field:
         return program
-    constants = Table(data, root.Indirect(root.Pos + place))
+    constants = Table(data, root.Indirect(root.Pos + field))
     holder = segments[constants.GetSlot(_SEGMENT, 0, Uint32Flags)]
     content = data[base + holder.offset : base + holder.offset + holder.size]
-    place = constants.Offset(_OFFSETS)
-    offsets = constants.GetVectorAsNumpy(Uint64Flags, place).tolist() if place else []
+    field = constants.Offset(_OFFSETS)
+    offsets = constants.GetVectorAsNumpy(Uint64Flags, field).tolist() if field else []
     same: dict[int, int] = {}  # segment of a weight → its offset among the constants
     for index in sorted({named.GetSlot(_SEGMENT_OF_NAMED, 0, Uint32Flags) for named in _tables(root, _NAMED)}):
         segment = segments[index]

@@ -59,7 +59,6 @@ def test_a_tensor_that_is_left_out_fails_the_step(
     assert not list((tmp_path / "jobs").glob("leaky-*/output"))
 
 
-@pytest.mark.nightly
 def test_a_kept_tensor_with_other_bytes_fails_the_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -72,7 +71,6 @@ def test_a_kept_tensor_with_other_bytes_fails_the_step(
     assert message in capsys.readouterr().out
 
 
-@pytest.mark.nightly
 def test_a_checkpoint_without_an_account_fails_the_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
