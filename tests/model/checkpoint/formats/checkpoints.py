@@ -83,7 +83,9 @@ def load_as_computed(folder: Path, ids: torch.Tensor) -> torch.nn.Module:
         config = AutoConfig.from_pretrained(folder)
         config.__dict__.pop("quantization_config", None)
         made = dict(AutoModelForCausalLM.from_config(config, dtype=dtype).named_buffers())
-        torch.nn.Module.to(model, dtype)
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.dtype in (torch.bfloat16, torch.float16):  # global scales of NVFP4 are float32 and stay so
+                tensor.data = tensor.data.to(dtype)
         for name in set(made) & {name for name, _ in model.named_buffers()}:
             module, _, leaf = name.rpartition(".")
             delattr(model.get_submodule(module), leaf)  # compressed-tensors copies what is assigned, in the old type
