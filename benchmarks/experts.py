@@ -23,7 +23,7 @@ from benchmarks.measure import applied
 
 EXPERTS, ACTIVE, WIDTH = 16, 4, 48
 RATIOS = (0.25, 0.5)
-CRITERIA = ("reap", "frequency", "norm")
+CRITERIA = ("reap", "energy", "frequency", "norm", "reap, merged", "energy, merged", "frequency, merged")
 
 
 def train(
@@ -88,18 +88,23 @@ def train(
         shutil.copyfile(tokens.TINY_LLAMA / name, folder / name)
 
 
+def step_id(criterion: str, ratio: float) -> str:
+    return f"{criterion.replace(', ', '-')}-{round(100 * ratio)}"
+
+
 def recipe(model: Path, criteria: tuple[str, ...], seed: int, windows: int) -> dict[str, Any]:
     """One recipe with a branch for each criterion and ratio."""
     steps: list[dict[str, Any]] = [{"evaluate.perplexity": {"data": "evaluation"}, "id": "dense-quality"}]
     for ratio in RATIOS:
         for criterion in criteria:
-            name = f"{criterion}-{round(100 * ratio)}"
-            given = {"data": "calibration", "ratio": ratio, "criterion": criterion}
+            name = step_id(criterion, ratio)
+            by, _, merged = criterion.partition(", ")
+            given = {"data": "calibration", "ratio": ratio, "criterion": by, "merge": bool(merged)}
             steps.append({"prune.experts": given, "id": name, "from": "model"})
             steps.append({"evaluate.perplexity": {"data": "evaluation"}, "id": f"{name}-quality", "from": name})
     source = {"source": "demo:stdlib", "sequence_length": 512}
     return {
-        "version": 1, "name": f"experts-{'-'.join(criteria)}-{seed}", "model": {"source": str(model)}, "seed": seed,
+        "version": 1, "name": f"experts-{criteria[0]}-{seed}", "model": {"source": str(model)}, "seed": seed,
         "data": {
             "calibration": {**source, "split": "calibration", "samples": 32},
             "evaluation": {**source, "split": "evaluation", "samples": windows},
@@ -126,7 +131,7 @@ def table(dense: float, rows: list[tuple[str, list[tuple[float, float, float]]]]
 def row(metrics: Mapping[str, Mapping[str, float]], criterion: str) -> list[tuple[float, float, float]]:
     found = []
     for ratio in RATIOS:
-        name = f"{criterion}-{round(100 * ratio)}"
+        name = step_id(criterion, ratio)
         perplexity, lost = metrics[f"{name}-quality"]["perplexity"], metrics[name]
         found.append((perplexity, lost["tokens_lost"], lost["energy_lost"]))
     return found

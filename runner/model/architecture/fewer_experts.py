@@ -123,6 +123,24 @@ def _rows(shape: Sequence[int]) -> int:
     return next((length for length in shape if length > 1), 1)
 
 
+def beside_matrices(facts: CheckpointFacts) -> str:
+    """Return what keeps experts from being added to one another, matrix by matrix; "" where nothing does."""
+    for mixture in facts.linears.mixtures:
+        if mixture.unfollowed:
+            return mixture.unfollowed
+        roles = [each.role for each in mixture.matrices]
+        if "expert_gate_up" in roles:
+            return f"`{mixture.name}` holds gate and up in one matrix, whose neurons have no order that is known"
+        held = {*mixture.tensors(), *(site.tensor for site in facts.sites if site.is_expert)}
+        for each in () if facts.description is None else facts.description.parameters:
+            if each.name.startswith(f"{mixture.name}.") and each.stored is not None and each.stored not in held:
+                return f"each has `{each.name}` beside its matrices"
+        for name, _ in _of_experts(mixture, facts.tensors):
+            if name not in held or facts.tensors[name].dtype not in ("F32", "F16", "BF16"):
+                return f"`{name}` is no matrix of floating-point numbers"
+    return ""
+
+
 def facts_of(facts: CheckpointFacts, cut: FewerExperts) -> CheckpointFacts:
     """Return the facts of the result, as transformers describes it. RecipeError (R844) where it would not load it.
 

@@ -25,7 +25,7 @@ from runner.model.checkpoint.companions import COMPRESSION, copy_companions, wri
 from runner.model.checkpoint.headers import INDEX, read_config, read_headers
 from runner.model.checkpoint.reader import DTYPES, CheckpointReader, require_finite
 from runner.model.checkpoint.safetensors_writer import copy_range, raw_bytes, write_all, written
-from runner.model.checkpoint.writer import CheckpointWriter, copy_shards
+from runner.model.checkpoint.writer import CheckpointWriter, Pieces, copy_shards
 
 if TYPE_CHECKING:
     import torch
@@ -123,6 +123,7 @@ class Selection:
 
     rows     of an old tensor, the places of its first axis longer than 1 that are written, in that order
     reasons  why single tensors are dropped, where it is not `reason`
+    changes  of an old tensor, the values that are written in place of its bytes
     """
 
     names: Mapping[str, str]
@@ -130,17 +131,19 @@ class Selection:
     max_shard_bytes: int | None = None
     rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
+    changes: Mapping[str, Pieces] = field(default_factory=dict)
 
     def write(self, source: CheckpointReader, out: Path) -> None:
-        copy_shards(out, source, self.names, self.max_shard_bytes, self.rows)
+        copy_shards(out, source, self.names, self.max_shard_bytes, self.rows, self.changes)
 
     def fate(self, name: str) -> TensorFate | None:
         if name in self.names:
-            return TensorFate(CHANGED if name in self.rows else COPIED, (self.names[name],))
+            copied = self.copied(name)
+            return TensorFate(COPIED if copied else CHANGED, (self.names[name],))
         return TensorFate(DROPPED, (), self.reasons.get(name, self.reason))
 
     def copied(self, name: str) -> bool:
-        return name in self.names and name not in self.rows
+        return name in self.names and name not in self.rows and name not in self.changes
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,14 +176,23 @@ class CheckpointWriter:
                 os.close(file)
 
 
+# The values of a tensor in row-major order and in the type that is written, piece by piece.
+Pieces = Callable[[], "Iterable[torch.Tensor]"]
+
+
 def copy_tensors(
-    path: Path, reader: CheckpointReader, names: Mapping[str, str], rows: Mapping[str, Sequence[int]] | None = None
+    path: Path,
+    reader: CheckpointReader,
+    names: Mapping[str, str],
+    rows: Mapping[str, Sequence[int]] | None = None,
+    changes: Mapping[str, Pieces] | None = None,
 ) -> None:
     """Write a file of tensors of another checkpoint, byte for byte; `names` has old → new.
 
-    Of an old tensor in `rows` only those places of its first axis longer than 1 are written, in that order.
+    Of an old tensor in `rows` only those places of its first axis longer than 1 are written, in that order. Those in
+    `changes` get new values instead of their bytes, in the type of the old ones.
     """
-    chosen = rows or {}
+    chosen, changed = rows or {}, changes or {}
     found = {new: reader.header(old) for old, new in names.items()}
     entries = aligned(_entry(h, name, chosen.get(h.name)) for name, h in sorted(found.items()))
     with written(path) as file:
@@ -191,11 +200,25 @@ def copy_tensors(
         for entry in entries:
             source = found[entry.name]
             what = f"{source.shard}, tensor `{source.name}`,"
+            if source.name in changed:
+                _write_pieces(file, entry, changed[source.name]())
+                continue
             stride, places = source.nbytes, [0]
             if source.name in chosen:
                 stride, places = source.nbytes // source.shape[_axis(source)], list(chosen[source.name])
             for place in places:
                 copy_range(reader.file(source.shard), source.begin + place * stride, stride, file, what)
+
+
+def _write_pieces(file: int, entry: Entry, pieces: Iterable[torch.Tensor]) -> None:
+    """Write new values of a tensor where a file of tensors goes on."""
+    count = 0
+    for piece in pieces:
+        data = raw_bytes(piece)
+        write_all(file, data)
+        count += len(data)
+    if count != entry.nbytes:
+        raise ValueError(f"`{entry.name}` takes {entry.nbytes} bytes, its new values {count}")
 
 
 def _entry(source: TensorHeader, name: str, rows: Sequence[int] | None) -> Entry:
@@ -218,6 +241,7 @@ def copy_shards(
     names: Mapping[str, str],
     max_shard_bytes: int | None,
     rows: Mapping[str, Sequence[int]] | None = None,
+    changes: Mapping[str, Pieces] | None = None,
 ) -> None:
     """Write tensors of another checkpoint to `out`, as `copy_tensors` does, in shards up to a size."""
     sizes = {old: _entry(reader.header(old), old, (rows or {}).get(old)).nbytes for old in names}
@@ -232,7 +256,7 @@ def copy_shards(
         size += own
     shards = dict(zip(_shard_names(len(filled)), filled, strict=True))
     for shard, tensors in shards.items():
-        copy_tensors(out / shard, reader, tensors, rows)
+        copy_tensors(out / shard, reader, tensors, rows, changes)
     if len(shards) > 1:
         weights = {new: shard for shard, tensors in shards.items() for new in tensors.values()}
         with written(out / _INDEX) as file:

@@ -167,6 +167,20 @@ class MixtureRun:
             heap.trim()
         self._give()
 
+    def outputs(self, tokens: int) -> torch.Tensor:
+        """The outputs of all experts for as many tokens, evenly spaced, wherever they are routed.
+
+        Float32 [experts, tokens, columns]. The experts are unchanged, and one is in memory at a time.
+        """
+        rows = [number * self.tokens // tokens for number in range(tokens)]
+        x = torch.cat([self.calls[0].inputs.read(row, row + 1) for row in rows]).to(self.device)
+        lane = self.lanes[0]
+        found: list[torch.Tensor] = []
+        for expert in range(lane.mixture.experts):
+            used = [self._used(weight) for weight in lane.weights(expert).values()]
+            found.append(lane.outer(expert, lane.inner(expert, x, used[:-1]), used[-1]).float().cpu())
+        return torch.stack(found)
+
     def _give(self) -> None:
         """Let the forwards go on with what was computed."""
         for lane, calls in zip(self.lanes, self.calls, strict=True):

@@ -1,11 +1,13 @@
-"""Dropping experts of a mixture: those that matter least are cut out, with their rows of the router.
+"""Dropping experts of a mixture: those that matter least are cut out, with their rows of the router, or merged.
 
-runner/methods/expert_choice.py has the criteria, runner/model/layerwise/expert_usage.py what they are measured by.
+runner/methods/expert_choice.py has the criteria, runner/model/layerwise/expert_usage.py what they are measured by,
+runner/methods/expert_merging.py how a dropped expert is added to one that stays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from runner.contracts.facts import CheckpointFacts
@@ -27,10 +29,11 @@ CONSUMES = (CHECKPOINT,)
 PRODUCES = CHECKPOINT
 REQUIRES = ()
 METRICS = {
-    "experts": COUNT, "experts_dropped": COUNT, "tokens_lost": SHARE, "energy_lost": SHARE, "energy_lost_max": SHARE,
-    "bytes": AMOUNT,
+    "experts": COUNT, "experts_dropped": COUNT, "experts_merged": COUNT, "tokens_lost": SHARE, "energy_lost": SHARE,
+    "energy_lost_max": SHARE, "bytes": AMOUNT,
 }  # fmt: skip
-_NEEDS_DATA = (expert_choice.REAP, expert_choice.FREQUENCY)
+_SECONDS_OF_MATCHING = 1e-10  # scipy's assignment of n neurons to n, over n³
+_NEEDS_DATA = (expert_choice.REAP, expert_choice.ENERGY, expert_choice.FREQUENCY)
 
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
@@ -43,6 +46,8 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
         message = f"`criterion: {params['criterion']}` is measured on calibration text, and the step names none"
         remedy = "name an entry of `data`, or use `criterion: norm`"
         found.append(Diagnostic("R846", message, remedy, path=("criterion",)))
+    if params["merge"]:
+        found += _unmerged(params, facts)
     count = min(each.experts for each in facts.linears.mixtures)
     wrong = _amount(params, facts, count)
     if wrong:
@@ -57,6 +62,18 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
 def kept(params: Params, count: int) -> int:
     """Return how many of `count` experts stay: `keep`, or what `ratio` leaves, rounded to the nearest."""
     return int(params["keep"]) if "keep" in params else count - int(count * params["ratio"] + 0.5)
+
+
+def _unmerged(params: Params, facts: CheckpointFacts) -> list[Diagnostic]:
+    """Return complaints about experts that cannot be merged."""
+    if "data" not in params:
+        message = "`merge: true` compares the outputs of experts on calibration text, and the step names none"
+        return [Diagnostic("R846", message, "name an entry of `data`, or leave `merge` out", path=("merge",))]
+    other = fewer_experts.beside_matrices(facts)
+    if other:
+        message = f"experts of `{facts.source}` (`{facts.config.model_type}`) cannot be merged: {other}"
+        return [Diagnostic("R847", message, "leave `merge` out: they are dropped then", path=("merge",))]
+    return []
 
 
 def _amount(params: Params, facts: CheckpointFacts, count: int) -> Diagnostic | None:
@@ -95,8 +112,8 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     facts, machine = inputs.checkpoint, inputs.machine
     disk = outcome(params, inputs).nbytes
     seconds = 3 + (facts.nbytes + disk) / machine.disk_bytes_per_second
+    largest = max((site.size for site in facts.sites if site.is_expert), default=0)
     if "data" not in inputs.data:
-        largest = max((site.size for site in facts.sites if site.is_expert), default=0)
         return Cost(memory_budget.WEIGHTS_RUNTIME + 12 * largest, disk, disk, seconds)
     tokens, length = inputs.data["data"].tokens, inputs.data["data"].sequence_length
     value, hidden = memory_budget.compute_bytes(facts, machine.device), facts.config.hidden_size
@@ -109,6 +126,14 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     else:
         peak += memory_budget.batch_bytes(facts, length, value, machine.device)
         peak += int(held * memory_budget.SUSPENDED_HEAP) if held <= memory_budget.suspend_limit(0) else 0
+    if params["merge"]:
+        count = max(each.experts for each in facts.linears.mixtures)
+        compared = 4 * count * hidden * expert_choice.compared(count, hidden, tokens)
+        neurons = max(each.columns for mixture in facts.linears.mixtures for each in mixture.matrices[-1:])
+        # Products of all pairs of neurons, twice the second time, beside the matrices of two experts.
+        peak = max(peak + 2 * compared, memory_budget.WEIGHTS_RUNTIME + 16 * neurons**2 + 32 * largest)
+        dropped = sum(each.experts - kept(params, each.experts) for each in facts.linears.mixtures)
+        seconds += dropped * neurons**3 * _SECONDS_OF_MATCHING
     scratch = disk + tokens * hidden * (3 * value + 4)
     return Cost(peak, disk, scratch, seconds + 2 + 2 * tokens * active_weights(facts) / machine.flops)
 
@@ -128,8 +153,6 @@ def changes(params: Params, inputs: Inputs) -> frozenset[str]:
 
 
 def run(ctx: Context) -> Result:
-    from dataclasses import replace
-
     from runner.model.architecture import probe
     from runner.model.architecture.inspect import of_artifact
     from runner.model.checkpoint import derived
@@ -137,6 +160,7 @@ def run(ctx: Context) -> Result:
     from runner.model.checkpoint.reader import CheckpointReader
     from runner.model.checkpoint.writer import parse_size
     from runner.steps import model_card
+    from runner.steps.prune import merging
 
     checkpoint, params = ctx.inputs["checkpoint"], ctx.params
     facts = of_artifact(checkpoint)
@@ -145,25 +169,32 @@ def run(ctx: Context) -> Result:
     count = min(each.experts for each in mixtures)
     cut = fewer_experts.find(facts, kept(params, count))
     fewer_experts.facts_of(facts, cut)  # refuses what transformers would not load
-    measured = _measured(ctx, facts)
+    choice = _Choice(params["criterion"], cut.keep, ctx.seed)
+    measured = _measured(ctx, facts, choice)
     chosen, described = {}, []
     for mixture in mixtures:
         own = measured.get(mixture.name, {})
-        scores = expert_choice.scores(params["criterion"], own, count, f"{ctx.seed}:{mixture.name}")
-        chosen[mixture.name] = expert_choice.choose(scores, cut.keep, mixture.groups)
+        scores, chosen[mixture.name] = choice.scores(mixture, own), choice.kept(mixture, own)
         described.append(_described(mixture, own, scores, chosen[mixture.name]))
-    why = f"is not among the {cut.keep} of {count} that stay by `{params['criterion']}`"
-    selection = derived.Selection(
-        cut.names(facts.tensors, chosen), "the step does not write it",
-        rows={name: chosen[mixture] for name, mixture in cut.rows.items()},
-        reasons={name: f"expert {expert} {why}" for name, (_, expert, _) in cut.own.items()},
-        max_shard_bytes=parse_size(params["max_shard_size"]),
-    )  # fmt: skip
     with CheckpointReader(checkpoint.path) as reader:
+        sites = {site.name: site for site in facts.sites}
+        merged = [
+            merging.Merged(reader, each, sites, chosen[each.name], own)
+            for each in mixtures
+            if "joins" in (own := measured.get(each.name, {}))
+        ]
+        selection = derived.Selection(
+            cut.names(facts.tensors, chosen), "the step does not write it",
+            rows={name: chosen[mixture] for name, mixture in cut.rows.items()},
+            reasons=_reasons(cut, count, params["criterion"], described),
+            max_shard_bytes=parse_size(params["max_shard_size"]),
+            changes={name: pieces for each in merged for name, pieces in each.changes().items()},
+        )  # fmt: skip
         result = derived.Derived(selection, cut.config, card=model_card.render(ctx))
         account = derived.write(reader, result, ctx.out_dir)
     dropped = len(mixtures) * (count - cut.keep)
-    metrics: dict[str, float] = {"experts": cut.keep, "experts_dropped": dropped, "bytes": weights_nbytes(ctx.out_dir)}
+    metrics: dict[str, float] = {"experts": cut.keep, "bytes": weights_nbytes(ctx.out_dir)}
+    metrics["experts_merged" if params["merge"] else "experts_dropped"] = dropped
     for what in ("tokens_lost", "energy_lost"):
         values = [each[what] for each in described if what in each]
         if values:
@@ -173,7 +204,34 @@ def run(ctx: Context) -> Result:
     return Result(metrics=metrics, details={"mixtures": described}, account=account)
 
 
-def _measured(ctx: Context, facts: CheckpointFacts) -> dict[str, Mapping[str, Sequence[float]]]:
+@dataclass(frozen=True)
+class _Choice:
+    """Which experts of a mixture stay, by what is measured of them."""
+
+    criterion: str
+    keep: int
+    seed: int
+
+    def scores(self, mixture: Mixture, measured: Mapping[str, Sequence[float]]) -> list[float]:
+        return expert_choice.scores(self.criterion, measured, mixture.experts, f"{self.seed}:{mixture.name}")
+
+    def kept(self, mixture: Mixture, measured: Mapping[str, Sequence[float]]) -> list[int]:
+        return expert_choice.choose(self.scores(mixture, measured), self.keep, mixture.groups)
+
+
+def _reasons(
+    cut: fewer_experts.FewerExperts, count: int, criterion: str, described: Sequence[Mapping[str, Any]]
+) -> dict[str, str]:
+    """Return why the tensors of single experts are not written under their own names, where they are not."""
+    joins = {each["name"]: each["joins"] for each in described if "joins" in each}
+    why = f"is not among the {cut.keep} of {count} that stay by `{criterion}`"
+    return {
+        name: f"expert {expert} is merged into expert {joins[mixture][expert]}" if joins else f"expert {expert} {why}"
+        for name, (mixture, expert, _) in cut.own.items()
+    }
+
+
+def _measured(ctx: Context, facts: CheckpointFacts, choice: _Choice) -> dict[str, Mapping[str, Sequence[float]]]:
     """Return what is measured of the experts of each mixture; StepFailed where a number is not finite."""
     from math import isfinite
 
@@ -185,7 +243,8 @@ def _measured(ctx: Context, facts: CheckpointFacts) -> dict[str, Mapping[str, Se
     if ids is None and ctx.params["criterion"] == expert_choice.RANDOM:
         return {}
     inputs = StreamInputs(ctx.inputs["checkpoint"].path, facts, ctx.device, ids)
-    layers: Results = expert_usage.measure(inputs, stream_run(ctx), facts.linears.mixtures)
+    merged = choice.kept if ctx.params["merge"] else None
+    layers: Results = expert_usage.measure(inputs, stream_run(ctx), facts.linears.mixtures, merged)
     found: dict[str, Mapping[str, Sequence[float]]] = {k: v for each in layers for k, v in each["mixtures"].items()}
     for name, own in found.items():
         for values in own.values():
@@ -204,4 +263,6 @@ def _described(
         found["tokens"] = [int(value) for value in measured["tokens"]]
         found["tokens_lost"] = expert_choice.lost(measured["tokens"], keep)
         found["energy_lost"] = expert_choice.lost(measured["energy"], keep)
+    if "joins" in measured:
+        found |= {"joins": [int(value) for value in measured["joins"]], "alike": list(measured["alike"])}
     return found

@@ -21,6 +21,7 @@ from runner.contracts.facts import CheckpointFacts
 from runner.contracts.planned_account import check_written
 from runner.contracts.step_kind import DataFacts, Inputs
 from runner.errors import Interrupted
+from runner.methods import expert_choice, expert_merging
 from runner.model.architecture import inspect, probe
 from runner.model.checkpoint.headers import read_headers
 from runner.model.layerwise.describe import describe
@@ -190,6 +191,10 @@ def test_other_criteria(tmp_path: Path) -> None:
     before = load_file(tmp_path / "model" / "model.safetensors")
     most = apply(facts, tmp_path / "frequency", criterion="frequency", keep=2).details["mixtures"]
     assert all(each["scores"] == each["tokens"] for each in most)
+    lost = [
+        apply(facts, tmp_path / f"by-{by}", criterion=by, keep=2).metrics["energy_lost"] for by in ("energy", "norm")
+    ]
+    assert lost[0] < lost[1]
     norms = apply(facts, tmp_path / "norm", ids=None, criterion="norm", keep=2)
     assert set(norms.metrics) == {"experts", "experts_dropped", "bytes"}
     for mixture, own in zip(facts.linears.mixtures, norms.details["mixtures"], strict=True):
@@ -233,6 +238,122 @@ def test_an_interrupted_step_ends_with_the_same_bytes(tmp_path: Path) -> None:
     assert (once.metrics, once.details) == (twice.metrics, twice.details)
     for path in (tmp_path / "once" / "out").iterdir():
         assert path.read_bytes() == (tmp_path / "twice" / "out" / path.name).read_bytes(), path.name
+
+
+def twins(folder: Path, model_type: str) -> CheckpointFacts:
+    """A mixture whose last two experts compute the same, their neurons in different orders."""
+    facts = saved(folder, model_type)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for mixture in facts.linears.mixtures:
+        module: Any = model.get_submodule(mixture.name)
+        gate_up, down = module.gate_up_proj.data, module.down_proj.data
+        order = torch.randperm(down.shape[2], generator=torch.Generator().manual_seed(1))
+        gate_up[-1] = gate_up[-2].unflatten(0, (2, -1))[:, order].flatten(0, 1)
+        down[-1] = down[-2][:, order]
+    model.save_pretrained(folder)
+    return described(inspect.facts(folder, "model"), folder)
+
+
+@pytest.mark.parametrize(("model_type", "keep"), [
+    ("mixtral", 3),  # an expert has tensors of its own
+    ("granitemoe", 3),  # all in one tensor, gate above up
+    pytest.param("qwen3_moe", 3, marks=pytest.mark.nightly),
+])  # fmt: skip
+def test_an_expert_that_computes_the_same_is_added_without_a_change(
+    tmp_path: Path, model_type: str, keep: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = twins(tmp_path / "model", model_type)
+    count = facts.linears.mixtures[0].experts
+    assert refusals(facts, keep=keep, merge=True) == []
+    # What stays is given, so that the twin is what is dropped.
+    monkeypatch.setattr(expert_choice, "choose", lambda scores, keep, groups: [*range(keep - 1), count - 2])
+    dropped = apply(facts, tmp_path / "dropped", keep=keep)
+    merged = apply(facts, tmp_path / "merged", keep=keep, merge=True)
+    last = {each["joins"][-1] for each in merged.details["mixtures"]}
+    assert last == {count - 2}
+    assert "joins" not in dropped.details["mixtures"][0]
+    assert (merged.metrics["experts_merged"], dropped.metrics["experts_dropped"]) == (len(facts.linears.mixtures),) * 2
+    left_alone, own = (load_file(tmp_path / name / "out" / "model.safetensors") for name in ("dropped", "merged"))
+    assert left_alone.keys() == own.keys()
+    for name, tensor in own.items():
+        assert torch.allclose(tensor, left_alone[name], atol=1e-6), name
+    assert any(not torch.equal(tensor, left_alone[name]) or tensor.ndim > 2 for name, tensor in own.items())
+    AutoModelForCausalLM.from_pretrained(tmp_path / "merged" / "out")
+
+
+def test_what_a_merged_expert_is(tmp_path: Path) -> None:
+    """Which experts join which, by transformers' own outputs; the sums, by the weights that are read here."""
+    facts = saved(tmp_path / "model", "mixtral")
+    result = apply(facts, tmp_path / "step", keep=2, merge=True)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
+    before = load_file(tmp_path / "model" / "model.safetensors")
+    after = load_file(tmp_path / "step" / "out" / "model.safetensors")
+    moved = 0
+    for index, mixture in enumerate(result.details["mixtures"]):
+        module = model.get_submodule(mixture["name"])
+        seen: list[Any] = []
+        module.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args))
+        with torch.no_grad():
+            model(input_ids=FEW)
+        x = seen[0][0][torch.arange(min(1024, FEW.numel())) * FEW.numel() // min(1024, FEW.numel())]
+        with torch.no_grad():
+            out = torch.stack([module._apply_gate(x @ w.T) @ d.T for w, d in
+                               zip(module.gate_up_proj, module.down_proj, strict=True)]).flatten(1)  # fmt: skip
+        alike = functional.cosine_similarity(out[:, None], out[None], dim=-1)
+        kept, joins = mixture["kept"], mixture["joins"]
+        for expert in range(4):
+            wanted = expert if expert in kept else max(kept, key=lambda each: float(alike[expert, each]))
+            assert joins[expert] == wanted
+        cosines = [float(alike[expert, joins[expert]]) for expert in range(4)]
+        assert mixture["alike"] == pytest.approx(cosines, abs=1e-5)
+        weighed = [
+            score * tokens * max(cosine, 0) ** 2
+            for score, tokens, cosine in zip(mixture["scores"], mixture["tokens"], cosines, strict=True)
+        ]
+        for place, expert in enumerate(kept):
+            members = [expert, *(e for e in range(4) if joins[e] == expert and e != expert)]
+            moved += len(members) > 1
+            sums = dict.fromkeys(("w1", "w3", "w2"), torch.zeros(()))
+            anchor = _neurons(before, index, expert)
+            for member in members:
+                order = expert_merging.order(anchor, _neurons(before, index, member))
+                share = weighed[member] / sum(weighed[each] for each in members)
+                for name, rows in zip(("w1", "w3", "w2"), _neurons(before, index, member), strict=True):
+                    sums[name] = sums[name] + share * rows[order]
+            for name, value in sums.items():
+                stored = after[f"model.layers.{index}.block_sparse_moe.experts.{place}.{name}.weight"]
+                assert torch.allclose(stored, value.T if name == "w2" else value, atol=1e-5), name
+    assert moved
+    fates = result.account.fates
+    reasons = {fate.reason for fate in fates.values() if fate.fate == DROPPED}
+    assert any(reason.startswith("expert ") and " is merged into expert " in reason for reason in reasons)
+    assert "model.layers.0.self_attn.q_proj.weight" in fates
+    assert fates["model.layers.0.self_attn.q_proj.weight"].fate == COPIED
+
+
+def _neurons(tensors: Mapping[str, torch.Tensor], layer: int, expert: int) -> list[torch.Tensor]:
+    w1, w3, w2 = (
+        tensors[f"model.layers.{layer}.block_sparse_moe.experts.{expert}.{name}.weight"] for name in ("w1", "w3", "w2")
+    )
+    return [w1, w3, w2.T]
+
+
+def test_what_cannot_be_merged(tmp_path: Path) -> None:
+    facts = saved(tmp_path / "model", "mixtral")
+    assert refusals(facts, data=None, keep=2, criterion="norm", merge=True) == [
+        ("R846", "`merge: true` compares the outputs of experts on calibration text, and the step names none",
+         "name an entry of `data`, or leave `merge` out")
+    ]  # fmt: skip
+    other = "leave `merge` out: they are dropped then"
+    why = "`model.layers.0.mlp.experts` holds gate and up in one matrix, whose neurons have no order that is known"
+    assert refusals(saved(tmp_path / "biased", "gpt_oss"), keep=3, merge=True) == [
+        ("R847", f"experts of `model` (`gpt_oss`) cannot be merged: {why}", other)
+    ]
+    name = "model.layers.0.block_sparse_moe.experts.0.w1.weight"
+    packed = {**facts.tensors, name: replace(facts.tensors[name], dtype="F8_E4M3")}
+    why = f"`{name}` is no matrix of floating-point numbers"
+    complaints = refusals(replace(facts, tensors=packed), keep=2, merge=True)
+    assert complaints[0] == ("R847", f"experts of `model` (`mixtral`) cannot be merged: {why}", other)
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
