@@ -6,8 +6,6 @@ Of an expert j, with T_j the tokens routed to it, g_j its weight in the output o
     output    Σ_{T_j} g_j ‖f_j(x)‖, in units of the hidden states
     energy    Σ_{T_j} g_j² ‖f_j(x)‖²
     norm      ‖W_j‖, the Frobenius norm of all its weights
-    joins     the kept expert into which it is merged, itself where it is kept; only where dropped ones are merged
-    alike     the cosine between its outputs and those of that expert, for the same tokens
 
 All is measured in the unchanged model, a layer and of its experts one in memory at a time.
 """
@@ -20,7 +18,6 @@ from typing import Any
 import torch
 
 from runner.contracts.mixtures import Mixture
-from runner.methods import expert_choice, expert_merging
 from runner.model.checkpoint.placed_part import site_weight
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.layerwise import block_attention, forward_modes, progress_file
@@ -36,21 +33,21 @@ from runner.model.layerwise.streamed_model import StreamedModel
 from runner.system import heap
 
 Usage = dict[str, dict[str, list[float]]]  # mixture → what is measured → a value for each of its experts
-Keep = Callable[[Mixture, Mapping[str, Sequence[float]]], Sequence[int]]  # which experts stay, by what is measured
+# Finds more of the experts of a mixture by what is measured of them, and by the tokens whose outputs `MixtureRun` has.
+More = Callable[[Mixture, Mapping[str, Sequence[float]], MixtureRun], dict[str, list[float]]]
 
 
 def measure(
-    inputs: StreamInputs, run: StreamRun, mixtures: tuple[Mixture, ...] = (), merged: Keep | None = None
+    inputs: StreamInputs, run: StreamRun, mixtures: tuple[Mixture, ...] = (), more: More | None = None
 ) -> Results:
     """Return of every layer its number, and as "mixtures" the `Usage` of its experts.
 
-    Without `inputs.ids` only the norms of `mixtures` are measured. With `merged`, which chooses the experts that stay,
-    it is also found which of them each of the others joins. An interrupted measurement goes on after its last finished
-    layer.
+    Without `inputs.ids` only the norms of `mixtures` are measured. What `more` finds of a mixture is added to its
+    usage. An interrupted measurement goes on after its last finished layer.
     """
     if inputs.ids is None:
         return walk(_Weights(inputs, mixtures), _described, run)
-    return walk(_Routed(inputs, inputs.ids, merged), _described, run)
+    return walk(_Routed(inputs, inputs.ids, more), _described, run)
 
 
 def _described(layer: int, usage: Usage) -> dict[str, Any]:
@@ -91,9 +88,9 @@ class _Weights:
 class _Routed(FlowingLayers):
     """Layers whose experts are measured with the tokens that are routed to them."""
 
-    def __init__(self, inputs: StreamInputs, ids: torch.Tensor, merged: Keep | None) -> None:
+    def __init__(self, inputs: StreamInputs, ids: torch.Tensor, more: More | None) -> None:
         super().__init__(StreamedModel(inputs.folder, inputs.device), ids)
-        self.inputs, self.merged = inputs, merged
+        self.inputs, self.more = inputs, more
         block_attention.use_blocks(self.streamed.model, self.streamed.device)
         self.experts = self.streamed.separate_experts()
 
@@ -112,8 +109,8 @@ class _Routed(FlowingLayers):
         def solve(group: int) -> None:
             lane = own[heads[group]]
             found[lane.mixture.name] = usage = _measured(lane, runs[heads[group]])
-            if self.merged is not None:
-                usage |= _joined(runs[heads[group]], self.merged(lane.mixture, usage))
+            if self.more is not None:
+                usage |= self.more(lane.mixture, usage, runs[heads[group]])
             heap.trim()
 
         lanes = [flow.lane(0, index, layer)]
@@ -144,14 +141,6 @@ def _measured(lane: ExpertLane, run: MixtureRun) -> dict[str, list[float]]:
 
     run.measure(watch)
     return {**found, "norm": [_norm(lane.weights(expert)) for expert in range(count)]}
-
-
-def _joined(run: MixtureRun, kept: Sequence[int]) -> dict[str, list[float]]:
-    """Which of the `kept` experts each expert of a mixture becomes part of, and how alike they are."""
-    width = run.calls[0].inputs.width
-    tokens = expert_choice.compared(run.lanes[0].mixture.experts, width, run.tokens)
-    joins, alike = expert_merging.nearest(run.outputs(tokens), kept)
-    return {"joins": [float(expert) for expert in joins], "alike": alike}
 
 
 def _norm(weights: Mapping[str, torch.Tensor]) -> float:

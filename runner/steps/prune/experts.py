@@ -22,6 +22,7 @@ from runner.model.layerwise import memory_budget
 from runner.steps.stream_cost import active_weights
 
 if TYPE_CHECKING:
+    from runner.model.layerwise.expert_stream import MixtureRun
     from runner.model.layerwise.method import Results
 
 VERSION = 1
@@ -153,6 +154,7 @@ def changes(params: Params, inputs: Inputs) -> frozenset[str]:
 
 
 def run(ctx: Context) -> Result:
+    from runner.methods import merged_experts
     from runner.model.architecture import probe
     from runner.model.architecture.inspect import of_artifact
     from runner.model.checkpoint import derived
@@ -160,7 +162,6 @@ def run(ctx: Context) -> Result:
     from runner.model.checkpoint.reader import CheckpointReader
     from runner.model.checkpoint.writer import parse_size
     from runner.steps import model_card
-    from runner.steps.prune import merging
 
     checkpoint, params = ctx.inputs["checkpoint"], ctx.params
     facts = of_artifact(checkpoint)
@@ -179,7 +180,7 @@ def run(ctx: Context) -> Result:
     with CheckpointReader(checkpoint.path) as reader:
         sites = {site.name: site for site in facts.sites}
         merged = [
-            merging.Merged(reader, each, sites, chosen[each.name], own)
+            merged_experts.Merged(reader, each, sites, chosen[each.name], own)
             for each in mixtures
             if "joins" in (own := measured.get(each.name, {}))
         ]
@@ -235,6 +236,7 @@ def _measured(ctx: Context, facts: CheckpointFacts, choice: _Choice) -> dict[str
     """Return what is measured of the experts of each mixture; StepFailed where a number is not finite."""
     from math import isfinite
 
+    from runner.methods import merged_experts
     from runner.model.layerwise import expert_usage
     from runner.model.layerwise.stream_run import StreamInputs
     from runner.steps.layer_stream import stream_run
@@ -243,8 +245,12 @@ def _measured(ctx: Context, facts: CheckpointFacts, choice: _Choice) -> dict[str
     if ids is None and ctx.params["criterion"] == expert_choice.RANDOM:
         return {}
     inputs = StreamInputs(ctx.inputs["checkpoint"].path, facts, ctx.device, ids)
-    merged = choice.kept if ctx.params["merge"] else None
-    layers: Results = expert_usage.measure(inputs, stream_run(ctx), facts.linears.mixtures, merged)
+
+    def joined(mixture: Mixture, own: Mapping[str, Sequence[float]], run: MixtureRun) -> dict[str, list[float]]:
+        return merged_experts.joined(run, choice.kept(mixture, own))
+
+    more = joined if ctx.params["merge"] else None
+    layers: Results = expert_usage.measure(inputs, stream_run(ctx), facts.linears.mixtures, more)
     found: dict[str, Mapping[str, Sequence[float]]] = {k: v for each in layers for k, v in each["mixtures"].items()}
     for name, own in found.items():
         for values in own.values():

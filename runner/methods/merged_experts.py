@@ -18,6 +18,18 @@ from runner.methods import expert_choice, expert_merging
 from runner.model.checkpoint.placed_part import site_weight
 from runner.model.checkpoint.reader import CheckpointReader, require_finite
 from runner.model.checkpoint.writer import Pieces
+from runner.model.layerwise.expert_stream import MixtureRun
+
+
+def joined(run: MixtureRun, kept: Sequence[int]) -> dict[str, list[float]]:
+    """Return for each expert which of those `kept` it becomes part of ("joins"), and how alike they are ("alike").
+
+    A kept expert joins itself; alike is the cosine between outputs for the same tokens.
+    """
+    width = run.calls[0].inputs.width
+    tokens = expert_choice.compared(run.lanes[0].mixture.experts, width, run.tokens)
+    joins, alike = expert_merging.nearest(run.outputs(tokens), kept)
+    return {"joins": [float(expert) for expert in joins], "alike": alike}
 
 
 @dataclass(frozen=True)
@@ -25,7 +37,7 @@ class Merged:
     """The experts of one mixture that stay, and those that are added to them.
 
     kept      the experts that stay, in rising order
-    measured  what runner.model.layerwise.expert_usage gives of the mixture, with "joins"
+    measured  what runner.model.layerwise.expert_usage gives of the mixture, and what `joined` does
     """
 
     reader: CheckpointReader
