@@ -149,17 +149,22 @@ def compress(checkpoint: Artifact, how: Compression, run: StreamRun, ctx: Contex
         results = engine.transform(inputs, method, output.layer, run, output.expert)
         size = parse_size(how.params["max_shard_size"])
         account = output.finish(results, ctx.out_dir, size, model_card.render(ctx, results))
-    return replace(summary(ctx.out_dir, results), account=account)
+    weights = {site.name: site.size for site in facts.sites}
+    return replace(summary(ctx.out_dir, results, weights), account=account)
 
 
-def summary(out: Path, results: Results) -> Result:
+def summary(out: Path, results: Results, weights: Mapping[str, int] | None = None) -> Result:
     """Return the metrics of a step: the mean of every metric over modules, the largest error of a layer, and the bytes
 
-    in `out`.
+    in `out`. `weights`, how many each module has, make "sparsity" the share of all of them.
     """
     modules = [m for layer in results for m in layer["modules"].values()]
     keys = sorted({k for m in modules for k, v in m.items() if isinstance(v, float)})
     metrics: dict[str, Any] = {k: sum(m[k] for m in modules if k in m) / sum(k in m for m in modules) for k in keys}
+    if weights is not None and "sparsity" in metrics:
+        zeros = {name: m["sparsity"] for layer in results for name, m in layer["modules"].items() if "sparsity" in m}
+        total = sum(weights[name] for name in zeros)
+        metrics["sparsity"] = sum(share * weights[name] for name, share in zeros.items()) / total
     errors = [error for layer in results if (error := engine.layer_error(layer)) is not None]
     if errors:
         metrics[LAYER_ERROR] = math.nan if any(map(math.isnan, errors)) else max(errors)

@@ -88,3 +88,15 @@ def test_contradictions_are_refused(tmp_path: Path) -> None:
          "use a smaller `owl_range`"),
         ("R633", "`per_layer` and `allocation: owl` both decide the sparsity of layers", "leave one of them out"),
     ]  # fmt: skip
+
+
+def test_the_metric_is_the_share_of_all_weights(tmp_path: Path) -> None:
+    """Not the mean over modules, of which small ones would count as much as large ones."""
+    folder = save(tmp_path / "model", "llama")
+    overrides = {"*.down_proj": {"sparsity": 0.9}, "*.k_proj": {"sparsity": 0.2}}
+    host = Host(tmp_path / "step", "prune.magnitude", folder, sparsity=0.5, overrides=overrides)
+    result = find("prune.magnitude").run(host)
+    weights = load_file(host.out_dir / "model.safetensors")
+    pruned = [weights[f"{name}.weight"] for layer in result.details["layers"] for name in layer["modules"]]
+    zeros = sum(int((weight == 0).sum()) for weight in pruned)
+    assert result.metrics["sparsity"] == pytest.approx(zeros / sum(weight.numel() for weight in pruned), abs=1e-6)

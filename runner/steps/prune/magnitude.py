@@ -7,7 +7,7 @@ from runner.model.layerwise.method import Linear, Statistics, Transformed
 from runner.steps import automatic
 from runner.steps.layerwise import LayerMethod, bind
 
-VERSION = 3
+VERSION = 4
 CONSUMES = (CHECKPOINT,)
 PRODUCES = CHECKPOINT
 REQUIRES = ()

@@ -13,7 +13,7 @@ from runner.steps.layer_method import ERRORS, LayerMethod
 from runner.steps.owl import bind
 from runner.steps.prune.magnitude import transform as by_magnitude
 
-VERSION = 3
+VERSION = 4
 CONSUMES = (CHECKPOINT,)
 PRODUCES = CHECKPOINT
 REQUIRES = ()

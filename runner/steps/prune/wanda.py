@@ -10,7 +10,7 @@ from runner.steps.layer_method import LayerMethod
 from runner.steps.owl import bind
 from runner.steps.prune.magnitude import transform as by_magnitude
 
-VERSION = 7
+VERSION = 8
 CONSUMES = (CHECKPOINT,)
 PRODUCES = CHECKPOINT
 REQUIRES = ()
