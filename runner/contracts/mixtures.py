@@ -29,6 +29,39 @@ class ExpertMatrix:
 
 
 @dataclass(frozen=True)
+class ExpertParameter:
+    """A parameter of transformers' modules of experts: what every expert multiplies by at once, an adapter's target.
+
+    name      in the model: "model.layers.0.mlp.experts.gate_up_proj"
+    layer     the number of its decoder layer
+    experts   how many there are
+    matrices  of each expert, in the order in which their rows follow one another
+    """
+
+    name: str
+    layer: int
+    experts: int
+    matrices: tuple[ExpertMatrix, ...]
+
+    @property
+    def rows(self) -> int:
+        """The rows of one expert."""
+        return sum(each.rows for each in self.matrices)
+
+    @property
+    def columns(self) -> int:
+        return self.matrices[0].columns
+
+    def sites(self) -> tuple[str, ...]:
+        """Return the names of its sites, expert by expert."""
+        return tuple(each.name.format(expert) for expert in range(self.experts) for each in self.matrices)
+
+    def adapter_size(self, rank: int) -> int:
+        """Return the number of weights of an adapter of this rank for each expert."""
+        return self.experts * rank * (self.rows + self.columns)
+
+
+@dataclass(frozen=True)
 class Mixture:
     """The experts of one module of a model.
 
@@ -59,6 +92,16 @@ class Mixture:
     def sites(self, expert: int) -> tuple[str, ...]:
         """Return the names of the sites of one expert, in the order of `matrices`."""
         return tuple(each.name.format(expert) for each in self.matrices)
+
+    def parameters(self) -> tuple[ExpertParameter, ...]:
+        """Return the parameters of the module that hold the matrices; none where single experts cannot be followed."""
+        last = tuple(each for each in self.matrices if each.role == "expert_down")
+        first = tuple(each for each in self.matrices if each not in last)
+        up = "up_proj" if [each.role for each in first] == ["expert_up"] else "gate_up_proj"
+        named = {up: first, "down_proj": last} if not self.unfollowed else {}
+        return tuple(
+            ExpertParameter(f"{self.name}.{key}", self.layer, self.experts, each) for key, each in named.items() if each
+        )
 
     def tensors(self) -> tuple[str, ...]:
         """Return the tensors that hold several experts, each once."""

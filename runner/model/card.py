@@ -159,6 +159,10 @@ def _sizes(card: ModelCard) -> str:
         lines.append(f"- Keys and values of its cache, rounded while it is served: {card.cache.describe()}.")
     if card.adapter is not None:
         lines.append(f"- An adapter of rank {card.adapter['r']} beside them, in `{FOLDER}/`: load it too.")
+        layers = {name.rpartition(".")[0] for name in card.adapter.get("target_parameters") or ()}
+        if layers:
+            number = "1 layer" if len(layers) == 1 else f"{len(layers)} layers"
+            lines.append(f"- It adapts the experts of {number}, each by factors of its own.")
     return "\n".join(lines)
 
 
@@ -226,6 +230,8 @@ def _vllm_cache(cache: CacheScheme | None) -> list[str]:
 def _vllm(adapter: Mapping[str, Any] | None) -> list[str]:
     if adapter is None:
         return ["To serve it with vLLM:", f"```sh\nvllm serve {_FOLDER}\n```"]
+    if adapter.get("target_parameters"):
+        return ["Whether vLLM takes an adapter of experts has not been tried; one that is merged needs no trial."]
     if adapter.get("use_dora"):
         return ["vLLM has no DoRA: it serves the weights without their adapter."]
     rank = next((size for size in _VLLM_RANKS if size >= adapter["r"]), None)

@@ -9,7 +9,7 @@ from runner.contracts.facts import CheckpointFacts
 from runner.contracts.metric_ranges import AMOUNT
 from runner.contracts.sites import Site
 from runner.errors import Diagnostic
-from runner.model.checkpoint import formats
+from runner.model.checkpoint import adapter_config, formats
 from runner.model.checkpoint.quantization.scheme import Scheme
 from runner.steps.targets import scheme
 
@@ -38,15 +38,31 @@ def refuse(
     return found + _split(packed, facts)
 
 
-def refuse_adapters(linears: Iterable[Site], key: str, remedy: str) -> list[Diagnostic]:
-    """Return a complaint about experts among modules that are to get an adapter, which `key` chooses."""
+def refuse_adapters(linears: Iterable[Site], kind: str, remedy: str) -> list[Diagnostic]:
+    """Return a complaint about experts among modules for which `kind` is to make an adapter."""
     experts = [site.name for site in linears if site.is_expert]
     if not experts:
         return []
     others = f" and {len(experts) - 1:,} more" if len(experts) > 1 else ""
-    why = "adapters of experts (peft's `target_parameters`) are not made here"
-    message = f"`{experts[0]}`{others} of a mixture would get an adapter; {why}"
-    return [Diagnostic("R605", message, remedy, path=(key,))]
+    message = f"`{experts[0]}`{others} of a mixture would get an adapter; `{kind}` makes none of experts"
+    return [Diagnostic("R605", message, remedy, path=("ignore",))]
+
+
+def refuse_renamed(linears: Iterable[Site], facts: CheckpointFacts, key: str, remedy: str) -> list[Diagnostic]:
+    """Return a complaint about modules of a mixture whose adapter, kept beside the weights, peft would not load.
+
+    `key` chooses the modules.
+    """
+    names = [site.name for site in linears if not site.is_expert]
+    found = adapter_config.renamed(facts.config.model_type, names) if facts.linears.mixtures else []
+    if not found:
+        return []
+    others = f" and {len(found) - 1:,} more" if len(found) > 1 else ""
+    message = (
+        f"peft would not load a kept adapter of `{found[0]}`{others}: in a `{facts.config.model_type}` it takes such "
+        "names for others"
+    )
+    return [Diagnostic("R611", message, remedy, path=(key,))]
 
 
 def refuse_requantizing(facts: CheckpointFacts, key: str) -> list[Diagnostic]:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -14,7 +15,7 @@ from runner.contracts.account import Account
 from runner.contracts.facts import CheckpointFacts
 from runner.errors import StepFailed
 from runner.model.architecture.inspect import facts as read_facts
-from runner.model.checkpoint import derived
+from runner.model.checkpoint import adapter_config, derived
 from runner.model.checkpoint.headers import model_config, read_headers
 from runner.model.checkpoint.quantization.format import Format
 from runner.model.checkpoint.reader import CheckpointReader
@@ -22,6 +23,7 @@ from runner.model.checkpoint.safetensors_writer import written
 from runner.model.checkpoint.writer import CheckpointWriter
 from runner.model.layerwise.linear import is_conv1d
 from runner.model.layerwise.streamed_model import StreamedModel
+from runner.training.merged_experts import AdaptedExperts
 from runner.training.modules import packed_linear
 from runner.training.modules.lora_math import is_pruned, merged
 from runner.training.objectives.recovery import NORM, SCALE
@@ -30,19 +32,25 @@ _DENSE_SHARD = 5 * 10**9
 
 
 class Adapted:
-    """The adapter of a checkpoint in `source`: `scales` by module in the model, `tensors` as `adapters.write` takes."""
+    """The adapter of a checkpoint in `source`: its adapter_config.json, and tensors as `adapter_writer.write` takes."""
 
-    def __init__(self, source: Path, tensors: Mapping[str, torch.Tensor], scales: Mapping[str, float]) -> None:
+    def __init__(self, source: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
         self.reader = CheckpointReader(source)
-        self.tensors, self.scales = tensors, scales
+        self.tensors = tensors
         streamed = StreamedModel(source)
+        self.experts = AdaptedExperts(streamed, self.reader, config, tensors)
+        ranks = {name.rpartition(".lora_A")[0]: t.shape[0] for name, t in tensors.items() if ".lora_A" in name}
+        modules = {name: rank for name, rank in ranks.items() if name not in self.experts.parameters}
+        scales = {name: adapter_config.scaling(config, name, rank) for name, rank in modules.items()}
+        self.scales: Mapping[str, float] = scales
         self.stored = {name: streamed.stored_module(name) for name in scales}
         self.conv1d = {n for n in scales if is_conv1d(streamed.model.get_submodule(n)) and not streamed.is_packed(n)}
         streamed.reader.close()
 
     def changes(self) -> dict[str, derived.Change]:
-        """Return the merged weights by tensor name: [out, in], or [in, out] for Conv1D modules."""
-        return {f"{stored}.weight": lambda name=name: self.merged(name) for name, stored in self.stored.items()}  # type: ignore[misc]
+        """Return the new weights by tensor name: [out, in], or [in, out] for Conv1D modules; and those of experts."""
+        linears = {f"{stored}.weight": lambda name=name: self.merged(name) for name, stored in self.stored.items()}
+        return linears | self.experts.changes()
 
     def merged(self, name: str) -> torch.Tensor:
         """Merge one weight, under its mask if it was pruned, in the dtype that it (or its scale) is stored in."""

@@ -5,6 +5,10 @@
                                    base_model.model.<module>.lora_B.weight  [out, r]
                                    base_model.model.<module>.lora_magnitude_vector  [out], DoRA only
 
+Experts are parameters of one module (`target_parameters`). peft wraps them one around another, so that the last one has
+the name of the module, and the one before it <module>.base_layer; A is [experts · r, in], expert by expert, and B
+[out, r · experts], column by column of each expert's.
+
 `PeftModel.from_pretrained(model, folder, subfolder="adapter")` loads it on the model of the same folder. Modules have
 the names of transformers' model. Imports no torch.
 """
@@ -14,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +30,16 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 
+# Types of models of which peft takes modules for experts: those that transformers loads by the table of qwen2_moe.
+RENAMED_TYPES = frozenset({
+    "afmoe", "beam", "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe",
+    "exaone_moe", "flex_olmo", "glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm_moe_dsa", "hunyuan_v1_moe",
+    "longcat_flash", "mellum", "olmoe", "qwen3_moe", "qwen3_next", "qwen3_omni_moe", "qwen3_omni_moe_text",
+    "qwen3_omni_moe_thinker", "solar_open",
+})  # fmt: skip
 
 # Settings of peft that change the formula of an adapter; each must be absent or empty.
-_UNSUPPORTED = ("modules_to_save", "lora_bias", "alora_invocation_tokens", "layer_replication", "target_parameters",
+_UNSUPPORTED = ("modules_to_save", "lora_bias", "alora_invocation_tokens", "layer_replication",
               "trainable_token_indices", "use_bdlora", "velora_config", "monteclora_config", "kasa_config",
               "arrow_config", "use_qalora")  # fmt: skip
 
@@ -87,10 +98,12 @@ def config(
     transposed: bool = False,
     ranks: Mapping[str, int] | None = None,
     alphas: Mapping[str, float] | None = None,
+    parameters: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the adapter_config.json of an adapter on the modules `targets`: ends of names, or full names.
 
     `ranks` and `alphas` name modules that differ from `rank` and `alpha`; `transposed` says that they are Conv1D.
+    `parameters` are those of experts that get an adapter too, by their full names.
     """
     return {
         "peft_type": "LORA",
@@ -108,7 +121,21 @@ def config(
         "modules_to_save": None,
         "rank_pattern": dict(sorted((ranks or {}).items())),
         "alpha_pattern": dict(sorted((alphas or {}).items())),
+        **({"target_parameters": list(parameters)} if parameters else {}),
     }
+
+
+def renamed(model_type: str, modules: Iterable[str]) -> list[str]:
+    """Return those of some linear modules whose names in a kept adapter peft (0.21) would take for others.
+
+    For RENAMED_TYPES it reads the last part of a name in `target_modules` as that of an expert's matrix as transformers
+    4 had them, and leaves the module that has this name without its adapter. Of laguna it renames what it loads twice.
+    """
+    if model_type == "laguna":
+        return [name for name in modules if ".shared_experts." in name]
+    if model_type not in RENAMED_TYPES:
+        return []
+    return [name for name in modules if name.rpartition(".")[2] in ("gate_proj", "up_proj", "down_proj", "gate")]
 
 
 def scaling(config: Mapping[str, Any], module: str, rank: int) -> float:

@@ -6,6 +6,8 @@ from runner.contracts.facts import CheckpointFacts
 from runner.model.checkpoint import formats, servers
 from runner.model.checkpoint.quantization.scheme import Scheme
 
+_ADAPTERS = ("vllm", "tensorrt-llm")  # they load adapters in ways of their own
+
 
 def verdict(server: str, facts: CheckpointFacts, device: float | None) -> servers.Verdict:
     """Return how `server` loads what `facts` describe on a device: the worst over its formats and schemes."""
@@ -15,6 +17,8 @@ def verdict(server: str, facts: CheckpointFacts, device: float | None) -> server
     found = [
         servers.verdict(server, format, schemes, device, cache, model) for format, schemes in _stored(facts).items()
     ]
+    if facts.engine is None and server in _ADAPTERS and (facts.adapter or {}).get("target_parameters"):
+        found.append(servers.Verdict(server, servers.UNKNOWN, "nobody has tried it with an adapter of experts"))
     return max(found, key=lambda each: servers.HOW.index(each.how))
 
 

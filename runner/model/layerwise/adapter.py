@@ -1,17 +1,11 @@
-"""A low-rank adapter kept beside a checkpoint's weights, in its folder `adapter/`, as peft reads and writes it.
+"""A low-rank adapter kept beside a checkpoint's weights, as runner/model/checkpoint/adapter_config.py describes it.
 
-    adapter_config.json            r, lora_alpha, use_rslora, use_dora, target_modules, ...
-    adapter_model.safetensors      base_model.model.<module>.lora_A.weight  [r, in]
-                                   base_model.model.<module>.lora_B.weight  [out, r]
-                                   base_model.model.<module>.lora_magnitude_vector  [out], DoRA only
-
-`PeftModel.from_pretrained(model, folder, subfolder="adapter")` loads it on the model of the same folder. Modules have
-the names of transformers' model. The planner's part imports no torch.
+Its modules have the names of transformers' model. The planner's part imports no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +28,8 @@ class Adapter:
     """An adapter whose tensors are read, and whose branches act, a decoder layer at a time.
 
     The arithmetic is peft's: the input in the adapter's type, y + s·B(A(x)) in the wider of both types, rounded to
-    that of y; DoRA adds (m / ‖W + s·BA‖ − 1)·Wx to the branch, ‖·‖ over the inputs (Liu 2024, eq. 5).
+    that of y; DoRA adds (m / ‖W + s·BA‖ − 1)·Wx to the branch, ‖·‖ over the inputs (Liu 2024, eq. 5). Experts compute
+    with W + s·BA, in the type that W has in memory.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
@@ -44,6 +39,7 @@ class Adapter:
         self.config = config
         self.reader = CheckpointReader(folder, read_shard(folder, WEIGHTS))
         self._handles: dict[str, list[Any]] = {}
+        self._parameters: dict[str, tuple[str, str]] = {}  # of experts, as `wrapped_parameters` gives them
 
     def modules(self) -> list[str]:
         """The modules it acts on, by their names in the model."""
@@ -53,7 +49,11 @@ class Adapter:
     def check(self, modules: Mapping[str, nn.Module]) -> None:
         """RecipeError unless every module it names is among `modules` and has its widths."""
         found = []
+        self._parameters = wrapped_parameters(modules, self.config.get("target_parameters") or ())
         for name in self.modules():
+            if name in self._parameters:
+                found += self._misfit(name, modules)
+                continue
             module = modules.get(name)
             if module is None:
                 found.append(f"`{name}` is no module of the decoder layers")
@@ -66,13 +66,41 @@ class Adapter:
             lines = "".join(f"\n    {line}" for line in found)
             raise unusable_adapter(f"the adapter in `{self.reader.folder}` does not fit the checkpoint:{lines}")
 
+    def _misfit(self, name: str, modules: Mapping[str, nn.Module]) -> list[str]:
+        """Why factors do not fit the parameter of experts that they are for, if they do not."""
+        module, key = self._parameters[name]
+        parameter = f"`{module}.{key}`"
+        shape = list(modules[module].get_parameter(key).shape)
+        if len(shape) != 3:
+            return [f"{parameter} is {shape}, which holds no experts"]
+        experts, rows, columns = [shape[0], *(shape[:0:-1] if is_transposed(modules[module]) else shape[1:])]
+        a, b = (self.reader.header(f"{PREFIX}{name}.lora_{part}.weight").shape for part in "AB")
+        if (b[0], a[1]) == (rows, columns) and a[0] == b[1] and a[0] % experts == 0:
+            return []
+        return [f"{parameter} is {experts} of [{rows}, {columns}], the adapter is [{b[0]}, {b[1]}] · [{a[0]}, {a[1]}]"]
+
     def attach(self, layer: nn.Module, name: str) -> None:
-        """Let it act on the linears of the decoder layer called `name`, whose weights are loaded."""
+        """Let it act on the linears and experts of the decoder layer called `name`, whose weights are loaded."""
         handles = self._handles.setdefault(name, [])
         for inner in self.modules():
-            if inner.startswith(name + "."):
+            if inner in self._parameters and inner.startswith(name + "."):
+                owner, key = self._parameters[inner]
+                self._add(inner, layer.get_submodule(owner.removeprefix(name + ".")), key)
+            elif inner.startswith(name + "."):
                 module = layer.get_submodule(inner.removeprefix(name + "."))
                 handles.append(module.register_forward_hook(self._branch(inner, module)))
+
+    def _add(self, name: str, experts: nn.Module, key: str) -> None:
+        """Add the product of the factors to the weights of all experts."""
+        import torch
+
+        weights = experts.get_parameter(key).detach()
+        a, b = (self.reader.read(f"{PREFIX}{name}.lora_{part}.weight").to(weights) for part in "AB")
+        rank = a.shape[0] // len(weights)
+        scale = scaling(self.config, f"{self._parameters[name][0]}.{key}", rank)
+        for weight, left, right in zip(weights, *reversed(expert_factors(a, b, len(weights))), strict=True):
+            matrix = weight.T if is_transposed(experts) else weight
+            matrix.copy_(torch.addmm(matrix, left, right, alpha=scale))
 
     def detach(self, name: str) -> None:
         """Forget the branches of the decoder layer called `name`."""
@@ -91,6 +119,30 @@ class Adapter:
         rows = weight.T if is_conv1d(module) else weight
         ratio = magnitude / (rows.to(a.dtype) + scale * (b @ a)).norm(dim=1)
         return partial(_dora, a=a, b=b, scale=scale, ratio=ratio)
+
+
+def wrapped_parameters(modules: Mapping[str, nn.Module], targets: Collection[str]) -> dict[str, tuple[str, str]]:
+    """Return the parameters that peft's `target_parameters` name: name of the factors in the file → module, parameter.
+
+    `targets` are full names or ends of them.
+    """
+    found = {}
+    for name, module in modules.items() if targets else ():
+        keys = [key for key, _ in module.named_parameters(recurse=False)]
+        named = [key for key in keys if any(f".{name}.{key}".endswith(f".{target}") for target in targets)]
+        for depth, key in enumerate(reversed(named)):
+            found[name + ".base_layer" * depth] = name, key
+    return found
+
+
+def is_transposed(experts: nn.Module) -> bool:
+    """Whether a module of experts holds the matrix of each as [columns, rows]."""
+    return bool(getattr(experts, "is_transposed", False))
+
+
+def expert_factors(a: torch.Tensor, b: torch.Tensor, experts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the factors of each expert, A [experts, r, in] and B [experts, out, r], of those that peft stores."""
+    return a.view(experts, -1, a.shape[1]), b.view(b.shape[0], -1, experts).permute(2, 0, 1)
 
 
 def lora_hook(

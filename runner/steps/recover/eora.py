@@ -23,7 +23,7 @@ from runner.model.checkpoint import adapter_config
 from runner.model.layerwise import memory_budget
 from runner.model.layerwise.method import Linear, Statistics, Transformed
 from runner.steps import layerwise
-from runner.steps.experts import refuse_adapters
+from runner.steps.experts import refuse_adapters, refuse_renamed
 from runner.steps.integer_weights import refuse_others
 from runner.steps.layer_method import ERRORS, LayerMethod
 from runner.steps.targets import chosen
@@ -47,7 +47,8 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     facts, reference = inputs.checkpoint, inputs.others["against"]
     found = layerwise.unmatched(params, facts) + refuse_others(facts, "recover.eora")
     linears = list(chosen(params, facts))
-    found += refuse_adapters(linears, "ignore", 'leave them out: `ignore: [lm_head, "*.experts.*"]`')
+    found += refuse_adapters(linears, "recover.eora", 'leave them out: `ignore: [lm_head, "*.experts.*"]`')
+    found += refuse_renamed(linears, facts, "ignore", "leave them out: name them in `ignore`")
     if not linears:
         found.append(Diagnostic("R410", "`ignore` leaves no linear module to change", path=("ignore",)))
     found += adapter_config.adapter_conflicts(facts.adapter, "one more would be fitted to them without it")

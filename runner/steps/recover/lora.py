@@ -6,27 +6,29 @@ adapter, or the merged weights are quantized again. The maths is in runner/train
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from runner.contracts import metric_ranges
 from runner.contracts.account import Account
 from runner.contracts.facts import CheckpointFacts
+from runner.contracts.mixtures import ExpertParameter
 from runner.contracts.sites import Site
 from runner.contracts.step_kind import CHECKPOINT, QUANTIZED, SAME, Context, Cost, Inputs, Params, Result
 from runner.errors import Diagnostic
 from runner.model.architecture import supported
 from runner.model.checkpoint import adapter_config
 from runner.steps import layerwise, teacher, training_objective
-from runner.steps.experts import refuse_adapters, refuse_requantizing
+from runner.steps.experts import refuse_renamed, refuse_requantizing
 from runner.steps.integer_weights import refuse_others
 from runner.steps.patterns import matches
+from runner.steps.recover import expert_adapters
 
 if TYPE_CHECKING:
     import torch
 
-VERSION = 5
+VERSION = 6
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = SAME
 REQUIRES = ()
@@ -41,8 +43,13 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     found = adapter_config.adapter_conflicts(facts.adapter, "a second one would be trained without it")
     found += layerwise.unmatched(params, facts, ("target_modules",)) + refuse_others(facts, "recover.lora")
     linears = targets(params, facts)
-    found += refuse_adapters(linears, "target_modules", 'name the others, such as `target_modules: ["*.self_attn.*"]`')
-    wide = [i for i in linears if params["rank"] > min(i.columns, i.rows)]
+    found += expert_adapters.check(params, facts, linears)
+    if merges(params, facts) == "keep":
+        remedy = "leave them out of `target_modules`, or merge the adapter (on a dense checkpoint `merge: auto`)"
+        found += refuse_renamed(linears, facts, "target_modules", remedy)
+    adapted: list[Site | ExpertParameter] = [i for i in linears if not i.is_expert]
+    adapted += expert_adapters.parameters(linears, facts.linears.mixtures)
+    wide = [i for i in adapted if params["rank"] > min(i.columns, i.rows)]
     if wide:
         wide.sort(key=lambda i: min(i.columns, i.rows))
         listed = [f"\n    `{i.name}` has {i.columns} inputs and {i.rows} outputs" for i in wide[:SHOWN]]
@@ -73,10 +80,14 @@ def merges(params: Params, facts: CheckpointFacts) -> str:
 
 def estimate(params: Params, inputs: Inputs) -> Cost:
     facts = inputs.checkpoint
-    linears = targets(params, facts)
+    chosen = targets(params, facts)
+    linears = [i for i in chosen if not i.is_expert]
     trained = sum(params["rank"] * (i.columns + i.rows) for i in linears)
     if params["variant"] == "dora":
         trained += sum(i.rows for i in linears)
+    trained += sum(
+        each.adapter_size(params["rank"]) for each in expert_adapters.parameters(chosen, facts.linears.mixtures)
+    )
     how = merges(params, facts)
     disk = facts.nbytes + (4 * trained if how == "keep" else 0)
     cost = training_objective.estimate(params, inputs, trained, disk, _input_bytes(params, inputs, linears))
@@ -102,9 +113,11 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
     facts = inputs.checkpoint
     if merges(params, facts) != "keep":
         return facts
-    names = [i.name for i in targets(params, facts)]
+    chosen = targets(params, facts)
+    experts = [each.name for each in expert_adapters.parameters(chosen, facts.linears.mixtures)]
     linears = [i.name for i in facts.sites if not i.is_expert]
-    return replace(facts, adapter=config(params, names, linears, conv1d(facts)))
+    names = [i.name for i in chosen if not i.is_expert]
+    return replace(facts, adapter=config(params, names, linears, conv1d(facts), experts))
 
 
 def changes(params: Params, inputs: Inputs) -> Collection[str]:
@@ -114,7 +127,7 @@ def changes(params: Params, inputs: Inputs) -> Collection[str]:
     if how == "keep":
         return ()
     if how == "merge":
-        return [site.tensor for site in targets(params, facts)]
+        return list(dict.fromkeys(site.tensor for site in targets(params, facts)))
     modules = {site.name for site in facts.sites}
     return [name for name in facts.tensors if name.rpartition(".")[0] in modules]
 
@@ -124,8 +137,13 @@ def conv1d(facts: CheckpointFacts) -> bool:
     return facts.config.model_type in supported.CONV1D_TYPES and not facts.quantization
 
 
-def config(params: Params, chosen: list[str], linears: list[str], transposed: bool) -> dict[str, Any]:
-    """Return the adapter_config.json of the trained adapter, for modules by their names in the model."""
+def config(
+    params: Params, chosen: list[str], linears: list[str], transposed: bool, experts: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return the adapter_config.json of the trained adapter, for modules by their names in the model.
+
+    `experts` are the parameters of experts that are adapted too.
+    """
     return adapter_config.config(
         params["rank"],
         params["alpha"],
@@ -134,6 +152,7 @@ def config(params: Params, chosen: list[str], linears: list[str], transposed: bo
         dora=params["variant"] == "dora",
         dropout=params["dropout"],
         transposed=transposed,
+        parameters=experts,
     )
 
 
@@ -149,10 +168,12 @@ def run(ctx: Context) -> Result:
     if how == "requantize":
         requantize.recorded(source)
     streamed = StreamedModel(source)
-    names = streamed.linear_names()
+    names, mixtures = streamed.linear_names(), streamed.mixtures
     streamed.reader.close()
-    chosen = [names[linear.name] for linear in targets(ctx.params, facts)]
-    adapter = config(ctx.params, chosen, list(names.values()), conv1d(facts))
+    sites = targets(ctx.params, facts)
+    chosen = [names[linear.name] for linear in sites if not linear.is_expert]
+    experts = [each.name for each in expert_adapters.parameters(sites, mixtures)]
+    adapter = config(ctx.params, chosen, list(names.values()), conv1d(facts), experts)
     arguments = {"adapter": adapter, "hold_packed_zeros": how == "requantize"}
     fitted = training_objective.train(ctx, "runner.training.objectives.recovery:adapters", arguments)
     tensors = lora.read(fitted.weights)
@@ -181,9 +202,7 @@ def _write(
             card=card,
         )
     else:
-        names = {name.rpartition(".lora_A")[0]: t.shape[0] for name, t in tensors.items() if ".lora_A" in name}
-        scales = {name: adapter_config.scaling(adapter, name, rank) for name, rank in names.items()}
-        adapted = checkpoint_patcher.Adapted(source, tensors, scales)
+        adapted = checkpoint_patcher.Adapted(source, adapter, tensors)
         if how == "requantize":
             folder = ctx.scratch_dir / "merged"
             merged = checkpoint_patcher.dense(adapted, ctx.scratch_dir / "merged-parts", folder)

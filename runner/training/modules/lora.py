@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from runner.model.checkpoint import adapter_config
-from runner.training.modules.lora_math import adapted_weight, is_pruned, product, row_norms
+from runner.training.modules.expert_lora import replace_wrappers
+from runner.training.modules.lora_math import adapted_weight, computing, is_pruned, product, row_norms
 from runner.training.modules.packed_linear import PackedLinear
 
 _NAME = "default"  # peft's own name for a single adapter
@@ -34,10 +36,29 @@ def wrap(model: Any, config: Mapping[str, Any], *, hold_packed_zeros: bool = Fal
     lora = LoraConfig(**{key: value for key, value in config.items() if key not in ("peft_type", "inference_mode")})
     branch = HeldBranch if hold_packed_zeros else Branch
     lora._register_custom_module({nn.Linear: branch, Conv1D: branch})
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _literal_names(model.config):
         # peft asks for an attribute that transformers is about to rename.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        return get_peft_model(model, lora)
+        wrapped = get_peft_model(model, lora)
+    replace_wrappers(wrapped)
+    return wrapped
+
+
+@contextmanager
+def _literal_names(config: Any) -> Iterator[None]:
+    """Keep peft from taking modules of some types of models for experts of transformers 4 (`adapter_config.renamed`).
+
+    It does so by the type in the configuration.
+    """
+    kind = config.model_type
+    if kind not in adapter_config.RENAMED_TYPES:
+        yield
+        return
+    config.model_type = ""
+    try:
+        yield
+    finally:
+        config.model_type = kind
 
 
 def transposed(model: nn.Module) -> bool:
@@ -86,12 +107,6 @@ class Branch(LoraLinear):
         # Dropout acts only on the branch, as in peft: x Wᵀ without it, (V − W) with it.
         base: torch.Tensor = self.base_linear(x)
         return base + (y - product(dropped, a[:0], b[:, :0], scale, False, self.base_weight))
-
-
-def computing(x: torch.Tensor) -> torch.Tensor:
-    """Return the input in the type that products run in: autocast's where it is on."""
-    device = x.device.type
-    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 class HeldBranch(Branch):

@@ -86,6 +86,12 @@ def product(
     return found
 
 
+def computing(x: torch.Tensor) -> torch.Tensor:
+    """Return the input in the type that products run in: autocast's where it is on."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
 class _Product(torch.autograd.Function):
     """`product`, with G = Σ gᵀx over tokens (masked like V): dL/dB = s·G·Aᵀ, dL/dA = s·Bᵀ·G, dL/dx = g·V."""
 

@@ -1,0 +1,109 @@
+"""Adapters of the experts of a mixture, which transformers holds in parameters [experts, rows, columns].
+
+peft adds the product of both factors to the weights of all experts in every forward, and keeps the sums for the
+backward: as many bytes again as all experts take. Here every expert computes W x + s·B(A x) for its own tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import ParamWrapper
+from torch import nn
+from torch.nn import functional
+
+from runner.model.layerwise.adapter import expert_factors, is_transposed
+from runner.training.modules.lora_math import computing, is_pruned, product
+
+
+class ExpertBranch(ParamWrapper):
+    """peft's adapter of one parameter of a module of experts; those of one module are wrapped around one another.
+
+    An expert that was pruned acts under its mask: M ⊙ (W + s·B·A).
+    """
+
+    masked: list[bool]  # for every expert
+
+    def factors(self) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...], float]:
+        """Return A [r, in] and B [out, r] of every expert, and s."""
+        parts: Any = self
+        (name,) = parts.lora_A.keys()
+        a, b = expert_factors(parts.lora_A[name].weight, parts.lora_B[name].weight, self.num_experts)
+        return a.unbind(), b.unbind(), float(self.scaling[name])
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        branches: dict[str, ExpertBranch] = {}
+        module: Any = self
+        while isinstance(module, ExpertBranch):
+            branches[module.parameter_name] = module
+            module = module.base_layer
+        products = {
+            key: _Products(module, key, branches.get(key))
+            for key in ("gate_up_proj" if module.has_gate else "up_proj", "down_proj")
+        }
+        return routed(module, products, hidden_states, top_k_index, top_k_weights)
+
+
+def matrices(experts: nn.Module, key: str) -> torch.Tensor:
+    """Return the parameter of a module of experts as [experts, rows, columns]: a view."""
+    parameter = experts.get_parameter(key)
+    return parameter.mT if is_transposed(experts) else parameter
+
+
+def replace_wrappers(model: nn.Module) -> None:
+    """Let the experts that peft has wrapped compute as `ExpertBranch` does; peft can wrap with its own class alone."""
+    wrappers: list[Any] = [module for module in model.modules() if type(module) is ParamWrapper]
+    for wrapper in wrappers:
+        held = matrices(wrapper.get_base_layer(), wrapper.parameter_name)
+        wrapper.__class__ = ExpertBranch
+        wrapper.masked = [is_pruned(each) for each in held.detach()]
+
+
+class _Products:
+    """The products of all experts with one parameter, and with its adapter where it has one."""
+
+    def __init__(self, experts: Any, key: str, branch: ExpertBranch | None) -> None:
+        self.weights = matrices(experts, key)
+        self.biases = getattr(experts, f"{key}_bias") if experts.has_bias else None
+        self.branch = branch
+        if branch is not None:
+            self.a, self.b, self.scale = branch.factors()
+
+    def __call__(self, expert: int, x: torch.Tensor) -> torch.Tensor:
+        """Return the product of an expert [tokens, rows] for its inputs x [tokens, columns]."""
+        weight, bias = self.weights[expert], None if self.biases is None else self.biases[expert]
+        if self.branch is None:
+            return functional.linear(x, weight, bias)
+        a, b = self.a[expert], self.b[expert]
+        if self.branch.masked[expert]:
+            y = product(computing(x), a, b, self.scale, True, lambda: weight)
+            return y if bias is None else y + bias.to(y.dtype)
+        y = functional.linear(x, weight, bias)
+        return (y + functional.linear(functional.linear(x.to(a.dtype), a), b) * self.scale).to(y.dtype)
+
+
+def routed(
+    experts: Any, products: Mapping[str, _Products], x: torch.Tensor, index: torch.Tensor, shares: torch.Tensor
+) -> torch.Tensor:
+    """Return Σ over the k experts of each token of its share times their output, in the shape and type of x.
+
+    x [..., hidden]; `index`, `shares` [tokens, k]. `products` are those with the first and with the last parameter.
+    Tokens are sorted by their experts, so that every sum has one order.
+    """
+    first, last = products.values()
+    count, k = index.shape
+    order = index.reshape(-1).argsort(stable=True)
+    tokens = index.reshape(-1).bincount(minlength=len(first.weights)).tolist()
+    found = []
+    for expert, rows in enumerate(x.reshape(count, -1)[order // k].split(tokens)):
+        if not len(rows):
+            continue
+        out = first(expert, rows)
+        out = last(expert, experts._apply_gate(out) if experts.has_gate else experts.act_fn(out))
+        found.append(experts.post_expert_norm(out) if experts.has_post_expert_norm else out)
+    weighted = torch.cat(found) * shares.reshape(-1)[order, None]
+    return weighted[order.argsort()].view(count, k, -1).sum(1).to(x.dtype).view_as(x)
