@@ -18,6 +18,7 @@ from runner.export.decoder import Shape, shape_of
 from runner.export.external_data import DataFile
 from runner.export.preflight import FUSED, STANDARD
 from runner.export.table_layouts import BITS
+from runner.export.tensorrt_inputs import TENSORRT_DOMAIN
 from runner.export.trace import DOMAIN, trace
 from runner.export.weights import MICROSOFT, Filler, Options
 from runner.model.layerwise.streamed_model import StreamedModel
@@ -40,6 +41,7 @@ class Exported:
 
     file: str
     data: tuple[str, ...]
+    opset: int
     shape: Shape
     inputs: tuple[tuple[str, str, tuple[int | str, ...]], ...]
     outputs: tuple[tuple[str, str, tuple[int | str, ...]], ...]
@@ -64,7 +66,7 @@ def export(
 ) -> Exported:
     """Write the graph of a checkpoint, packed or dense, with its adapter if it has one, into the folder `out`.
 
-    `target` is one of `integer_layouts.TARGETS`, `precision` of PRECISIONS: the type it computes in, `embedding` of
+    `target` is one of `graph_layouts.TARGETS`, `precision` of PRECISIONS: the type it computes in, `embedding` of
     `table_layouts.BITS`: how the token embedding and the head are stored, `operators` FUSED or STANDARD. `file` is
     the name of the graph, and `piece` the most bytes of a file of its weights. `progress` gets the number of modules
     written, and of all. RecipeError and StepFailed are those of the checkpoint's readers;
@@ -86,13 +88,18 @@ def export(
     _clean(model)
     _name(graph, inputs, outputs)
     model.opset_imports.pop(DOMAIN, None)
-    if any(node.domain == MICROSOFT for node in graph):
-        model.opset_imports[MICROSOFT] = 1
+    for domain in sorted({node.domain for node in graph} & {MICROSOFT, TENSORRT_DOMAIN}):
+        model.opset_imports[domain] = 1
+    if any(value.dtype == ir.DataType.FLOAT4E2M1 for value in graph.initializers.values()):
+        # Its operators are the same in both sets, which 23 extends to 4-bit floats.
+        opset, model.ir_version = 23, 11
+        model.opset_imports[""] = opset
     ir.save(model, str(path))
     onnx.checker.check_model(str(path))
     return Exported(
         file=file,
         data=tuple(each.name for each in data.paths),
+        opset=opset,
         shape=shape,
         inputs=tuple(_described(value) for value in inputs),
         outputs=tuple(_described(value) for value in outputs),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
+
+Attributes = Mapping[str, int | Sequence[int]]
 
 
 class Nodes:
@@ -16,12 +18,22 @@ class Nodes:
         self.constants: list[ir.Value] = []
 
     def node(
-        self, kind: str, inputs: Sequence[ir.Value], attributes: dict[str, int] | None = None, domain: str = ""
+        self, kind: str, inputs: Sequence[ir.Value], attributes: Attributes | None = None, domain: str = ""
     ) -> ir.Value:
+        return self._add(kind, inputs, attributes or {}, domain, 1).outputs[0]
+
+    def pair(
+        self, kind: str, inputs: Sequence[ir.Value], attributes: Attributes, domain: str
+    ) -> tuple[ir.Value, ir.Value]:
+        """Add a node of two outputs."""
+        first, second = self._add(kind, inputs, attributes, domain, 2).outputs
+        return first, second
+
+    def _add(self, kind: str, inputs: Sequence[ir.Value], attributes: Attributes, domain: str, count: int) -> ir.Node:
         name = f"{self.module}/{len(self.nodes)}.{kind}"
-        made = ir.node(kind, inputs, attributes=attributes or {}, domain=domain, name=name)
+        made = ir.node(kind, inputs, attributes=attributes, domain=domain, name=name, num_outputs=count)
         self.nodes.append(made)
-        return made.outputs[0]
+        return made
 
     def constant(self, value: ir.Value) -> ir.Value:
         self.constants.append(value)

@@ -7,7 +7,7 @@ from typing import Any
 
 from runner.contracts.context import Context
 from runner.contracts.model_config import ModelConfig
-from runner.export import companions, genai, graph, integer_layouts, preflight, supported, web
+from runner.export import companions, genai, graph, graph_layouts, preflight, supported, web
 from runner.model.architecture import inspect
 from runner.model.checkpoint import headers
 from runner.model.checkpoint.companions import write_json
@@ -25,7 +25,7 @@ def write(ctx: Context) -> dict[str, Any]:
     """Export `ctx.inputs["checkpoint"]` with `ctx.params` to `ctx.out_dir`; return engine.json, and `bytes`."""
     source, out = ctx.inputs["checkpoint"], ctx.out_dir
     config = headers.model_config(source.path)
-    target, browser = ctx.params["target"], ctx.params["target"] == integer_layouts.WEB
+    target, browser = ctx.params["target"], ctx.params["target"] == graph_layouts.WEB
     facts = inspect.facts(source.path, source.path.name)
     kind = web.dtype(facts, ctx.params["precision"]) if browser else "fp32"
     embedding = preflight.embedding(facts, ctx.params)
@@ -49,7 +49,7 @@ def write(ctx: Context) -> dict[str, Any]:
         "embedding": embedding,
         "operators": preflight.operators(ctx.params),
         "file": exported.file,
-        "opset": OPSET,
+        "opset": exported.opset,
         "versions": {name: version(name) for name in _PACKAGES},
         "source": {"digest": source.digest},
         "context": supported.context(config),
@@ -61,7 +61,7 @@ def write(ctx: Context) -> dict[str, Any]:
     javascript = {"dtype": kind, "use_external_data_format": len(exported.data)}
     write_json(out / "config.json", {**config.raw, _JAVASCRIPT: javascript})
     write_json(out / ENGINE, engine)
-    if target != integer_layouts.TENSORRT:
+    if target != graph_layouts.TENSORRT:
         described = genai.config(out, config, exported.shape, exported.file, engine["context"])
         if described is not None:
             write_json(out / genai.FILE, described)
@@ -74,7 +74,7 @@ def _card(engine: dict[str, Any], config: ModelConfig, exported: graph.Exported)
     shape = exported.shape
     lines = [f"- {count} linear module{'' if count == 1 else 's'}: {text}." for text, count in exported.stored.items()]
     lines += [f"- Of these, {count}: {text}, the same values." for text, count in exported.widened.items()]
-    if engine["target"] != integer_layouts.TENSORRT:
+    if engine["target"] != graph_layouts.TENSORRT:
         cache = {"layers": shape.layers, "heads": shape.kv_heads, "width": shape.head_dim}
         run = _RUN.format(file=exported.file, dtype=exported.inputs[-1][1], **cache)
         run += _INTEGER_PRODUCTS if any("; inputs " in text for text in exported.stored) else ""

@@ -10,7 +10,7 @@ from typing import Any
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.sites import Site
 from runner.errors import Diagnostic
-from runner.export import integer_layouts, supported, table_layouts
+from runner.export import graph_layouts, supported, table_layouts
 from runner.model.checkpoint import formats
 from runner.model.checkpoint.quantization import packed_names
 from runner.model.checkpoint.quantization.scheme import Scheme, ceil_div
@@ -64,8 +64,8 @@ def _weights(facts: CheckpointFacts, target: str) -> list[Diagnostic]:
         ]
     complaints: dict[tuple[str, str], list[str]] = {}
     for name, (linear, scheme) in packed.items():
-        how = integer_layouts.layout_for(target, scheme, linear.columns)
-        if not isinstance(how, integer_layouts.IntegerLayout):
+        how = graph_layouts.layout_for(target, scheme, linear.columns)
+        if not isinstance(how, graph_layouts.GraphLayout):
             complaints.setdefault(how, []).append(name)
     return [Diagnostic("R478", f"{listed(found)} {wrong}", remedy) for (wrong, remedy), found in complaints.items()]
 
@@ -84,11 +84,12 @@ def nbytes(facts: CheckpointFacts, target: str, precision: str, embedding: str =
     wide = {packed_names.split(name)[0] for name, tensor in facts.tensors.items() if tensor.dtype == "F32"}
     total = 0
     for linear, scheme in packed.values():
-        how = integer_layouts.layout_for(target, scheme, linear.columns)
-        if isinstance(how, integer_layouts.IntegerLayout):
+        how = graph_layouts.layout_for(target, scheme, linear.columns)
+        if isinstance(how, graph_layouts.GraphLayout):
             block = how.block or linear.columns
             groups = ceil_div(linear.columns, block)
-            scale = value if target == integer_layouts.TENSORRT or linear.name in wide else FLOAT_BYTES["fp16"]
+            scale = value if target == graph_layouts.TENSORRT or linear.name in wide else FLOAT_BYTES["fp16"]
+            scale = 1 if scheme.weights.two_level else scale
             total += linear.rows * (groups * block * how.field // 8 + groups * (scale + how.field // 8))
     for name, tensor in facts.tensors.items():
         if packed_names.split(name)[0] not in packed:
@@ -116,12 +117,28 @@ def embedding(facts: CheckpointFacts, params: Mapping[str, Any]) -> str:
     if params["embedding"] != table_layouts.AUTO:
         return str(params["embedding"])
     try:
-        integers = params["target"] != integer_layouts.TENSORRT and schemes(facts)
+        integers = params["target"] != graph_layouts.TENSORRT and schemes(facts)
     except ValueError:  # `refusals` has it
         integers = False
     tables = [tensor for name, tensor in facts.tensors.items() if table_layouts.is_table(facts, name)]
     fitting = all(table_layouts.block_size(table.shape[1], table_layouts.BITS["int8"]) for table in tables)
     return "int8" if integers and fitting else "dense"
+
+
+def warn_of_tokens(facts: CheckpointFacts) -> list[Diagnostic]:
+    """Return a warning of inputs with a scale for each token, which a graph for TensorRT computes by itself."""
+    names = [
+        name for name, (_, scheme) in schemes(facts).items()
+        if scheme.dynamic and scheme.activations is not None and not scheme.activations.two_level
+    ]  # fmt: skip
+    if not names:
+        return []
+    message = (
+        f"the inputs of {listed(names)} have a scale for each token, for which TensorRT has no operator: the graph "
+        "computes the same by a maximum and a division before products, and a multiplication after them"
+    )
+    help = "calibrated scales need none of this: quantize with `activations: static` and `data`"
+    return [Diagnostic("R457", message, help, severity="warning")]
 
 
 STANDARD, FUSED = "standard", "fused"  # ONNX's own operators, or onnxruntime's for attention, norms and rotations
@@ -131,12 +148,12 @@ def operators(params: Mapping[str, Any]) -> str:
     """Return the operators of a graph: those asked for, or those of its target."""
     if params["operators"] != "auto":
         return str(params["operators"])
-    return STANDARD if params["target"] == integer_layouts.TENSORRT else FUSED
+    return STANDARD if params["target"] == graph_layouts.TENSORRT else FUSED
 
 
 def refuse_operators(params: Mapping[str, Any]) -> list[Diagnostic]:
     """Return why a graph for its target cannot have the operators asked for."""
-    if params["target"] != integer_layouts.TENSORRT or operators(params) == STANDARD:
+    if params["target"] != graph_layouts.TENSORRT or operators(params) == STANDARD:
         return []
     message = "`operators` is fused; TensorRT does not know onnxruntime's operators"
     return [Diagnostic("R865", message, "leave it out, or use `target: onnxruntime`", path=("operators",))]
@@ -163,11 +180,20 @@ def engine(
     }
 
 
+def holds_nvfp4(engine: Mapping[str, Any]) -> bool:
+    """Return whether an engine.json is one of weights in 4-bit floats."""
+    return any("float4_e2m1" in text for text in engine.get("stored") or ())
+
+
 def unrunnable(facts: CheckpointFacts, device: str) -> list[Diagnostic]:
     """Return why a step's engine cannot run on its device."""
     if (facts.engine or {}).get("operators") == FUSED and device == "cuda":
         message = "onnxruntime's fused attention runs on processors alone; this step runs on a GPU"
         return [Diagnostic("R866", message, "build the graph with `operators: standard`")]
+    if (facts.engine or {}).get("format") == "onnx" and holds_nvfp4(facts.engine or {}):
+        message = "onnxruntime has no 4-bit floats; the graph is one for TensorRT alone"
+        help = "measure the checkpoint, of which evaluations round inputs as the graph does, or the engine on a GPU"
+        return [Diagnostic("R456", message, help)]
     if (facts.engine or {}).get("format") != "tensorrt" or device == "cuda":
         return []
     message = "a TensorRT engine runs only on an NVIDIA GPU; this step runs on the CPU"

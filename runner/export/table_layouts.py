@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from runner.contracts.facts import CheckpointFacts
 from runner.errors import Diagnostic
-from runner.export import integer_layouts
+from runner.export import graph_layouts
 
 BITS = {"dense": 0, "int8": 8, "int4": 4}  # values of the parameter `embedding`
 AUTO = "auto"  # the further one, of which `preflight.embedding` makes one of these
@@ -14,7 +14,7 @@ _LARGEST = {8: 128, 4: 32}  # columns that share a scale, where they divide the 
 
 def block_size(columns: int, bits: int) -> int | None:
     """Return the columns that share a scale; None where no block divides them."""
-    sizes = (size for size in integer_layouts.BLOCKS if size <= _LARGEST[bits])
+    sizes = (size for size in graph_layouts.BLOCKS if size <= _LARGEST[bits])
     return next((size for size in sizes if columns % size == 0), None)
 
 
@@ -36,7 +36,7 @@ def refuse(facts: CheckpointFacts, target: str, embedding: str) -> list[Diagnost
     bits, path = BITS[embedding], ("embedding",)
     if not bits:
         return []
-    if target == integer_layouts.TENSORRT:
+    if target == graph_layouts.TENSORRT:
         message = f"`embedding` is {embedding}; TensorRT unpacks a table of integers from which rows are gathered"
         return [Diagnostic("R661", message, "leave it out, or use `target: onnxruntime`", path=path)]
     found = []

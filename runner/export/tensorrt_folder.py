@@ -39,14 +39,17 @@ def weights(path: Path) -> Weights:
     model = onnx.load(str(path), load_external_data=False)
     elements = {item.name: math.prod(item.dims) for item in model.graph.initializer}
     sizes = {item.name: _bytes(item) for item in model.graph.initializer}
-    quantized = [node.input for node in model.graph.node if node.op_type == "DequantizeLinear"]
-    packed = sum(sizes[name] for inputs in quantized for name in inputs[:2])
-    return Weights(sum(sizes.values()), packed, sum(2 * elements[inputs[0]] for inputs in quantized))
+    nodes = [node for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in sizes]
+    # Scales of groups of NVFP4 are dequantized themselves.
+    scales = {node.input[1] for node in nodes} & {node.output[0] for node in nodes}
+    packed = sum(sizes.get(name, 0) for node in nodes for name in node.input[:2])
+    unpacked = sum(2 * elements[node.input[0]] for node in nodes if node.output[0] not in scales)
+    return Weights(sum(sizes.values()), packed, unpacked)
 
 
 def _bytes(item: onnx.TensorProto) -> int:
     count = int(math.prod(item.dims))
-    if item.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):
+    if item.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1):
         return (count + 1) // 2
     return count * int(onnx.helper.tensor_dtype_to_np_dtype(item.data_type).itemsize)
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from runner.contracts.facts import CheckpointFacts
 from runner.errors import Diagnostic
-from runner.export import integer_layouts, preflight, table_layouts
-from runner.export.integer_layouts import WEB
+from runner.export import graph_layouts, preflight, table_layouts
+from runner.export.graph_layouts import WEB
 
 PIECE = 1_900_000_000  # bytes of a file of weights
 # transformers.js's name of a type → the suffix of the file.
@@ -24,8 +24,8 @@ def dtype(facts: CheckpointFacts, precision: str) -> str:
     """Return transformers.js's name of the type of a checkpoint's graph that computes in `precision`."""
     fields = set()
     for site, scheme in preflight.schemes(facts).values():
-        how = integer_layouts.layout_for(WEB, scheme, site.columns)
-        fields |= {how.field} if isinstance(how, integer_layouts.IntegerLayout) else set()
+        how = graph_layouts.layout_for(WEB, scheme, site.columns)
+        fields |= {how.field} if isinstance(how, graph_layouts.GraphLayout) else set()
     if 4 in fields:
         return "q4" if precision == "fp32" else "q4f16"
     return "int8" if fields and precision == "fp32" else precision

@@ -13,9 +13,10 @@ import onnx_ir as ir
 import torch
 
 from runner.errors import StepFailed
-from runner.export import integer_layouts, integers, tables
+from runner.export import graph_layouts, integers, tables, tensorrt_weights
 from runner.export.external_data import DataFile
 from runner.export.nodes import Nodes, held
+from runner.export.tensorrt_inputs import TensorrtInputs
 from runner.export.trace import DOMAIN, EMBEDDING
 from runner.model.checkpoint import adapter_config
 from runner.model.checkpoint.quantization.quantized import Quantized
@@ -28,7 +29,7 @@ MICROSOFT = "com.microsoft"
 
 @dataclass(frozen=True)
 class Options:
-    """`target` is one of integer_layouts.TARGETS; `accuracy_level` that of MatMulNBits.
+    """`target` is one of graph_layouts.TARGETS; `accuracy_level` that of MatMulNBits.
 
     `table_bits` is the number of bits of the token embedding and the head, 0 where they stay dense.
     """
@@ -58,6 +59,7 @@ class Filler:
         embeddings = [name for name, m in self._modules.items() if isinstance(m, torch.nn.Embedding)]
         self._tied = {tied: name for name in embeddings for tied in streamed.tied_to(f"{name}.weight")}
         self._rounded: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}  # inputs of several modules, rounded once
+        self._tensorrt_inputs = TensorrtInputs(options.dtype)
         self._zero_point: ir.Value | None = None
         self._adapted = set(streamed.adapter.modules()) if streamed.adapter is not None else set()
 
@@ -176,11 +178,13 @@ class Filler:
                 "quantize the dense model with `quantize.gptq`, whose `act_order` keeps groups in order",
             )
         scheme = self.streamed.scheme(module) or Scheme(q.numbers)
-        how = integer_layouts.layout_for(self.options.target, scheme, q.in_features)
-        if not isinstance(how, integer_layouts.IntegerLayout):
+        how = graph_layouts.layout_for(self.options.target, scheme, q.in_features)
+        if not isinstance(how, graph_layouts.GraphLayout):
             raise StepFailed(f"`{module}` {how[0]}", how[1])
         self._note(module, scheme.describe(), how.describe(scheme))
-        if self.options.target == integer_layouts.TENSORRT:
+        if self.options.target == graph_layouts.TENSORRT:
+            if how.rounded or not scheme.weights.is_integer:
+                return self._quantized_product(made, module, x, q, scheme)
             return self._dequantized(made, module, x, q, how)
         if how.rounded:
             return self._integer_product(made, module, x, q)
@@ -235,8 +239,22 @@ class Filler:
     def _in_float32(self) -> bool:
         return self.options.dtype == torch.float32
 
+    def _quantized_product(self, made: Nodes, module: str, x: ir.Value, q: Quantized, scheme: Scheme) -> ir.Value:
+        """Multiply a weight in the checkpoint's own bytes, 8-bit or NVFP4, by inputs that are rounded as it says."""
+        scales = None
+        if scheme.activations is not None:
+            calibrated = q.input_scale if scheme.calibrated else None
+            x, scales = self._tensorrt_inputs.rounded(made, x, scheme.activations, calibrated)
+        weight = tensorrt_weights.dequantized(made, self.data, module, q, self.options.dtype)
+        out = made.node("MatMul", [x, weight])
+        if scales is None:
+            return out
+        wide = out if self._in_float32 else made.node("Cast", [out], {"to": int(ir.DataType.FLOAT)})
+        wide = made.node("Mul", [wide, scales])
+        return wide if self._in_float32 else made.node("Cast", [wide], {"to": int(ir.DataType.FLOAT16)})
+
     def _dequantized(
-        self, made: Nodes, module: str, x: ir.Value, q: Quantized, how: integer_layouts.IntegerLayout
+        self, made: Nodes, module: str, x: ir.Value, q: Quantized, how: graph_layouts.GraphLayout
     ) -> ir.Value:
         parts = integers.signed(q, how.field, self.options.dtype)
         shape = (q.in_features, q.out_features)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from runner.errors import MachineError, StepFailed
+from runner.export import preflight
 from runner.runtime import limits
 from runner.runtime.protocol import Ids, Logits
 
@@ -34,6 +35,9 @@ class OnnxRuntime:
         from runner.runtime import open as find
 
         engine = find.engine(folder) or {}
+        if preflight.holds_nvfp4(engine):
+            message = f"the graph in `{folder}` has weights in 4-bit floats, which onnxruntime does not know"
+            raise MachineError(message, "build an engine of it with `build.tensorrt`")
         try:
             self.vocabulary, self.context = int(engine["vocabulary"]), int(engine["context"])
             self._layers, heads, width = int(engine["layers"]), int(engine["kv_heads"]), int(engine["head_dim"])

@@ -29,6 +29,7 @@ _AVX512 = "on processors with AVX-512; on others its first product fails"
 _MAP = "vLLM 0.32's source: its table of kernels for GPTQ has (4, symmetric) and (8, symmetric)"
 _HARDWARE = "https://docs.vllm.ai/en/v0.14.0/features/quantization/"
 _FP8 = "https://docs.vllm.ai/en/v0.32.0/features/quantization/llm_compressor/fp8/"
+_MATRIX = "https://nvidia.github.io/TensorRT-LLM/features/quantization.html"
 _NO_KERNEL = "vLLM has no kernels for this way of storing weights"
 
 
@@ -133,6 +134,14 @@ ROWS: tuple[Row, ...] = (  # the first that matches counts
         "it loads checkpoints, not engines",
         "tried with transformers 5.23"),
     Row("tensorrt-llm", (DENSE,), _GPU, NATIVE, "", "TensorRT-LLM's documentation"),
+    Row("tensorrt-llm", ("modelopt",), (10.0, 99.0), NATIVE, "", _MATRIX, bits=(4,)),
+    Row("tensorrt-llm", ("modelopt",), (7.5, 9.0), REFUSED, "it multiplies NVFP4 from Blackwell (10.0) on", _MATRIX,
+        bits=(4,)),
+    Row("tensorrt-llm", ("modelopt",), (9.0, 9.0), NATIVE, "", _MATRIX, bits=(8,)),
+    Row("tensorrt-llm", ("modelopt",), _GPU, REFUSED, "it multiplies FP8 by rows on Hopper (9.0) alone",
+        _MATRIX, bits=(8,)),
+    Row("tensorrt-llm", ("onnx", "gguf", "tensorrt", "aotinductor", "executorch"), _EVERYWHERE, REFUSED,
+        "it loads checkpoints, and engines that it has built itself", "TensorRT-LLM's documentation"),
     Row("onnxruntime", ("onnx",), _EVERYWHERE, NATIVE, "", "tried with onnxruntime 1.32"),
     Row("onnxruntime", (DENSE, *_COMPRESSED, "gptq", "awq", "bitsandbytes", "modelopt", "fp8", "gguf", "tensorrt",
                         "aotinductor", "executorch"), _EVERYWHERE, REFUSED, "it runs graphs of `build.onnx`",

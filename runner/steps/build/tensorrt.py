@@ -24,12 +24,12 @@ from runner.contracts.step_kind import (
     Result,
 )
 from runner.errors import Diagnostic, StepFailed
-from runner.export import compressed, integer_layouts, preflight, supported, tensorrt
-from runner.export.tensorrt import CAPABILITIES, ENTERPRISE, PORTABLE, RTX
+from runner.export import compressed, graph_layouts, preflight, supported, tensorrt, tensorrt_capabilities
+from runner.export.tensorrt import ENTERPRISE, PORTABLE, RTX
 from runner.model.checkpoint.writer import parse_size
 from runner.model.layerwise import memory_budget
 
-VERSION = 3
+VERSION = 4
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = ENGINE
 REQUIRES = (Requirement("tensorrt-rtx", "tensorrt"), Requirement("onnx", "tensorrt"),
@@ -41,6 +41,7 @@ _USUAL_LENGTH = 2048
 _EXPORTER = 120 << 20  # torch's exporter and onnx imported, one layer traced (measured)
 _LAYER = 6 << 20  # of a traced graph
 _CODE = 2 << 20  # of an engine for each layer: kernels of two profiles (measured)
+_OTHER_CODE = 4 << 20  # of embedding, head and what layers share
 _SECONDS, _LAYER_SECONDS, _BUILDER_SECONDS = 15.0, 2.0, 3.0
 _BUILD_RATE = 3e7  # bytes of weights a second (measured)
 
@@ -64,12 +65,17 @@ def environment(params: Params, machine: MachineFacts) -> Mapping[str, str]:
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     """Check that the architecture and every weight fit the graph, and that the GPUs and lengths are possible."""
     facts = inputs.checkpoint
-    found = [replace(d, help=_remedy(d.help)) for d in preflight.refusals(facts, integer_layouts.TENSORRT)]
+    found = [replace(d, help=_remedy(d.help)) for d in preflight.refusals(facts, graph_layouts.TENSORRT)]
     if any(d.code == "R477" for d in found):
         return found
     found += _lengths(params, facts) + _graph(params, inputs)
-    found += _rtx(params, facts) if params["flavour"] == RTX else _enterprise(params, inputs)
-    return found if any(d.code == "R478" for d in found) else [*found, *_wide(facts)]
+    refused = any(d.code == "R478" for d in found)
+    packed = {} if refused else preflight.schemes(facts)
+    if params["flavour"] == RTX:
+        found += tensorrt_capabilities.refuse(params.get("compute_capabilities"), packed)
+    else:
+        found += _enterprise(params, inputs)
+    return found if refused else [*found, *(_wide(facts) or preflight.warn_of_tokens(facts))]
 
 
 def _remedy(help: str | None) -> str | None:
@@ -90,7 +96,7 @@ def _graph(params: Params, inputs: Inputs) -> list[Diagnostic]:
     if graph is None:
         return []
     engine, path, named = graph.engine or {}, ("graph",), f"`graph` names `{params['graph']}`"
-    if engine.get("format") != "onnx" or engine.get("target") != integer_layouts.TENSORRT:
+    if engine.get("format") != "onnx" or engine.get("target") != graph_layouts.TENSORRT:
         what = f"an ONNX graph for {engine['target']}" if "target" in engine else f"a {engine.get('format')} engine"
         help = "let it name a step of `build.onnx` with `target: tensorrt`"
         return [Diagnostic("R495", f"{named}, which makes {what}", help, path=path)]
@@ -101,24 +107,6 @@ def _graph(params: Params, inputs: Inputs) -> list[Diagnostic]:
         message = f"{named}, whose graph computes in {engine['precision']}; `precision` is {params['precision']}"
         return [Diagnostic("R495", message, "give both steps the same `precision`", path=path)]
     return []
-
-
-def _rtx(params: Params, facts: CheckpointFacts) -> list[Diagnostic]:
-    found = []
-    for index, asked in enumerate(params.get("compute_capabilities") or ()):
-        place = ("compute_capabilities", index)
-        if asked not in CAPABILITIES:
-            message = (
-                f"TensorRT-RTX builds no engines for compute capability {asked}; it knows {', '.join(CAPABILITIES)}"
-            )
-            help = "leave it out"
-            if asked in ("9.0", "10.0", "10.3"):
-                help = "build on that GPU with `flavour: enterprise`"
-            found.append(Diagnostic("R495", message, help, path=place))
-        elif asked == "7.5" and preflight.schemes(facts):
-            message = "GPUs of compute capability 7.5 have no way to multiply by quantized weights"
-            found.append(Diagnostic("R495", message, "leave it out, or build it of a dense checkpoint", path=place))
-    return found
 
 
 def _enterprise(params: Params, inputs: Inputs) -> list[Diagnostic]:
@@ -163,13 +151,13 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     Where no graph is given, the exporter's memory and one weight at a time come first.
     """
     facts = inputs.checkpoint
-    graph = preflight.nbytes(facts, integer_layouts.TENSORRT, str(params["precision"]))
+    graph = preflight.nbytes(facts, graph_layouts.TENSORRT, str(params["precision"]))
     tensors = preflight.largest(facts) * (4 + 2 * preflight.FLOAT_BYTES[str(params["precision"])])
     given = "graph" in inputs.others
     exporter = memory_budget.RUNTIME + _EXPORTER + _LAYER * facts.layer_count
     builder = tensorrt.BUILDER_BYTES + tensorrt.BUILDER_LAYER * facts.layer_count + tensorrt.BUILDER_FACTOR * graph
     seconds = graph / _BUILD_RATE + graph / max(1.0, inputs.machine.disk_bytes_per_second)
-    written = 2 * graph + _CODE * facts.layer_count
+    written = 2 * graph + _CODE * facts.layer_count + _OTHER_CODE
     if params["compress"]:
         seconds += written / compressed.BYTES_PER_SECOND
     if given:
@@ -181,7 +169,7 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
 
 def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
     facts = inputs.checkpoint
-    known = preflight.engine(facts, integer_layouts.TENSORRT, str(params["precision"]))
+    known = preflight.engine(facts, graph_layouts.TENSORRT, str(params["precision"]))
     rtx = params["flavour"] == RTX
     engine = {
         **{key: known[key] for key in ("precision", "vocabulary", "layers", "stored")},
@@ -202,10 +190,14 @@ def _capabilities(params: Params) -> list[str] | None:
 
 def run(ctx: Context) -> Result:
     from runner.export import graph, tensorrt_folder
+    from runner.model.architecture import inspect
     from runner.model.checkpoint import headers
 
     params, source = ctx.params, ctx.inputs["checkpoint"]
     config = headers.model_config(source.path)
+    if params["flavour"] == ENTERPRISE and ctx.device == "cuda":
+        packed = preflight.schemes(inspect.facts(source.path, source.path.name))
+        tensorrt_capabilities.require(_capability(), ENTERPRISE, packed)
     work = ctx.scratch_dir / "graph"
     work.mkdir(parents=True, exist_ok=True)
     ctx.safe_point()
@@ -254,7 +246,7 @@ def _exported(ctx: Context, folder: Path) -> Mapping[str, Any]:
     exported = graph.export(
         ctx.inputs["checkpoint"].path,
         folder,
-        target=integer_layouts.TENSORRT,
+        target=graph_layouts.TENSORRT,
         precision=str(ctx.params["precision"]),
         progress=lambda done, total: ctx.emit("progress", phase="weights", done=done, total=total, unit="modules"),
     )
@@ -265,6 +257,12 @@ def _gpu_name(ctx: Context) -> str:
     import torch
 
     return torch.cuda.get_device_name() if ctx.device == "cuda" else "none"
+
+
+def _capability() -> str:
+    import torch
+
+    return "{}.{}".format(*torch.cuda.get_device_capability())
 
 
 def _check_packed(built: tensorrt.Built, weights: Any, profiles: int, code: int) -> None:

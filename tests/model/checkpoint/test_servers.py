@@ -41,6 +41,17 @@ def test_vllm(format: str, scheme: Scheme, gpu: str, how: str) -> None:
     assert verdict("vllm", format, [scheme], GPUS[gpu]).how == how
 
 
+@pytest.mark.parametrize(("format", "scheme", "gpu", "how"), [
+    ("modelopt", PRESETS["nvfp4"], "b200", "native"), ("modelopt", PRESETS["nvfp4"], "rtx5090", "native"),
+    ("modelopt", PRESETS["nvfp4"], "h100", "refused"), ("modelopt", PRESETS["fp8"], "h100", "native"),
+    ("modelopt", PRESETS["fp8"], "l4", "refused"), ("modelopt", PRESETS["fp8"], "b200", "refused"),
+    ("nvfp4-pack-quantized", PRESETS["nvfp4"], "b200", "unknown"), ("tensorrt", PRESETS["nvfp4"], "b200", "refused"),
+])  # fmt: skip
+def test_tensorrt_llm(format: str, scheme: Scheme, gpu: str, how: str) -> None:
+    """The checkpoints of NVIDIA's Model Optimizer, by the table of its documentation; no engine of this project."""
+    assert verdict("tensorrt-llm", format, [scheme], GPUS[gpu]).how == how
+
+
 def test_the_worst_scheme_of_a_checkpoint_counts() -> None:
     found = verdict("vllm", "pack-quantized", [W4, W8], CPU)
     assert found.describe() == "vllm cannot load it: its CPU build has no kernels for 8-bit weights"

@@ -291,6 +291,113 @@ def test_integers_that_tensorrt_cannot_keep(tmp_path: Path) -> None:
     assert complaints(quantized(tmp_path / "d", bits=3)) == []
 
 
+FLOATS: dict[str, dict[str, Any]] = {
+    "fp8": {"scheme": "fp8", "bits": 8, "format": "float-quantized"},
+    "static fp8": {"scheme": "fp8", "bits": 8, "format": "float-quantized", "activations": "static"},
+    "w8a8": {"scheme": "w8a8", "bits": 8, "group_size": "channel", "format": "int-quantized"},
+    "nvfp4": {"scheme": "nvfp4", "format": "nvfp4-pack-quantized"},
+    "nvfp4a16": {"scheme": "nvfp4a16", "format": "nvfp4-pack-quantized"},
+}  # fmt: skip
+GPUS = {"fp8": ["8.9", "12.0"], "static fp8": ["8.9", "12.0"], "w8a8": ["8.6"], "nvfp4": ["12.0"], "nvfp4a16": ["12.0"]}
+
+
+def of_scheme(folder: Path, name: str, **sizes: Any) -> Path:
+    """A checkpoint of a scheme of FLOATS, calibrated where it needs to be."""
+    params = FLOATS[name]
+    source = tiny.save(folder / "source", "llama", torch.bfloat16, **(SIZES | sizes))
+    ids = tiny.tokens(4, 32) if name in ("static fp8", "nvfp4") else None
+    host = Host(folder / name, "quantize.rtn", source, ids, **params)
+    kinds.find("quantize.rtn").run(host)
+    return host.out_dir
+
+
+@pytest.mark.parametrize("name", ["static fp8", "nvfp4"])
+def test_floats_need_gpus_that_have_them(name: str, tmp_path: Path) -> None:
+    checkpoint = of_scheme(tmp_path, name, hidden_size=32, intermediate_size=32)
+    numbers, lowest, example = {
+        "static fp8": ("8-bit floats", "8.9", '"8.9", "12.0"'), "nvfp4": ("4-bit floats", "12.0", '"12.0"'),
+    }[name]  # fmt: skip
+    first = "`model.layers.0.mlp.down_proj` (as 6 more)"
+    assert complaints(checkpoint) == [(
+        "R452",
+        (f"{first} is stored in {numbers}, which not all GPUs of a portable engine have: TensorRT-RTX builds it for "
+         f"those from {lowest} on alone"),
+        f"name the GPUs: `compute_capabilities: [{example}]`",
+        ("compute_capabilities",),
+    )]  # fmt: skip
+    assert complaints(checkpoint, compute_capabilities=["12.0", "8.6"]) == [(
+        "R452",
+        f"GPUs of compute capability 8.6 have no {numbers}, in which {first} is stored",
+        f"leave it out: those from {lowest} on have them",
+        ("compute_capabilities", 1),
+    )]  # fmt: skip
+    assert complaints(checkpoint, compute_capabilities=GPUS[name]) == []
+
+
+def test_scales_of_tokens_are_computed_in_the_graph_and_the_plan_says_so(tmp_path: Path) -> None:
+    assert complaints(of_scheme(tmp_path, "w8a8", hidden_size=32, intermediate_size=32)) == [(
+        "R457",
+        ("the inputs of `model.layers.0.mlp.down_proj` (as 6 more) have a scale for each token, for which TensorRT has "
+         "no operator: the graph computes the same by a maximum and a division before products, and a multiplication "
+         "after them"),
+        "calibrated scales need none of this: quantize with `activations: static` and `data`",
+        (),
+    )]  # fmt: skip
+
+
+def test_other_schemes_are_refused_by_name(tmp_path: Path) -> None:
+    source = tiny.save(tmp_path / "source", "llama", torch.bfloat16, **SIZES)
+    host = Host(tmp_path, "quantize.rtn", source, scheme="mxfp8", bits=8, format="mxfp8-quantized")
+    kinds.find("quantize.rtn").run(host)
+    ((code, message, help, _),) = complaints(host.out_dir)
+    assert (code, help) == ("R478", "quantize with one of these, or serve the checkpoint with vLLM")
+    assert message.endswith("graphs for TensorRT hold integers, `w8a8`, `fp8` by row, and `nvfp4`")
+
+
+def test_a_gpu_that_lacks_the_numbers_is_refused_before_anything_is_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = Host(tmp_path, "build.tensorrt", of_scheme(tmp_path, "nvfp4a16"), flavour="enterprise")
+    host.device = "cuda"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    with pytest.raises(MachineError) as caught:
+        kinds.find("build.tensorrt").run(host)
+    assert caught.value.render() == (
+        "error: the GPU of this machine has compute capability 9.0 and no 4-bit floats, in which "
+        "`model.layers.0.mlp.down_proj` (as 6 more) is stored\n"
+        "help: build on a GPU from 10.0 on, or quantize with `bits: 4`, which every GPU from 8.0 on multiplies by"
+    )
+    assert host.events == []
+
+
+@needs_rtx
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", FLOATS)
+def test_an_engine_of_each_scheme_keeps_its_weights(name: str, tmp_path: Path) -> None:
+    checkpoint = of_scheme(tmp_path, name)
+    host = Host(tmp_path / "engine", "build.tensorrt", checkpoint, max_sequence_length=64,
+                compute_capabilities=GPUS[name])  # fmt: skip
+    kind = kinds.find("build.tensorrt")
+    metrics = kind.run(host).metrics
+    linears = 2 * 256 * 256 + 2 * 256 * 128 + 3 * 256 * 512
+    rows = 256 + 2 * 128 + 256 + 2 * 512 + 256
+    packed = linears // 2 + linears // 16 + 7 * 4 if "nvfp4" in name else linears + 2 * rows
+    assert metrics["packed_bytes"] == packed
+    assert metrics["unpacked_bytes"] == 2 * linears
+    assert metrics["graph_bytes"] <= metrics["weights_bytes"] < metrics["graph_bytes"] + packed + 20_000
+    engine = json.loads((host.out_dir / "engine.json").read_text())
+    assert engine["compute_capabilities"] == GPUS[name]
+    machine = MachineFacts(2, 8 << 30, 8 << 30, "cpu", 0, None, 1e11, 1e9)
+    inputs = Inputs(inspect.facts(checkpoint, "model"), {}, {}, machine)
+    foreseen = kind.outcome(host.params, inputs).engine
+    assert foreseen is not None
+    assert {key: engine[key] for key in foreseen} == dict(foreseen)
+    cost = kind.estimate(host.params, inputs)
+    assert cost.scratch == pytest.approx(metrics["graph_bytes"], rel=0.02)
+    written = sum(path.stat().st_size for path in host.out_dir.iterdir())
+    assert written <= cost.disk < 2 * written
+
+
 def test_a_dora_adapter_is_refused(tmp_path: Path) -> None:
     facts = replace(inspect.facts(quantized(tmp_path), "model"), adapter={"r": 4, "use_dora": True})
     inputs = Inputs(facts, {}, {}, MachineFacts(2, 8 << 30, 8 << 30, "cpu", 0, None, 1e11, 1e9))

@@ -1,9 +1,11 @@
-"""Layouts that hold a checkpoint's integers in a graph exactly. Imports no torch: the planner uses it for checks.
+"""Layouts that hold a checkpoint's numbers in a graph exactly. Imports no torch: the planner uses it for checks.
 
 onnxruntime  com.microsoft MatMulNBits: fields of 4 or 8 bits, blocks of 16 to 256 columns that are powers of two. An
              integer of fewer bits fits the field with the same scale; a group that is a multiple of a block repeats it.
              Of INT8 weights whose inputs are rounded to INT8 token by token: MatMulInteger, a product of integers.
-tensorrt     DequantizeLinear (opset 21) of signed INT4 or INT8, around zero: the zero point is always 0.
+tensorrt     DequantizeLinear of signed INT4 or INT8 (opset 21), around zero: the zero point is always 0; of 8-bit
+             floats by row or matrix; of NVFP4 (opset 23). Inputs are rounded by QuantizeLinear and DequantizeLinear
+             (`runner.export.tensorrt_inputs`).
 """
 
 from __future__ import annotations
@@ -17,13 +19,14 @@ TENSORRT = "tensorrt"
 WEB = "web"  # onnxruntime in a browser: the operators are the same
 TARGETS = (ONNXRUNTIME, TENSORRT, WEB)
 BLOCKS = (256, 128, 64, 32, 16)  # MatMulNBits
+NVFP4 = Numbers("float4_e2m1", 16, "float8_e4m3")
 
 
 @dataclass(frozen=True)
-class IntegerLayout:
-    """`field` bits hold each integer; `block` columns share a stored scale (0: the full row or matrix).
+class GraphLayout:
+    """`field` bits hold each number; `block` columns share a stored scale (0: the full row or matrix).
 
-    With `rounded` the inputs are rounded to 8 bits token by token, and integers are multiplied with integers.
+    With `rounded` the inputs are rounded as the scheme says.
     """
 
     field: int
@@ -37,28 +40,27 @@ class IntegerLayout:
         return f"{scheme.bits}-bit integers in fields of {self.field} bits"
 
 
-def layout_for(target: str, scheme: Scheme, in_features: int) -> IntegerLayout | tuple[str, str]:
+def layout_for(target: str, scheme: Scheme, in_features: int) -> GraphLayout | tuple[str, str]:
     """Return the layout of a weight of `in_features` columns in a graph for `target`; or (what is wrong, remedy)."""
-    if target != TENSORRT and _multiplies_integers(scheme):
-        return IntegerLayout(8, 0, rounded=True)
+    if target == TENSORRT:
+        return _tensorrt(scheme, in_features)
+    if _multiplies_integers(scheme):
+        return GraphLayout(8, 0, rounded=True)
     if not scheme.is_integer:
         return (
-            f"is stored as {scheme.describe()}; graphs hold integer weights, with inputs as they are"
-            + ("" if target == TENSORRT else " or `w8a8`"),
+            f"is stored as {scheme.describe()}; graphs hold integer weights, with inputs as they are or `w8a8`",
             "quantize with `bits` instead of `scheme`, or export the dense checkpoint",
         )
     field = 4 if scheme.bits <= 4 else 8
-    if target == TENSORRT:
-        return _tensorrt(scheme, field, in_features)
     if scheme.strategy != "group":
-        return IntegerLayout(field, 128)
+        return GraphLayout(field, 128)
     block = next((size for size in BLOCKS if scheme.columns(in_features) % size == 0), None)
     if block is None:
         return (
             f"has group_size {scheme.group_size}, which is no multiple of 16: MatMulNBits takes blocks of 16 to 256",
             f"quantize with group_size {_near(scheme.columns(in_features))}",
         )
-    return IntegerLayout(field, block)
+    return GraphLayout(field, block)
 
 
 def _multiplies_integers(scheme: Scheme) -> bool:
@@ -70,20 +72,40 @@ def _multiplies_integers(scheme: Scheme) -> bool:
     )  # fmt: skip
 
 
-def _tensorrt(scheme: Scheme, field: int, in_features: int) -> IntegerLayout | tuple[str, str]:
+def _tensorrt(scheme: Scheme, in_features: int) -> GraphLayout | tuple[str, str]:
+    weights, inputs = scheme.weights, scheme.activations
+    if weights == NVFP4 and inputs in (None, NVFP4):
+        return GraphLayout(4, 16, rounded=inputs is not None)
+    whole = weights.symmetric and weights.strategy in ("channel", "tensor")
+    if whole and weights.element == "float8_e4m3" and inputs is None:
+        return GraphLayout(8, 0)
+    if whole and weights.element in ("float8_e4m3", "int8") and inputs is not None:
+        calibrated = not scheme.dynamic and inputs == Numbers(weights.element, "tensor")
+        if calibrated or (scheme.dynamic and inputs == Numbers(weights.element, "token")):
+            return GraphLayout(8, 0, rounded=True)
+    if not scheme.is_integer:
+        return (
+            f"is stored as {scheme.describe()}; graphs for TensorRT hold integers, `w8a8`, `fp8` by row, and `nvfp4`",
+            "quantize with one of these, or serve the checkpoint with vLLM",
+        )
+    return _tensorrt_integers(scheme, in_features)
+
+
+def _tensorrt_integers(scheme: Scheme, in_features: int) -> GraphLayout | tuple[str, str]:
+    field = 4 if scheme.bits <= 4 else 8
     if not scheme.symmetric:
         return (
             "is quantized asymmetrically; TensorRT's INT4 and INT8 have no zero points",
             "quantize with `symmetric: true`, or use `target: onnxruntime`",
         )
     if scheme.strategy != "group":
-        return IntegerLayout(field, 0)
+        return GraphLayout(field, 0)
     if in_features % scheme.columns(in_features):
         return (
             f"has {in_features} columns, which group_size {scheme.group_size} does not divide",
             "quantize with a group_size that divides them, or use `target: onnxruntime`",
         )
-    return IntegerLayout(field, scheme.columns(in_features))
+    return GraphLayout(field, scheme.columns(in_features))
 
 
 def _near(size: int) -> int:
