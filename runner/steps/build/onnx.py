@@ -7,10 +7,10 @@ from typing import Any
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import CHECKPOINT, ENGINE, QUANTIZED, Context, Cost, Inputs, Params, Requirement, Result
 from runner.errors import Diagnostic
-from runner.export import preflight, table_layouts, web
+from runner.export import graph_layouts, preflight, table_layouts, web
 from runner.model.layerwise import memory_budget
 
-VERSION = 5
+VERSION = 6
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = ENGINE
 REQUIRES = (Requirement("onnx", "onnx"), Requirement("onnxscript", "onnx"), Requirement("onnxruntime", "onnx"))
@@ -27,6 +27,8 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     found += web.refuse(inputs.checkpoint, params)
     embedding = preflight.embedding(inputs.checkpoint, params)
     refused = table_layouts.refuse(inputs.checkpoint, str(params["target"]), embedding)
+    if params["target"] == graph_layouts.TENSORRT and not any(d.code == "R478" for d in found):
+        found += preflight.warn_of_tokens(inputs.checkpoint)
     return found + (refused or table_layouts.warn(embedding))
 
 

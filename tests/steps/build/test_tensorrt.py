@@ -301,10 +301,11 @@ FLOATS: dict[str, dict[str, Any]] = {
 GPUS = {"fp8": ["8.9", "12.0"], "static fp8": ["8.9", "12.0"], "w8a8": ["8.6"], "nvfp4": ["12.0"], "nvfp4a16": ["12.0"]}
 
 
-def of_scheme(folder: Path, name: str, **sizes: Any) -> Path:
+def of_scheme(folder: Path, name: str, width: int = 256) -> Path:
     """A checkpoint of a scheme of FLOATS, calibrated where it needs to be."""
     params = FLOATS[name]
-    source = tiny.save(folder / "source", "llama", torch.bfloat16, **(SIZES | sizes))
+    sizes: dict[str, Any] = SIZES | {"hidden_size": width, "intermediate_size": 2 * width}
+    source = tiny.save(folder / "source", "llama", torch.bfloat16, **sizes)
     ids = tiny.tokens(4, 32) if name in ("static fp8", "nvfp4") else None
     host = Host(folder / name, "quantize.rtn", source, ids, **params)
     kinds.find("quantize.rtn").run(host)
@@ -313,7 +314,7 @@ def of_scheme(folder: Path, name: str, **sizes: Any) -> Path:
 
 @pytest.mark.parametrize("name", ["static fp8", "nvfp4"])
 def test_floats_need_gpus_that_have_them(name: str, tmp_path: Path) -> None:
-    checkpoint = of_scheme(tmp_path, name, hidden_size=32, intermediate_size=32)
+    checkpoint = of_scheme(tmp_path, name, 32)
     numbers, lowest, example = {
         "static fp8": ("8-bit floats", "8.9", '"8.9", "12.0"'), "nvfp4": ("4-bit floats", "12.0", '"12.0"'),
     }[name]  # fmt: skip
@@ -335,7 +336,7 @@ def test_floats_need_gpus_that_have_them(name: str, tmp_path: Path) -> None:
 
 
 def test_scales_of_tokens_are_computed_in_the_graph_and_the_plan_says_so(tmp_path: Path) -> None:
-    assert complaints(of_scheme(tmp_path, "w8a8", hidden_size=32, intermediate_size=32)) == [(
+    assert complaints(of_scheme(tmp_path, "w8a8", 32)) == [(
         "R457",
         ("the inputs of `model.layers.0.mlp.down_proj` (as 6 more) have a scale for each token, for which TensorRT has "
          "no operator: the graph computes the same by a maximum and a division before products, and a multiplication "
@@ -346,7 +347,8 @@ def test_scales_of_tokens_are_computed_in_the_graph_and_the_plan_says_so(tmp_pat
 
 
 def test_other_schemes_are_refused_by_name(tmp_path: Path) -> None:
-    source = tiny.save(tmp_path / "source", "llama", torch.bfloat16, **SIZES)
+    sizes: dict[str, Any] = SIZES
+    source = tiny.save(tmp_path / "source", "llama", torch.bfloat16, **sizes)
     host = Host(tmp_path, "quantize.rtn", source, scheme="mxfp8", bits=8, format="mxfp8-quantized")
     kinds.find("quantize.rtn").run(host)
     ((code, message, help, _),) = complaints(host.out_dir)
