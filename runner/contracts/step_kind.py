@@ -37,6 +37,7 @@ what it calls import what they need. It holds these names:
     adds(params, inputs) -> Mapping[str, str]       optional: the tensors of the result that come from none of the
                                                     input, each with the reason
     unsettled(params, inputs) -> Collection[str]    optional: the tensors of the result whose shape only the run decides
+    trains(params, inputs) -> str                   optional: what the step trains, as a line of the plan
     source_facts(inputs) -> CheckpointFacts         optional: the source of the step's result, if not its main input
     run(ctx) -> Result                              of a checkpoint, with the account of tensors that the function
                                                     returned which wrote it (`runner.model.checkpoint.derived.write`)

@@ -96,6 +96,10 @@ class FactsFlow:
         found, complaints = tensor_account.account(before, after, changes, kinds.adds(kind, step.params, inputs))
         return found.without_shapes(kinds.unsettled(kind, step.params, inputs)), complaints
 
+    def trains(self, step: Wired) -> str:
+        """Return what a step trains, as a line of the plan; "" where its kind does not say."""
+        return kinds.trains(kinds.find(step.kind), step.params, self.inputs(step)) if self.is_known(step) else ""
+
     def linears(self, step: Wired) -> dict[str, Linears]:
         """Return the linear modules of the model of each input, by parameter, where the model was described."""
         found = {p: self._facts[id].description for p, id in step.inputs.items() if id in self._facts}

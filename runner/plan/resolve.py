@@ -67,7 +67,7 @@ def resolve(
     planned: list[PlannedStep] = []
     for step in wired:
         known = replace(planner.plan(step, planned), sites=flow.sites(step), linears=flow.linears(step))
-        planned.append(replace(known, account=flow.account(step)[0]))
+        planned.append(replace(known, account=flow.account(step)[0], trains=flow.trains(step)))
     model = sources.models[MODEL]
     key = keys.plan_key(recipe.name, model.digest, planned)
     others = {id: other for id, other in sources.models.items() if id != MODEL}

@@ -89,6 +89,7 @@ class PlannedStep:
     environment: Environment | None = None  # of a foreign kind
     tasks: Mapping[str, ResolvedTasks] = field(default_factory=dict)  # by parameter; their paths are not in plan.json
     account: PlannedAccount | None = None  # of a step that makes a checkpoint
+    trains: str = ""  # what it trains, for the plan
     sites: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # names of the sites of its inputs, by parameter
     linears: Mapping[str, Linears] = field(default_factory=dict)  # the linear modules of their models, likewise
 

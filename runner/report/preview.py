@@ -25,6 +25,7 @@ def lines(preview: Preview, width: int) -> list[Text]:
         Text(),
         *table(rows, width, ">" + "<" * 3 + ">" * 3 + "<", head=True),
         *_tensors(preview),
+        *_trained(preview),
         *_assignments(preview),
         *_served(preview),
         Text(),
@@ -37,6 +38,12 @@ def _tensors(preview: Preview) -> list[Text]:
     """Return the account of tensors of each step, one line each."""
     accounts = [(f.step.id, f.step.account.document()) for f in preview.forecasts if f.step.account is not None]
     return [Text(), *(Text(f"{id}: {tensor_account.line(found)}", "dim") for id, found in accounts)] if accounts else []
+
+
+def _trained(preview: Preview) -> list[Text]:
+    """Return what each step trains, one line each, of the kinds that say so."""
+    known = [(forecast.step.id, forecast.step.trains) for forecast in preview.forecasts if forecast.step.trains]
+    return [Text(), *(Text(f"{id}: trains {what}", "dim") for id, what in known)] if known else []
 
 
 def _assignments(preview: Preview) -> list[Text]:
@@ -126,6 +133,7 @@ def _step(forecast: Forecast) -> dict[str, Any]:
         "resume_layer": forecast.resume_layer, "layers": forecast.layers, "unit": forecast.unit, "memory": cost.memory,
         "disk": cost.disk, "scratch": cost.scratch, "seconds": cost.seconds,
         "assignment": None if forecast.assignment is None else dict(forecast.assignment),
+        "trains": step.trains or None,
         "tensors": step.account.document() if step.account is not None else None,
     }  # fmt: skip
 

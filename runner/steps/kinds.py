@@ -68,6 +68,12 @@ def adds(kind: Kind, params: Params, inputs: Inputs) -> Mapping[str, str]:
     return {} if own is None else dict(own(params, inputs))
 
 
+def trains(kind: Kind, params: Params, inputs: Inputs) -> str:
+    """Return what a step trains, for the plan: "19,968 parameters, …"; "" where its kind does not say."""
+    own: Any = getattr(kind, "trains", None)
+    return "" if own is None else str(own(params, inputs))
+
+
 def unsettled(kind: Kind, params: Params, inputs: Inputs) -> Collection[str]:
     """Return the tensors of a step's result whose shape is not known before it runs."""
     own: Any = getattr(kind, "unsettled", None)

@@ -86,11 +86,13 @@ def memory_of_layer(facts: CheckpointFacts, value: int) -> int:
     """Return the bytes per token that one decoder layer stores for the backward; `value` bytes in its products.
 
     Two norms store their input and output in float32; the products store the inputs and outputs of attention, and four
-    rows as wide as the MLP.
+    rows as wide as the MLP. Every expert that a token is routed to stores its input, and four rows of its own.
     """
     hidden = facts.config.hidden_size
     wide = max((linear.rows for linear in facts.sites), default=4 * hidden)
-    return 4 * hidden * 4 + (6 * hidden + 4 * max(wide, memory.widest(facts))) * value
+    mixtures = (each for each in facts.linears.mixtures if each.matrices)
+    routed = max((each.active * (hidden + 4 * each.matrices[-1].columns) for each in mixtures), default=0)
+    return 4 * hidden * 4 + (6 * hidden + 4 * max(wide, memory.widest(facts)) + routed) * value
 
 
 def vocabulary(facts: CheckpointFacts) -> int:

@@ -52,6 +52,16 @@ def shown(lines: list[object]) -> str:
     return "\n".join(str(line) for line in lines) + "\n"
 
 
+def test_what_a_step_trains() -> None:
+    """After the accounts of tensors; and in JSON."""
+    forecast = MIXED.forecasts[1]
+    what = "19,968 parameters, adapters of rank 4 for 16 linear modules and 16 experts"
+    training = replace(MIXED, forecasts=(replace(forecast, step=replace(forecast.step, trains=what)),))
+    assert f"\n{forecast.step.id}: trains {what}\n" in shown([*report.lines(training, 120)])
+    assert [step["trains"] for step in report.document(training)["steps"]] == [what]
+    assert "trains" not in shown([*report.lines(MIXED, 120)])
+
+
 def test_the_whole_plan() -> None:
     assert (
         shown([*report.lines(MIXED, 120)])

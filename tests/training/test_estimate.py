@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from runner.contracts.mixtures import ExpertMatrix, Mixture
+from runner.contracts.model_description import Linears, ModelDescription
 from runner.contracts.step_kind import Cost, DataFacts, Inputs, MachineFacts
 from runner.model.architecture import inspect
 from runner.system.cpu import fast_bf16
-from runner.training.estimate import RUNTIME, estimate
+from runner.training.estimate import RUNTIME, estimate, memory_of_layer
 from tests.training.measured import LENGTH
 from tests.training.plain import PARAMS
 from tests.training.test_check import CPU, DEMO, GPU
@@ -79,3 +82,14 @@ def test_time_grows_with_the_steps_and_falls_with_what_is_frozen() -> None:
 def test_auto_is_bf16_where_training_finds_it() -> None:
     assert cost(precision="auto").memory == cost(precision="bf16" if fast_bf16() else "fp32").memory
     assert cost(batch_size=1, length=1).memory > RUNTIME
+
+
+def test_every_expert_of_a_token_stores_activations() -> None:
+    matrix = ExpertMatrix("model.layers.0.mlp.experts.{}.down_proj", "expert_down", 256, 128)
+    mixtures = tuple(Mixture("model.layers.0.mlp.experts", 0, 16, (matrix,), active) for active in (0, 4))
+    one, other = (
+        memory_of_layer(replace(FACTS, description=ModelDescription(linears=Linears(mixtures=(each,)))), 2)
+        for each in mixtures
+    )
+    assert one == memory_of_layer(FACTS, 2)
+    assert other - one == 4 * (256 + 4 * 128) * 2

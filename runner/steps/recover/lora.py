@@ -78,16 +78,28 @@ def merges(params: Params, facts: CheckpointFacts) -> str:
     return chosen if chosen != "auto" else "keep" if facts.quantization else "merge"
 
 
-def estimate(params: Params, inputs: Inputs) -> Cost:
+def parameters(params: Params, facts: CheckpointFacts) -> int:
+    """Return the number of weights of all adapters."""
+    chosen, rank = targets(params, facts), int(params["rank"])
+    magnitudes = int(params["variant"] == "dora")
+    linears = sum(rank * (i.columns + i.rows) + magnitudes * i.rows for i in chosen if not i.is_expert)
+    experts = expert_adapters.parameters(chosen, facts.linears.mixtures)
+    return linears + sum(each.adapter_size(rank) for each in experts)
+
+
+def trains(params: Params, inputs: Inputs) -> str:
     facts = inputs.checkpoint
     chosen = targets(params, facts)
-    linears = [i for i in chosen if not i.is_expert]
-    trained = sum(params["rank"] * (i.columns + i.rows) for i in linears)
-    if params["variant"] == "dora":
-        trained += sum(i.rows for i in linears)
-    trained += sum(
-        each.adapter_size(params["rank"]) for each in expert_adapters.parameters(chosen, facts.linears.mixtures)
-    )
+    linears = sum(not i.is_expert for i in chosen)
+    experts = len({i.expert for i in chosen if i.is_expert})
+    counted = [f"{n:,} {noun}{'s' * (n != 1)}" for n, noun in ((linears, "linear module"), (experts, "expert")) if n]
+    return f"{parameters(params, facts):,} parameters, adapters of rank {params['rank']} for {' and '.join(counted)}"
+
+
+def estimate(params: Params, inputs: Inputs) -> Cost:
+    facts = inputs.checkpoint
+    linears = [i for i in targets(params, facts) if not i.is_expert]
+    trained = parameters(params, facts)
     how = merges(params, facts)
     disk = facts.nbytes + (4 * trained if how == "keep" else 0)
     cost = training_objective.estimate(params, inputs, trained, disk, _input_bytes(params, inputs, linears))

@@ -83,7 +83,8 @@ class _Products:
             y = product(computing(x), a, b, self.scale, True, lambda: weight)
             return y if bias is None else y + bias.to(y.dtype)
         y = functional.linear(x, weight, bias)
-        return (y + functional.linear(functional.linear(x.to(a.dtype), a), b) * self.scale).to(y.dtype)
+        given = x if torch.is_autocast_enabled(x.device.type) else x.to(a.dtype)
+        return (y + functional.linear(functional.linear(given, a), b) * self.scale).to(y.dtype)
 
 
 def routed(

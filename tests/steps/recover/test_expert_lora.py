@@ -21,6 +21,7 @@ from runner.model.checkpoint import loading
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.plan.resolve_inputs import described
 from runner.recipe.schema.load import defaults
+from runner.steps import kinds
 from runner.steps.kinds import find
 from runner.steps.recover import lora
 from runner.training.objectives import recovery
@@ -104,6 +105,9 @@ def test_what_is_kept_and_what_is_merged_are_what_peft_makes_of_it(
     numbers = sum(tensor.numel() for tensor in stored.values())
     assert result.metrics["adapter_parameters"] == numbers
     assert find(KIND).estimate(*planned(facts, merge="keep")).disk == facts.nbytes + 4 * numbers
+    assert kinds.trains(find(KIND), *planned(facts)) == (
+        f"{numbers:,} parameters, adapters of rank 2 for 16 linear modules and 16 experts"
+    )
 
     # merged, in the layout of the source
     merged, other = run(facts, tmp_path / "merged")
