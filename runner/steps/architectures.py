@@ -23,7 +23,7 @@ _LAYERWISE = _MEASURES | {
     "prune.wanda",
     "prune.experts",
 }
-# Adapters are of their other modules; layers are left out with their experts.
+# Layers are left out with their experts.
 _MIXTURES = _LAYERWISE | {"prune.depth", "prune.sparsegpt", "recover.eora", "recover.lora"}
 # They see the inputs of linear modules, whatever the model computed those of.
 _IMAGES = frozenset({"quantize.gptq", "quantize.rtn", "prune.wanda"})

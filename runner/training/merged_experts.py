@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -52,8 +53,10 @@ class AdaptedExperts:
             weight = self._expert(name, expert)[site.name]
             return weight.T if site.transposed else weight
         stored = self.reader.read(site.tensor).clone()
-        for name, expert, site in held:
-            rows_of(stored[expert], site).copy_(self._expert(name, expert)[site.name])
+        for (name, expert), sites in groupby(held, key=lambda each: each[:2]):
+            weights = self._expert(name, expert)
+            for _, _, site in sites:
+                rows_of(stored[expert], site).copy_(weights[site.name])
         return stored
 
     def _expert(self, name: str, expert: int) -> dict[str, torch.Tensor]:
