@@ -288,6 +288,7 @@ def test_the_card_says_what_is_adapted(tmp_path: Path) -> None:
         "- An adapter of rank 2 beside them, in `adapter/`: load it too.\n"
         "- It adapts the experts of 4 layers, each by factors of its own.\n"
     ) in card
+    assert 'and its adapter (`pip install "peft>=0.21"`):' in card
     assert "Whether vLLM takes an adapter of experts has not been tried; one that is merged needs no trial." in card
 
 
