@@ -79,7 +79,8 @@ def _card(engine: dict[str, Any], config: ModelConfig, exported: graph.Exported)
         run = _RUN.format(file=exported.file, dtype=exported.inputs[-1][1], **cache)
         run += _INTEGER_PRODUCTS if any("; inputs " in text for text in exported.stored) else ""
     else:
-        run = "Build an engine of it with `build.tensorrt`, or with TensorRT's own tools; onnxruntime runs it too."
+        run = "Build an engine of it with `build.tensorrt`, or with TensorRT's own tools; "
+        run += "onnxruntime has no 4-bit floats." if preflight.holds_nvfp4(engine) else "onnxruntime runs it too."
     title = f"# {config.model_type} as an ONNX graph for {_NAMES[engine['target']]}"
     words = {key: engine[key] for key in ("file", "opset", "precision", "layers")}
     about = _ABOUT.format(data="`, `".join(f"onnx/{name}" for name in exported.data), **words)

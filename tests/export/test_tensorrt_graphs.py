@@ -158,6 +158,8 @@ def test_files_hold_the_checkpoints_bytes(name: str, tmp_path: Path) -> None:
         if "nvfp4" in name:
             assert held[f"{module}.scales"] == stored[f"{module}.weight_scale"].view(torch.uint8).numpy().tobytes()
     opset = {each.domain: each.version for each in model.opset_import}[""]
+    last = "has no 4-bit floats" if "nvfp4" in name else "runs it too"
+    assert f"onnxruntime {last}." in (engine / "README.md").read_text()
     assert opset == (open.engine(engine) or {})["opset"] == (23 if "nvfp4" in name else 21)
 
 

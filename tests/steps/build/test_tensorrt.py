@@ -17,7 +17,7 @@ import torch
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import Inputs, MachineFacts
 from runner.errors import MachineError, StepFailed
-from runner.export import compressed
+from runner.export import compressed, preflight, tensorrt_capabilities
 from runner.export.tensorrt import CAPABILITIES, MODULES, NAMES, Built
 from runner.model.architecture import inspect
 from runner.recipe.schema.load import defaults
@@ -459,6 +459,35 @@ def test_an_engine_computes_what_the_checkpoint_computes(on_gpu: tuple[Path, Pat
     finally:
         engine.close()
         base.close()
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("name", FLOATS)
+def test_an_engine_of_each_scheme_is_as_near_as_its_checkpoint_in_half_precision(name: str, tmp_path: Path) -> None:
+    """To the checkpoint in float32: inputs near the middle of two levels fall to either side in both."""
+    from runner.runtime.transformers import Transformers
+
+    capability = "{}.{}".format(*torch.cuda.get_device_capability())
+    flavour = "rtx" if capability in CAPABILITIES[1:] else "enterprise"
+    checkpoint = of_scheme(tmp_path, name)
+    needed = tensorrt_capabilities.need(preflight.schemes(inspect.facts(checkpoint, "model")))
+    if needed is not None and tensorrt_capabilities.is_below(capability, needed[0].lowest[flavour]):
+        pytest.skip(f"a GPU of compute capability {capability} has no {needed[0].numbers}")
+    if importlib.util.find_spec(MODULES[flavour]) is None:
+        pytest.skip(f"{NAMES[flavour]} is not installed")
+    host = Host(tmp_path / "engine", "build.tensorrt", checkpoint, max_sequence_length=64, flavour=flavour,
+                **({"compute_capabilities": [capability]} if flavour == "rtx" else {}))  # fmt: skip
+    host.device = "cuda"
+    kinds.find("build.tensorrt").run(host)
+    prompts = tiny.tokens(1, 48).numpy()
+    wanted, half = (
+        Transformers(checkpoint, "cuda", dtype, exact=True).prefill(prompts).astype(np.float32)
+        for dtype in (torch.float32, torch.float16)
+    )
+    engine = open.open(host.out_dir, "cuda")
+    assert np.abs(engine.prefill(prompts) - wanted).mean() < 1.5 * np.abs(half - wanted).mean()
+    engine.close()
 
 
 @pytest.mark.gpu
