@@ -476,8 +476,8 @@ def test_an_engine_of_each_scheme_is_as_near_as_its_checkpoint_in_half_precision
         pytest.skip(f"a GPU of compute capability {capability} has no {needed[0].numbers}")
     if importlib.util.find_spec(MODULES[flavour]) is None:
         pytest.skip(f"{NAMES[flavour]} is not installed")
-    host = Host(tmp_path / "engine", "build.tensorrt", checkpoint, max_sequence_length=64, flavour=flavour,
-                **({"compute_capabilities": [capability]} if flavour == "rtx" else {}))  # fmt: skip
+    gpus: dict[str, Any] = {"compute_capabilities": [capability]} if flavour == "rtx" else {}
+    host = Host(tmp_path / "engine", "build.tensorrt", checkpoint, max_sequence_length=64, flavour=flavour, **gpus)
     host.device = "cuda"
     kinds.find("build.tensorrt").run(host)
     prompts = tiny.tokens(1, 48).numpy()
