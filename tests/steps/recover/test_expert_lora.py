@@ -259,6 +259,11 @@ def test_modules_that_peft_takes_for_experts(tmp_path: Path) -> None:
         "leave them out of `target_modules`, or merge the adapter (on a dense checkpoint `merge: auto`)",
     )]  # fmt: skip
     assert refusals(facts, merge="keep", target_modules=["*.self_attn.*", "*.experts.*"]) == []
+    terms = defaults("recover.eora", {"data": "calibration", "rank": 2, "ignore": ["*.experts.*", "*.self_attn.*"]})
+    inputs = replace(planned(facts)[1], others={"against": facts})
+    assert [(each.code, each.message, each.help) for each in find("recover.eora").check(terms, inputs)] == [
+        (*refusals(facts, merge="keep")[0][:2], "leave them out: name them in `ignore`")
+    ]
     assert refusals(facts) == []
     merged, _ = run(facts, tmp_path / "merged")
     changed = set(lora.changes(*planned(facts)))
