@@ -183,9 +183,7 @@ class Filler:
             raise StepFailed(f"`{module}` {how[0]}", how[1])
         self._note(module, scheme.describe(), how.describe(scheme))
         if self.options.target == graph_layouts.TENSORRT:
-            if how.rounded or not scheme.weights.is_integer:
-                return self._quantized_product(made, module, x, q, scheme)
-            return self._dequantized(made, module, x, q, how)
+            return self._tensorrt_product(made, module, x, q, how)
         if how.rounded:
             return self._integer_product(made, module, x, q)
         block = integers.blocks(q, how.field, how.block, self.options.dtype)
@@ -239,30 +237,26 @@ class Filler:
     def _in_float32(self) -> bool:
         return self.options.dtype == torch.float32
 
-    def _quantized_product(self, made: Nodes, module: str, x: ir.Value, q: Quantized, scheme: Scheme) -> ir.Value:
-        """Multiply a weight in the checkpoint's own bytes, 8-bit or NVFP4, by inputs that are rounded as it says."""
-        scales = None
-        if scheme.activations is not None:
+    def _tensorrt_product(
+        self, made: Nodes, module: str, x: ir.Value, q: Quantized, how: graph_layouts.GraphLayout
+    ) -> ir.Value:
+        """Multiply a dequantized weight by inputs that are rounded as the checkpoint says."""
+        scheme, dtype, scales = self.streamed.scheme(module), self.options.dtype, None
+        if dtype == torch.float16:
+            tensorrt_weights.require_float16(q, module)
+        if how.rounded and scheme is not None and scheme.activations is not None:
             calibrated = q.input_scale if scheme.calibrated else None
             x, scales = self._tensorrt_inputs.rounded(made, x, scheme.activations, calibrated)
-        weight = tensorrt_weights.dequantized(made, self.data, module, q, self.options.dtype)
+        if how.rounded or not q.numbers.is_integer:
+            weight = tensorrt_weights.as_stored(made, self.data, module, q, dtype)
+        else:
+            weight = tensorrt_weights.as_integers(made, self.data, module, q, how, dtype)
         out = made.node("MatMul", [x, weight])
         if scales is None:
             return out
         wide = out if self._in_float32 else made.node("Cast", [out], {"to": int(ir.DataType.FLOAT)})
         wide = made.node("Mul", [wide, scales])
         return wide if self._in_float32 else made.node("Cast", [wide], {"to": int(ir.DataType.FLOAT16)})
-
-    def _dequantized(
-        self, made: Nodes, module: str, x: ir.Value, q: Quantized, how: graph_layouts.GraphLayout
-    ) -> ir.Value:
-        parts = integers.signed(q, how.field, self.options.dtype)
-        shape = (q.in_features, q.out_features)
-        kind = ir.DataType.INT4 if how.field == 4 else ir.DataType.INT8
-        weight = made.constant(self.data.add(f"{module}.weight", parts.weight, kind, shape))
-        scales = self._add(made, f"{module}.scales", self._checked(parts.scales, module))
-        attributes = {"axis": 0, "block_size": how.block} if how.block else {"axis": 1}
-        return made.node("MatMul", [x, made.node("DequantizeLinear", [weight, scales], attributes)])
 
     def _branch(self, made: Nodes, module: str, x: ir.Value, out: ir.Value) -> ir.Value:
         """Add the branch of a low-rank adapter: out + s·B(A(x))."""

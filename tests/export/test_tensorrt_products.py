@@ -12,14 +12,16 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from runner.errors import StepFailed
 from runner.export import tensorrt_weights
 from runner.export.external_data import DataFile
+from runner.export.graph_layouts import GraphLayout
 from runner.export.nodes import Nodes
 from runner.export.tensorrt_inputs import TENSORRT_DOMAIN, TensorrtInputs
 from runner.model.checkpoint import formats
 from runner.model.checkpoint.quantization.presets import PRESETS
 from runner.model.checkpoint.quantization.quantized import Quantized
-from runner.model.checkpoint.quantization.scheme import Numbers, Scheme
+from runner.model.checkpoint.quantization.scheme import Numbers, Scheme, integers
 from runner.model.layerwise.activation_rounding import round_inputs
 from tests.export import reference
 
@@ -66,7 +68,7 @@ def graph(folder: Path, weights: list[tuple[Quantized, Scheme]], dtype: torch.dt
             given, scales = x, None
             if scheme.activations is not None:
                 given, scales = inputs.rounded(part, x, scheme.activations, q.input_scale)
-            out = part.node("MatMul", [given, tensorrt_weights.dequantized(part, data, f"m{index}", q, dtype)])
+            out = part.node("MatMul", [given, tensorrt_weights.as_stored(part, data, f"m{index}", q, dtype)])
             wide = out if dtype == torch.float32 else part.node("Cast", [out], {"to": int(ir.DataType.FLOAT)})
             outs.append(wide if scales is None else part.node("Mul", [wide, scales]))
             nodes += part.nodes
@@ -168,6 +170,34 @@ def test_scales_that_float16_does_not_hold_stay_in_float32(scale: float, tmp_pat
     held = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     kind = onnx.TensorProto.FLOAT16 if scale == 2.0**-8 else onnx.TensorProto.FLOAT
     assert (held["m0.scales"], held["m0.input_scale"]) == (kind, kind)
+
+
+def test_integers_in_groups_whose_scales_float16_does_not_hold(tmp_path: Path) -> None:
+    """Of 4-bit integers too: 2^-19 times 0.5 to 1.5 in bfloat16 would lose bits in float16."""
+    numbers = integers(4, 32, True).weights
+    q = made(Scheme(numbers), 2.0**-19)
+    part = Nodes("m0")
+    with DataFile(tmp_path / "data") as data:
+        weight = tensorrt_weights.as_integers(part, data, "m0", q, GraphLayout(4, 32), torch.float16)
+    kinds = [node.op_type for node in part.nodes]
+    assert kinds == ["DequantizeLinear", "Cast"]
+    assert weight is part.nodes[-1].outputs[0]
+    scales = part.constants[1]
+    assert scales.dtype == ir.DataType.FLOAT
+    assert scales.const_value is not None
+    assert np.array_equal(scales.const_value.numpy(), q.scale.float().T.numpy())
+
+
+@pytest.mark.parametrize("name", ["fp8", "nvfp4a16"])
+def test_weights_that_float16_does_not_hold_are_refused(name: str) -> None:
+    q = made(Scheme(SCHEMES[name].weights), 2.0**8)
+    tensorrt_weights.require_float16(made(Scheme(SCHEMES[name].weights)), "m0")
+    large = replace(q, global_scale=torch.tensor([2.0**-8])) if q.global_scale is not None else q
+    with pytest.raises(StepFailed) as caught:
+        tensorrt_weights.require_float16(large, "m0")
+    assert caught.value.render() == (
+        "error: `m0` holds values above 65,504, which float16 cannot hold\nhelp: build it with `precision: fp32`"
+    )
 
 
 def test_modules_with_the_same_inputs_share_their_rounding(tmp_path: Path) -> None:
