@@ -21,7 +21,7 @@ from runner.contracts.model_config import ModelConfig
 from runner.model import card_bits
 from runner.model.architecture import supported
 from runner.model.checkpoint import formats, servers
-from runner.model.checkpoint.adapter_config import FOLDER, adapter_config
+from runner.model.checkpoint.adapter_config import FOLDER, VLLM_RANKS, adapter_config, vllm_rank
 from runner.model.checkpoint.headers import model_config, read_headers, weights_nbytes
 from runner.model.checkpoint.quantization import cache_scheme, compressed_tensors_config
 from runner.model.checkpoint.quantization.cache_scheme import CacheScheme
@@ -51,7 +51,6 @@ model = PeftModel.from_pretrained(model, "{_FOLDER}", subfolder="{FOLDER}")
 _LOAD_ADAPTER_LATE = _LOAD_ADAPTER.replace(
     "\nmodel =", '\nmodel(**tokenizer("once", return_tensors="pt"))  # unpacks the weights\nmodel ='
 )
-_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes
 
 
 @dataclass(frozen=True)
@@ -237,9 +236,9 @@ def _vllm(adapter: Mapping[str, Any] | None) -> list[str]:
         return ["Whether vLLM takes an adapter of experts has not been tried; one that is merged needs no trial."]
     if adapter.get("use_dora"):
         return ["vLLM has no DoRA: it serves the weights without their adapter."]
-    rank = next((size for size in _VLLM_RANKS if size >= adapter["r"]), None)
+    rank = vllm_rank(adapter)
     if rank is None:
-        return [f"vLLM takes adapters up to rank {_VLLM_RANKS[-1]}: it serves the weights without theirs."]
+        return [f"vLLM takes adapters up to rank {VLLM_RANKS[-1]}: it serves the weights without theirs."]
     lines = [
         f"vllm serve {_FOLDER} --enable-lora --max-lora-rank {rank}",
         f"--lora-modules recovered={_FOLDER}/{FOLDER}",

@@ -255,5 +255,6 @@ CODES: dict[str, str] = {
     "R865": "a graph cannot have the operators asked for",
     "R866": "a graph's operators do not run on the device of a step",
     "R867": "a graph for browsers has a table that they cannot hold in one piece",
+    "R868": "a server would leave out the adapter of what it serves",
     "R873": "a table of 4 bits may cost more than it saves",
 }

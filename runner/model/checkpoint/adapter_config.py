@@ -29,6 +29,7 @@ FOLDER = "adapter"
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what its --max-lora-rank takes
 
 # Types of models of which peft takes modules for experts: those that transformers loads by the table of qwen2_moe.
 RENAMED_TYPES = frozenset({
@@ -42,6 +43,11 @@ RENAMED_TYPES = frozenset({
 _UNSUPPORTED = ("modules_to_save", "lora_bias", "alora_invocation_tokens", "layer_replication",
               "trainable_token_indices", "use_bdlora", "velora_config", "monteclora_config", "kasa_config",
               "arrow_config", "use_qalora")  # fmt: skip
+
+
+def vllm_rank(adapter: Mapping[str, Any]) -> int | None:
+    """Return the least rank to give vLLM for an adapter; None where it takes none so large."""
+    return next((size for size in VLLM_RANKS if size >= adapter["r"]), None)
 
 
 def adapter_config(folder: Path) -> Mapping[str, Any] | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 HOST = "127.0.0.1"
-FIELDS = ("model", "host", "port", "name", "threads", "parallel")  # of arguments, in braces
+FIELDS = ("model", "adapter", "host", "port", "name", "threads", "parallel")  # of arguments, in braces
 ECHO, FORCED = "echo", "forced"
 
 

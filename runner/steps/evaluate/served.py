@@ -7,7 +7,9 @@ of it is computed before it starts: the greedy tokens of the checkpoint in float
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from runner.contracts import metric_ranges
 from runner.contracts.context import ForeignContext
@@ -23,13 +25,13 @@ from runner.contracts.step_kind import (
     Result,
 )
 from runner.errors import Diagnostic, MachineError, StepFailed
-from runner.model.checkpoint import loading, servers
+from runner.model.checkpoint import adapter_config, loading, servers
 from runner.model.layerwise import memory_budget
-from runner.runtime.serving import commands
+from runner.runtime.serving import adapters, commands
 from runner.runtime.serving.client import Client
 from runner.runtime.serving.process import ServerProcess, free_port
 
-VERSION = 1
+VERSION = 2
 CONSUMES = (CHECKPOINT, QUANTIZED, ENGINE)
 PRODUCES = METRICS_ONLY
 REQUIRES = ()
@@ -65,6 +67,10 @@ def _check_server(params: Params, inputs: Inputs) -> list[Diagnostic]:
         message = f"`{unknown[0]}` in `arguments` is nothing that a step fills in"
         found.append(Diagnostic("R861", message, f"these are: {allowed}; a brace itself is doubled",
                                 path=("arguments",)))  # fmt: skip
+    if why := adapters.refusal(name, params["arguments"], inputs.checkpoint.adapter):
+        message = f"what is served would be the weights without the adapter that they carry: {why}"
+        found.append(Diagnostic("R868", message, "let `recover.lora` merge it, with `merge: requantize` into quantized "
+                                "weights", path=("server",)))  # fmt: skip
     if server.program and not inputs.has_environment and commands.program(server, None) is None:
         message = f"there is no program `{server.program}` on the PATH, and the step has no `env`"
         help = f"install {name if name != commands.OTHER else 'it'}, name `program`, or give the step an environment"
@@ -129,10 +135,12 @@ def run(ctx: ForeignContext) -> Result:
         where = "in the environment of the step" if python is not None else "on the PATH"
         help = "add its package to the `requirements` of the environment" if python is not None else "install it"
         raise MachineError(f"there is no program `{server.program}` {where}", help)
-    port = free_port(ctx.params.get("port"))
+    port, served = free_port(ctx.params.get("port")), _model(ctx)
+    server = adapters.with_adapter(server, ctx.params["server"], _adapter(ctx))
     values = {
-        "model": _model(ctx), "host": commands.HOST, "port": str(port), "name": f"runner-{os.getpid()}-{port}",
-        "threads": str(ctx.threads), "parallel": str(max(ctx.params["concurrency"])),
+        "model": served, "adapter": adapters.folder(served), "host": commands.HOST, "port": str(port),
+        "name": f"runner-{os.getpid()}-{port}", "threads": str(ctx.threads),
+        "parallel": str(max(ctx.params["concurrency"])),
     }  # fmt: skip
     arguments = [text.format(**values) for text in server.arguments]
     model = server.model.format(**values) if server.model is not None else ""
@@ -156,6 +164,14 @@ def run(ctx: ForeignContext) -> Result:
     finally:
         process.stop()
         print(process.text())  # noqa: T201  into the log of the step
+
+
+def _adapter(ctx: ForeignContext) -> Mapping[str, Any] | None:
+    """Return the adapter_config.json of the adapter that is served with the weights; None where there is none."""
+    from runner.runtime import open
+
+    folder = ctx.inputs["checkpoint"].path
+    return adapter_config.adapter_config(folder) if open.engine(folder) is None else None
 
 
 def _model(ctx: ForeignContext) -> str:

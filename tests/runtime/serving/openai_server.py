@@ -25,6 +25,9 @@ parser.add_argument("--port", type=int, required=True)
 parser.add_argument("--text-only", action="store_true")
 parser.add_argument("--dies-at", type=int, default=0)
 parser.add_argument("--canned", action="store_true")
+parser.add_argument("--enable-lora", action="store_true")
+parser.add_argument("--max-lora-rank", type=int, choices=(8, 16, 32, 64, 128, 256, 320, 512))
+parser.add_argument("--lora-modules", help="NAME=FOLDER: requests name the adapted model so")
 args = parser.parse_args()
 if not args.canned:
     import torch
@@ -33,6 +36,11 @@ if not args.canned:
 
     torch.set_num_threads(1)
     model: Any = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
+    if args.enable_lora:
+        from peft import PeftModel
+
+        args.served_model_name, _, adapter = args.lora_modules.partition("=")
+        model = PeftModel.from_pretrained(model, adapter).eval()
     tokenizer = Tokenizer.from_file(f"{args.model}/tokenizer.json")
 requests = 0
 # A process in a session of its own, as servers with several workers have.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +16,8 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from runner.contracts.context import DataFacts
 from runner.contracts.step_kind import Inputs, Result
@@ -158,11 +161,58 @@ def complaints(model: Path, *, environment: bool = False, **params: Any) -> list
     checkpoint = facts(model, "demo")
     if params.pop("engine", False):
         checkpoint = replace(checkpoint, engine={"format": "gguf", "file": "model.gguf"})
+    checkpoint = replace(checkpoint, adapter=params.pop("adapter", None))
     data = DataFacts("text", 6, 24, 1000, "0" * 64)
     inputs = Inputs(checkpoint, {"against": checkpoint}, {"data": data}, machine_facts("cpu"), 1, environment)
     given = {"prompt_tokens": 6, "new_tokens": 8, **params}
     step = Host(model.parent / "check", KIND, model, torch.zeros(1, 1), **given)
     return [(each.code, each.message, each.help) for each in find(KIND).check(step.params, inputs)]
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks for it
+def test_an_adapter_is_served_with_its_weights(tmp_path: Path, model: Path, program: Path) -> None:
+    """Perplexity and tokens are those of `evaluate.perplexity`, which applies it; the weights alone give others."""
+    adapted = tmp_path / "adapted"
+    shutil.copytree(model, adapted)
+    dense = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    lora = get_peft_model(dense, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"))
+    draw = torch.Generator().manual_seed(2)
+    for name, parameter in lora.named_parameters():
+        if ".lora_B." in name:
+            parameter.data.normal_(std=0.3, generator=draw)
+    lora.save_pretrained(str(adapted / "adapter"))
+    short: dict[str, Any] = {"prompts": 1, "concurrency": [1], "requests": 1}
+    step = host(tmp_path / "step", adapted, server="vllm", program=str(program), **short)
+    served: Result = find(KIND).run(step)
+    expected, alone = (
+        find("evaluate.perplexity").run(
+            Host(tmp_path / f"p-{folder.name}", "evaluate.perplexity", folder, step.data("data")[:2])
+        ).metrics["perplexity"]
+        for folder in (adapted, model)
+    )  # fmt: skip
+    assert served.metrics["perplexity"] == pytest.approx(expected, rel=1e-5)
+    assert abs(expected / alone - 1) > 1e-3
+    assert served.metrics["greedy_agreement"] == 1
+
+
+def test_servers_that_would_leave_out_an_adapter(model: Path) -> None:
+    lora = {"r": 16}
+    message = "what is served would be the weights without the adapter that they carry: "
+    help = "let `recover.lora` merge it, with `merge: requantize` into quantized weights"
+    assert complaints(model, server="vllm", environment=True, adapter=lora) == []
+    for given, server, why in (
+        ({"r": 600}, "vllm", "vLLM takes adapters up to rank 512"),
+        ({"r": 16, "use_dora": True}, "vllm", "vLLM has no DoRA"),
+        ({"r": 16, "target_parameters": ["a.experts.down_proj"]}, "vllm",
+         "nobody has tried whether vLLM loads an adapter of experts"),
+        (lora, "transformers", "transformers loads no adapter from the folder of a checkpoint"),
+    ):  # fmt: skip
+        assert complaints(model, server=server, environment=True, adapter=given) == [("R868", message + why, help)]
+    own: dict[str, Any] = {"server": "other", "program": "sh", "adapter": lora}
+    assert complaints(model, **own, arguments=["--port", "{port}"]) == [
+        ("R868", f"{message}no argument of the server has `{{adapter}}`, the folder of the adapter", help)
+    ]
+    assert complaints(model, **own, arguments=["--port", "{port}", "--lora", "{adapter}"]) == []
 
 
 def test_complaints(model: Path, program: Path) -> None:
@@ -180,7 +230,8 @@ def test_complaints(model: Path, program: Path) -> None:
         ("R861", "no argument of the server has `{port}`: it would not serve where it is asked",
          "add the option that names its port"),
         ("R861", "`prot` in `arguments` is nothing that a step fills in",
-         "these are: `{model}`, `{host}`, `{port}`, `{name}`, `{threads}`, `{parallel}`; a brace itself is doubled"),
+         ("these are: `{model}`, `{adapter}`, `{host}`, `{port}`, `{name}`, `{threads}`, `{parallel}`; "
+          "a brace itself is doubled")),
     ]  # fmt: skip
     assert complaints(model, server="vllm", environment=True, engine=True) == [
         ("R863", "vllm cannot load it: it loads checkpoints, not engines",
