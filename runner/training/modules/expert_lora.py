@@ -18,20 +18,38 @@ from runner.model.layerwise.adapter import expert_factors, is_transposed
 from runner.training.modules.lora_math import computing, is_pruned, product
 
 
-class ExpertBranch(ParamWrapper):
-    """peft's adapter of one parameter of a module of experts; those of one module are wrapped around one another.
+class ExpertBranch(nn.Module):
+    """The adapter of one parameter of a module of experts; those of one module are wrapped around one another.
 
-    An expert that was pruned acts under its mask: M ⊙ (W + s·B·A).
+    It has the factors and the names of peft's `wrapper`. An expert that was pruned acts under its mask:
+    M ⊙ (W + s·B·A).
+
+    masked   whether it does, for every expert
     """
 
-    masked: list[bool]  # for every expert
+    def __init__(self, wrapper: ParamWrapper) -> None:
+        super().__init__()
+        parts: Any = wrapper
+        inner = parts.base_layer
+        self.parameter_name: str = parts.parameter_name
+        self.base_layer = ExpertBranch(inner) if isinstance(inner, ParamWrapper) else inner
+        self.lora_A, self.lora_B = parts.lora_A, parts.lora_B
+        (scale,) = parts.scaling.values()
+        self.scale = float(scale)
+        held = matrices(self.experts, self.parameter_name).detach()
+        self.masked = [is_pruned(each) for each in held]
 
-    def factors(self) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...], float]:
-        """Return A [r, in] and B [out, r] of every expert, and s."""
-        parts: Any = self
-        (name,) = parts.lora_A.keys()
-        a, b = expert_factors(parts.lora_A[name].weight, parts.lora_B[name].weight, self.num_experts)
-        return a.unbind(), b.unbind(), float(self.scaling[name])
+    @property
+    def experts(self) -> nn.Module:
+        """The module of experts that this adapter, and others of it, are wrapped around."""
+        inner: nn.Module = self.base_layer
+        return inner.experts if isinstance(inner, ExpertBranch) else inner
+
+    def factors(self) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+        """Return A [r, in] and B [out, r] of every expert."""
+        (a,), (b,) = ([each.weight for each in part.values()] for part in (self.lora_A, self.lora_B))
+        one, other = expert_factors(a, b, len(self.masked))
+        return one.unbind(), other.unbind()
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -55,12 +73,14 @@ def matrices(experts: nn.Module, key: str) -> torch.Tensor:
 
 
 def replace_wrappers(model: nn.Module) -> None:
-    """Let the experts that peft has wrapped compute as `ExpertBranch` does; peft can wrap with its own class alone."""
-    wrappers: list[Any] = [module for module in model.modules() if type(module) is ParamWrapper]
-    for wrapper in wrappers:
-        held = matrices(wrapper.get_base_layer(), wrapper.parameter_name)
-        wrapper.__class__ = ExpertBranch
-        wrapper.masked = [is_pruned(each) for each in held.detach()]
+    """Put an `ExpertBranch` in the place of every wrapper of peft around a module of experts.
+
+    peft cannot make them itself: around an adapter of its own it takes no class but `ParamWrapper`.
+    """
+    for parent in [module for module in model.modules() if not isinstance(module, ParamWrapper)]:
+        for name, child in parent.named_children():
+            if isinstance(child, ParamWrapper):
+                setattr(parent, name, ExpertBranch(child))
 
 
 class _Products:
@@ -71,7 +91,7 @@ class _Products:
         self.biases = getattr(experts, f"{key}_bias") if experts.has_bias else None
         self.branch = branch
         if branch is not None:
-            self.a, self.b, self.scale = branch.factors()
+            self.a, self.b = branch.factors()
 
     def __call__(self, expert: int, x: torch.Tensor) -> torch.Tensor:
         """Return the product of an expert [tokens, rows] for its inputs x [tokens, columns]."""
@@ -80,11 +100,11 @@ class _Products:
             return functional.linear(x, weight, bias)
         a, b = self.a[expert], self.b[expert]
         if self.branch.masked[expert]:
-            y = product(computing(x), a, b, self.scale, True, lambda: weight)
+            y = product(computing(x), a, b, self.branch.scale, True, lambda: weight)
             return y if bias is None else y + bias.to(y.dtype)
         y = functional.linear(x, weight, bias)
         given = x if torch.is_autocast_enabled(x.device.type) else x.to(a.dtype)
-        return (y + functional.linear(functional.linear(given, a), b) * self.scale).to(y.dtype)
+        return (y + functional.linear(functional.linear(given, a), b) * self.branch.scale).to(y.dtype)
 
 
 def routed(

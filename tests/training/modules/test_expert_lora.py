@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora.layer import ParamWrapper
 from peft.utils import transformers_weight_conversion
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -68,6 +69,8 @@ def test_outputs_and_gradients_are_peft_s(model_type: str, keys: tuple[str, ...]
     expected, slopes = gradients(started(theirs))
     ours = started(lora.wrap(copy.deepcopy(base), config).double())
     assert sum(isinstance(module, ExpertBranch) for module in ours.modules()) == len(config["target_parameters"])
+    assert not any(isinstance(module, ParamWrapper) for module in ours.modules())
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
     logits, found = gradients(ours)
     assert not torch.allclose(logits, base(input_ids=IDS[:2]).logits, atol=1e-2)
     torch.testing.assert_close(logits, expected, rtol=1e-6, atol=1e-7)
@@ -90,14 +93,14 @@ def test_pruned_experts_act_under_their_mask() -> None:
     ]  # fmt: skip
     logits, _ = gradients(ours)
     for branch in branches:  # the same model, merged by hand
-        a, b, scale = branch.factors()
+        a, b = branch.factors()
         weights = dict(base.named_parameters())
         with torch.no_grad():
-            owner = next(name for name, each in ours.named_modules() if each is branch.get_base_layer())
+            owner = next(name for name, each in ours.named_modules() if each is branch.experts)
             name = owner.removeprefix(adapter_config.PREFIX).replace(".base_layer", "")
             for weight, left, right in zip(weights[f"{name}.{branch.parameter_name}"], b, a, strict=True):
                 pruned = weight == 0 if float((weight == 0).double().mean()) > 0.01 else torch.zeros_like(weight) > 0
-                weight += scale * left @ right
+                weight += branch.scale * left @ right
                 weight.masked_fill_(pruned, 0)
     torch.testing.assert_close(logits, base(input_ids=IDS[:2]).logits, rtol=1e-9, atol=1e-9)
 
