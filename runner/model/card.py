@@ -21,7 +21,7 @@ from runner.contracts.model_config import ModelConfig
 from runner.model import card_bits
 from runner.model.architecture import supported
 from runner.model.checkpoint import formats, servers
-from runner.model.checkpoint.adapter_config import FOLDER, VLLM_RANKS, adapter_config, vllm_rank
+from runner.model.checkpoint.adapter_config import FOLDER, adapter_config, vllm_rank, vllm_refusal
 from runner.model.checkpoint.headers import model_config, read_headers, weights_nbytes
 from runner.model.checkpoint.quantization import cache_scheme, compressed_tensors_config
 from runner.model.checkpoint.quantization.cache_scheme import CacheScheme
@@ -234,13 +234,10 @@ def _vllm(adapter: Mapping[str, Any] | None) -> list[str]:
         return ["To serve it with vLLM:", f"```sh\nvllm serve {_FOLDER}\n```"]
     if adapter.get("target_parameters"):
         return ["Whether vLLM takes an adapter of experts has not been tried; one that is merged needs no trial."]
-    if adapter.get("use_dora"):
-        return ["vLLM has no DoRA: it serves the weights without their adapter."]
-    rank = vllm_rank(adapter)
-    if rank is None:
-        return [f"vLLM takes adapters up to rank {VLLM_RANKS[-1]}: it serves the weights without theirs."]
+    if why := vllm_refusal(adapter):
+        return [f"{why}: it serves the weights without their adapter."]
     lines = [
-        f"vllm serve {_FOLDER} --enable-lora --max-lora-rank {rank}",
+        f"vllm serve {_FOLDER} --enable-lora --max-lora-rank {vllm_rank(adapter)}",
         f"--lora-modules recovered={_FOLDER}/{FOLDER}",
     ]
     return ["To serve it with vLLM, as the model `recovered`:", "```sh\n" + " \\\n  ".join(lines) + "\n```"]

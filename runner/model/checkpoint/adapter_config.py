@@ -50,6 +50,19 @@ def vllm_rank(adapter: Mapping[str, Any]) -> int | None:
     return next((size for size in VLLM_RANKS if size >= adapter["r"]), None)
 
 
+def vllm_refusal(adapter: Mapping[str, Any]) -> str | None:
+    """Return why vLLM would not load an adapter, or not as it is; None where nothing is known to be in the way.
+
+    Of adapter_config.json it reads one rank and one α for all modules (vllm/lora/peft_helper.py).
+    """
+    if adapter.get("use_dora"):
+        return "vLLM has no DoRA"
+    for key in ("rank_pattern", "alpha_pattern"):
+        if adapter.get(key):
+            return f"vLLM leaves out `{key}`, by which modules have factors of their own"
+    return None if vllm_rank(adapter) else f"vLLM takes adapters up to rank {VLLM_RANKS[-1]}"
+
+
 def adapter_config(folder: Path) -> Mapping[str, Any] | None:
     """Return adapter_config.json of the adapter in the checkpoint's folder; None where it has none.
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from runner.model.checkpoint.adapter_config import FOLDER, VLLM_RANKS, vllm_rank
-from runner.runtime.serving.commands import OTHER, Server
+from runner.model.checkpoint.adapter_config import FOLDER, vllm_rank, vllm_refusal
+from runner.runtime.serving.commands import OTHER, Server, fields
 
 VLLM = "vllm"
 _NAME = "{name}-adapted"
@@ -23,12 +23,13 @@ def refusal(server: str, arguments: Sequence[str], adapter: Mapping[str, Any] | 
     if server == VLLM:
         if adapter.get("target_parameters"):
             return "nobody has tried whether vLLM loads an adapter of experts"
-        if adapter.get("use_dora"):
-            return "vLLM has no DoRA"
-        return None if vllm_rank(adapter) else f"vLLM takes adapters up to rank {VLLM_RANKS[-1]}"
+        return vllm_refusal(adapter)
     if server == OTHER:
-        named = any("{adapter}" in text for text in arguments)
-        return None if named else "no argument of the server has `{adapter}`, the folder of the adapter"
+        return (
+            None
+            if "adapter" in fields(arguments)
+            else "no argument of the server has `{adapter}`, the folder of the adapter"
+        )
     return f"{server} loads no adapter from the folder of a checkpoint"
 
 

@@ -72,7 +72,7 @@ def find(params: Mapping[str, Any], *, in_environment: bool = False) -> Server:
     """Return the server that a step names, with its own program, arguments and variables."""
     server, own = SERVERS[params["server"]], tuple(params["arguments"])
     interpreted = in_environment and "program" not in params and server.interpreted
-    named = params["server"] == OTHER and any("{name}" in text for text in own)
+    named = params["server"] == OTHER and "name" in fields(own)
     return replace(
         server,
         program="python" if interpreted else params.get("program", server.program),
@@ -84,13 +84,18 @@ def find(params: Mapping[str, Any], *, in_environment: bool = False) -> Server:
 
 def unknown_fields(arguments: Sequence[str]) -> list[str]:
     """Return the names in braces that are none of FIELDS, and texts whose braces do not match."""
+    return [name for name in fields(arguments) if name not in FIELDS]
+
+
+def fields(arguments: Sequence[str]) -> list[str]:
+    """Return the names in braces, and texts whose braces do not match."""
     found = []
     for text in arguments:
         try:
-            found += [name for _, name, _, _ in string.Formatter().parse(text) if name not in (None, *FIELDS)]
+            found += [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
         except ValueError:
             found.append(text)
-    return [str(name) for name in found]
+    return found
 
 
 def program(server: Server, python: Path | None) -> str | None:

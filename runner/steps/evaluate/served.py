@@ -59,7 +59,7 @@ def _check_server(params: Params, inputs: Inputs) -> list[Diagnostic]:
     if name == commands.OTHER and not server.program:
         help = "name it, and give its `arguments`: [--model, '{model}', --port, '{port}']"
         found.append(Diagnostic("R861", "`server: other` names no `program`", help, path=("server",)))
-    elif name == commands.OTHER and not any("{port}" in text for text in server.arguments):
+    elif name == commands.OTHER and "port" not in commands.fields(server.arguments):
         message = "no argument of the server has `{port}`: it would not serve where it is asked"
         found.append(Diagnostic("R861", message, "add the option that names its port", path=("arguments",)))
     if unknown := commands.unknown_fields(params["arguments"]):
@@ -67,10 +67,15 @@ def _check_server(params: Params, inputs: Inputs) -> list[Diagnostic]:
         message = f"`{unknown[0]}` in `arguments` is nothing that a step fills in"
         found.append(Diagnostic("R861", message, f"these are: {allowed}; a brace itself is doubled",
                                 path=("arguments",)))  # fmt: skip
-    if why := adapters.refusal(name, params["arguments"], inputs.checkpoint.adapter):
+    # The graphs of engines hold the adapter of their checkpoint.
+    adapter = inputs.checkpoint.adapter if inputs.checkpoint.engine is None else None
+    if why := adapters.refusal(name, params["arguments"], adapter):
         message = f"what is served would be the weights without the adapter that they carry: {why}"
         found.append(Diagnostic("R868", message, "let `recover.lora` merge it, with `merge: requantize` into quantized "
                                 "weights", path=("server",)))  # fmt: skip
+    elif adapter is None and "adapter" in commands.fields(params["arguments"]):
+        message = "`{adapter}` in `arguments` is the folder of an adapter, and what is served has none beside it"
+        found.append(Diagnostic("R861", message, "leave that argument out", path=("arguments",)))
     if server.program and not inputs.has_environment and commands.program(server, None) is None:
         message = f"there is no program `{server.program}` on the PATH, and the step has no `env`"
         help = f"install {name if name != commands.OTHER else 'it'}, name `program`, or give the step an environment"

@@ -205,6 +205,8 @@ def test_servers_that_would_leave_out_an_adapter(model: Path) -> None:
         ({"r": 16, "use_dora": True}, "vllm", "vLLM has no DoRA"),
         ({"r": 16, "target_parameters": ["a.experts.down_proj"]}, "vllm",
          "nobody has tried whether vLLM loads an adapter of experts"),
+        ({"r": 16, "rank_pattern": {"q_proj": 8}}, "vllm",
+         "vLLM leaves out `rank_pattern`, by which modules have factors of their own"),
         (lora, "transformers", "transformers loads no adapter from the folder of a checkpoint"),
     ):  # fmt: skip
         assert complaints(model, server=server, environment=True, adapter=given) == [("R868", message + why, help)]
@@ -213,6 +215,18 @@ def test_servers_that_would_leave_out_an_adapter(model: Path) -> None:
         ("R868", f"{message}no argument of the server has `{{adapter}}`, the folder of the adapter", help)
     ]
     assert complaints(model, **own, arguments=["--port", "{port}", "--lora", "{adapter}"]) == []
+    doubled = complaints(model, **own, arguments=["--port", "{port}", "--note", "{{adapter}}"])
+    assert [code for code, _, _ in doubled] == ["R868"]
+    assert complaints(model, **own, engine=True, arguments=["--port", "{port}"]) == []  # its graph holds it
+    none: dict[str, Any] = {
+        "server": "other",
+        "program": "sh",
+        "arguments": ["--port", "{port}", "--lora", "{adapter}"],
+    }
+    assert complaints(model, **none) == [
+        ("R861", "`{adapter}` in `arguments` is the folder of an adapter, and what is served has none beside it",
+         "leave that argument out"),
+    ]  # fmt: skip
 
 
 def test_complaints(model: Path, program: Path) -> None:
