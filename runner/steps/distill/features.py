@@ -15,7 +15,7 @@ from runner.model.layerwise import memory_budget
 from runner.steps import teacher as teaching
 from runner.steps.distill import pair
 
-VERSION = 4
+VERSION = 5
 CONSUMES = (CHECKPOINT,)
 PRODUCES = CHECKPOINT
 REQUIRES = ()
@@ -28,9 +28,6 @@ _WEIGHTS = ("hidden_weight", "attention_weight", "logits_weight")
 
 def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     found = pair.check(params, inputs)
-    if inputs.others["teacher"].adapter is not None:
-        message = "the teacher has an adapter besides its weights, which this step would leave out"
-        found.append(Diagnostic("R471", message, "`distill.logits` applies it", path=("teacher",)))
     if not any(params[name] for name in _WEIGHTS):
         message = "`hidden_weight`, `attention_weight` and `logits_weight` are all 0: nothing is left to learn"
         found.append(Diagnostic("R494", message, "leave one of them out", path=("hidden_weight",)))
@@ -60,9 +57,10 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     heads = teacher.config.heads
     maps = 4 * heads * length * teacher.layer_count if params["attention_weight"] else 0
     states = 2 * 4 * teacher.layer_count * teacher.config.hidden_size
-    teacher_bytes = teacher.parameters * value + tokens * (teacher.config.vocabulary_size * value + states + 3 * maps)
+    weights = sum(site.size for site in teacher.sites) * value + memory_budget.rest_bytes(teacher, value)
+    teacher_bytes = weights + tokens * (teacher.config.vocabulary_size * value + states + 3 * maps)
     cost = pair.trained(params, inputs, pair.FULL_COPIES, teacher_bytes)
-    forwards = 2 * pair.seen_windows(params, inputs) * length * teacher.parameters / machine.flops
+    forwards = 2 * pair.seen_windows(params, inputs) * length * (weights / value) / machine.flops
     return replace(cost, seconds=cost.seconds + forwards)
 
 

@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from runner.errors import Interrupted, RecipeError
+from runner.runtime.transformers import Transformers
 from runner.steps.distill import features
+from runner.steps.kinds import find
 from runner.training import losses
 from runner.training.objectives import features as training
 from runner.training.objectives.features import Matching
@@ -18,6 +20,7 @@ from runner.training.task import Batch
 from tests.host import Host
 from tests.steps.distill.training import Stopping, digests, kl, model_of
 from tests.tiny import save, tokens
+from tests.training import recovering
 
 TRAINING: dict[str, Any] = {"batch_size": 4, "steps": 30, "learning_rate": 2e-3, "precision": "fp32"}
 IDS = tokens(windows=16)
@@ -65,6 +68,32 @@ def test_a_cut_student_ends_nearer_inside_and_outside(tmp_path: Path) -> None:
     assert after < 0.7 * before
     assert kl(teacher, out, IDS) < 0.7 * kl(teacher, cut, IDS)
     assert "hidden" in result.details["curve"][0]["parts"]
+
+
+@pytest.mark.parametrize("scheme", ["w4a16", "w8a8", "nvfp4"])
+def test_a_quantized_teacher_computes_what_is_measured_of_it(scheme: str, tmp_path: Path) -> None:
+    """Its inputs are rounded too."""
+    dense = save(tmp_path / "dense", "llama")
+    group = {"group_size": 32} if scheme == "w4a16" else {}
+    quantized = Host(tmp_path / "rtn", "quantize.rtn", dense, tokens(), scheme=scheme, **group)
+    find("quantize.rtn").run(quantized)
+    teacher = trainable(dense, quantized.out_dir).teacher
+    expected = Transformers(quantized.out_dir, dtype=torch.float32).prefill(IDS.numpy())
+    assert torch.equal(teacher(IDS).logits, torch.from_numpy(expected))
+    assert abs(expected - Transformers(dense, dtype=torch.float32).prefill(IDS.numpy())).max() > 0.1
+
+
+def test_the_adapter_of_a_teacher_acts(tmp_path: Path) -> None:
+    dense, packed = recovering.quantized(tmp_path)
+    settings = {"loss": "next_token", "rank": 4, "steps": 4, "batch_size": 4, "learning_rate": 0.02}
+    adapted = Host(tmp_path / "lora", "recover.lora", packed, IDS, precision="fp32", **settings)
+    find("recover.lora").run(adapted)
+    logits = {
+        folder: trainable(dense, folder, pairs=[[0, 0]]).teacher(IDS).logits for folder in (packed, adapted.out_dir)
+    }
+    expected = recovering.plain(adapted.out_dir, adapter=True)(IDS).logits
+    torch.testing.assert_close(logits[adapted.out_dir], expected, rtol=1e-4, atol=1e-4)
+    assert (logits[packed] - expected).abs().max() > 1e-2
 
 
 def test_attention_maps_come_nearer(tmp_path: Path) -> None:
