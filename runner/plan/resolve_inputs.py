@@ -65,8 +65,12 @@ def find_model(spec: ModelSpec, cache_file: Path | None, span: Span | None = Non
     except RecipeError as error:
         raise RecipeError(d.at(d.span or span) for d in error.diagnostics) from None
     stored = next(iter(facts.unpacked.values()), "")
-    digest = unpacked.digest(digest) if stored else digest
+    digest = _unpacked_digest(digest, facts) if stored else digest
     return Found(ResolvedModel(spec.source, spec.revision, commit, path, digest, facts, files, stored), tokenizer)
+
+
+def _unpacked_digest(model: str, facts: CheckpointFacts) -> str:
+    return unpacked.digest(model, adapted=facts.adapter is not None)
 
 
 def find_unpacked(model: ResolvedModel) -> ResolvedModel | None:
@@ -83,9 +87,9 @@ def find_unpacked(model: ResolvedModel) -> ResolvedModel | None:
         return None
     tensors = model.facts.tensors
     facts = inspect.unpacked(model.facts.config.raw, tensors, model.source, unpacking.peek_in(path, tensors))
-    facts = described(facts, path)
+    facts = described(replace(facts, adapter=model.facts.adapter), path)
     stored = str(model.facts.quantization.get("quant_method"))
-    return replace(model, path=path, digest=unpacked.digest(model.digest), facts=facts, stored=stored)
+    return replace(model, path=path, digest=_unpacked_digest(model.digest, facts), facts=facts, stored=stored)
 
 
 def described(facts: CheckpointFacts, folder: Path) -> CheckpointFacts:

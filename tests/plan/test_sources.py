@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from runner.errors import RecipeError
+from runner.model.checkpoint import adapter_config, adapter_writer
 from runner.model.source import gguf
 from runner.plan import preview, resolve
 from runner.plan.types import UNPACKED, Plan
@@ -91,6 +92,26 @@ def test_a_source_that_is_only_read_is_planned_with_as_dense(tmp_path: Path) -> 
     ids = tiny.tokens(4, 24, 4096)
     loss = reference(input_ids=ids, labels=ids).loss
     assert perplexity(made, tmp_path / "e") == pytest.approx(float(loss.detach().exp()), rel=5e-3)
+
+
+def test_the_adapter_of_a_source_is_kept_with_its_dense_weights(tmp_path: Path) -> None:
+    folder = model(tmp_path / "model")
+    low_precision.make(folder, "fp8")
+    bare = resolve.with_model(planned(folder, "steps:\n  - evaluate.perplexity: {data: evaluation}\n")).model
+    name = "model.layers.1.self_attn.q_proj"
+    a, b = torch.randn(2, 4, 64, generator=torch.Generator().manual_seed(0)).unbind()
+    b = b.new_ones(128, 4)
+    config = adapter_config.config(4, 8.0, [name])
+    adapter_writer.write(folder, config, {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b})
+    plan = planned(folder, "steps:\n  - evaluate.perplexity: {data: evaluation}\n")
+    assert plan.model.facts.adapter == config
+    adapted = resolve.with_model(plan).model
+    assert bare.path is not None
+    assert adapted.path is not None
+    assert adapted.path != bare.path
+    assert perplexity(adapted.path, tmp_path / "a") > 1.01 * perplexity(bare.path, tmp_path / "b")
+    message = refused(folder, STEPS)
+    assert "error[R471]: the checkpoint carries an adapter in `adapter/`, which fits its present weights" in message
 
 
 def test_packed_weights_are_unpacked_for_the_steps_that_need_it(tmp_path: Path) -> None:

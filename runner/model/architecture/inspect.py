@@ -48,7 +48,8 @@ def facts(
     refuse_adapter_of_another(folder)
     # What this project wrote in a layout of others (it has a record of that) is read as any of its formats.
     if not (folder / COMPRESSION).is_file() and unpacking.find(config, unpacking.ONLY_READ) is not None:
-        return unpacked(config, tensors, source, unpacking.peek_in(folder, tensors))
+        dense = unpacked(config, tensors, source, unpacking.peek_in(folder, tensors))
+        return replace(dense, adapter=adapter_config(folder))
     shapes = {
         module: packed_names.read_shape(name, _read(folder, header))
         for name, header in tensors.items()

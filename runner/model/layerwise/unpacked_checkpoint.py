@@ -1,18 +1,20 @@
 """Make a dense checkpoint of one with low-precision weights: `python -m runner.model.layerwise.unpacked_checkpoint`.
 
 The request on standard input is JSON: `folder`, and `out`, an empty folder. One tensor is in memory at a time; what is
-not packed keeps its bytes. The answer is JSON: `problem`, why the weights cannot be unpacked ("" for none), and `help`.
+not packed keeps its bytes, and so does an adapter. The answer is JSON: `problem`, why the weights cannot be unpacked (""
+for none), and `help`.
 `runner.model.source.unpacked` asks.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from runner.contracts.account import Account
 from runner.errors import RecipeError, StepFailed
-from runner.model.checkpoint import derived, unpacking
+from runner.model.checkpoint import adapter_config, derived, unpacking
 from runner.model.checkpoint.headers import read_config
 from runner.model.checkpoint.reader import DTYPES, CheckpointReader, require_finite
 from runner.model.checkpoint.writer import CheckpointWriter, parse_size
@@ -59,6 +61,8 @@ def write(folder: Path, out: Path) -> Account:
         parts.copy("rest", reader, [name for name in reader.headers if name not in changed])
         tensors = derived.Parts(parts, parse_size(_SHARD), changed)
         account = derived.write(reader, derived.Derived(tensors, dense.config), out)
+    if (folder / adapter_config.FOLDER).is_dir():
+        shutil.copytree(folder / adapter_config.FOLDER, out / adapter_config.FOLDER, dirs_exist_ok=True)
     for path in sorted(parts.folder.iterdir()):
         path.unlink()
     parts.folder.rmdir()

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from runner.contracts.facts import DTYPE_BYTES, CheckpointFacts, TensorHeader
 from runner.errors import Diagnostic, RecipeError
 from runner.model.architecture import decoder_layers, inspect, remote_code
 from runner.model.architecture.supported import refuse_config
-from runner.model.checkpoint import headers, unpacking
+from runner.model.checkpoint import adapter_config, headers, unpacking
 from runner.model.checkpoint.companions import CHAT_TEMPLATES
 
 _COMPANIONS = [
     "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.spm", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*",
 ]  # fmt: skip
-_WEIGHTS = ["model*.safetensors"]
-# Other formats and originals live in subfolders: every path with a slash that does not begin with CHAT_TEMPLATES.
-_NESTED = [f"{CHAT_TEMPLATES[:i]}[!{letter}]*/*" for i, letter in enumerate(CHAT_TEMPLATES)]
+_ADAPTER = f"{adapter_config.FOLDER}/{adapter_config.WEIGHTS}"  # of a checkpoint that carries one
+_WEIGHTS = ["model*.safetensors", _ADAPTER]
+
+
+def _others(folders: Sequence[str]) -> list[str]:
+    """Return the patterns of paths with a slash that begin with none of these names."""
+    beginnings = sorted({name[:i] for name in folders for i in range(len(name))})
+    letters = {start: sorted({n[len(start)] for n in folders if n.startswith(start)}) for start in beginnings}
+    return [f"{start}[!{''.join(letters[start])}]*/*" for start in beginnings]
+
+
+# Other formats and originals live in subfolders, which stay where they are.
+_NESTED = _others((CHAT_TEMPLATES, adapter_config.FOLDER))
 
 
 def _small() -> list[str]:
@@ -47,8 +58,10 @@ def cached_model(id: str, revision: str | None) -> Path | None:
 
 
 def _complete(folder: Path) -> bool:
-    """Return whether config.json and every shard are there; their content is checked later."""
+    """Return whether config.json and every shard are there, and of an adapter its weights; they are checked later."""
     if not (folder / "config.json").is_file():
+        return False
+    if (folder / adapter_config.FOLDER / adapter_config.CONFIG).is_file() and not (folder / _ADAPTER).is_file():
         return False
     if (folder / headers.SINGLE).is_file():
         return True
@@ -114,8 +127,10 @@ def remote_facts(id: str, commit: str, folder: Path) -> CheckpointFacts:
             begin, end = info.data_offsets
             tensors[name] = TensorHeader(name, str(info.dtype), tuple(info.shape), shard, begin, end)
     if unpacking.find(config, unpacking.ONLY_READ) is not None:
-        return inspect.unpacked(config, tensors, id, _no_bytes)
-    return decoder_layers.build(config, tensors, id, {})
+        found = inspect.unpacked(config, tensors, id, _no_bytes)
+    else:
+        found = decoder_layers.build(config, tensors, id, {})
+    return replace(found, adapter=adapter_config.adapter_config(folder))
 
 
 def _no_bytes(name: str) -> bytes:

@@ -12,9 +12,13 @@ from runner.model.source import conversion
 PROGRAM = "runner.model.layerwise.unpacked_checkpoint"
 
 
-def digest(model: str) -> str:
-    """Return the digest of the dense checkpoint of a model with this digest, whether it has been made or not."""
-    return hashlib.sha256(f"unpacked {unpacking.VERSION} {model}".encode()).hexdigest()
+def digest(model: str, *, adapted: bool = False) -> str:
+    """Return the digest of the dense checkpoint of a model with this digest, whether it has been made or not.
+
+    `adapted` says that the model carries an adapter, which the checkpoint then has too.
+    """
+    added = " with its adapter" if adapted else ""
+    return hashlib.sha256(f"unpacked {unpacking.VERSION} {model}{added}".encode()).hexdigest()
 
 
 def place(unpacked: str) -> Path:

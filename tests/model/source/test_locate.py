@@ -92,6 +92,45 @@ def test_a_cached_hub_model_needs_no_network(tmp_path: Path, monkeypatch: pytest
     assert hub.cached_model("org/name", None) is None
 
 
+def test_the_adapter_of_a_cached_hub_model_is_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    folder = write(cache(tmp_path))
+    if hub.cached_model("org/name", None) is None:
+        pytest.skip("this release of huggingface_hub does not look at the patched cache")
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
+    assert hub.cached_model("org/name", None) is None
+    (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"")
+    assert hub.cached_model("org/name", None) == folder
+
+
+def test_what_is_fetched_of_a_hub_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights, what accompanies them and an adapter that it carries; no other formats in folders."""
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    wanted = [
+        "config.json", "model-00001-of-00002.safetensors", "chat_template.jinja",
+        "additional_chat_templates/tools.jinja",
+        "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
+    ]  # fmt: skip
+    others = [
+        "original/params.json", "onnx/config.json", "onnx/model.safetensors", "a16/config.json", "adaptive/config.json",
+        "checkpoint-1/adapter_config.json", "training.safetensors",
+    ]  # fmt: skip
+    asked: list[Any] = []
+
+    def snapshot(id: str, *, allow_patterns: list[str], ignore_patterns: list[str], **_: Any) -> str:
+        files = wanted + others
+        asked.append(list(filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)))
+        return "there"
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    hub.download_model("org/name", COMMIT)
+    hub.download_small("org/name", COMMIT)
+    assert asked == [wanted, [name for name in wanted if not name.endswith(".safetensors")]]
+
+
 def test_hub_errors_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import errors
 

@@ -74,7 +74,7 @@ def test_a_cut_student_ends_nearer_inside_and_outside(tmp_path: Path) -> None:
 def test_a_quantized_teacher_computes_what_is_measured_of_it(scheme: str, tmp_path: Path) -> None:
     """Its inputs are rounded too."""
     dense = save(tmp_path / "dense", "llama")
-    group = {"group_size": 32} if scheme == "w4a16" else {}
+    group: dict[str, Any] = {"group_size": 32} if scheme == "w4a16" else {}
     quantized = Host(tmp_path / "rtn", "quantize.rtn", dense, tokens(), scheme=scheme, **group)
     find("quantize.rtn").run(quantized)
     teacher = trainable(dense, quantized.out_dir).teacher
@@ -85,7 +85,7 @@ def test_a_quantized_teacher_computes_what_is_measured_of_it(scheme: str, tmp_pa
 
 def test_the_adapter_of_a_teacher_acts(tmp_path: Path) -> None:
     dense, packed = recovering.quantized(tmp_path)
-    settings = {"loss": "next_token", "rank": 4, "steps": 4, "batch_size": 4, "learning_rate": 0.02}
+    settings: dict[str, Any] = {"loss": "next_token", "rank": 4, "steps": 4, "batch_size": 4, "learning_rate": 0.02}
     adapted = Host(tmp_path / "lora", "recover.lora", packed, IDS, precision="fp32", **settings)
     find("recover.lora").run(adapted)
     logits = {
