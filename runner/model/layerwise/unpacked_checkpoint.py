@@ -1,8 +1,8 @@
 """Make a dense checkpoint of one with low-precision weights: `python -m runner.model.layerwise.unpacked_checkpoint`.
 
 The request on standard input is JSON: `folder`, and `out`, an empty folder. One tensor is in memory at a time; what is
-not packed keeps its bytes, and so does an adapter. The answer is JSON: `problem`, why the weights cannot be unpacked (""
-for none), and `help`.
+not packed keeps its bytes, and so does an adapter. The answer is JSON: `problem`, why the weights cannot be unpacked
+("" for none), and `help`.
 `runner.model.source.unpacked` asks.
 """
 

@@ -107,7 +107,7 @@ def test_the_adapter_of_a_cached_hub_model_is_part_of_it(tmp_path: Path, monkeyp
 def test_what_is_fetched_of_a_hub_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its weights, what accompanies them and an adapter that it carries; no other formats in folders."""
     import huggingface_hub
-    from huggingface_hub.utils import filter_repo_objects
+    from huggingface_hub.utils._paths import filter_repo_objects
 
     wanted = [
         "config.json", "model-00001-of-00002.safetensors", "chat_template.jinja",
