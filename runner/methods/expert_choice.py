@@ -69,6 +69,9 @@ def weights(measured: Mapping[str, Sequence[float]]) -> list[float]:
 
 
 def shares(weights: Sequence[float], members: Sequence[int]) -> list[float]:
-    """Return the part of each of `members` in what they become; all of it the first's where none weighs anything."""
-    total = sum(weights[member] for member in members)
+    """Return the part of each of `members` in what they become; all of it the first's where that weighs nothing.
+
+    It is the one that stays, which others are added to and do not replace.
+    """
+    total = sum(weights[member] for member in members) if weights[members[0]] else 0.0
     return [weights[member] / total if total else float(place == 0) for place, member in enumerate(members)]

@@ -14,6 +14,7 @@ import torch
 
 from runner.contracts.mixtures import ExpertMatrix, Mixture
 from runner.contracts.sites import Site
+from runner.errors import StepFailed
 from runner.methods import expert_choice, expert_merging
 from runner.model.checkpoint.placed_part import site_weight
 from runner.model.checkpoint.reader import CheckpointReader, require_finite
@@ -24,11 +25,17 @@ from runner.model.layerwise.expert_stream import MixtureRun
 def joined(run: MixtureRun, kept: Sequence[int]) -> dict[str, list[float]]:
     """Return for each expert which of those `kept` it becomes part of ("joins"), and how alike they are ("alike").
 
-    A kept expert joins itself; alike is the cosine between outputs for the same tokens.
+    A kept expert joins itself; alike is the cosine between outputs for the same tokens. StepFailed where an expert
+    gives outputs that are not finite for them, by which all others would be alike to none.
     """
     width = run.calls[0].inputs.width
     tokens = expert_choice.compared(run.lanes[0].mixture.experts, width, run.tokens)
-    joins, alike = expert_merging.nearest(run.outputs(tokens), kept)
+    outputs = run.outputs(tokens)
+    for expert, own in enumerate(outputs):
+        if not bool(own.isfinite().all()):
+            name = run.lanes[0].mixture.name
+            raise StepFailed(f"expert {expert} of `{name}` gives outputs that are not finite", "check the model")
+    joins, alike = expert_merging.nearest(outputs, kept)
     return {"joins": [float(expert) for expert in joins], "alike": alike}
 
 

@@ -126,8 +126,6 @@ def _rows(shape: Sequence[int]) -> int:
 def beside_matrices(facts: CheckpointFacts) -> str:
     """Return what keeps experts from being added to one another, matrix by matrix; "" where nothing does."""
     for mixture in facts.linears.mixtures:
-        if mixture.unfollowed:
-            return mixture.unfollowed
         roles = [each.role for each in mixture.matrices]
         if "expert_gate_up" in roles:
             return f"`{mixture.name}` holds gate and up in one matrix, whose neurons have no order that is known"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.metric_ranges import AMOUNT, COUNT, SHARE
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from runner.model.layerwise.expert_stream import MixtureRun
     from runner.model.layerwise.method import Results
 
-VERSION = 1
+VERSION = 2
 CONSUMES = (CHECKPOINT,)
 PRODUCES = CHECKPOINT
 REQUIRES = ()
@@ -128,15 +128,32 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
         peak += memory_budget.batch_bytes(facts, length, value, machine.device)
         peak += int(held * memory_budget.SUSPENDED_HEAP) if held <= memory_budget.suspend_limit(0) else 0
     if params["merge"]:
-        count = max(each.experts for each in facts.linears.mixtures)
-        compared = 4 * count * hidden * expert_choice.compared(count, hidden, tokens)
-        neurons = max(each.columns for mixture in facts.linears.mixtures for each in mixture.matrices[-1:])
+        more = _merging(params, facts.linears.mixtures, tokens, hidden, machine.flops)
         # Products of all pairs of neurons, twice the second time, beside the matrices of two experts.
-        peak = max(peak + 2 * compared, memory_budget.WEIGHTS_RUNTIME + 16 * neurons**2 + 32 * largest)
-        dropped = sum(each.experts - kept(params, each.experts) for each in facts.linears.mixtures)
-        seconds += dropped * neurons**3 * _SECONDS_OF_MATCHING
+        peak = max(peak + more.outputs, memory_budget.WEIGHTS_RUNTIME + more.matching + 32 * largest)
+        seconds += more.seconds
     scratch = disk + tokens * hidden * (3 * value + 4)
     return Cost(peak, disk, scratch, seconds + 2 + 2 * tokens * active_weights(facts) / machine.flops)
+
+
+class _Merging(NamedTuple):
+    """What merging takes: bytes of `outputs` that are compared, bytes and seconds of `matching` neurons."""
+
+    outputs: int
+    matching: int
+    seconds: float
+
+
+def _merging(params: Params, mixtures: Sequence[Mixture], tokens: int, hidden: int, flops: float) -> _Merging:
+    outputs, neurons, orders, seconds = 0, 0, 0, 0.0
+    for each in mixtures:
+        compared, width = expert_choice.compared(each.experts, hidden, tokens), each.matrices[-1].columns
+        dropped, size = each.experts - kept(params, each.experts), sum(m.rows * m.columns for m in each.matrices)
+        outputs, neurons = max(outputs, 8 * each.experts * hidden * compared), max(neurons, width)
+        orders += 8 * dropped * width
+        products = 2 * size * (each.experts * compared + dropped * width)
+        seconds += products / flops + dropped * width**3 * _SECONDS_OF_MATCHING
+    return _Merging(outputs, 16 * neurons**2 + orders, seconds)
 
 
 def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
@@ -253,10 +270,11 @@ def _measured(ctx: Context, facts: CheckpointFacts, choice: _Choice) -> dict[str
     layers: Results = expert_usage.measure(inputs, stream_run(ctx), facts.linears.mixtures, more)
     found: dict[str, Mapping[str, Sequence[float]]] = {k: v for each in layers for k, v in each["mixtures"].items()}
     for name, own in found.items():
-        for values in own.values():
+        for what, values in own.items():
             bad = next((number for number, value in enumerate(values) if not isfinite(value)), None)
             if bad is not None:
-                raise StepFailed(f"expert {bad} of `{name}` gives outputs that are not finite", "check the model")
+                holds = "has weights" if what == "norm" else "gives outputs"
+                raise StepFailed(f"expert {bad} of `{name}` {holds} that are not finite", "check the model")
     return found
 
 

@@ -20,10 +20,11 @@ from runner.contracts.account import CHANGED, COPIED, DROPPED
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.planned_account import check_written
 from runner.contracts.step_kind import DataFacts, Inputs
-from runner.errors import Interrupted
+from runner.errors import Interrupted, StepFailed
 from runner.methods import expert_choice, expert_merging
 from runner.model.architecture import inspect, probe
 from runner.model.checkpoint.headers import read_headers
+from runner.model.layerwise import expert_usage
 from runner.model.layerwise.describe import describe
 from runner.plan import tensor_account
 from runner.plan.resolve_inputs import described
@@ -422,3 +423,51 @@ def test_what_the_configuration_cannot_say(tmp_path: Path) -> None:
     assert refusals(replace(facts, tensors=grown), keep=2) == [
         ("R844", f"{message}: `{name}` is [2, 32, 1] in the result, the model wants [2, 32]", other)
     ]
+
+
+@pytest.mark.parametrize("criterion", ["norm", "reap"])
+def test_the_expert_whose_outputs_are_not_finite_is_named(tmp_path: Path, criterion: str) -> None:
+    """Expert 2 stays, and all others are compared with it."""
+    facts = saved(tmp_path / "model", "granitemoe")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    name = facts.linears.mixtures[0].name
+    with torch.no_grad():
+        model.get_parameter(f"{name}.down_proj")[2] = 3e38
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(StepFailed, match=rf"^expert 2 of `{name}` gives outputs that are not finite$"):
+        apply(facts, tmp_path / "step", keep=2, merge=True, criterion=criterion)
+
+
+def test_weights_whose_norm_is_not_finite_are_told_as_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = saved(tmp_path / "model", "mixtral")
+    monkeypatch.setattr(expert_usage, "_norm", lambda weights: float("inf"))
+    name = facts.linears.mixtures[0].name
+    with pytest.raises(StepFailed, match=rf"^expert 0 of `{name}` has weights that are not finite$"):
+        apply(facts, tmp_path / "step", ids=None, keep=2, criterion="norm")
+
+
+def test_merging_takes_time_for_outputs_and_for_pairs_of_neurons(tmp_path: Path) -> None:
+    facts = saved(tmp_path / "model", "mixtral")  # 4 layers of 4 experts, 3 matrices of 64 × 32 in each
+    without, merging = (
+        experts.estimate(defaults(KIND, {"data": "calibration", "keep": 2, "merge": merge}), inputs(facts))
+        for merge in (False, True)
+    )
+    outputs, pairs = 2 * FEW.numel() * 4 * 3 * 64 * 32, 2 * 2 * 64 * 3 * 64 * 32
+    expected = 4 * (outputs + pairs) / MACHINE.flops + 4 * 2 * 64**3 * 1e-10
+    assert merging.seconds - without.seconds == pytest.approx(expected, rel=1e-6)
+    assert merging.memory > without.memory
+    assert (merging.disk, merging.scratch) == (without.disk, without.scratch)
+
+
+@pytest.mark.parametrize("layers", [1, pytest.param(3, marks=pytest.mark.nightly)])
+def test_an_interrupted_merge_ends_with_the_same_bytes(tmp_path: Path, layers: int) -> None:
+    facts = saved(tmp_path / "model", "granitemoe")
+    once = apply(facts, tmp_path / "once", keep=2, merge=True)
+    stopped = host(facts, tmp_path / "twice", keep=2, merge=True)
+    stopped.stop_after = layers
+    with pytest.raises(Interrupted):
+        experts.run(stopped)
+    twice = apply(facts, tmp_path / "twice", keep=2, merge=True)
+    assert (once.metrics, once.details) == (twice.metrics, twice.details)
+    for path in (tmp_path / "once" / "out").iterdir():
+        assert path.read_bytes() == (tmp_path / "twice" / "out" / path.name).read_bytes(), path.name
