@@ -70,11 +70,13 @@ class FactsFlow:
         if not self.is_known(step):
             return []
         inputs = self.inputs(step)
+        kind = kinds.find(step.kind)
         unsupported = architectures.refuse(step.kind, inputs.checkpoint)
+        unsupported = unsupported or architectures.refuse(step.kind, kinds.source_facts(kind, inputs))
         for facts in (inputs.checkpoint, *inputs.others.values()):
             unsupported = unsupported or architectures.refuse_cache(step.kind, facts)
         unsupported = unsupported or architectures.refuse_images(step.kind, inputs)
-        return [unsupported] if unsupported else kinds.find(step.kind).check(step.params, inputs)
+        return [unsupported] if unsupported else kind.check(step.params, inputs)
 
     def sites(self, step: Wired) -> dict[str, tuple[str, ...]]:
         """Return the names of the sites of each input of a step, by parameter."""

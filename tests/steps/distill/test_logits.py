@@ -336,6 +336,26 @@ def test_a_quantized_student_is_refused(tmp_path: Path) -> None:
     )
 
 
+def test_a_student_of_an_architecture_that_is_not_trained_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is what the step changes, also where it is not the main input."""
+    experts: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    save(tmp_path / "moe", "qwen3_moe", vocab_size=4096, **experts)
+    monkeypatch.chdir(tmp_path)
+    step = "distill.logits: {data: text, teacher: model, student: {source: ./moe}}"
+    complaint = (
+        "R441]: `./moe` (`qwen3_moe`) is a mixture of experts: it holds `model.layers.0.mlp.experts.gate_up_proj`; "
+        "`distill.logits` cannot change mixtures yet"
+    )
+    help = (
+        "kinds that can are `analyze.sensitivity`, `evaluate.divergence`, `evaluate.perplexity`, `prune.depth`, "
+        "`prune.experts`, `prune.magnitude`, `prune.sparsegpt`, `prune.wanda`, `quantize.gptq`, `quantize.rtn`, "
+        "`recover.eora` and `recover.lora`"
+    )
+    assert complaints(model(tmp_path), step) == rendered(step, "distill.logits", complaint, help)
+
+
 def test_the_cut_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = save(tmp_path / "teacher", "llama")
     logits.run(host(tmp_path, teacher, student={"layers": 2}, steps=1))
