@@ -8,6 +8,7 @@ from pathlib import Path
 
 from runner.model.architecture import supported
 from runner.model.checkpoint.headers import model_config
+from runner.model.checkpoint.quantization import compressed_tensors_config
 
 _USUAL = supported.auto_class("")
 
@@ -23,7 +24,9 @@ def line(output: Path) -> str:
     name = supported.auto_class(model_config(output).model_type) if (output / "config.json").is_file() else _USUAL
     load = f'from transformers import {name}; model = {name}.from_pretrained({path!r}, dtype="auto")'
     if (output / "adapter" / "adapter_config.json").exists():
-        return f"{load}; model.load_adapter({os.path.join(path, 'adapter')!r})"
+        late = compressed_tensors_config.unpacks_late(model_config(output).quantization or {})
+        unpack = "model(**model.dummy_inputs); " if late else ""  # in its first forward
+        return f"{load}; {unpack}model.load_adapter({os.path.join(path, 'adapter')!r})"
     return load
 
 

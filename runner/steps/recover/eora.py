@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from runner.model.checkpoint.reader import CheckpointReader
     from runner.model.layerwise.method import Results
 
-VERSION = 6
+VERSION = 7
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = SAME
 REQUIRES = ()
@@ -208,7 +208,7 @@ def term(
 def _write(ctx: Context, parts: Path, names: list[str], facts: CheckpointFacts, results: Results) -> Account:
     """Write the files of the compressed checkpoint with the adapter; existing files are overwritten."""
     from runner.model.checkpoint import derived
-    from runner.model.checkpoint.headers import read_shard
+    from runner.model.checkpoint.headers import model_config, read_shard
     from runner.model.checkpoint.reader import CheckpointReader
     from runner.steps import model_card
 
@@ -224,6 +224,7 @@ def _write(ctx: Context, parts: Path, names: list[str], facts: CheckpointFacts, 
             source,
             derived.Derived(
                 derived.Patches(),
+                config=adapter_config.loadable(model_config(source.folder).raw),
                 adapter=derived.Adapter(adapter, tensors),
                 card=lambda folder: f"{card(folder)}\n{_section(rank, results)}",
             ),
@@ -243,6 +244,4 @@ _SECTION = """\
 
 `adapter/` holds a low-rank adapter (EoRA, rank {rank}, no training) that makes up for part of the compression error of
 these weights: the relative squared error of a linear module's output falls from {was:.4g} to {is_:.4g} in the mean.
-peft wraps unpacked weights: load a packed checkpoint with
-`quantization_config=CompressedTensorsConfig(dequantize=True)`.
 """

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 def recorded(folder: Path) -> Mapping[str, Any]:
     """Return compression.json of a quantized checkpoint.
 
-    Raises StepFailed where it has none, because another tool quantized it.
+    Raises StepFailed where it has none, because another tool quantized it, or where a kind did that cannot do it again.
     """
     from runner.model.checkpoint.companions import COMPRESSION
+    from runner.steps import kinds
 
     path = folder / COMPRESSION
     try:
@@ -28,6 +29,10 @@ def recorded(folder: Path) -> Mapping[str, Any]:
     except (OSError, ValueError):
         found = None
     if isinstance(found, dict) and {"kind", "params", "calibration"} <= set(found):
+        if getattr(kinds.find(found["kind"]), "method", None) is None:
+            raise StepFailed(
+                f"`{found['kind']}`, which quantized the checkpoint, is no layer-wise kind", "use `merge: keep`"
+            )
         return found
     raise StepFailed(
         f"`merge: requantize` needs to know how the checkpoint was quantized, and {path} does not record it",
@@ -46,11 +51,7 @@ def run(ctx: Context, dense: Path) -> Result:
     from runner.steps import layer_stream as stream
 
     made = recorded(ctx.inputs["checkpoint"].path)
-    method = getattr(kinds.find(made["kind"]), "method", None)
-    if method is None:
-        raise StepFailed(
-            f"`{made['kind']}`, which quantized the checkpoint, is no layer-wise kind", "use `merge: keep`"
-        )
+    method = kinds.find(made["kind"]).method  # type: ignore[attr-defined]  # `recorded` has looked for it
     ids = calibration_windows(ctx.data("data"), *made["calibration"]) if made["calibration"] else None
     params = schemas.defaults(made["kind"], made["params"])  # of what has become a parameter since then
     how = stream.Compression(made["kind"], method, params, ids, made["calibration"])

@@ -17,6 +17,8 @@ from runner.errors import Interrupted, StepFailed
 from runner.model.architecture.inspect import facts
 from runner.plan.machine import machine_facts
 from runner.recipe.schema.load import defaults
+from runner.report import loading
+from runner.runtime.transformers import Transformers
 from runner.steps.kinds import find
 from tests.host import Host
 from tests.tiny import save, tokens
@@ -63,7 +65,7 @@ def test_it_comes_nearer_the_dense_model(name: str, compress: tuple[str, dict[st
     assert result.metrics["error"] < 0.8 * result.metrics["error_before"]
     assert result.metrics["rank"] == 4
     assert divergence(tmp_path / "after", host.out_dir, dense) < 0.85 * divergence(tmp_path / "b", compressed, dense)
-    kept = {file: digest for file, digest in digests(compressed).items() if file != "README.md"}
+    kept = {file: digest for file, digest in digests(compressed).items() if file not in ("README.md", "config.json")}
     assert kept.items() <= digests(host.out_dir).items()
     layers = [event for event in host.events if event["event"] == "layer"]
     assert [event["layer"] for event in layers] == [1, 2, 3]
@@ -134,7 +136,7 @@ def test_the_unchanged_model_is_that_of_against(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.21
 def test_peft_reads_it_on_the_packed_base(tmp_path: Path) -> None:
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+    from transformers import AutoModelForCausalLM
 
     from tests.model.layerwise.test_final_hidden import streamed_logits
 
@@ -145,16 +147,35 @@ def test_peft_reads_it_on_the_packed_base(tmp_path: Path) -> None:
     config = json.loads((host.out_dir / "adapter" / "adapter_config.json").read_text())
     assert config["target_modules"] == ["gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
     assert (config["r"], config["lora_alpha"]) == (4, 4)
-    unpacking = CompressedTensorsConfig(dequantize=True)  # peft looks for a `weight` in what it wraps
-    base = AutoModelForCausalLM.from_pretrained(host.out_dir, dtype=torch.float32, quantization_config=unpacking)
+    # peft looks for a `weight` in what it wraps: config.json says that packed ones are unpacked on loading.
+    base = AutoModelForCausalLM.from_pretrained(host.out_dir, dtype=torch.float32)
     model = PeftModel.from_pretrained(base, str(host.out_dir), subfolder="adapter").eval()
     with torch.no_grad():
         loaded = model(input_ids=tokens(), use_cache=False).logits
     assert torch.allclose(loaded, streamed_logits(host.out_dir, tokens(), tmp_path / "scratch"), atol=1e-3)
+    found: dict[str, Any] = {}
+    exec(loading.line(host.out_dir), found)
+    with torch.no_grad():
+        assert torch.equal(found["model"].eval()(input_ids=tokens(), use_cache=False).logits, loaded)
     card = (host.out_dir / "README.md").read_text()
     assert "`adapter/` holds a low-rank adapter (EoRA, rank 4, no training)" in card
     assert "1. `recover.eora`: " in card
     assert "- An adapter of rank 4 beside them, in `adapter/`: load it too." in card
+
+
+def test_several_schemes_are_unpacked_before_the_adapter_is_loaded(tmp_path: Path) -> None:
+    dense = save(tmp_path / "model", "llama")
+    overrides = {"overrides": {"down_proj": {"bits": 8}}}
+    compressed = made(tmp_path / "compressed", "quantize.rtn", dense, bits=4, group_size=32, **overrides)
+    host = recovered(tmp_path / "eora", compressed, dense)
+    find(KIND).run(host)
+    line, found = loading.line(host.out_dir), dict[str, Any]()
+    assert "; model(**model.dummy_inputs); model.load_adapter(" in line
+    exec(line, found)
+    with torch.no_grad():
+        logits = found["model"].eval()(input_ids=tokens(), use_cache=False).logits
+    expected = Transformers(host.out_dir, dtype=torch.float32).prefill(tokens().numpy())
+    torch.testing.assert_close(logits, torch.from_numpy(expected), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])

@@ -171,6 +171,17 @@ def test_what_was_quantized_elsewhere_is_not_quantized_again(tmp_path: Path) -> 
     assert caught.value.help == "use `merge: keep`, or quantize the model in this recipe"
 
 
+def test_what_a_foreign_tool_quantized_is_refused_before_it_is_trained(tmp_path: Path) -> None:
+    dense, packed = quantized(tmp_path, "quantize.rtn")
+    made = json.loads((packed / COMPRESSION).read_text())
+    (packed / COMPRESSION).write_text(json.dumps({**made, "kind": "foreign.gptqmodel"}))
+    with pytest.raises(StepFailed) as caught:
+        run(tmp_path / "lora", packed, dense, merge="requantize")
+    assert caught.value.message == "`foreign.gptqmodel`, which quantized the checkpoint, is no layer-wise kind"
+    assert caught.value.help == "use `merge: keep`"
+    assert not (tmp_path / "lora" / "scratch" / "teacher").exists()
+
+
 def test_a_dense_checkpoint_may_keep_its_adapter(tmp_path: Path) -> None:
     dense = save(tmp_path / "model", "gpt2")
     host, _ = run(tmp_path / "lora", dense, dense, loss="next_token", merge="keep")
