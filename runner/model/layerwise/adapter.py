@@ -27,9 +27,9 @@ def opened(folder: Path) -> Adapter | None:
 class Adapter:
     """An adapter whose tensors are read, and whose branches act, a decoder layer at a time.
 
-    The arithmetic is peft's: the input in the adapter's type, y + s·B(A(x)) in the wider of both types, rounded to
-    that of y; DoRA adds (m / ‖W + s·BA‖ − 1)·Wx to the branch, ‖·‖ over the inputs (Liu 2024, eq. 5). Experts compute
-    with W + s·BA, in the type that W has in memory.
+    The arithmetic is peft's: the input, before a scheme rounds it, in the adapter's type, y + s·B(A(x)) in the wider of
+    both types, rounded to that of y; DoRA adds (m / ‖W + s·BA‖ − 1)·Wx to the branch, ‖·‖ over the inputs (Liu 2024,
+    eq. 5). Experts compute with W + s·BA, in the type that W has in memory.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
@@ -88,7 +88,7 @@ class Adapter:
                 self._add(inner, layer.get_submodule(owner.removeprefix(name + ".")), key)
             elif inner.startswith(name + "."):
                 module = layer.get_submodule(inner.removeprefix(name + "."))
-                handles.append(module.register_forward_hook(self._branch(inner, module)))
+                handles += _attached(module, self._branch(inner, module))
 
     def _add(self, name: str, experts: nn.Module, key: str) -> None:
         """Add the product of the factors to the weights of all experts."""
@@ -143,6 +143,23 @@ def is_transposed(experts: nn.Module) -> bool:
 def expert_factors(a: torch.Tensor, b: torch.Tensor, experts: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the factors of each expert, A [experts, r, in] and B [experts, out, r], of those that peft stores."""
     return a.view(experts, -1, a.shape[1]), b.view(b.shape[0], -1, experts).permute(2, 0, 1)
+
+
+def _attached(module: nn.Module, branch: Any) -> list[Any]:
+    """Let a branch act on what the module is called with, before the inputs of its weights are rounded.
+
+    Servers, peft and graphs compute it so: the rounding belongs to the product with the packed weight.
+    """
+    given: list[torch.Tensor] = []
+
+    def take(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        given[:] = [inputs[0]]
+
+    def act(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = branch(module, (given.pop(),), output)
+        return found
+
+    return [module.register_forward_pre_hook(take, prepend=True), module.register_forward_hook(act)]
 
 
 def lora_hook(

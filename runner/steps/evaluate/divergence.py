@@ -18,7 +18,7 @@ from runner.contracts.step_kind import (
 from runner.errors import Diagnostic
 from runner.steps import engine_evaluation, forward_cost
 
-VERSION = 4
+VERSION = 5
 CONSUMES = (CHECKPOINT, QUANTIZED, ENGINE)
 NAMED_ENGINES = True  # an engine is measured where `from` names it; else the checkpoint before it
 PRODUCES = METRICS_ONLY

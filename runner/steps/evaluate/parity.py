@@ -18,7 +18,7 @@ from runner.steps.engine_evaluation import ENGINE_RUNTIME
 if TYPE_CHECKING:
     from runner.runtime.protocol import Ids, Runtime
 
-VERSION = 1
+VERSION = 2
 CONSUMES = (ENGINE,)
 PRODUCES = METRICS_ONLY
 REQUIRES = ()

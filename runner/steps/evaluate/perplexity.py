@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from runner.model.layerwise.process_group import ProcessGroup
     from runner.model.layerwise.stream_run import StreamRun
 
-VERSION = 4
+VERSION = 5
 CONSUMES = (CHECKPOINT, QUANTIZED, ENGINE)
 NAMED_ENGINES = True  # an engine is measured where `from` names it; else the checkpoint before it
 PRODUCES = METRICS_ONLY

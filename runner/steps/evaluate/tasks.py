@@ -25,7 +25,7 @@ from runner.errors import Diagnostic, StepFailed
 from runner.model.layerwise import memory_budget
 from runner.wording import did_you_mean
 
-VERSION = 2
+VERSION = 3
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = METRICS_ONLY
 REQUIRES = (Requirement("lm-eval", "eval"),)

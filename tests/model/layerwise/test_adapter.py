@@ -12,8 +12,12 @@ import torch
 from runner.errors import RecipeError
 from runner.model.architecture.inspect import facts
 from runner.model.checkpoint import adapter_config, adapter_writer
+from runner.model.checkpoint.quantization.scheme import Numbers
 from runner.model.layerwise import adapter
+from runner.model.layerwise.activation_rounding import round_inputs
 from runner.model.layerwise.streamed_model import StreamedModel
+from runner.steps.kinds import find
+from tests.host import Host
 from tests.tiny import save, tokens
 
 
@@ -66,6 +70,26 @@ def test_a_streamed_layer_has_its_branch_until_it_is_freed(dora: bool, tmp_path:
     torch.testing.assert_close(module(x).double(), x.double() @ weight.T, rtol=1e-4, atol=1e-4)
     streamed_model.free(1)
     assert not module._forward_hooks
+    assert not module._forward_pre_hooks
+
+
+def test_a_branch_sees_its_inputs_before_they_are_rounded(tmp_path: Path) -> None:
+    """As in vLLM, peft and graphs; the product with the packed weight sees them rounded."""
+    dense = save(tmp_path / "model")
+    host = Host(tmp_path / "step", "quantize.rtn", dense, None, scheme="w8a8", bits=8, group_size="channel")
+    find("quantize.rtn").run(host)
+    name = "model.layers.1.mlp.up_proj"
+    a, b = torch.randn(2, 32), torch.randn(64, 2)
+    factors = {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
+    adapter_writer.write(host.out_dir, adapter_config.config(2, 4, [name]), factors)
+    streamed_model: Any = StreamedModel(host.out_dir)
+    module = streamed_model.load(1).mlp.up_proj
+    x = torch.randn(3, 32)
+    x[:, 0] = 40 * x.abs().amax(1)  # levels far apart
+    rounded = round_inputs(x, Numbers("int8", "token"))
+    assert float((x - rounded).abs().max()) > 0.1
+    expected = rounded @ module.weight.T + 2 * x @ a.T @ b.T
+    torch.testing.assert_close(module(x), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
