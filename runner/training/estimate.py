@@ -74,7 +74,8 @@ def estimate(
     state = (_STATE_BYTES * trained + frozen_bytes) // shards + copies
     forward = tokens * (stored + vocabulary(model) * logit_bytes)
     peak = processes * int(RUNTIME + state + forward + extra)
-    products = (4 * weights + 2 * min(trained, weights) + 2 * weights * own.gradient_checkpointing) + 2 * trained
+    acting = weights - idle_weights(model)
+    products = (4 * acting + 2 * min(trained, acting) + 2 * acting * own.gradient_checkpointing) + 2 * trained
     seen = own.steps * own.batch_size * length
     traffic = STREAMS * (memory_of_layer(model, value) * model.layer_count + vocabulary(model) * logit_bytes)
     seconds = seen * (products / inputs.machine.flops + traffic_seconds(traffic, inputs))
@@ -93,6 +94,12 @@ def memory_of_layer(facts: CheckpointFacts, value: int) -> int:
     mixtures = (each for each in facts.linears.mixtures if each.matrices)
     routed = max((each.active * (hidden + 4 * each.matrices[-1].columns) for each in mixtures), default=0)
     return 4 * hidden * 4 + (6 * hidden + 4 * max(wide, memory.widest(facts)) + routed) * value
+
+
+def idle_weights(facts: CheckpointFacts) -> int:
+    """Return the weights of experts that a token is not routed to."""
+    sizes = ((each, sum(m.rows * m.columns for m in each.matrices)) for each in facts.linears.mixtures if each.active)
+    return sum((each.experts - each.active) * size for each, size in sizes)
 
 
 def vocabulary(facts: CheckpointFacts) -> int:

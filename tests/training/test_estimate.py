@@ -93,3 +93,19 @@ def test_every_expert_of_a_token_stores_activations() -> None:
     )
     assert one == memory_of_layer(FACTS, 2)
     assert other - one == 4 * (256 + 4 * 128) * 2
+
+
+def test_experts_that_a_token_is_not_routed_to_take_no_time() -> None:
+    matrix = ExpertMatrix("experts.{}.down_proj", "expert_down", 256, 128)
+    all_of_4, some_of_16 = (
+        replace(FACTS, description=ModelDescription(linears=Linears(mixtures=(mixture,))))
+        for mixture in (Mixture("model.layers.0.mlp.experts", 0, count, (matrix,), 4) for count in (4, 16))
+    )
+    data = {"data": DataFacts("text", 64, LENGTH, 10**6, "0" * 64)}
+    params = {**PARAMS, "steps": 10, "batch_size": 4, "gradient_checkpointing": False}
+    one, other = (
+        estimate(Inputs(facts, {}, data, CPU, 1), params, trained=1000, disk=0) for facts in (all_of_4, some_of_16)
+    )
+    products = 4 * 12 * 256 * 128  # forward and backward, of 12 experts of 16
+    assert one.seconds - other.seconds == pytest.approx(10 * 4 * LENGTH * products / CPU.flops, rel=1e-6)
+    assert one.memory == other.memory
