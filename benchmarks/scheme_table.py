@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     for job in sorted(args.jobs.glob("schemes-*"), key=lambda path: (path / "plan.json").stat().st_mtime):
         records = measured(job)
         if "dense" in records:
-            print(row(json.loads((job / "plan.json").read_text("utf-8"))["params"], records))
+            print(row(json.loads((job / "plan.json").read_text("utf-8"))["matrix"], records))
     return 0
 
 
