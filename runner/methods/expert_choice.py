@@ -68,10 +68,16 @@ def weights(measured: Mapping[str, Sequence[float]]) -> list[float]:
     return [total * max(alike, 0.0) ** 2 for total, alike in zip(measured["output"], measured["alike"], strict=True)]
 
 
-def shares(weights: Sequence[float], members: Sequence[int]) -> list[float]:
-    """Return the part of each of `members` in what they become; all of it the first's where that weighs nothing.
+def added(measured: Mapping[str, Sequence[float]]) -> dict[int, int]:
+    """Return for each expert that is added to a kept one which that is, by "joins" of `measured`.
 
-    It is the one that stays, which others are added to and do not replace.
+    Of those that weigh nothing none is, and none to a kept one that weighs nothing.
     """
-    total = sum(weights[member] for member in members) if weights[members[0]] else 0.0
-    return [weights[member] / total if total else float(place == 0) for place, member in enumerate(members)]
+    own, joins = weights(measured), [int(kept) for kept in measured["joins"]]
+    return {each: kept for each, kept in enumerate(joins) if each != kept and own[each] and own[kept]}
+
+
+def shares(weights: Sequence[float], members: Sequence[int]) -> list[float]:
+    """Return the part of each of `members`, all of which weigh something, in what they become."""
+    total = sum(weights[member] for member in members)
+    return [weights[member] / total for member in members]

@@ -59,7 +59,7 @@ class Merged:
         found: dict[str, Pieces] = {}
         for matrix in self.mixture.matrices:
             if matrix.tensor:
-                if len(self.kept) < self.mixture.experts:
+                if expert_choice.added(self.measured):
                     found[matrix.tensor] = partial(self._of_all, matrix.tensor)
             else:
                 for expert in self.kept:
@@ -69,10 +69,7 @@ class Merged:
 
     def members(self, expert: int) -> list[int]:
         """Return a kept expert and those that are added to it."""
-        return [
-            expert,
-            *(each for each, kept in enumerate(self.measured["joins"]) if kept == expert and each != expert),
-        ]
+        return [expert, *(each for each, kept in expert_choice.added(self.measured).items() if kept == expert)]
 
     def _of_one(self, expert: int, matrix: ExpertMatrix) -> Iterator[torch.Tensor]:
         site = self.sites[matrix.name.format(expert)]

@@ -41,8 +41,8 @@ def test_neurons_are_found_again_in_another_order() -> None:
 
 def test_shares() -> None:
     assert expert_choice.shares([1.0, 3.0, 6.0], [1, 2]) == [3 / 9, 6 / 9]
-    assert expert_choice.shares([0.0, 0.0], [1, 0]) == [1.0, 0.0]
-    assert expert_choice.shares([0.0, 3.0], [0, 1]) == [1.0, 0.0]  # no token sees it: it stays as it is
+    measured = {"output": [1.0, 2.0, 0.0, 3.0, 1.0, 1.0], "alike": [1.0, 0.5, 1.0, 0.5, 0.5, -0.5]}
+    assert expert_choice.added({**measured, "joins": [0, 0, 2, 2, 0, 0]}) == {1: 0, 4: 0}
     assert expert_choice.weights({"output": [2.0, 3.0, 4.0], "alike": [1.0, 0.5, -0.1]}) == [2.0, 0.75, 0.0]
     assert expert_choice.compared(128, 2048, 65536) == 256
     assert expert_choice.compared(8, 32, 300) == 300

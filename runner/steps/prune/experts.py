@@ -204,7 +204,7 @@ def run(ctx: Context) -> Result:
         selection = derived.Selection(
             cut.names(facts.tensors, chosen), "the step does not write it",
             rows={name: chosen[mixture] for name, mixture in cut.rows.items()},
-            reasons=_reasons(cut, count, params["criterion"], described),
+            reasons=_reasons(cut, count, params["criterion"], measured),
             max_shard_bytes=parse_size(params["max_shard_size"]),
             changes={name: pieces for each in merged for name, pieces in each.changes().items()},
         )  # fmt: skip
@@ -212,7 +212,9 @@ def run(ctx: Context) -> Result:
         account = derived.write(reader, result, ctx.out_dir)
     dropped = len(mixtures) * (count - cut.keep)
     metrics: dict[str, float] = {"experts": cut.keep, "bytes": weights_nbytes(ctx.out_dir)}
-    metrics["experts_merged" if params["merge"] else "experts_dropped"] = dropped
+    if params["merge"]:
+        metrics["experts_merged"] = sum(len(expert_choice.added(own)) for own in measured.values())
+    metrics["experts_dropped"] = dropped - metrics.get("experts_merged", 0)
     for what in ("tokens_lost", "energy_lost"):
         values = [each[what] for each in described if what in each]
         if values:
@@ -238,15 +240,19 @@ class _Choice:
 
 
 def _reasons(
-    cut: fewer_experts.FewerExperts, count: int, criterion: str, described: Sequence[Mapping[str, Any]]
+    cut: fewer_experts.FewerExperts,
+    count: int,
+    criterion: str,
+    measured: Mapping[str, Mapping[str, Sequence[float]]],
 ) -> dict[str, str]:
     """Return why the tensors of single experts are not written under their own names, where they are not."""
-    joins = {each["name"]: each["joins"] for each in described if "joins" in each}
+    added = {name: expert_choice.added(own) for name, own in measured.items() if "joins" in own}
     why = f"is not among the {cut.keep} of {count} that stay by `{criterion}`"
-    return {
-        name: f"expert {expert} is merged into expert {joins[mixture][expert]}" if joins else f"expert {expert} {why}"
-        for name, (mixture, expert, _) in cut.own.items()
-    }
+    found = {}
+    for name, (mixture, expert, _) in cut.own.items():
+        into = added.get(mixture, {}).get(expert)
+        found[name] = f"expert {expert} " + (why if into is None else f"is merged into expert {into}")
+    return found
 
 
 def _measured(ctx: Context, facts: CheckpointFacts, choice: _Choice) -> dict[str, Mapping[str, Sequence[float]]]:

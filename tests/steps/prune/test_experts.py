@@ -471,3 +471,20 @@ def test_an_interrupted_merge_ends_with_the_same_bytes(tmp_path: Path, layers: i
     assert (once.metrics, once.details) == (twice.metrics, twice.details)
     for path in (tmp_path / "once" / "out").iterdir():
         assert path.read_bytes() == (tmp_path / "twice" / "out" / path.name).read_bytes(), path.name
+
+
+def test_an_expert_that_weighs_nothing_is_dropped(tmp_path: Path) -> None:
+    """Of random experts about half have outputs turned away from all that stay: a negative cosine."""
+    facts = saved(tmp_path / "model", "mixtral")
+    result = apply(facts, tmp_path / "step", keep=2, merge=True)
+    merged = 0
+    for mixture in result.details["mixtures"]:
+        for expert in set(range(4)) - set(mixture["kept"]):
+            weighs = mixture["alike"][expert] > 0 and mixture["tokens"][expert] > 0
+            name = f"model.layers.{mixture['layer']}.block_sparse_moe.experts.{expert}.w1.weight"
+            into = f"is merged into expert {mixture['joins'][expert]}"
+            why = into if weighs else "is not among the 2 of 4 that stay by `reap`"
+            assert result.account.fates[name].reason == f"expert {expert} {why}"
+            merged += weighs
+    assert 0 < merged < 8
+    assert (result.metrics["experts_merged"], result.metrics["experts_dropped"]) == (merged, 8 - merged)
