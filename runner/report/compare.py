@@ -21,7 +21,10 @@ _MOST_PARAMS = 6  # columns of a table
 
 @dataclass(frozen=True)
 class Row:
-    """One job. `size` is the bytes of its weights, `seconds` the time of its steps, also cached ones; None: unknown."""
+    """One job. `size` is the bytes of its weights, `seconds` the time of its steps, also cached ones; None: unknown.
+
+    `measured_alike`: its quality was measured in the way of most jobs, on the same data. Others are not compared.
+    """
 
     id: str
     name: str
@@ -32,6 +35,7 @@ class Row:
     speed: float | None
     seconds: float | None
     memory: int | None
+    measured_alike: bool = True
     front: bool = False
     dominated_by: str | None = None
 
@@ -58,8 +62,10 @@ def compare(jobs: Sequence[tuple[JobReport, Mapping[str, Any]]], metric: str | N
     speed = next((name for job, _ in jobs for name in _speeds(job)), None)
     recipes = [diff.flat_recipe(secrets.hide(recipe, secrets.values(recipe))) for _, recipe in jobs]
     params = differing(recipes)
+    qualities = [_qualities(job, metric) if metric and job.status in _ENDED else {} for job, _ in jobs]
+    usual = _usual(qualities)
     rows = []
-    for (job, _), recipe in zip(jobs, recipes, strict=True):
+    for (job, _), recipe, quality in zip(jobs, recipes, qualities, strict=True):
         seconds = [step.seconds for step in job.steps if step.seconds is not None]
         memories = [step.memory for step in job.steps if step.memory]
         rows.append(
@@ -69,15 +75,16 @@ def compare(jobs: Sequence[tuple[JobReport, Mapping[str, Any]]], metric: str | N
                 status=job.status,
                 params={name: recipe.get(name) for name in params},
                 size=job.size_after,
-                quality=measured(job, metric) if metric and job.status in _ENDED else None,
+                quality=quality.get(usual, next(reversed(quality.values()), None)),
                 speed=_speeds(job).get(speed) if speed else None,
                 seconds=sum(seconds) if seconds else None,
                 memory=max(memories) if memories else None,
+                measured_alike=usual in quality or not quality,
             )
         )
     higher = findings.higher_is_better(metric.rpartition(".")[2]) if metric else False
     faster = findings.higher_is_better(speed) if speed else False
-    judged = [row for row in rows if row.size is not None and _finite(row.quality)]
+    judged = [row for row in rows if row.size is not None and row.measured_alike and _finite(row.quality)]
     timed = bool(judged) and speed is not None and all(_finite(row.speed) for row in judged)
     axes = ("size", metric or "quality", *((speed,) if timed and speed else ()))
     points = {
@@ -105,8 +112,17 @@ def differing(recipes: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     return tuple(params or [path for path in unequal if path not in ("name", "description", "steps")])
 
 
-def measured(job: JobReport, metric: str) -> float | None:
-    """Return the metric of the job's last checkpoint; without a checkpoint, the last value measured."""
+def _usual(qualities: Sequence[Mapping[str, float]]) -> str:
+    """Return the way in which most jobs measured their quality; of several, the one that a job took last."""
+    ways = [way for each in qualities for way in each]
+    return max(reversed(ways), key=ways.count, default="")
+
+
+def _qualities(job: JobReport, metric: str) -> dict[str, float]:
+    """Return the metric of the job's last checkpoint by how it was measured, the last one last.
+
+    Without a checkpoint it is the last value measured.
+    """
     step, _, name = metric.rpartition(".")
     points = [
         point
@@ -116,8 +132,9 @@ def measured(job: JobReport, metric: str) -> float | None:
         if not step or point.step == step
     ]
     made = [entry.id for entry in job.steps if entry.size is not None]
-    of_last = [point.value for point in points if made and point.of == made[-1]]
-    return of_last[-1] if of_last else points[-1].value if points and not made else None
+    of_last = [point for point in points if made and point.of == made[-1]]
+    ways = {entry.id: entry.way for entry in job.steps}
+    return {ways[point.step]: point.value for point in of_last or (points[-1:] if not made else ())}
 
 
 def metrics(jobs: Sequence[JobReport]) -> list[str]:
@@ -179,12 +196,16 @@ def lines(found: Comparison, width: int) -> list[Text]:
 def sentences(found: Comparison) -> list[str]:
     """Return sentences: the jobs on the front, those that are dominated, those that cannot be compared."""
     front = [row.id for row in found.rows if row.front]
-    left_out = [row.id for row in found.rows if not row.front and row.dominated_by is None]
+    others = [row.id for row in found.rows if not row.measured_alike]
+    left_out = [row.id for row in found.rows if not row.front and row.dominated_by is None and row.measured_alike]
     result = []
     if front:
         axes = f"{', '.join(found.axes[:-1])} and {found.axes[-1]}".replace("_", " ")
         result.append(f"Pareto front of {axes}: {', '.join(front)}")
     result += [f"{row.id} is dominated by {row.dominated_by}" for row in found.rows if row.dominated_by is not None]
+    if others:
+        what = (found.metric or "quality").replace("_", " ")
+        result.append(f"not compared, {what} being measured in another way or on other data: {', '.join(others)}")
     if left_out:
         what = found.metric or "a metric"
         result.append(f"not compared, for want of a size or of {what}: {', '.join(left_out)}")

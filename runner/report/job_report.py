@@ -31,6 +31,9 @@ class Forecast:
     seconds: float
 
 
+_WAY = ("params", "data", "tasks")  # of key_inputs: what decides how a step measures
+
+
 @dataclass(frozen=True)
 class StepReport:
     """`state`: "done", "cached", "failed", "stopped" or "pending", as of the job's last run.
@@ -38,7 +41,8 @@ class StepReport:
     `seconds` and `memory` are those of the run that computed the result, which may be an earlier one. `size` is the
     bytes of the weights that it made, None for metrics; `size_before` those of its input. `errors` are relative output
     errors by layer, None where a layer has none. `input` is the source of its checkpoint: "model" or the id of a step.
-    `measures` identifies how it measures: metrics of steps with equal ones may be compared. `forecast` is that of the
+    `measures` identifies how it measures: metrics of steps with equal ones may be compared,
+    `way` does so among jobs, by what names stand for. `forecast` is that of the
     run that computed it. `tensors` is its account of tensors. `messages` are warnings of the last run.
     `sensitivity` is what it measured of groups of modules, `assignment` the bits that it assigned them.
     """
@@ -60,6 +64,7 @@ class StepReport:
     produces: str = ""
     digest: str | None = None
     measures: str = ""
+    way: str = ""
     size_before: int | None = None
     forecast: Forecast | None = None
     layers: tuple[Layer, ...] = ()
@@ -243,6 +248,7 @@ def _step(job: Path, root: Path, entry: Mapping[str, Any], last: board.StepBoard
         produces=record.artifact_type if record else str(entry.get("produces", "")),
         digest=record.digest if record else None,
         measures=files.canonical([entry["kind"], entry.get("params", {}), entry.get("data", {})]),
+        way=files.canonical([entry["kind"], *(entry.get("key_inputs", {}).get(name) for name in _WAY)]),
         layers=layers(record.details) if record else (),
         curve=curve(record.details) if record else None,
         tensors=_account(record),

@@ -36,7 +36,7 @@ def document(job: JobReport) -> dict[str, Any]:
     for step in job.steps:
         facts = asdict(step)
         facts["quality"] = [asdict(change) for change in findings.changes(all_series, step)]
-        steps.append({name: value for name, value in facts.items() if name != "measures"})
+        steps.append({name: value for name, value in facts.items() if name not in ("measures", "way")})
     fields = {
         **asdict(job),
         "path": str(job.path),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,6 +58,37 @@ def test_another_metric(run: Run, three: list[str]) -> None:
     document = json.loads(run("compare", "--metric", "quality.kl", "--json")[1])
     assert document["axes"] == ["size", "quality.kl"]
     assert [row["quality"] for row in sorted(document["jobs"], key=lambda row: row["size"])] == [1 / 11, 1 / 12, 1 / 10]
+
+
+def test_what_was_measured_in_another_way_is_on_no_front(run: Run, three: list[str], folder: Path) -> None:
+    """On other data, or by a step of another kind that calls its metric the same."""
+    ways: list[dict[str, Any]] = [{"kind": "evaluate.served"}, {"params": {"windows": 4}}]
+    others = []
+    for bits, way in enumerate(ways, 5):
+        steps = [{"id": "gptq", "kind": "quantize.gptq", "params": {"bits": bits}}, {**STEPS[0], **way}]
+        metrics = {"quality": {"perplexity": 1.0 + bits}}
+        recipe = RECIPE.format(name="demo", bits=bits)
+        others.append(made(folder / "jobs", steps=steps, metrics=metrics, details={}, recipe=recipe, size=9).job_id)
+    two, three_bits, four = three
+    assert run("compare", *three, *others)[1].endswith(
+        f"Pareto front of size and perplexity: {two}, {four}\n"
+        f"{three_bits} is dominated by {two}\n"
+        f"not compared, perplexity being measured in another way or on other data: {', '.join(others)}\n"
+    )
+
+
+def test_of_two_ways_that_is_compared_which_most_jobs_have(folder: Path) -> None:
+    root = folder / "jobs"
+    served = {"id": "served", "kind": "evaluate.served", "produces": "metrics", "inputs": {"checkpoint": "gptq"}}
+    one = job_of(root, 2, 2000, 11.0)
+    steps = [{"id": "gptq", "kind": "quantize.gptq", "params": {"bits": 3}}, *STEPS, served]
+    metrics = {"quality": {"perplexity": 10.0}, "served": {"perplexity": 20.0}}
+    two = made(root, steps=steps, metrics=metrics, details={}, recipe=RECIPE.format(name="demo", bits=3), size=3000)
+    found = compare.compare([(job.read(root, id), {}) for id in (one, two.job_id)])
+    assert [(row.quality, row.measured_alike, row.front) for row in found.rows] == [
+        (11.0, True, True),
+        (10.0, True, True),
+    ]
 
 
 def test_a_recipe_stands_for_its_jobs(run: Run, folder: Path, three: list[str]) -> None:
