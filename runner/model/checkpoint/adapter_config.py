@@ -115,14 +115,12 @@ def config(
     dora: bool = False,
     dropout: float = 0.0,
     transposed: bool = False,
-    ranks: Mapping[str, int] | None = None,
-    alphas: Mapping[str, float] | None = None,
     parameters: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the adapter_config.json of an adapter on the modules `targets`: ends of names, or full names.
 
-    `ranks` and `alphas` name modules that differ from `rank` and `alpha`; `transposed` says that they are Conv1D.
-    `parameters` are those of experts that get an adapter too, by their full names.
+    `transposed` says that they are Conv1D; `parameters` are those of experts that get an adapter too, by their full
+    names.
     """
     return {
         "peft_type": "LORA",
@@ -138,8 +136,8 @@ def config(
         "fan_in_fan_out": transposed,
         "target_modules": sorted(targets),
         "modules_to_save": None,
-        "rank_pattern": dict(sorted((ranks or {}).items())),
-        "alpha_pattern": dict(sorted((alphas or {}).items())),
+        "rank_pattern": {},
+        "alpha_pattern": {},
         **({"target_parameters": list(parameters)} if parameters else {}),
     }
 

@@ -108,7 +108,7 @@ def test_merging_rounds_once_to_the_stored_type(variant: str) -> None:
 def test_scaling() -> None:
     assert adapter_config.scaling(adapter_config.config(16, 32, ["*"]), "model.q", 16) == 2
     assert adapter_config.scaling(adapter_config.config(16, 32, ["*"], rslora=True), "model.q", 16) == 8
-    own = adapter_config.config(16, 32, ["*"], alphas={"q": 8})
+    own = {**adapter_config.config(16, 32, ["*"]), "alpha_pattern": {"q": 8}}
     assert adapter_config.scaling(own, "model.q", 4) == 2
     assert adapter_config.scaling(own, "model.k", 4) == 8
 
