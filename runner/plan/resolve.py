@@ -11,7 +11,7 @@ from runner import wording
 from runner.contracts.step_kind import METRICS_ONLY, DataFacts, MachineFacts
 from runner.errors import Diagnostic, MachineError, RecipeError, Span
 from runner.model.source import hub, unpacked
-from runner.plan import environments, keys, lock, overlap, resolve_inputs, serving, wiring
+from runner.plan import environments, keys, lock, overlap, resolve_inputs, sensitivities, serving, wiring
 from runner.plan.environments import Environment
 from runner.plan.facts_flow import FactsFlow
 from runner.plan.machine import MachineRefusal, package_version
@@ -62,6 +62,7 @@ def resolve(
         complaints += serving.check(recipe, results, served)
     complaints += _undecided(recipe, machine, offer)
     complaints += _missing_packages(recipe) + overlap.warnings(recipe, wired, sources.data)
+    complaints += sensitivities.warnings(recipe, wired)
     _refuse([d for d in complaints if d.severity == "error"])
     planner = _Planner(recipe, sources, made_with, machine, found_environments, offer)
     planned: list[PlannedStep] = []

@@ -256,5 +256,6 @@ CODES: dict[str, str] = {
     "R866": "a graph's operators do not run on the device of a step",
     "R867": "a graph for browsers has a table that they cannot hold in one piece",
     "R868": "a server would leave out the adapter of what it serves",
+    "R869": "a sensitivity was measured of another checkpoint than the one that is changed by it",
     "R873": "a table of 4 bits may cost more than it saves",
 }

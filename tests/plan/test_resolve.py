@@ -384,6 +384,23 @@ def test_measured_on_what_was_calibrated_on(steps: list[str], places: dict[int, 
     assert {(warning.code, warning.severity) for warning in plan.warnings} <= {("R419", "warning")}
 
 
+@pytest.mark.parametrize(("between", "source", "measured"), [
+    ("", "model", None),
+    ("  - prune.magnitude: {sparsity: 0.5}\n    id: pruned\n", "pruned", "model"),
+    ("  - transform.rotate: {}\n    id: rotated\n", "rotated", "model"),
+])  # fmt: skip
+def test_a_sensitivity_of_other_weights(between: str, source: str, measured: str | None) -> None:
+    steps = (
+        "steps:\n  - analyze.sensitivity: {data: calibration, group_size: 64}\n    id: delicate\n" + between +
+        "  - quantize.rtn: {bits: auto, sensitivity: delicate, budget: {average_bits: 4}, group_size: 64}\n"
+        f"    from: {source}\n    id: small\n"
+    )  # fmt: skip
+    told = [(w.code, w.message, w.help, w.severity) for w in resolved(steps).warnings]
+    message = f"`delicate` has measured `{measured}`, and `small` changes `{source}` by it"
+    help = f"measure again: a step of `analyze.sensitivity` with `from: {source}`"
+    assert told == ([] if measured is None else [("R869", message, help, "warning")])
+
+
 def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     kind = kinds.find("quantize.rtn")
     monkeypatch.setattr(kind, "REQUIRES", (Requirement("no-such-package", "extra"),))
