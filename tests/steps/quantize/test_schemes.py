@@ -86,7 +86,8 @@ def assert_served_as_reported(case: str, name: str, kind: Any, tmp_path: Path) -
     source = dense(tmp_path / "dense", case, name)
     made = quantized(tmp_path / "made", kind, source, **CASES[case])
     ours = measured(made, tmp_path / "scratch")
-    assert ours == pytest.approx(reference(made), rel=2e-3)
+    # On processors with AVX-512 BF16 bitsandbytes multiplies equal weights in bf16, whatever type it is asked for.
+    assert ours == pytest.approx(reference(made), rel=1e-2 if case in ("nf4", "fp4") else 2e-3)
     assert abs(ours - measured(source, tmp_path / "dense-scratch")) > 1e-6
 
 
