@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _TYPES = {
@@ -38,6 +38,12 @@ def ticked(names: Iterable[str], joint: str = "and") -> str:
     """Return names in backticks: `a`, `b` and `c`."""
     quoted = [f"`{name}`" for name in names]
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} {joint} {quoted[-1]}"
+
+
+def first(names: Sequence[str]) -> str:
+    """Return "`a`", "`a` and 3 more"."""
+    more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+    return f"`{names[0]}`{more}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -22,6 +22,10 @@ class Nodes:
     ) -> ir.Value:
         return self._add(kind, inputs, attributes or {}, domain, 1).outputs[0]
 
+    def cast(self, value: ir.Value, held: ir.DataType, wanted: ir.DataType) -> ir.Value:
+        """Return a value of the type `held` in the type `wanted`."""
+        return value if held == wanted else self.node("Cast", [value], {"to": int(wanted)})
+
     def pair(
         self, kind: str, inputs: Sequence[ir.Value], attributes: Attributes, domain: str
     ) -> tuple[ir.Value, ir.Value]:
@@ -46,6 +50,14 @@ class Nodes:
     def number(self, name: str, value: float, dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
         """Add the constant of a number in the graph itself."""
         return self.constant(held(ir.tensor(value, dtype=dtype, name=f"{self.module}.{name}")))
+
+
+def token_scales(made: Nodes, x: ir.Value, full_range: float) -> ir.Value:
+    """Return the scales [..., 1] of the tokens of float32 inputs: the largest of each over `full_range`; of zeros 1."""
+    largest = made.node("ReduceMax", [made.node("Abs", [x]), made.integers("last", [-1])], {"keepdims": 1})
+    scale = made.node("Div", [largest, made.number("range", full_range)])
+    empty = made.node("Equal", [scale, made.number("zero", 0.0)])
+    return made.node("Where", [empty, made.number("one", 1.0), scale])
 
 
 def held(tensor: ir.TensorProtocol) -> ir.Value:

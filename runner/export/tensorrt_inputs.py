@@ -18,7 +18,7 @@ from typing import NamedTuple
 import onnx_ir as ir
 import torch
 
-from runner.export.nodes import Nodes
+from runner.export.nodes import Nodes, token_scales
 from runner.model.checkpoint.quantization.elements import Levels
 from runner.model.checkpoint.quantization.scheme import Numbers
 
@@ -68,32 +68,26 @@ class TensorrtInputs:
         """Round with a constant scale, in float32 where float16 does not hold it exactly."""
         kind = self._kind
         if kind == ir.DataType.FLOAT16 and float(torch.tensor(scale).half()) != scale:
-            kind, x = ir.DataType.FLOAT, made.node("Cast", [x], {"to": int(ir.DataType.FLOAT)})
+            kind, x = ir.DataType.FLOAT, made.cast(x, kind, ir.DataType.FLOAT)
         step = made.number("input_scale", scale, kind)
         zero = made.number("input_zero", 0, _KINDS[element])
         codes = made.node("QuantizeLinear", [x, step, zero])
-        return self._in_graph_type(made, made.node("DequantizeLinear", [codes, step]), kind)
+        return made.cast(made.node("DequantizeLinear", [codes, step]), kind, self._kind)
 
     def _by_token(self, made: Nodes, x: ir.Value, numbers: Numbers) -> Rounded:
         """Round with a scale for each token. A token of zeros gets a scale of 1."""
         step = _STEPS[numbers.element]
-        wide = x if self._kind == ir.DataType.FLOAT else made.node("Cast", [x], {"to": int(ir.DataType.FLOAT)})
-        largest = made.node("ReduceMax", [made.node("Abs", [wide]), made.integers("last", [-1])], {"keepdims": 1})
-        scale = made.node("Div", [largest, made.number("range", Levels(numbers).full_range * step)])
-        empty = made.node("Equal", [scale, made.number("nothing", 0.0)])
-        scale = made.node("Where", [empty, made.number("one", 1.0), scale])
-        scaled = self._in_graph_type(made, made.node("Div", [wide, scale]), ir.DataType.FLOAT)
+        wide = made.cast(x, self._kind, ir.DataType.FLOAT)
+        scale = token_scales(made, wide, Levels(numbers).full_range * step)
+        scaled = made.cast(made.node("Div", [wide, scale]), ir.DataType.FLOAT, self._kind)
         return Rounded(self._static(made, scaled, numbers.element, step), scale)
 
     def _nvfp4(self, made: Nodes, x: ir.Value, calibrated: float) -> ir.Value:
         """Round groups of 16 with scales relative to 1 / `calibrated`, which TensorRT multiplies by."""
-        wide = x if self._kind == ir.DataType.FLOAT else made.node("Cast", [x], {"to": int(ir.DataType.FLOAT)})
+        wide = made.cast(x, self._kind, ir.DataType.FLOAT)
         shared = made.number("input_scale", float(torch.tensor(calibrated).reciprocal()))
         attributes = {"axis": -1, "block_size": 16, "scale_type": int(ir.DataType.FLOAT8E4M3FN)}
         codes, scales = made.pair(NVFP4_OPERATOR, [wide, shared], attributes, TENSORRT_DOMAIN)
         scales = made.node("DequantizeLinear", [scales, shared])
         out = made.node("DequantizeLinear", [codes, scales], {"axis": -1, "block_size": 16})
-        return self._in_graph_type(made, out, ir.DataType.FLOAT)
-
-    def _in_graph_type(self, made: Nodes, value: ir.Value, kind: ir.DataType) -> ir.Value:
-        return value if kind == self._kind else made.node("Cast", [value], {"to": int(self._kind)})
+        return made.cast(out, ir.DataType.FLOAT, self._kind)

@@ -15,7 +15,7 @@ import torch
 from runner.errors import StepFailed
 from runner.export import graph_layouts, integers, tables, tensorrt_weights
 from runner.export.external_data import DataFile
-from runner.export.nodes import Nodes, held
+from runner.export.nodes import Nodes, held, token_scales
 from runner.export.tensorrt_inputs import TensorrtInputs
 from runner.export.trace import DOMAIN, EMBEDDING
 from runner.model.checkpoint import adapter_config
@@ -83,7 +83,7 @@ class Filler:
         if not (self.options.table_bits and module in self._ends):
             return made.node("Gather", [self._table(made, module), ids])
         weight, scales = self._packed_table(made, module)
-        kind = ir.DataType.FLOAT if self._in_float32 else ir.DataType.FLOAT16
+        kind = self._kind
         rows = made.node("Cast", [made.node("Gather", [weight, ids])], {"to": int(kind)})  # [b, n, blocks, bytes]
         if self.options.table_bits == 4:
             rows = self._halves(made, rows, kind)
@@ -211,18 +211,15 @@ class Filler:
         product = made.node("Cast", [product], {"to": int(ir.DataType.FLOAT)})
         scales = made.node("Mul", [scale, self._add(made, f"{module}.scales", parts.scales)])
         out = made.node("Mul", [product, scales])
-        return out if self._in_float32 else made.node("Cast", [out], {"to": int(ir.DataType.FLOAT16)})
+        return made.cast(out, ir.DataType.FLOAT, self._kind)
 
     def _round_inputs(self, made: Nodes, x: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Return inputs as uint8 around 128 and their scales, one for each token, as the scheme of `w8a8` has them.
 
         A token of zeros gets a scale of 1.
         """
-        x = x if self._in_float32 else made.node("Cast", [x], {"to": int(ir.DataType.FLOAT)})
-        largest = made.node("ReduceMax", [made.node("Abs", [x]), made.integers("last", [-1])], {"keepdims": 1})
-        scale = made.node("Div", [largest, made.number("range", 127.5)])
-        zero = made.node("Equal", [scale, made.number("zero", 0.0)])
-        scale = made.node("Where", [zero, made.number("one", 1.0), scale])
+        x = made.cast(x, self._kind, ir.DataType.FLOAT)
+        scale = token_scales(made, x, 127.5)
         scaled = made.node("Div", [x, scale])
         return made.node("QuantizeLinear", [scaled, made.number("step", 1.0), self._middle(made)]), scale
 
@@ -234,8 +231,9 @@ class Filler:
         return self._zero_point
 
     @property
-    def _in_float32(self) -> bool:
-        return self.options.dtype == torch.float32
+    def _kind(self) -> ir.DataType:
+        """The graph's float type."""
+        return ir.DataType.FLOAT if self.options.dtype == torch.float32 else ir.DataType.FLOAT16
 
     def _tensorrt_product(
         self, made: Nodes, module: str, x: ir.Value, q: Quantized, how: graph_layouts.GraphLayout
@@ -254,9 +252,8 @@ class Filler:
         out = made.node("MatMul", [x, weight])
         if scales is None:
             return out
-        wide = out if self._in_float32 else made.node("Cast", [out], {"to": int(ir.DataType.FLOAT)})
-        wide = made.node("Mul", [wide, scales])
-        return wide if self._in_float32 else made.node("Cast", [wide], {"to": int(ir.DataType.FLOAT16)})
+        wide = made.node("Mul", [made.cast(out, self._kind, ir.DataType.FLOAT), scales])
+        return made.cast(wide, ir.DataType.FLOAT, self._kind)
 
     def _branch(self, made: Nodes, module: str, x: ir.Value, out: ir.Value) -> ir.Value:
         """Add the branch of a low-rank adapter: out + s·B(A(x))."""
@@ -280,7 +277,7 @@ class Filler:
     def _scales(self, made: Nodes, module: str, scales: torch.Tensor) -> ir.Value:
         """Store scales in float16 where that is exact, and widen them in the graph: onnxruntime does so as it loads."""
         half = scales.half()
-        if not self._in_float32 or not torch.equal(half.float(), scales.float()):
+        if self._kind != ir.DataType.FLOAT or not torch.equal(half.float(), scales.float()):
             return self._add(made, f"{module}.scales", self._convert(scales, module))
         stored = self._add(made, f"{module}.scales", half)
         return made.node("Cast", [stored], {"to": int(ir.DataType.FLOAT)})

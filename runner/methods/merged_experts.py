@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 
@@ -54,12 +54,16 @@ class Merged:
     measured: Mapping[str, Sequence[float]]
     _orders: dict[int, list[torch.Tensor | None]] = field(default_factory=dict)
 
+    @cached_property
+    def _added(self) -> dict[int, int]:
+        return expert_choice.added(self.measured)
+
     def changes(self) -> dict[str, Pieces]:
         """Return the new values of each tensor that holds an expert to which others are added."""
         found: dict[str, Pieces] = {}
         for matrix in self.mixture.matrices:
             if matrix.tensor:
-                if expert_choice.added(self.measured):
+                if self._added:
                     found[matrix.tensor] = partial(self._of_all, matrix.tensor)
             else:
                 for expert in self.kept:
@@ -69,7 +73,7 @@ class Merged:
 
     def members(self, expert: int) -> list[int]:
         """Return a kept expert and those that are added to it."""
-        return [expert, *(each for each, kept in expert_choice.added(self.measured).items() if kept == expert)]
+        return [expert, *(each for each, kept in self._added.items() if kept == expert)]
 
     def _of_one(self, expert: int, matrix: ExpertMatrix) -> Iterator[torch.Tensor]:
         site = self.sites[matrix.name.format(expert)]
@@ -94,7 +98,7 @@ class Merged:
         total = torch.zeros(weight.shape)
         shares = expert_choice.shares(expert_choice.weights(self.measured), members)
         for member, share, order in zip(members, shares, self._in_order(expert), strict=True):
-            own = self._weight(member, matrix).float()
+            own = (weight if member == expert else self._weight(member, matrix)).float()
             if order is not None:
                 own = own[:, order] if matrix.role == "expert_down" else own[order]
             total += share * own

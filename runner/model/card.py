@@ -197,9 +197,8 @@ def _usage(card: ModelCard) -> list[str]:
             "transformers unpacks the weights as it loads them, and leaves inputs as they are; vLLM rounds them."
         )
     if card.adapter is not None:
-        package = (
-            '"peft>=0.21"' if card.adapter.get("target_parameters") else "peft"
-        )  # older ones turn experts' factors
+        # Older versions of peft turn the factors of experts.
+        package = '"peft>=0.21"' if card.adapter.get("target_parameters") else "peft"
         parts += [f"and its adapter (`pip install {package}`):", _LOAD_ADAPTER_LATE if card.late else _LOAD_ADAPTER]
     limit = next((r.limit for r in readers if r.name == _VLLM.name), "vLLM does not load this format.")
     if limit:

@@ -13,7 +13,7 @@ import torch
 from runner.model.checkpoint import adapter_config
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.model.layerwise.streamed_model import StreamedModel
-from runner.model.layerwise.whole_model import load_dense
+from runner.model.layerwise.whole_model import load_dense, load_streamed
 from runner.runtime import limits
 from runner.runtime.protocol import Ids, Logits
 
@@ -38,13 +38,7 @@ def load(folder: Path, device: str, dtype: torch.dtype | None, *, exact: bool = 
     if exact:
         streamed.reader.close()
         streamed.reader = Exact(folder)
-    streamed.load_rest()
-    for index in range(len(streamed)):
-        streamed.load(index)
-    streamed.reader.close()
-    if streamed.adapter is not None:
-        streamed.adapter.reader.close()
-    streamed.model.tie_weights()
+    load_streamed(streamed)
     return streamed
 
 

@@ -12,6 +12,7 @@ from runner.errors import Diagnostic
 from runner.model.checkpoint import adapter_config, formats
 from runner.model.checkpoint.quantization.scheme import Scheme
 from runner.steps.targets import scheme
+from runner.wording import first
 
 # METRICS of a kind that changes experts by what their tokens say.
 EXPERTS = {"experts": AMOUNT, "experts_below_floor": AMOUNT, "expert_tokens_min": AMOUNT}
@@ -43,8 +44,7 @@ def refuse_adapters(linears: Iterable[Site], kind: str, remedy: str) -> list[Dia
     experts = [site.name for site in linears if site.is_expert]
     if not experts:
         return []
-    others = f" and {len(experts) - 1:,} more" if len(experts) > 1 else ""
-    message = f"`{experts[0]}`{others} of a mixture would get an adapter; `{kind}` makes none of experts"
+    message = f"{first(experts)} of a mixture would get an adapter; `{kind}` makes none of experts"
     return [Diagnostic("R605", message, remedy, path=("ignore",))]
 
 
@@ -57,9 +57,8 @@ def refuse_renamed(linears: Iterable[Site], facts: CheckpointFacts, key: str, re
     found = adapter_config.renamed(facts.config.model_type, names) if facts.linears.mixtures else []
     if not found:
         return []
-    others = f" and {len(found) - 1:,} more" if len(found) > 1 else ""
     message = (
-        f"peft would not load a kept adapter of `{found[0]}`{others}: in a `{facts.config.model_type}` it takes such "
+        f"peft would not load a kept adapter of {first(found)}: in a `{facts.config.model_type}` it takes such "
         "names for others"
     )
     return [Diagnostic("R611", message, remedy, path=(key,))]

@@ -125,11 +125,12 @@ def _rows(shape: Sequence[int]) -> int:
 
 def beside_matrices(facts: CheckpointFacts) -> str:
     """Return what keeps experts from being added to one another, matrix by matrix; "" where nothing does."""
+    of_experts = {site.tensor for site in facts.sites if site.is_expert}
     for mixture in facts.linears.mixtures:
         roles = [each.role for each in mixture.matrices]
         if "expert_gate_up" in roles:
             return f"`{mixture.name}` holds gate and up in one matrix, whose neurons have no order that is known"
-        held = {*mixture.tensors(), *(site.tensor for site in facts.sites if site.is_expert)}
+        held = of_experts.union(mixture.tensors())
         for each in () if facts.description is None else facts.description.parameters:
             if each.name.startswith(f"{mixture.name}.") and each.stored is not None and each.stored not in held:
                 return f"each has `{each.name}` beside its matrices"

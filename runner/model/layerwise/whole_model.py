@@ -1,4 +1,4 @@
-"""A dense checkpoint in memory as a whole, loaded by transformers itself."""
+"""A checkpoint in memory as a whole: a dense one loaded by transformers itself, any other by the layer stream."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from runner.errors import StepFailed
 from runner.model.architecture import inspect
 from runner.model.layerwise.empty_model import auto_class
+from runner.model.layerwise.streamed_model import StreamedModel
 from runner.model.layerwise.tensor_names import tied_by_configuration, untie_distinct
 
 
@@ -33,6 +34,21 @@ def load_dense(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
         raise StepFailed(f"`{folder}` lacks the tensor `{missing[0]}`{more}", "download the checkpoint again")
     untie_distinct(model, _shared(model))
     return model.to(device)
+
+
+def load_streamed(streamed: StreamedModel) -> Any:
+    """Load all weights of a streamed model, dense, close its files, and return the model of transformers.
+
+    Its adapter is active, and what rounds inputs stays attached.
+    """
+    streamed.load_rest()
+    for index in range(len(streamed)):
+        streamed.load(index)
+    streamed.reader.close()
+    if streamed.adapter is not None:
+        streamed.adapter.reader.close()
+    streamed.model.tie_weights()
+    return streamed.model
 
 
 def _shared(model: Any) -> dict[str, str]:

@@ -25,11 +25,9 @@ def refusal(server: str, arguments: Sequence[str], adapter: Mapping[str, Any] | 
             return "nobody has tried whether vLLM loads an adapter of experts"
         return vllm_refusal(adapter)
     if server == OTHER:
-        return (
-            None
-            if "adapter" in fields(arguments)
-            else "no argument of the server has `{adapter}`, the folder of the adapter"
-        )
+        if "adapter" in fields(arguments):
+            return None
+        return "no argument of the server has `{adapter}`, the folder of the adapter"
     return f"{server} loads no adapter from the folder of a checkpoint"
 
 

@@ -140,15 +140,13 @@ def _model(ctx: Context) -> Any:
     from transformers import GenerationConfig
 
     from runner.model.layerwise.streamed_model import StreamedModel
+    from runner.model.layerwise.whole_model import load_streamed
 
-    streamed = StreamedModel(ctx.inputs["checkpoint"].path, ctx.device)
-    streamed.load_rest()
-    for index in range(len(streamed)):
-        streamed.load(index)
-    streamed.reader.close()
-    if (streamed.folder / "generation_config.json").is_file():
-        streamed.model.generation_config = GenerationConfig.from_pretrained(streamed.folder)
-    return streamed.model
+    folder = ctx.inputs["checkpoint"].path
+    model = load_streamed(StreamedModel(folder, ctx.device))
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model
 
 
 def _known(names: list[str], known: list[str]) -> None:

@@ -9,7 +9,7 @@ from runner.contracts.mixtures import ExpertParameter, Mixture
 from runner.contracts.sites import Site
 from runner.contracts.step_kind import Params
 from runner.errors import Diagnostic
-from runner.wording import ticked
+from runner.wording import first, ticked
 
 OTHERS = 'name the others alone, such as `target_modules: ["*.self_attn.*"]`'
 
@@ -25,8 +25,7 @@ def check(params: Params, facts: CheckpointFacts, chosen: Collection[Site]) -> l
     experts = [site.name for site in chosen if site.is_expert]
     if not experts:
         return []
-    more = f" and {len(experts) - 1:,} more" if len(experts) > 1 else ""
-    what = f"`{experts[0]}`{more} of a mixture would get an adapter"
+    what = f"{first(experts)} of a mixture would get an adapter"
     if facts.quantization:
         message = f"{what}; that is trained over weights in floating point, and this checkpoint is quantized"
         help = f"put the step before the quantization, or {OTHERS}"

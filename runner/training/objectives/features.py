@@ -23,7 +23,7 @@ from runner.model.checkpoint.writer import CheckpointWriter
 from runner.model.layerwise.dtypes import compute_dtype, stored_dtype
 from runner.model.layerwise.layer_list import find_layers
 from runner.model.layerwise.streamed_model import StreamedModel
-from runner.model.layerwise.whole_model import load_dense
+from runner.model.layerwise.whole_model import load_dense, load_streamed
 from runner.training import losses
 from runner.training.load_model import load
 from runner.training.losses import Mix
@@ -203,20 +203,10 @@ def _teacher(folder: Path, device: str) -> Any:
     dtype = compute_dtype(stored_dtype(read_headers(folder)), torch.device(device))
     with CheckpointReader(folder) as reader:
         plain = reader.packing is None and adapter_config.adapter_config(folder) is None
-    teacher = load_dense(folder, torch.device(device), dtype) if plain else _served(folder, device, dtype)
+    if plain:
+        teacher = load_dense(folder, torch.device(device), dtype)
+    else:
+        teacher = load_streamed(StreamedModel(folder, device, dtype))
     teacher.config.use_cache = False
     teacher.requires_grad_(False)
     return teacher.eval()
-
-
-def _served(folder: Path, device: str, dtype: torch.dtype) -> Any:
-    """Load a checkpoint with packed weights or an adapter; what acts on its layers stays attached."""
-    streamed = StreamedModel(folder, device, dtype)
-    streamed.load_rest()
-    for index in range(len(streamed)):
-        streamed.load(index)
-    streamed.reader.close()
-    if streamed.adapter is not None:
-        streamed.adapter.reader.close()
-    streamed.model.tie_weights()
-    return streamed.model
