@@ -48,6 +48,8 @@ class CheckpointFacts:
     `measured`, of the result of a step that measures sites, says what it measures of this checkpoint: `candidates`,
     `sites`, and once it is there its `result`, a runner.contracts.sensitivity.Sensitivity.
 
+    `compressed_by` is the kind of step that quantized the weights; None where they are not quantized, or not by a step.
+
     `unpacked` has the tensors that are stored in low precision, where these are the facts of the numbers that they
     stand for: name → what the form is called in which they are stored.
     """
@@ -64,6 +66,7 @@ class CheckpointFacts:
     description: ModelDescription | None = None
     unpacked: Mapping[str, str] = field(default_factory=dict)
     measured: Mapping[str, Any] | None = None
+    compressed_by: str | None = None
     tokenizer: Path | None = None  # the folder of its tokenizer on this machine, while planning
 
     @property

@@ -11,7 +11,7 @@ from runner.contracts import sensitivity
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.model_description import Linears
 from runner.contracts.planned_account import PlannedAccount
-from runner.contracts.step_kind import ENGINE, METRICS_ONLY, Cost, DataFacts, Inputs, MachineFacts
+from runner.contracts.step_kind import ENGINE, METRICS_ONLY, QUANTIZED, Cost, DataFacts, Inputs, MachineFacts
 from runner.errors import Diagnostic
 from runner.plan import tensor_account
 from runner.steps import architectures, automatic, kinds
@@ -119,6 +119,8 @@ class FactsFlow:
         kind = kinds.find(step.kind)
         if (step.produces != METRICS_ONLY or hasattr(kind, "outcome")) and self.is_known(step):
             made = kind.outcome(step.params, self.inputs(step))
+            packs = kind.PRODUCES == QUANTIZED and QUANTIZED not in kind.CONSUMES
+            made = replace(made, compressed_by=step.kind) if packs else made
             self._facts[step.id] = replace(made, unpacked={})
 
     def found(self, step: Wired, folder: Path) -> None:

@@ -16,7 +16,7 @@ from runner.model.architecture.sites import of_mixtures, with_fused
 from runner.model.architecture.supported import runs_own_code
 from runner.model.checkpoint import unpacking
 from runner.model.checkpoint.adapter_config import adapter_config
-from runner.model.checkpoint.companions import COMPRESSION
+from runner.model.checkpoint.companions import COMPRESSION, compressed_by
 from runner.model.checkpoint.headers import read_config, read_headers, refuse_adapter_of_another
 from runner.model.checkpoint.quantization import packed_names
 
@@ -64,7 +64,7 @@ def facts(
         each = {site.name: site for site in found.sites} | experts
         named = sorted((site for name, site in each.items() if name in names), key=lambda site: (site.layer, site.name))
         found = replace(found, sites=with_fused(named))
-    return replace(found, adapter=adapter_config(folder))
+    return replace(found, adapter=adapter_config(folder), compressed_by=compressed_by(folder))
 
 
 def unpacked(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,24 @@ def companion_files(folder: Path) -> list[str]:
     inner = folder / CHAT_TEMPLATES
     templates = {f"{CHAT_TEMPLATES}/{path.name}" for path in inner.glob("[!.]*") if path.is_file()}
     return sorted(own | templates)
+
+
+def compression(folder: Path) -> Mapping[str, Any] | None:
+    """Return compression.json of a checkpoint: the kind, params and calibration of the step that quantized it.
+
+    None where it has none, or one that does not say all of that.
+    """
+    try:
+        found = json.loads((folder / COMPRESSION).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and {"kind", "params", "calibration"} <= set(found) else None
+
+
+def compressed_by(folder: Path) -> str | None:
+    """Return the kind of step that quantized a checkpoint, as its compression.json names it; None where it does not."""
+    made = compression(folder)
+    return None if made is None else str(made["kind"])
 
 
 def _accompanies(path: Path) -> bool:

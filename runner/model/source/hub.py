@@ -13,7 +13,7 @@ from runner.errors import Diagnostic, RecipeError
 from runner.model.architecture import decoder_layers, inspect, remote_code
 from runner.model.architecture.supported import refuse_config
 from runner.model.checkpoint import adapter_config, headers, unpacking
-from runner.model.checkpoint.companions import CHAT_TEMPLATES
+from runner.model.checkpoint.companions import CHAT_TEMPLATES, compressed_by
 
 _COMPANIONS = [
     "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.spm", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*",
@@ -129,7 +129,7 @@ def remote_facts(id: str, commit: str, folder: Path) -> CheckpointFacts:
     if unpacking.find(config, unpacking.ONLY_READ) is not None:
         found = inspect.unpacked(config, tensors, id, _no_bytes)
     else:
-        found = decoder_layers.build(config, tensors, id, {})
+        found = replace(decoder_layers.build(config, tensors, id, {}), compressed_by=compressed_by(folder))
     return replace(found, adapter=adapter_config.adapter_config(folder))
 
 

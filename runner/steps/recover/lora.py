@@ -23,7 +23,7 @@ from runner.steps import layerwise, teacher, training_objective
 from runner.steps.experts import refuse_renamed, refuse_requantizing
 from runner.steps.integer_weights import refuse_others
 from runner.steps.patterns import matches
-from runner.steps.recover import expert_adapters
+from runner.steps.recover import expert_adapters, requantize
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +64,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
         found.append(Diagnostic("R473", message, "use `merge: auto`, which merges into it", path=("merge",)))
     if params["merge"] == "requantize":
         found += refuse_requantizing(facts, "merge")
+        found += requantize.refuse(facts) if facts.quantization else []
     return found + training_objective.check(params, inputs)
 
 
@@ -171,7 +172,6 @@ def config(
 def run(ctx: Context) -> Result:
     from runner.model.architecture.inspect import of_artifact
     from runner.model.layerwise.streamed_model import StreamedModel
-    from runner.steps.recover import requantize
     from runner.training.modules import lora
 
     source = ctx.inputs["checkpoint"].path
@@ -202,7 +202,6 @@ def _write(
     from runner.model.checkpoint.headers import model_config
     from runner.model.checkpoint.reader import CheckpointReader
     from runner.steps import model_card
-    from runner.steps.recover import requantize
     from runner.training import checkpoint_patcher
 
     source, card = ctx.inputs["checkpoint"].path, model_card.render(ctx)

@@ -2,42 +2,47 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.contracts.context import Context, Result
-from runner.errors import StepFailed
+from runner.contracts.facts import CheckpointFacts
+from runner.errors import Diagnostic, StepFailed
+from runner.model.checkpoint.companions import COMPRESSION, compression
+from runner.steps import kinds
 
 if TYPE_CHECKING:
     import torch
 
 
+def refuse(facts: CheckpointFacts) -> list[Diagnostic]:
+    """Return a complaint about a quantized checkpoint that cannot be quantized again as it was."""
+    why = _refusal(facts.compressed_by)
+    return [] if why is None else [Diagnostic("R473", *why, path=("merge",))]
+
+
+def _refusal(kind: str | None) -> tuple[str, str] | None:
+    """Return why weights that `kind` quantized cannot be quantized again, with the remedy; None where they can."""
+    if kind is None:
+        message = f"`merge: requantize` needs to know how the checkpoint was quantized, and it has no `{COMPRESSION}`"
+        return f"{message} that says so", "use `merge: keep`, or quantize the model in this recipe"
+    if kind not in kinds.names():
+        return f"`{kind}`, which quantized the checkpoint, is not installed", "install it, or use `merge: keep`"
+    if getattr(kinds.find(kind), "method", None) is None:
+        message = f"`{kind}`, which quantized the checkpoint, cannot quantize it again with an adapter merged into it"
+        return message, "use `merge: keep`, or quantize with one of the kinds `quantize.*`"
+    return None
+
+
 def recorded(folder: Path) -> Mapping[str, Any]:
-    """Return compression.json of a quantized checkpoint.
-
-    Raises StepFailed where it has none, because another tool quantized it, or where a kind did that cannot do it again.
-    """
-    from runner.model.checkpoint.companions import COMPRESSION
-    from runner.steps import kinds
-
-    path = folder / COMPRESSION
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = None
-    if isinstance(found, dict) and {"kind", "params", "calibration"} <= set(found):
-        if getattr(kinds.find(found["kind"]), "method", None) is None:
-            raise StepFailed(
-                f"`{found['kind']}`, which quantized the checkpoint, is no layer-wise kind", "use `merge: keep`"
-            )
-        return found
-    raise StepFailed(
-        f"`merge: requantize` needs to know how the checkpoint was quantized, and {path} does not record it",
-        "use `merge: keep`, or quantize the model in this recipe",
-    )
+    """Return compression.json of a quantized checkpoint. Raises StepFailed where `refuse` complains."""
+    found = compression(folder)
+    why = _refusal(None if found is None else str(found["kind"]))
+    if why is not None:
+        raise StepFailed(*why)
+    return found or {}
 
 
 def run(ctx: Context, dense: Path) -> Result:
@@ -47,7 +52,6 @@ def run(ctx: Context, dense: Path) -> Result:
     """
     from runner.model.layerwise.stream_run import StreamRun
     from runner.recipe.schema import load as schemas
-    from runner.steps import kinds
     from runner.steps import layer_stream as stream
 
     made = recorded(ctx.inputs["checkpoint"].path)

@@ -165,8 +165,8 @@ def test_what_was_quantized_elsewhere_is_not_quantized_again(tmp_path: Path) -> 
     with pytest.raises(StepFailed) as caught:
         run(tmp_path / "lora", packed, dense, merge="requantize")
     assert caught.value.message == (
-        "`merge: requantize` needs to know how the checkpoint was quantized, and "
-        f"{packed / COMPRESSION} does not record it"
+        "`merge: requantize` needs to know how the checkpoint was quantized, and it has no `compression.json` that "
+        "says so"
     )
     assert caught.value.help == "use `merge: keep`, or quantize the model in this recipe"
 
@@ -177,8 +177,10 @@ def test_what_a_foreign_tool_quantized_is_refused_before_it_is_trained(tmp_path:
     (packed / COMPRESSION).write_text(json.dumps({**made, "kind": "foreign.gptqmodel"}))
     with pytest.raises(StepFailed) as caught:
         run(tmp_path / "lora", packed, dense, merge="requantize")
-    assert caught.value.message == "`foreign.gptqmodel`, which quantized the checkpoint, is no layer-wise kind"
-    assert caught.value.help == "use `merge: keep`"
+    assert caught.value.message == (
+        "`foreign.gptqmodel`, which quantized the checkpoint, cannot quantize it again with an adapter merged into it"
+    )
+    assert caught.value.help == "use `merge: keep`, or quantize with one of the kinds `quantize.*`"
     assert not (tmp_path / "lora" / "scratch" / "teacher").exists()
 
 

@@ -20,6 +20,10 @@ from runner.steps.kinds import find
 from tests.tiny import save
 from tests.training.recovering import quantized
 
+UNRECORDED = (
+    "`merge: requantize` needs to know how the checkpoint was quantized, and it has no `compression.json` that says so"
+)
+
 
 def inputs(checkpoint: CheckpointFacts, teacher: CheckpointFacts, length: int = 16) -> Inputs:
     data = {"data": DataFacts("text", 64, length, 10**5, "")}
@@ -75,6 +79,30 @@ def test_a_dense_checkpoint_is_not_quantized_again(model: CheckpointFacts) -> No
         "error[R473]: `merge: requantize` on a checkpoint that is not quantized\n"
         "help: use `merge: auto`, which merges into it"
     )
+
+
+@pytest.mark.parametrize(("made", "message", "help"), [
+    ("quantize.rtn", None, None),
+    ("foreign.gptqmodel",
+     "`foreign.gptqmodel`, which quantized the checkpoint, cannot quantize it again with an adapter merged into it",
+     "use `merge: keep`, or quantize with one of the kinds `quantize.*`"),
+    ("quantize.mine", "`quantize.mine`, which quantized the checkpoint, is not installed",
+     "install it, or use `merge: keep`"),
+    (None, UNRECORDED, "use `merge: keep`, or quantize the model in this recipe"),
+])  # fmt: skip
+def test_only_what_a_layer_wise_kind_quantized_is_quantized_again(
+    made: str | None, message: str | None, help: str | None, tmp_path: Path
+) -> None:
+    dense, packed = quantized(tmp_path, "quantize.rtn")
+    if made is None:
+        (packed / "compression.json").unlink()
+    elif made != "quantize.rtn":
+        record = json.loads((packed / "compression.json").read_text())
+        (packed / "compression.json").write_text(json.dumps({**record, "kind": made}))
+    seen = inputs(facts(packed, "packed"), facts(dense, "dense"))
+    expected = "" if message is None else f"error[R473]: {message}\nhelp: {help}"
+    assert refused("recover.lora", seen, merge="requantize") == expected
+    assert refused("recover.lora", seen, merge="keep") == ""
 
 
 @pytest.mark.parametrize("kind", ["recover.lora", "recover.scales"])
