@@ -13,7 +13,7 @@ import pytest
 from runner.contracts.step_kind import Requirement
 from runner.errors import MachineError, RecipeError
 from runner.model.source import hub, locate
-from runner.plan import machine, resolve, resolve_inputs
+from runner.plan import environments, machine, resolve, resolve_inputs
 from runner.plan.resources import Node, Offer, machine_of
 from runner.plan.types import Plan
 from runner.recipe.types import ModelSpec
@@ -293,6 +293,18 @@ def heads(text: str) -> list[str]:
     return [line.removeprefix("small.yaml:") for line in text.splitlines() if line.startswith("small.yaml:")]
 
 
+@pytest.mark.parametrize("between", ["", "  - recover.scales: {data: calibration, teacher: model}\n"])
+def test_only_a_kind_that_can_quantize_again_is_asked_to(between: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_index(*_: object) -> None:
+        raise MachineError("no index answers")
+
+    monkeypatch.setattr(environments, "resolve", no_index)
+    lora = "  - recover.lora: {data: calibration, teacher: model, merge: requantize, rank: 4}\n"
+    resolved(f"steps:\n  - quantize.rtn: {{bits: 4}}\n{between}{lora}")
+    message = refused(f"steps:\n  - foreign.gptqmodel: {{data: calibration}}\n{between}{lora}")
+    assert "error[R473]: `foreign.gptqmodel`, which quantized the checkpoint, cannot quantize it again" in message
+
+
 def test_a_refused_step_hides_no_other_complaint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What would run on its result is not judged; other branches, data, packages and models of steps are."""
     mark = {"quant_method": "gptq", "bits": 4, "group_size": 8}
@@ -460,11 +472,10 @@ def test_counts_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_processes_that_share_a_step_are_no_part_of_its_key() -> None:
+    steps = "steps:\n  - quantize.gptq: {data: calibration}\n"
+    cluster = Offer("the Ray cluster", (Node(2, 10**11),))
     plain, several = (
-        resolved(f"""
-steps:
-  - quantize.gptq: {{data: calibration}}
-{resources}""")
+        resolve.resolve(recipe(steps + resources), device="cpu", offer=cluster)
         for resources in ("", "    resources: {processes: 2}\n")
     )
     assert [step.processes for step in several.steps] == [2]
