@@ -32,7 +32,8 @@ class FusedDecoder(Decoder):
         position_ids: torch.Tensor,
         past: list[torch.Tensor],
     ) -> tuple[torch.Tensor, ...]:
-        batch, new, before = *input_ids.shape, past[0].shape[2]
+        batch, new = input_ids.shape
+        before = attention_mask.shape[1] - new  # the cache can have room for more
         self._past, self._present = past, list(past)
         self._total = torch.scalar_tensor(before + new, dtype=torch.int32)
         self._last = (self._total - 1).expand(batch)  # the index of the last key, in every sequence

@@ -1,7 +1,6 @@
 """Write genai_config.json, by which onnxruntime-genai runs the graph of a folder.
 
-The keys are those of onnxruntime-genai 0.18 (`Config` in src/config.h). Its cache grows by concatenation as the graph's
-does: `past_present_share_buffer` is off.
+The keys are those of onnxruntime-genai 0.18 (`Config` in src/config.h).
 """
 
 from __future__ import annotations
@@ -18,11 +17,16 @@ FILE = "genai_config.json"
 # The types of decoders that it knows by name; every other model type is the generic one.
 TYPES = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3")
 GENERIC = "decoder"
+# Of a text, where nothing else is asked for: onnxruntime-genai allocates a shared cache of so many positions.
+_LONGEST = 4096
 
 
-def config(folder: Path, model: ModelConfig, shape: Shape, file: str, context: int) -> dict[str, Any] | None:
+def config(
+    folder: Path, model: ModelConfig, shape: Shape, file: str, context: int, *, in_place: bool
+) -> dict[str, Any] | None:
     """Return genai_config.json for the graph `file` in `folder`, whose tokenizer is there.
 
+    `in_place` says that the graph writes keys and values into the cache that it is given (`past_present_share_buffer`).
     None where the folder has no tokenizer, or nothing there says which token ends a text, as it refuses such folders.
     """
     if not (folder / "tokenizer.json").is_file():
@@ -65,11 +69,11 @@ def config(folder: Path, model: ModelConfig, shape: Shape, file: str, context: i
         },
         "search": {
             "do_sample": False,
-            "max_length": context,
+            "max_length": min(context, _LONGEST) if in_place else context,
             "min_length": 0,
             "num_beams": 1,
             "num_return_sequences": 1,
-            "past_present_share_buffer": False,
+            "past_present_share_buffer": in_place,
             "repetition_penalty": 1.0,
             "temperature": 1.0,
             "top_k": 50,

@@ -28,7 +28,7 @@ def write(ctx: Context) -> dict[str, Any]:
     target, browser = ctx.params["target"], ctx.params["target"] == graph_layouts.WEB
     facts = inspect.facts(source.path, source.path.name)
     kind = web.dtype(facts, ctx.params["precision"]) if browser else "fp32"
-    embedding = preflight.embedding(facts, ctx.params)
+    embedding, operators = preflight.embedding(facts, ctx.params), preflight.operators(ctx.params)
     exported = graph.export(
         source.path,
         out,
@@ -37,7 +37,7 @@ def write(ctx: Context) -> dict[str, Any]:
         opset=OPSET,
         accuracy_level=ctx.params["accuracy_level"],
         embedding=embedding,
-        operators=preflight.operators(ctx.params),
+        operators=operators,
         file=web.file(kind),
         piece=web.PIECE if browser else None,
         progress=lambda done, total: ctx.emit("progress", phase="weights", done=done, total=total, unit="modules"),
@@ -47,7 +47,8 @@ def write(ctx: Context) -> dict[str, Any]:
         "target": target,
         "precision": ctx.params["precision"],
         "embedding": embedding,
-        "operators": preflight.operators(ctx.params),
+        "operators": operators,
+        "past_present_share_buffer": operators == preflight.FUSED,
         "file": exported.file,
         "opset": exported.opset,
         "versions": {name: version(name) for name in _PACKAGES},
@@ -62,7 +63,8 @@ def write(ctx: Context) -> dict[str, Any]:
     write_json(out / "config.json", {**config.raw, _JAVASCRIPT: javascript})
     write_json(out / ENGINE, engine)
     if target != graph_layouts.TENSORRT:
-        described = genai.config(out, config, exported.shape, exported.file, engine["context"])
+        in_place = engine["past_present_share_buffer"]
+        described = genai.config(out, config, exported.shape, exported.file, engine["context"], in_place=in_place)
         if described is not None:
             write_json(out / genai.FILE, described)
     (out / "README.md").write_text(_card(engine, config, exported), encoding="utf-8")
@@ -77,6 +79,7 @@ def _card(engine: dict[str, Any], config: ModelConfig, exported: graph.Exported)
     if engine["target"] != graph_layouts.TENSORRT:
         cache = {"layers": shape.layers, "heads": shape.kv_heads, "width": shape.head_dim}
         run = _RUN.format(file=exported.file, dtype=exported.inputs[-1][1], **cache)
+        run += _IN_PLACE if engine["past_present_share_buffer"] else ""
         run += _INTEGER_PRODUCTS if any("; inputs " in text for text in exported.stored) else ""
     else:
         run = "Build an engine of it with `build.tensorrt`, or with TensorRT's own tools; "
@@ -112,6 +115,11 @@ Other runtimes take this folder as it is:
 - optimum: `ORTModelForCausalLM.from_pretrained("path/to/this/folder")`
 - transformers.js, in Node and in browsers: `await pipeline("text-generation", "this-folder")`
 - onnxruntime-genai: `onnxruntime_genai.Model("path/to/this/folder")`, by `genai_config.json`"""
+_IN_PLACE = """
+
+The cache can have room for more positions than it holds: bind the same value as `past_key_values.N.key` and
+`present.N.key`, and new keys are written into it, which is faster than a longer copy. onnxruntime-genai does so with
+room for `max_length` positions, a search option."""
 _INTEGER_PRODUCTS = """
 
 Its products are those of 8-bit integers. On x86 processors without VNNI give the session the option

@@ -1,4 +1,8 @@
-"""Run an ONNX graph of `build.onnx` by onnxruntime. The cache stays in its OrtValues from step to step."""
+"""Run an ONNX graph of `build.onnx` by onnxruntime. The cache stays in its OrtValues from step to step.
+
+A graph with fused attention writes new keys and values into the cache that it is given, where that has room for them;
+every other one returns a longer copy of it.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from runner.runtime import limits
 from runner.runtime.protocol import Ids, Logits
 
 _BUILD_AGAIN = "build it again"
+_ROOM = 256  # positions that a cache written in place has beyond those it needs when it is made
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -53,6 +58,7 @@ class OnnxRuntime:
         may_multiply_integers = engine.get("target") == "onnxruntime"
         self._session = _session(ort, path, device, threads or len(os.sched_getaffinity(0)), may_multiply_integers)
         self._device, self._ort = device, ort
+        self._in_place = bool(engine.get("past_present_share_buffer"))
         self._empty = (heads, width, dtype)
         self._cached = 0
         self._past: list[Any] = []
@@ -60,8 +66,9 @@ class OnnxRuntime:
     def prefill(self, ids: Ids, *, last: bool = False) -> Logits:
         limits.check(ids, 0, self.context, self.max_batch, self.vocabulary)
         heads, width, dtype = self._empty
-        nothing = np.zeros((len(ids), heads, 0, width), dtype)
-        self._past = [self._value(nothing) for _ in range(2 * self._layers)]
+        shape = len(ids), heads, self._room(ids.shape[1]), width
+        # Each value needs an array of its own: on a processor it lies in the array's memory.
+        self._past = [self._value(np.zeros(shape, dtype)) for _ in range(2 * self._layers)]
         self._cached = 0
         logits = self._run(ids)
         return logits[:, -1:] if last else logits
@@ -77,9 +84,25 @@ class OnnxRuntime:
     def _value(self, array: Any) -> Any:
         return self._ort.OrtValue.ortvalue_from_numpy(array, self._device, 0)
 
+    def _room(self, total: int) -> int:
+        """Return how many positions a new cache for `total` tokens has."""
+        return min(self.context, total + _ROOM) if self._in_place else 0
+
+    def _make_room(self, total: int) -> None:
+        """Move a cache that is written in place to a larger one where `total` tokens do not fit."""
+        heads, width, dtype = self._empty
+        if not self._in_place or total <= self._past[0].shape()[2]:
+            return
+        for place, value in enumerate(self._past):
+            held = value.numpy()
+            larger = np.zeros((len(held), heads, self._room(2 * total), width), dtype)
+            larger[:, :, : self._cached] = held[:, :, : self._cached]
+            self._past[place] = self._value(larger)
+
     def _run(self, ids: Ids) -> Logits:
         batch, new = ids.shape
         total = self._cached + new
+        self._make_room(total)
         positions = np.broadcast_to(np.arange(self._cached, total, dtype=np.int64), (batch, new))
         given: Mapping[str, Any] = {
             "input_ids": np.ascontiguousarray(ids),
@@ -94,13 +117,18 @@ class OnnxRuntime:
                 binding.bind_ortvalue_input(f"past_key_values.{layer}.{part}", self._past[2 * layer + place])
         binding.bind_output("logits", "cpu")
         for layer in range(self._layers):
-            for part in ("key", "value"):
-                binding.bind_output(f"present.{layer}.{part}", self._device)
+            for place, part in enumerate(("key", "value")):
+                if self._in_place:
+                    binding.bind_ortvalue_output(f"present.{layer}.{part}", self._past[2 * layer + place])
+                else:
+                    binding.bind_output(f"present.{layer}.{part}", self._device)
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime raises classes of its own for every failure
             raise StepFailed(f"onnxruntime could not run the graph: {error}") from error
-        logits, *self._past = binding.get_outputs()
+        logits, *present = binding.get_outputs()
+        if not self._in_place:  # otherwise they are the same values, whose arrays these would not keep alive
+            self._past = present
         self._cached = total
         found: Logits = logits.numpy()
         return found

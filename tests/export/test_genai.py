@@ -28,7 +28,7 @@ def config(folder: Path) -> ModelConfig:
 
 
 def test_the_embedded_model(folder: Path) -> None:
-    found = genai.config(folder, config(folder), SHAPE, "onnx/model.onnx", 2048)
+    found = genai.config(folder, config(folder), SHAPE, "onnx/model.onnx", 2048, in_place=False)
     assert found is not None
     assert found["search"]["past_present_share_buffer"] is False
     assert found["search"]["max_length"] == 2048
@@ -50,9 +50,16 @@ def test_the_embedded_model(folder: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_shared_cache_of_a_long_context_is_not_allocated_whole(folder: Path) -> None:
+    found = genai.config(folder, config(folder), SHAPE, "onnx/model.onnx", 131072, in_place=True)
+    assert found is not None
+    assert (found["model"]["context_length"], found["search"]["max_length"]) == (131072, 4096)
+    assert found["search"]["past_present_share_buffer"] is True
+
+
 def test_several_tokens_end_a_text(folder: Path) -> None:
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7]}))
-    found = genai.config(folder, config(folder), SHAPE, "onnx/model.onnx", 2048)
+    found = genai.config(folder, config(folder), SHAPE, "onnx/model.onnx", 2048, in_place=False)
     assert found is not None
     assert (found["model"]["eos_token_id"], found["model"]["pad_token_id"]) == ([2, 7], 3)
 
@@ -62,7 +69,7 @@ def test_the_tokenizer_names_the_end(folder: Path) -> None:
     raw = json.loads((folder / "config.json").read_text())
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         del raw[key]
-    found = genai.config(folder, ModelConfig.of(raw | {"model_type": "gpt_neox"}), SHAPE, "onnx/model.onnx", 64)
+    found = genai.config(folder, ModelConfig.of(raw | {"model_type": "gpt_neox"}), SHAPE, "onnx/model.onnx", 64, in_place=False)
     assert found is not None
     model = found["model"]
     assert (model["type"], model["bos_token_id"], model["eos_token_id"], model["pad_token_id"]) == ("decoder", 2, 2, 2)
@@ -70,4 +77,4 @@ def test_the_tokenizer_names_the_end(folder: Path) -> None:
 
 def test_no_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
-    assert genai.config(folder, config(folder), SHAPE, "onnx/model.onnx", 2048) is None
+    assert genai.config(folder, config(folder), SHAPE, "onnx/model.onnx", 2048, in_place=False) is None

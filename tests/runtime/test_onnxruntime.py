@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from runner.errors import MachineError, StepFailed
-from runner.runtime import open
+from runner.runtime import onnxruntime, open
 from tests.export.exported import build, prompts
 from tests.tiny import save
 
@@ -53,6 +53,26 @@ def test_more_tokens_than_the_context(engine: Path) -> None:
     runtime.prefill(prompts(1, 64))
     with pytest.raises(StepFailed):
         runtime.decode(prompts(1, 1))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_cache_that_is_written_in_place(
+    batch: int, engine: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits are those of a cache that grows, also where its room has to grow."""
+    described = json.loads((engine / "engine.json").read_text())
+    assert described["past_present_share_buffer"] is True
+    (copied / "engine.json").write_text(json.dumps(described | {"past_present_share_buffer": False}))
+    monkeypatch.setattr(onnxruntime, "_ROOM", 2)
+    ids = prompts(batch, 40)
+    ours, growing = open.open(engine, threads=1), open.open(copied, threads=1)
+    assert np.array_equal(ours.prefill(ids[:, :5]), growing.prefill(ids[:, :5]))
+    cache = ours._past[0].data_ptr()  # type: ignore[attr-defined]
+    assert np.array_equal(ours.decode(ids[:, 5:6]), growing.decode(ids[:, 5:6]))
+    assert ours._past[0].data_ptr() == cache  # type: ignore[attr-defined]
+    for place in range(6, 40):
+        new = ids[:, place : place + 1]
+        assert np.array_equal(ours.decode(new), growing.decode(new))
 
 
 def test_a_graph_that_is_torn(copied: Path) -> None:

@@ -10,7 +10,7 @@ from runner.errors import Diagnostic
 from runner.export import graph_layouts, preflight, table_layouts, web
 from runner.model.layerwise import memory_budget
 
-VERSION = 6
+VERSION = 7
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = ENGINE
 REQUIRES = (Requirement("onnx", "onnx"), Requirement("onnxscript", "onnx"), Requirement("onnxruntime", "onnx"))
