@@ -69,7 +69,8 @@ def test_the_tokenizer_names_the_end(folder: Path) -> None:
     raw = json.loads((folder / "config.json").read_text())
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         del raw[key]
-    found = genai.config(folder, ModelConfig.of(raw | {"model_type": "gpt_neox"}), SHAPE, "onnx/model.onnx", 64, in_place=False)
+    other = ModelConfig.of(raw | {"model_type": "gpt_neox"})
+    found = genai.config(folder, other, SHAPE, "onnx/model.onnx", 64, in_place=False)
     assert found is not None
     model = found["model"]
     assert (model["type"], model["bos_token_id"], model["eos_token_id"], model["pad_token_id"]) == ("decoder", 2, 2, 2)
