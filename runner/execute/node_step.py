@@ -25,6 +25,7 @@ from runner.execute.requests import request
 from runner.job.entries import Stage
 from runner.job.remote import Remote
 from runner.job.store import Store
+from runner.model.checkpoint import adapter_config
 from runner.model.source import hub, locate
 from runner.plan import machine
 from runner.progress.events import Event, make
@@ -45,7 +46,8 @@ NODE_STORE = "RUNNER_NODE_STORE"
 class Shipment:
     """A step for another machine. `made_by`: the key of the step that made an input, by parameter.
 
-    `models`: the source and commit of an input that a recipe names, by parameter. `looks`: how the models and data
+    `models`: the source and commit of an input that a recipe names, by parameter; `adapted` has those that carry an
+    adapter. `looks`: how the models and data
     files look on the submitting machine, by path. `remote` is the URL of the remote store where machines share no
     folder. `folder` is the working folder, to which relative paths refer.
     """
@@ -54,6 +56,7 @@ class Shipment:
     made_by: Mapping[str, str]
     models: Mapping[str, tuple[str, str | None]]
     looks: Mapping[str, str]
+    adapted: frozenset[str] = frozenset()
     remote: str | None = None
     folder: str = ""
     variables: Mapping[str, str] = field(default_factory=dict)
@@ -71,11 +74,14 @@ def shipment(task: Task, remote: str | None) -> Shipment:
     given = plan.given()
     models = {name: (given[id].source, given[id].commit) for name, id in step.inputs.items() if id in given}
     models[TOKENIZER] = (plan.model.source, plan.model.commit)
+    carrying = {id for id, model in given.items() if model.facts.adapter is not None}
+    adapted = frozenset(name for name, id in step.inputs.items() if id in carrying)
+    adapted |= {TOKENIZER} if plan.model.facts.adapter is not None else set()
     made_by = {name: plan.step(id).key for name, id in step.inputs.items() if id not in given}
     paths = {asked.tokenizer, *(asked.inputs[name].path for name in models if name in asked.inputs)}
     paths |= {file for ref in asked.data.values() for file in ref.files}
     looks = {path: look(Path(path)) for path in sorted(paths)}
-    return Shipment(asked, made_by, models, looks, remote, os.getcwd(), variables())
+    return Shipment(asked, made_by, models, looks, adapted, remote, os.getcwd(), variables())
 
 
 def look(path: Path) -> str:
@@ -84,10 +90,12 @@ def look(path: Path) -> str:
     Enough to notice that a path holds something else on another machine, without reading weights.
     """
     hashed = hashlib.sha256()
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+    inner = [*path.iterdir(), *(path / adapter_config.FOLDER).glob("*")] if path.is_dir() else [path]
+    for file in sorted(inner):
         if file.is_file() and file.name[0] != ".":
             size = file.stat().st_size
-            hashed.update(f"{file.name} {size}\n".encode())
+            name = file.relative_to(path) if file != path else Path(file.name)
+            hashed.update(f"{name.as_posix()} {size}\n".encode())
             if size <= _SMALL:
                 hashed.update(file.read_bytes())
     return hashed.hexdigest()
@@ -182,7 +190,7 @@ class NodeStep:
         if source.startswith(locate.DEMO):
             return str(locate.demo_path("models", source.removeprefix(locate.DEMO)))
         if commit is not None and not Path(path).is_dir():
-            return str(hub.download_model(source, commit))
+            return str(hub.download_model(source, commit, adapted=name in self._shipment.adapted))
         self._check_look(Path(path), path)
         return path
 

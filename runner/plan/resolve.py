@@ -112,7 +112,7 @@ def with_model(plan: Plan) -> Plan:
 def _here(model: ResolvedModel) -> ResolvedModel:
     path = model.path
     if path is None and model.commit is not None:
-        path = hub.download_model(model.source, model.commit)
+        path = hub.download_model(model.source, model.commit, adapted=model.facts.adapter is not None)
     if path is not None and model.stored:
         path = unpacked.checkpoint(path, model.digest, model.source, model.facts.nbytes)
     return replace(model, path=path)
@@ -145,10 +145,12 @@ def _sources(
 
     def find(spec: ModelSpec, span: Span | None) -> resolve_inputs.Found | None:
         try:
-            return resolve_inputs.find_model(spec, cache_file, span, commits.get(("models", lock.model_key(spec))))
+            found = resolve_inputs.find_model(spec, cache_file, span, commits.get(("models", lock.model_key(spec))))
         except RecipeError as error:
             complaints.extend(error.diagnostics)
             return None
+        complaints.extend(found.warnings)
+        return found
 
     own = find(recipe.model, recipe.span(("model", "source")))
     models = {} if own is None else {MODEL: own.model}

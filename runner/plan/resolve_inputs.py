@@ -29,10 +29,11 @@ _DIGESTED = ("config.json", "quantize_config.json", COMPRESSION, "*.index.json",
 
 @dataclass(frozen=True)
 class Found:
-    """A model and the folder of its tokenizer, which may be there before the weights are."""
+    """A model, the folder of its tokenizer, which may be there before the weights are, and warnings about them."""
 
     model: ResolvedModel
     tokenizer: Path | None
+    warnings: tuple[Diagnostic, ...] = ()
 
 
 def find_model(spec: ModelSpec, cache_file: Path | None, span: Span | None = None, pinned: str | None = None) -> Found:
@@ -41,14 +42,17 @@ def find_model(spec: ModelSpec, cache_file: Path | None, span: Span | None = Non
     Raises RecipeError placed at `span`.
     """
     files: dict[str, str] = {}
+    warnings: list[Diagnostic] = []
     try:
         path, commit = locate.locate_model(replace(spec, revision=pinned) if pinned else spec)
+        if path is not None and commit is not None:
+            path, warnings = _with_adapter(spec.source, path)
         if path is not None and gguf.is_gguf(path):
             path = gguf.checkpoint(path, digest_files([path], cache_file)[path], spec.source)
         if path is None and commit is not None:
             tokenizer = hub.download_small(spec.source, commit)
             if unpacked.needs_weights(tokenizer):
-                path = hub.download_model(spec.source, commit)
+                path = hub.download_model(spec.source, commit, adapted=_is_adapted(tokenizer))
         if path is None and commit is not None:
             facts = hub.remote_facts(spec.source, commit, tokenizer)
         else:
@@ -56,7 +60,8 @@ def find_model(spec: ModelSpec, cache_file: Path | None, span: Span | None = Non
             facts = inspect.facts(path, spec.source)
         if commit is not None:
             # The same before and after the download, and in every cache.
-            digest = hashlib.sha256(f"hub model {spec.source}@{commit}".encode()).hexdigest()
+            adapted = " with its adapter" if facts.adapter is not None else ""
+            digest = hashlib.sha256(f"hub model {spec.source}@{commit}{adapted}".encode()).hexdigest()
         else:
             files = digest_files_of(path or tokenizer, facts, cache_file)
             digest = digest_named(files)
@@ -66,7 +71,28 @@ def find_model(spec: ModelSpec, cache_file: Path | None, span: Span | None = Non
         raise RecipeError(d.at(d.span or span) for d in error.diagnostics) from None
     stored = next(iter(facts.unpacked.values()), "")
     digest = _unpacked_digest(digest, facts) if stored else digest
-    return Found(ResolvedModel(spec.source, spec.revision, commit, path, digest, facts, files, stored), tokenizer)
+    model = ResolvedModel(spec.source, spec.revision, commit, path, digest, facts, files, stored)
+    return Found(model, tokenizer, tuple(each.at(span) for each in warnings))
+
+
+def _is_adapted(folder: Path) -> bool:
+    return adapter_config.adapter_config(folder) is not None
+
+
+def _with_adapter(id: str, folder: Path) -> tuple[Path | None, list[Diagnostic]]:
+    """Return the folder of a cached Hub model, None where it lacks the adapter that the model carries.
+
+    Where nobody can say whether it carries one, there is a warning.
+    """
+    listed = hub.lists_adapter(id, folder)
+    if listed is not None:
+        return (folder if not listed or hub.has_adapter(folder) else None), []
+    message = (
+        f"the local cache has `{id}` without an adapter, as other programs fetch models, and the Hub cannot be asked "
+        f"whether it carries one in `{adapter_config.FOLDER}/`: this plan takes it for a model without"
+    )
+    help = "plan once with the network; what the Hub says of this commit is kept"
+    return folder, [Diagnostic("R458", message, help, severity="warning")]
 
 
 def _unpacked_digest(model: str, facts: CheckpointFacts) -> str:
@@ -82,7 +108,7 @@ def find_unpacked(model: ResolvedModel) -> ResolvedModel | None:
         return None
     path = model.path
     if path is None and model.commit is not None:
-        path = hub.download_model(model.source, model.commit)
+        path = hub.download_model(model.source, model.commit, adapted=model.facts.adapter is not None)
     if path is None or (path / COMPRESSION).is_file() or unpacking.find(model.facts.config.raw) is None:
         return None
     tensors = model.facts.tensors

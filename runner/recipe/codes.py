@@ -117,6 +117,7 @@ CODES: dict[str, str] = {
     "R455": "a model computes NaN whatever its weights are",
     "R456": "a graph is for TensorRT alone, and is to run elsewhere",
     "R457": "a graph for TensorRT computes the scales of tokens by operators of its own",
+    "R458": "nobody can say whether a model carries an adapter",
     "R460": "a text cannot be found",
     "R461": "a text cannot be read",
     "R462": "a field is missing from the data",

@@ -94,6 +94,12 @@ def test_what_a_machine_does_not_have_is_named(tmp_path: Path) -> None:
         "use a jobs folder that all machines share (`--jobs`), or a remote store (`--remote`)",
         1,
     )
+    (tmp_path / "model" / "adapter").mkdir()
+    (tmp_path / "model" / "adapter" / "adapter_config.json").write_text("{}")
+    assert refused(shipped)[0] == (
+        f"{tmp_path}/model holds other files on {here} than on the machine that planned the step"
+    )
+    shutil.rmtree(tmp_path / "model" / "adapter")
     (tmp_path / "model" / "config.json").write_text('{"model_type": "other"}')
     assert refused(shipped) == (
         f"{tmp_path}/model holds other files on {here} than on the machine that planned the step",

@@ -452,9 +452,10 @@ def test_a_hub_model_has_one_key_before_and_after_its_download(tmp_path: Path, m
     monkeypatch.setattr(hub, "remote_facts", lambda *_: facts)
     before = resolved(head=head)
     assert (before.model.path, before.model.commit) == (None, COMMIT)
-    monkeypatch.setattr(hub, "download_model", lambda *_: folder)
+    monkeypatch.setattr(hub, "download_model", lambda *_, adapted: None if adapted else folder)
     assert resolve.with_model(before).model.path == folder
     monkeypatch.setattr(hub, "cached_model", lambda *_: folder)
+    monkeypatch.setattr(hub, "lists_adapter", lambda *_: False)
     after = resolved(head=head)
     assert (after.model.path, after.model.commit, after.key) == (folder, COMMIT, before.key)
 

@@ -61,7 +61,7 @@ def _complete(folder: Path) -> bool:
     """Return whether config.json and every shard are there, and of an adapter its weights; they are checked later."""
     if not (folder / "config.json").is_file():
         return False
-    if (folder / adapter_config.FOLDER / adapter_config.CONFIG).is_file() and not (folder / _ADAPTER).is_file():
+    if (folder / adapter_config.FOLDER / adapter_config.CONFIG).is_file() and not has_adapter(folder):
         return False
     if (folder / headers.SINGLE).is_file():
         return True
@@ -69,6 +69,39 @@ def _complete(folder: Path) -> bool:
         return all((folder / shard).is_file() for shard in set(headers.read_index(folder).values()))
     except RecipeError:
         return False
+
+
+def has_adapter(folder: Path) -> bool:
+    """Return whether a model in the local cache is there with an adapter."""
+    return (folder / _ADAPTER).is_file()
+
+
+def lists_adapter(id: str, folder: Path) -> bool | None:
+    """Return whether the repository of a model in the local cache lists an adapter; None where it cannot be asked.
+
+    `folder` is that of `cached_model`. Other programs, transformers among them, fetch weights without the adapter, so
+    that a folder which has none says nothing. The Hub is asked once for each commit: huggingface_hub keeps its list.
+    """
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url, snapshot_download
+
+    commit = folder.name
+    kept = folder.parents[1] / "trees" / f"{commit}.json"  # since huggingface_hub 2
+    if has_adapter(folder):
+        return True
+    if kept.is_file():
+        return _ADAPTER in kept.read_text("utf-8")
+    try:
+        with hub_errors_as_diagnostics("model", id, commit):
+            try:
+                get_hf_file_metadata(hf_hub_url(id, _ADAPTER, revision=commit))  # at once, while lists are tried again
+                listed = True
+            except errors.EntryNotFoundError:
+                listed = False
+            patterns = ["config.json", f"{adapter_config.FOLDER}/{adapter_config.CONFIG}"]
+            snapshot_download(id, revision=commit, allow_patterns=patterns)
+    except RecipeError:
+        return None
+    return listed
 
 
 def model_commit(id: str, revision: str | None) -> str:
@@ -87,12 +120,19 @@ def download_small(id: str, commit: str) -> Path:
         return Path(snapshot_download(id, revision=commit, allow_patterns=_small(), ignore_patterns=_NESTED))
 
 
-def download_model(id: str, commit: str) -> Path:
-    """Download the checkpoint at a commit; files in the cache are not fetched again."""
+def download_model(id: str, commit: str, *, adapted: bool) -> Path:
+    """Download the checkpoint at a commit; files in the cache are not fetched again.
+
+    `adapted` says that it carries an adapter. Raises RecipeError where that, too, cannot be had.
+    """
     from huggingface_hub import snapshot_download
 
     with hub_errors_as_diagnostics("model", id, commit):
-        return Path(snapshot_download(id, revision=commit, allow_patterns=_small() + _WEIGHTS, ignore_patterns=_NESTED))
+        patterns = _small() + _WEIGHTS
+        folder = Path(snapshot_download(id, revision=commit, allow_patterns=patterns, ignore_patterns=_NESTED))
+        if adapted and not has_adapter(folder):  # huggingface_hub returns what there is
+            raise FileNotFoundError(f"`{_ADAPTER}` of the model is not in {folder}")
+        return folder
 
 
 def remote_facts(id: str, commit: str, folder: Path) -> CheckpointFacts:

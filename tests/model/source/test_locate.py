@@ -12,8 +12,7 @@ from runner.errors import RecipeError
 from runner.model.source import hub, locate
 from runner.recipe.types import DataSpec, ModelSpec
 from tests.model.checkpoints import write, write_sharded
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+from tests.model.source.hub_server import COMMIT
 
 
 def refused(call: Callable[[], Any]) -> tuple[str, str, str | None]:
@@ -126,7 +125,7 @@ def test_what_is_fetched_of_a_hub_model(monkeypatch: pytest.MonkeyPatch) -> None
         return "there"
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    hub.download_model("org/name", COMMIT)
+    hub.download_model("org/name", COMMIT, adapted=False)
     hub.download_small("org/name", COMMIT)
     assert asked == [wanted, [name for name in wanted if not name.endswith(".safetensors")]]
 
