@@ -208,6 +208,10 @@ Changing `serve` computes nothing again.
 The result, for vLLM, transformers and TensorRT-LLM, is the last checkpoint; for onnxruntime the last graph of
 `build.onnx`, for llama.cpp the last file of `build.gguf`. Model cards follow the same table.
 
+An adapter that a checkpoint carries in `adapter/` counts too: transformers loads it with peft; vLLM has no DoRA, and
+leaves out `rank_pattern` and `alpha_pattern`. What has not been tried (TensorRT-LLM, adapters of experts in vLLM) is
+unknown.
+
 """
 
 

@@ -20,8 +20,8 @@ from runner.contracts.lineage import Lineage
 from runner.contracts.model_config import ModelConfig
 from runner.model import card_bits
 from runner.model.architecture import supported
-from runner.model.checkpoint import formats, servers
-from runner.model.checkpoint.adapter_config import FOLDER, adapter_config, vllm_rank, vllm_refusal
+from runner.model.checkpoint import adapter_loading, formats, servers
+from runner.model.checkpoint.adapter_config import FOLDER, adapter_config
 from runner.model.checkpoint.headers import model_config, read_headers, weights_nbytes
 from runner.model.checkpoint.quantization import cache_scheme, compressed_tensors_config
 from runner.model.checkpoint.quantization.cache_scheme import CacheScheme
@@ -231,14 +231,13 @@ def _vllm_cache(cache: CacheScheme | None) -> list[str]:
 def _vllm(adapter: Mapping[str, Any] | None) -> list[str]:
     if adapter is None:
         return ["To serve it with vLLM:", f"```sh\nvllm serve {_FOLDER}\n```"]
-    if adapter.get("target_parameters"):
-        return ["Whether vLLM takes an adapter of experts has not been tried; one that is merged needs no trial."]
-    if why := vllm_refusal(adapter):
-        return [f"{why}: it serves the weights without their adapter."]
-    lines = [
-        f"vllm serve {_FOLDER} --enable-lora --max-lora-rank {vllm_rank(adapter)}",
-        f"--lora-modules recovered={_FOLDER}/{FOLDER}",
-    ]
+    found = adapter_loading.verdict(adapter_loading.VLLM, adapter)
+    if found.how == servers.UNKNOWN:
+        return [f"{found.why[0].upper()}{found.why[1:]}; one that is merged needs no trial."]
+    if found.how == servers.REFUSED:
+        return [f"{found.why}: it serves the weights without their adapter."]
+    *options, modules, named = adapter_loading.vllm_arguments(adapter, "recovered", f"{_FOLDER}/{FOLDER}")
+    lines = [f"vllm serve {_FOLDER} {' '.join(options)}", f"{modules} {named}"]
     return ["To serve it with vLLM, as the model `recovered`:", "```sh\n" + " \\\n  ".join(lines) + "\n```"]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from runner.contracts.facts import CheckpointFacts
 from runner.errors import Diagnostic
-from runner.model.checkpoint import loading, servers
+from runner.model.checkpoint import adapter_loading, loading, servers
 from runner.model.checkpoint.servers import REFUSED, UNKNOWN, Verdict
 from runner.recipe.types import Recipe
 
@@ -55,13 +55,21 @@ def check(recipe: Recipe, results: Mapping[str, CheckpointFacts], served: Iterab
         where = f"{server}{f' on {recipe.serve[GPU]}' if GPU in recipe.serve else ''}"
         if verdict.how == REFUSED:
             message = f"`serve` names {where}, which cannot load {clause}"
-            help = "choose another scheme or format (docs/serving.md has the table), or leave the server out"
-            found.append(Diagnostic("R655", message, help, span))
+            remedy = _remedy(server, results[fitting[-1]])
+            found.append(Diagnostic("R655", message, f"{remedy}, or leave the server out", span))
         elif verdict.how == UNKNOWN:
             message = f"nothing is known of whether {where} loads {clause}"
             found.append(Diagnostic("R656", message, "try it, or choose a scheme that docs/serving.md lists", span,
                                     severity="warning"))  # fmt: skip
     return found
+
+
+def _remedy(server: str, facts: CheckpointFacts) -> str:
+    """Return what to do about a result that a server cannot load: about its adapter, or about its weights."""
+    adapter = facts.adapter if facts.engine is None else None
+    if adapter is not None and adapter_loading.verdict(server, adapter).how == REFUSED:
+        return adapter_loading.REMEDY
+    return "choose another scheme or format (docs/serving.md has the table)"
 
 
 def _named(recipe: Recipe) -> list[str]:

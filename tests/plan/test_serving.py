@@ -57,6 +57,37 @@ def test_a_server_that_cannot_load_the_result() -> None:
     )
 
 
+@pytest.mark.parametrize(("params", "message"), [
+    ("variant: dora", "`serve` names vllm, which cannot load the result of `lora`: vLLM has no DoRA"),
+    ("variant: lora", None),
+])  # fmt: skip
+def test_an_adapter_that_a_server_does_not_load(params: str, message: str | None) -> None:
+    data = 'data: {text: {source: "demo:stdlib", split: calibration, samples: 8, sequence_length: 64}}\n'
+    lora = f"recover.lora: {{data: text, teacher: model, loss: next_token, rank: 4, merge: keep, {params}}}"
+    serve = f"{{vllm: any}}\n{data.rstrip()}"
+    if message is None:
+        assert planned(serve, lora).warnings == ()
+        return
+    found = refused(serve, lora)
+    assert (found.code, found.message, found.help) == (
+        "R655", message,
+        "let `recover.lora` merge it, with `merge: requantize` into quantized weights, or leave the server out",
+    )  # fmt: skip
+
+
+def test_an_adapter_of_tensorrt_llm_has_not_been_tried() -> None:
+    data = 'data: {text: {source: "demo:stdlib", split: calibration, samples: 8, sequence_length: 64}}'
+    lora = "recover.lora: {data: text, teacher: model, loss: next_token, rank: 4, merge: keep}"
+    [warning] = planned(f"{{tensorrt-llm: any}}\n{data}", lora).warnings
+    assert (warning.code, warning.message) == (
+        "R656",
+        (
+            "nothing is known of whether tensorrt-llm loads the result of `lora`: whether it takes an adapter beside "
+            "weights has not been tried"
+        ),
+    )
+
+
 def test_a_server_without_a_result() -> None:
     found = refused("{llama.cpp: any}", "quantize.rtn: {bits: 4, group_size: 32}")
     assert (found.code, found.message, found.help) == (

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from runner.contracts.facts import CheckpointFacts
-from runner.model.checkpoint import formats, servers
+from runner.model.checkpoint import adapter_loading, formats, servers
 from runner.model.checkpoint.quantization.scheme import Scheme
-
-_ADAPTERS = ("vllm", "tensorrt-llm")  # they load adapters in ways of their own
 
 
 def verdict(server: str, facts: CheckpointFacts, device: float | None) -> servers.Verdict:
-    """Return how `server` loads what `facts` describe on a device: the worst over its formats and schemes."""
+    """Return how `server` loads what `facts` describe on a device: the worst over its formats, schemes and adapter."""
     packing = None if facts.engine is not None else formats.parse(facts.quantization)
     cache = packing.cache if packing is not None else None
     model = _plain_type(facts)
     found = [
         servers.verdict(server, format, schemes, device, cache, model) for format, schemes in _stored(facts).items()
     ]
-    if facts.engine is None and server in _ADAPTERS and (facts.adapter or {}).get("target_parameters"):
-        found.append(servers.Verdict(server, servers.UNKNOWN, "nobody has tried it with an adapter of experts"))
+    if facts.engine is None and facts.adapter is not None:  # an engine holds that of its checkpoint
+        found.append(adapter_loading.verdict(server, facts.adapter))
     return max(found, key=lambda each: servers.HOW.index(each.how))
 
 

@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from runner.model.checkpoint.adapter_config import FOLDER, vllm_rank, vllm_refusal
+from runner.model.checkpoint import adapter_loading
+from runner.model.checkpoint.adapter_config import FOLDER
+from runner.model.checkpoint.adapter_loading import VLLM
+from runner.model.checkpoint.servers import NATIVE
 from runner.runtime.serving.commands import OTHER, Server, fields
 
-VLLM = "vllm"
 _NAME = "{name}-adapted"
 
 
@@ -20,22 +22,21 @@ def refusal(server: str, arguments: Sequence[str], adapter: Mapping[str, Any] | 
     """Return why what a server answers would be the weights without their adapter; None where it would not."""
     if adapter is None:
         return None
-    if server == VLLM:
-        if adapter.get("target_parameters"):
-            return "nobody has tried whether vLLM loads an adapter of experts"
-        return vllm_refusal(adapter)
     if server == OTHER:
         if "adapter" in fields(arguments):
             return None
         return "no argument of the server has `{adapter}`, the folder of the adapter"
-    return f"{server} loads no adapter from the folder of a checkpoint"
+    if server == "transformers":  # whose server, unlike the library, does not ask peft
+        return "`transformers serve` loads no adapter from the folder of a checkpoint"
+    found = adapter_loading.verdict(server, adapter)
+    return None if found.how == NATIVE else found.why
 
 
 def with_adapter(server: Server, name: str, adapter: Mapping[str, Any] | None) -> Server:
     """Return the server with the arguments by which vLLM loads the adapter too, and answers as the adapted model."""
     if adapter is None or name != VLLM:
         return server
-    own = ("--enable-lora", "--max-lora-rank", str(vllm_rank(adapter)), "--lora-modules", f"{_NAME}={{adapter}}")
+    own = adapter_loading.vllm_arguments(adapter, _NAME, "{adapter}")
     return replace(server, arguments=(*server.arguments, *own), model=_NAME)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from runner.contracts.step_kind import (
     Result,
 )
 from runner.errors import Diagnostic, MachineError, StepFailed
-from runner.model.checkpoint import adapter_config, loading, servers
+from runner.model.checkpoint import adapter_config, adapter_loading, loading, servers
 from runner.model.layerwise import memory_budget
 from runner.runtime.serving import adapters, commands
 from runner.runtime.serving.client import Client
@@ -71,8 +72,7 @@ def _check_server(params: Params, inputs: Inputs) -> list[Diagnostic]:
     adapter = inputs.checkpoint.adapter if inputs.checkpoint.engine is None else None
     if why := adapters.refusal(name, params["arguments"], adapter):
         message = f"what is served would be the weights without the adapter that they carry: {why}"
-        found.append(Diagnostic("R868", message, "let `recover.lora` merge it, with `merge: requantize` into quantized "
-                                "weights", path=("server",)))  # fmt: skip
+        found.append(Diagnostic("R868", message, adapter_loading.REMEDY, path=("server",)))
     elif adapter is None and "adapter" in commands.fields(params["arguments"]):
         message = "`{adapter}` in `arguments` is the folder of an adapter, and what is served has none beside it"
         found.append(Diagnostic("R861", message, "leave that argument out", path=("arguments",)))
@@ -82,7 +82,7 @@ def _check_server(params: Params, inputs: Inputs) -> list[Diagnostic]:
         found.append(Diagnostic("R862", message, help, path=("server",)))
     if name != commands.OTHER:
         device = servers.CPU if inputs.machine.device == "cpu" else None
-        verdict = loading.verdict(name, inputs.checkpoint, device)
+        verdict = loading.verdict(name, replace(inputs.checkpoint, adapter=None), device)  # R868 is about that
         if verdict.how == servers.REFUSED:
             help = "choose another scheme, format or server: docs/serving.md has the table"
             found.append(Diagnostic("R863", f"{verdict.describe()}", help, path=("server",)))

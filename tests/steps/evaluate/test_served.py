@@ -204,10 +204,10 @@ def test_servers_that_would_leave_out_an_adapter(model: Path) -> None:
         ({"r": 600}, "vllm", "vLLM takes adapters up to rank 512"),
         ({"r": 16, "use_dora": True}, "vllm", "vLLM has no DoRA"),
         ({"r": 16, "target_parameters": ["a.experts.down_proj"]}, "vllm",
-         "nobody has tried whether vLLM loads an adapter of experts"),
+         "whether vLLM takes an adapter of experts has not been tried"),
         ({"r": 16, "rank_pattern": {"q_proj": 8}}, "vllm",
          "vLLM leaves out `rank_pattern`, by which modules have factors of their own"),
-        (lora, "transformers", "transformers loads no adapter from the folder of a checkpoint"),
+        (lora, "transformers", "`transformers serve` loads no adapter from the folder of a checkpoint"),
     ):  # fmt: skip
         assert complaints(model, server=server, environment=True, adapter=given) == [("R868", message + why, help)]
     own: dict[str, Any] = {"server": "other", "program": "sh", "adapter": lora}

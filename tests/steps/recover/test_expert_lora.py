@@ -279,9 +279,11 @@ def test_a_kept_adapter_of_experts_is_refused_where_it_cannot_go(tmp_path: Path)
     assert "R471" in [each.code for each in find(KIND).check(params, made)]
     for kind, code in (("quantize.rtn", "R471"), ("build.gguf", "R471"), ("build.onnx", "R477")):
         assert code in [each.code for each in find(kind).check(defaults(kind, {}), made)], kind
-    for server in ("vllm", "tensorrt-llm"):
-        found = loading.verdict(server, made.checkpoint, None)
-        assert found.describe() == f"{server} may load it: nobody has tried it with an adapter of experts"
+    for server, untried in (
+        ("vllm", "whether vLLM takes an adapter of experts has not been tried"),
+        ("tensorrt-llm", "whether it takes an adapter beside weights has not been tried"),
+    ):
+        assert loading.verdict(server, made.checkpoint, None).describe() == f"{server} may load it: {untried}"
     assert loading.verdict("transformers", made.checkpoint, None).describe() == "transformers loads it natively"
 
 
