@@ -11,7 +11,7 @@ from runner.contracts.facts import CheckpointFacts
 from runner.contracts.sites import Site
 from runner.errors import Diagnostic
 from runner.export import graph_layouts, supported, table_layouts
-from runner.model.checkpoint import formats
+from runner.model.checkpoint import adapter_config, formats
 from runner.model.checkpoint.quantization import packed_names
 from runner.model.checkpoint.quantization.scheme import Scheme, ceil_div
 
@@ -97,9 +97,10 @@ def nbytes(facts: CheckpointFacts, target: str, precision: str, embedding: str =
                 total += table_layouts.nbytes(tensor.shape[0], tensor.shape[1], bits)
             else:
                 total += math.prod(tensor.shape) * value
-    adapter = facts.adapter or {}
-    rank = int(adapter.get("r") or 0)
-    return total + rank * value * sum(i.columns + i.rows for i in facts.sites if rank)
+    adapter = facts.adapter
+    if adapter is None:
+        return total
+    return total + value * sum(adapter_config.rank_of(adapter, i.name) * (i.columns + i.rows) for i in facts.sites)
 
 
 def largest(facts: CheckpointFacts) -> int:

@@ -157,12 +157,27 @@ def renamed(model_type: str, modules: Iterable[str]) -> list[str]:
 
 def scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
     """Return s in W + s·B·A for a module: α / `rank`, or α / √`rank` for rsLoRA (Kalajdzievski 2023)."""
-    alpha = config["lora_alpha"]
-    for pattern, own in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            alpha = own
-            break
+    alpha = _own(config.get("alpha_pattern"), module, config["lora_alpha"])
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def rank_of(config: Mapping[str, Any], module: str) -> int:
+    """Return the rank of the adapter of a linear module; 0 where `target_modules` does not name it.
+
+    As in peft these are full names or ends of them, or one regular expression, or all linear modules.
+    """
+    named = config.get("target_modules") or ()
+    if isinstance(named, str):
+        found = named == "all-linear" or re.fullmatch(named, module) is not None
+    else:
+        found = any(f".{module}".endswith(f".{name}") for name in named)
+    return int(_own(config.get("rank_pattern"), module, config["r"])) if found else 0
+
+
+def _own(patterns: Mapping[str, Any] | None, module: str, usual: Any) -> Any:
+    """Return the value of the first pattern that a module's name ends with, as peft matches them; else `usual`."""
+    matching = (own for pattern, own in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", module))
+    return next(matching, usual)
 
 
 def targets(chosen: Sequence[str], linears: Sequence[str]) -> list[str]:

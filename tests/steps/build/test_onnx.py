@@ -81,6 +81,22 @@ def test_attention_in_both_directions(tmp_path: Path) -> None:
     )]  # fmt: skip
 
 
+@pytest.mark.parametrize(("targets", "patterns", "ranks"), [
+    (["q_proj"], {}, 4 + 4),
+    (["model.layers.1.self_attn.q_proj"], {}, 4),
+    (r".*\.0\.self_attn\.q_proj", {}, 4),
+    (["q_proj"], {"layers.1.self_attn.q_proj": 8}, 4 + 8),
+])  # fmt: skip
+def test_the_forecast_counts_the_factors_of_adapted_modules(
+    targets: Any, patterns: dict[str, int], ranks: int, tmp_path: Path
+) -> None:
+    plain = facts(save(tmp_path / "model", num_hidden_layers=2), "model")
+    [(rows, columns)] = {(i.rows, i.columns) for i in plain.sites if i.name.endswith("q_proj")}
+    own = {"r": 4, "target_modules": targets, "rank_pattern": patterns}
+    sizes = [preflight.nbytes(each, "onnxruntime", "fp16") for each in (plain, replace(plain, adapter=own))]
+    assert sizes[1] - sizes[0] == 2 * ranks * (rows + columns)
+
+
 def test_a_dora_adapter(tmp_path: Path) -> None:
     given = inputs(save(tmp_path / "model"))
     given = replace(given, checkpoint=replace(given.checkpoint, adapter={"use_dora": True, "r": 4}))
