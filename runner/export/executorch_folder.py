@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from typing import Any
 
 from runner.contracts.context import Context, Result
-from runner.export import companions, executorch_layouts, executorch_program
+from runner.export import companions, executorch_layouts, executorch_program, table_layouts
+from runner.export.tables import Calibration
 from runner.model.architecture import inspect
 from runner.model.checkpoint.companions import write_json
 from runner.runtime.executorch import FILE
@@ -50,12 +52,13 @@ iOS: add the Swift package `executorch` with `executorch_llm`, `backend_xnnpack`
 """
 
 
-def write(ctx: Context) -> Result:
-    """Write the program of `ctx`'s checkpoint to `ctx.out_dir`."""
+def write(ctx: Context, calibrated: Calibration | None = None) -> Result:
+    """Write the program of `ctx`'s checkpoint to `ctx.out_dir`; `calibrated` is by what its head is rounded."""
     source, out, params = ctx.inputs["checkpoint"], ctx.out_dir, ctx.params
     ctx.emit("progress", phase="exporting", done=0, total=2, unit="stages")
     facts = inspect.facts(source.path, source.path.name)
-    engine = executorch_layouts.engine(facts, params)
+    data = ctx.data_facts("data") if calibrated is not None else None
+    engine = executorch_layouts.engine(facts, params, data)
     companions.copy(source.path, out)
     config = {name: value for name, value in facts.config.raw.items() if name != "quantization_config"}
     write_json(out / "config.json", config)
@@ -68,7 +71,7 @@ def write(ctx: Context) -> Result:
     }  # fmt: skip
     bos = facts.config.raw.get("bos_token_id")
     metadata |= {"get_bos_id": bos} if isinstance(bos, int) else {}
-    program = executorch_program.export(source.path, engine["context"], params["embedding"], metadata)
+    program = executorch_program.export(source.path, engine["context"], params["embedding"], metadata, calibrated)
     ctx.safe_point()
     ctx.emit("progress", phase="writing", done=1, total=2, unit="stages")
     (out / FILE).write_bytes(program)
@@ -78,9 +81,11 @@ def write(ctx: Context) -> Result:
     })  # fmt: skip
     stored = ", ".join(f"{count} linear modules {how}" for how, count in engine["stored"].items())
     card = _CARD.format(
-        model=facts.config.model_type, file=FILE, version=found, stored=stored, embedding=params["embedding"],
+        model=facts.config.model_type, file=FILE, version=found, stored=stored,
+        embedding=table_layouts.told(params["embedding"], engine),
         context=engine["context"], vocabulary=engine["vocabulary"], recipe=ctx.recipe_text.rstrip(),
     )  # fmt: skip
     (out / "README.md").write_text(card, encoding="utf-8")
     ctx.emit("progress", phase="writing", done=2, total=2, unit="stages")
-    return Result(metrics={"bytes": len(program)}, details={"stored": engine["stored"], "context": engine["context"]})
+    details: dict[str, Any] = {key: engine[key] for key in ("stored", "tables", "context") if key in engine}
+    return Result(metrics={"bytes": len(program)}, details=details)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from runner.contracts.context import DataFacts
 from runner.contracts.facts import CheckpointFacts
 from runner.errors import Diagnostic
 from runner.export import preflight, supported, table_layouts
@@ -70,7 +71,8 @@ def refuse(facts: CheckpointFacts, params: Mapping[str, Any]) -> list[Diagnostic
         message = f"`embedding` is int4; its groups of {_TABLE_GROUP} columns do not divide {width}"
         found.append(Diagnostic("R864", message, "use `embedding: int8`", path=("embedding",)))
     else:
-        found += table_layouts.warn(params["embedding"])
+        found += table_layouts.warn(params, params["embedding"])
+    found += table_layouts.check_data(facts, params, params["embedding"])
     return found + _weights(facts)
 
 
@@ -112,13 +114,14 @@ def nbytes(facts: CheckpointFacts, params: Mapping[str, Any]) -> int:
     return total
 
 
-def engine(facts: CheckpointFacts, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of engine.json that is known before anything runs."""
+def engine(facts: CheckpointFacts, params: Mapping[str, Any], calibration: DataFacts | None = None) -> dict[str, Any]:
+    """Return the part of engine.json that is known before anything runs; `calibration` is that of the tables."""
     packed = preflight.schemes(facts)
     stored = Counter(scheme.describe() for _, scheme in packed.values())
     dense = len(facts.sites) - len(packed)
     return {
         "format": "executorch", "backend": "xnnpack", "embedding": params["embedding"],
+        **(table_layouts.described(calibration) if calibration is not None else {}),
         "context": context(facts, params), "vocabulary": facts.config.vocabulary_size, "max_batch": 1,
         "layers": facts.layer_count, "stored": dict(sorted({**stored, **({"dense": dense} if dense else {})}.items())),
     }  # fmt: skip

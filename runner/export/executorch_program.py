@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from runner.errors import StepFailed
-from runner.export import executorch_layouts, executorch_sharing, table_layouts
+from runner.export import executorch_layouts, executorch_sharing, table_layouts, tables
 from runner.export.decoder import Decoder, own_attention, shape_of
-from runner.methods.quantization_grid import quantize_rtn
+from runner.export.tables import Calibration
 from runner.model.checkpoint.quantization.elements import Levels
 from runner.model.checkpoint.quantization.quantized import Quantized
 from runner.model.checkpoint.quantization.scheme import Scheme
@@ -102,10 +102,13 @@ class Table(nn.Module):
         return rows
 
 
-def export(checkpoint: Path, context: int, embedding: str, metadata: dict[str, Any]) -> bytes:
+def export(
+    checkpoint: Path, context: int, embedding: str, metadata: dict[str, Any], calibrated: Calibration | None = None
+) -> bytes:
     """Return the program of a checkpoint. `embedding` is one of `table_layouts.BITS`; `metadata`: method → value.
 
-    A head that is tied to the embedding is stored once with it.
+    `calibrated` is by what the table of integers that multiplies is rounded. A head that is tied to the embedding is
+    stored once with it.
 
     Raises StepFailed where integers do not fit XNNPACK's layouts.
     """
@@ -113,7 +116,7 @@ def export(checkpoint: Path, context: int, embedding: str, metadata: dict[str, A
 
     streamed = load(checkpoint, "cpu", torch.float32, exact=True)
     with CheckpointReader(checkpoint) as reader:
-        _fill(streamed, reader, table_layouts.BITS[embedding])
+        _fill(streamed, reader, table_layouts.BITS[embedding], calibrated)
     own_attention(streamed.model)
     decoder = StaticDecoder(streamed.model, context).eval()
     new = torch.export.Dim("new", min=1, max=context)
@@ -140,30 +143,34 @@ def _partitioners() -> list[Any]:
     return [XnnpackDynamicallyQuantizedPartitioner(), XnnpackPartitioner()]
 
 
-def _fill(streamed: StreamedModel, reader: CheckpointReader, table_bits: int) -> None:
+def _fill(
+    streamed: StreamedModel, reader: CheckpointReader, table_bits: int, calibrated: Calibration | None = None
+) -> None:
     """Give linear modules the checkpoint's integers, and the embedding and head integers of `table_bits` bits."""
     import executorch.exir.passes._quant_patterns_and_replacements  # noqa: F401  defines the operators of `Table`
 
     model = streamed.model
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    shared: Quantized | None = None  # of a head that is the embedding
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and streamed.is_packed(name):
             q = reader.read_quantized(streamed.stored_module(name))
             module.weight = nn.Parameter(_weight(q, streamed.scheme(name), name), requires_grad=False)
         elif table_bits and module is ends[1] and isinstance(module, nn.Linear):
-            weight = _weight(rounded_table(module.weight, table_bits), None, name)
-            module.weight = nn.Parameter(weight, requires_grad=False)
+            q = rounded_table(module.weight, table_bits, calibrated)
+            shared = q if streamed.tied_to(f"{name}.weight") else None
+            module.weight = nn.Parameter(_weight(q, None, name), requires_grad=False)
     if table_bits:
         table, factor = ends[0].weight, float(getattr(ends[0], "embed_scale", 1))
-        model.set_input_embeddings(Table(rounded_table(table, table_bits), factor))
+        model.set_input_embeddings(Table(rounded_table(table, table_bits) if shared is None else shared, factor))
 
 
-def rounded_table(weight: torch.Tensor, bits: int) -> Quantized:
-    """Round a table [V, H] to nearest on grids of least squared error, with scales that bfloat16 holds."""
+def rounded_table(weight: torch.Tensor, bits: int, calibrated: Calibration | None = None) -> Quantized:
+    """Round a table [V, H] on grids of least (weighed) squared error, those of 4 bits with scales in bfloat16."""
     size = _TABLE_GROUP if bits == 4 else weight.shape[1]
     strategy: Any = size if bits == 4 else "channel"
     levels = Levels(scheme_of(bits, strategy, True).weights, torch.bfloat16 if bits == 4 else torch.float32)
-    return quantize_rtn(weight.detach().float(), levels, "mse")
+    return tables.quantized(weight.detach(), levels, calibrated)
 
 
 def _weight(q: Quantized, scheme: Scheme | None, name: str) -> torch.Tensor:

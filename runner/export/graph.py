@@ -18,6 +18,7 @@ from runner.export.decoder import Shape, shape_of
 from runner.export.external_data import DataFile
 from runner.export.preflight import FUSED, STANDARD
 from runner.export.table_layouts import BITS
+from runner.export.tables import Calibration
 from runner.export.tensorrt_inputs import TENSORRT_DOMAIN
 from runner.export.trace import DOMAIN, trace
 from runner.export.weights import MICROSOFT, Filler, Options
@@ -59,6 +60,7 @@ def export(
     opset: int = 21,
     accuracy_level: int = 1,
     embedding: str = "dense",
+    calibrated: Calibration | None = None,
     operators: str = STANDARD,
     file: str = FILE,
     piece: int | None = None,
@@ -67,10 +69,12 @@ def export(
     """Write the graph of a checkpoint, packed or dense, with its adapter if it has one, into the folder `out`.
 
     `target` is one of `graph_layouts.TARGETS`, `precision` of PRECISIONS: the type it computes in, `embedding` of
-    `table_layouts.BITS`: how the token embedding and the head are stored, `operators` FUSED or STANDARD. `file` is
-    the name of the graph, and `piece` the most bytes of a file of its weights. `progress` gets the number of modules
-    written, and of all. RecipeError and StepFailed are those of the checkpoint's readers;
-    StepFailed also where integers do not fit a layout exactly.
+    `table_layouts.BITS`: how the token embedding and the head are stored, `calibrated` by what the one that multiplies
+    is rounded, `operators` FUSED or STANDARD. `file` is the name of the graph, and `piece` the most bytes of a file of
+    its weights. `progress` gets the number of modules written, and of all.
+
+    RecipeError and StepFailed are those of the checkpoint's readers; StepFailed also where integers do not fit a layout
+    exactly.
     """
     dtype = PRECISIONS[precision]
     streamed = StreamedModel(checkpoint, "cpu", dtype)
@@ -79,7 +83,8 @@ def export(
     path = out / file
     path.parent.mkdir(parents=True, exist_ok=True)
     with DataFile(path.with_name(f"{path.name}_data"), piece) as data:
-        filler = Filler(graph, streamed, data, Options(target, dtype, accuracy_level, BITS[embedding]))
+        options = Options(target, dtype, accuracy_level, BITS[embedding], calibrated)
+        filler = Filler(graph, streamed, data, options)
         filler.fill(progress)
     streamed.reader.close()
     shape = shape_of(streamed.config)

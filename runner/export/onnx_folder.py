@@ -7,7 +7,8 @@ from typing import Any
 
 from runner.contracts.context import Context
 from runner.contracts.model_config import ModelConfig
-from runner.export import companions, genai, graph, graph_layouts, preflight, supported, web
+from runner.export import companions, genai, graph, graph_layouts, preflight, supported, table_layouts, web
+from runner.export.tables import Calibration
 from runner.model.architecture import inspect
 from runner.model.checkpoint import headers
 from runner.model.checkpoint.companions import write_json
@@ -21,8 +22,11 @@ _NAMES = {"onnxruntime": "onnxruntime", "tensorrt": "TensorRT", "web": "browsers
 _PACKAGES = ("onnx", "onnxscript", "torch", "transformers")
 
 
-def write(ctx: Context) -> dict[str, Any]:
-    """Export `ctx.inputs["checkpoint"]` with `ctx.params` to `ctx.out_dir`; return engine.json, and `bytes`."""
+def write(ctx: Context, calibrated: Calibration | None = None) -> dict[str, Any]:
+    """Export `ctx.inputs["checkpoint"]` with `ctx.params` to `ctx.out_dir`; return engine.json, and `bytes`.
+
+    `calibrated` is by what the table of integers that multiplies is rounded.
+    """
     source, out = ctx.inputs["checkpoint"], ctx.out_dir
     config = headers.model_config(source.path)
     target, browser = ctx.params["target"], ctx.params["target"] == graph_layouts.WEB
@@ -37,6 +41,7 @@ def write(ctx: Context) -> dict[str, Any]:
         opset=OPSET,
         accuracy_level=ctx.params["accuracy_level"],
         embedding=embedding,
+        calibrated=calibrated,
         operators=operators,
         file=web.file(kind),
         piece=web.PIECE if browser else None,
@@ -47,6 +52,7 @@ def write(ctx: Context) -> dict[str, Any]:
         "target": target,
         "precision": ctx.params["precision"],
         "embedding": embedding,
+        **(table_layouts.described(ctx.data_facts("data")) if calibrated is not None else {}),
         "operators": operators,
         "past_present_share_buffer": operators == preflight.FUSED,
         "file": exported.file,
@@ -76,6 +82,8 @@ def _card(engine: dict[str, Any], config: ModelConfig, exported: graph.Exported)
     shape = exported.shape
     lines = [f"- {count} linear module{'' if count == 1 else 's'}: {text}." for text, count in exported.stored.items()]
     lines += [f"- Of these, {count}: {text}, the same values." for text, count in exported.widened.items()]
+    if "tables" in engine:
+        lines.append(f"- Token embedding and head: {table_layouts.told(engine['embedding'], engine)}.")
     if engine["target"] != graph_layouts.TENSORRT:
         cache = {"layers": shape.layers, "heads": shape.kv_heads, "width": shape.head_dim}
         run = _RUN.format(file=exported.file, dtype=exported.inputs[-1][1], **cache)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from runner.contracts.context import DataFacts
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.sites import Site
 from runner.errors import Diagnostic
@@ -161,9 +162,14 @@ def refuse_operators(params: Mapping[str, Any]) -> list[Diagnostic]:
 
 
 def engine(
-    facts: CheckpointFacts, target: str, precision: str, embedding: str = "dense", operators: str = STANDARD
+    facts: CheckpointFacts,
+    target: str,
+    precision: str,
+    embedding: str = "dense",
+    operators: str = STANDARD,
+    calibration: DataFacts | None = None,
 ) -> Mapping[str, Any]:
-    """Return the part of engine.json that is known before anything runs."""
+    """Return the part of engine.json that is known before anything runs; `calibration` is that of the tables."""
     packed = schemes(facts)
     stored = Counter(scheme.describe() for _, scheme in packed.values())
     dense = len(facts.sites) - len(packed)
@@ -172,6 +178,7 @@ def engine(
         "target": target,
         "precision": precision,
         "embedding": embedding,
+        **(table_layouts.described(calibration) if calibration is not None else {}),
         "operators": operators,
         "context": supported.context(facts.config),
         "vocabulary": facts.config.vocabulary_size,

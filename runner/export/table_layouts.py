@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from runner.contracts.context import DataFacts
 from runner.contracts.facts import CheckpointFacts
 from runner.errors import Diagnostic
 from runner.export import graph_layouts
+from runner.model.checkpoint import formats
+from runner.model.checkpoint.quantization import packed_names
 
 BITS = {"dense": 0, "int8": 8, "int4": 4}  # values of the parameter `embedding`
 AUTO = "auto"  # the further one, of which `preflight.embedding` makes one of these
@@ -23,6 +29,32 @@ def is_table(facts: CheckpointFacts, name: str) -> bool:
     shape = facts.tensors[name].shape
     stands_alone = name.endswith(".weight") and not name.startswith(facts.layers_prefix)
     return stands_alone and len(shape) == 2 and shape[0] == facts.config.vocabulary_size
+
+
+def has_multiplied(facts: CheckpointFacts) -> bool:
+    """Return whether the head, or the embedding that it is tied to, is a table: not where the head is packed."""
+    outside = {packed_names.split(name)[0] for name in facts.tensors if not name.startswith(facts.layers_prefix)}
+    packed = any(formats.of_module(facts.tensors, module) is not None for module in outside)
+    return not packed and any(is_table(facts, name) for name in facts.tensors)
+
+
+def is_calibrated(facts: CheckpointFacts, params: Mapping[str, Any], embedding: str) -> bool:
+    """Return whether a table is rounded by what calibration data say of the head's inputs."""
+    return params.get("data") is not None and BITS[embedding] > 0 and has_multiplied(facts)
+
+
+def described(data: DataFacts) -> dict[str, Any]:
+    """Return what engine.json says of tables that calibration data rounded: windows (None: all of the data), length."""
+    return {"tables": {"rounding": "gptq", "calibration": [data.samples, data.sequence_length]}}
+
+
+def told(embedding: str, engine: Mapping[str, Any]) -> str:
+    """Return how a card says that tables are stored, by `described` in engine.json."""
+    if "tables" not in engine:
+        return embedding
+    windows, length = engine["tables"]["calibration"]
+    text = f"{windows} windows of {length} tokens" if windows is not None else f"windows of {length} tokens"
+    return f"{embedding}, where they multiply rounded by GPTQ from the head's inputs in {text}"
 
 
 def nbytes(rows: int, columns: int, bits: int) -> int:
@@ -47,12 +79,22 @@ def refuse(facts: CheckpointFacts, target: str, embedding: str) -> list[Diagnost
     return found
 
 
-def warn(embedding: str) -> list[Diagnostic]:
-    """Return a warning of tables of 4 bits, which small models do not bear (docs/engines.md)."""
-    if BITS[embedding] != 4:
+def check_data(facts: CheckpointFacts, params: Mapping[str, Any], embedding: str) -> list[Diagnostic]:
+    """Return a complaint about calibration data by which nothing is rounded."""
+    if params.get("data") is None or is_calibrated(facts, params, embedding):
+        return []
+    dense = f"`embedding: {params['embedding']}` leaves the tables of this model dense"
+    why = "the checkpoint has quantized its head already" if BITS[embedding] else dense
+    message = f"`data` has no effect: it says how to round the table of integers that multiplies, and {why}"
+    return [Diagnostic("R418", message, "leave it out", path=("data",))]
+
+
+def warn(params: Mapping[str, Any], embedding: str) -> list[Diagnostic]:
+    """Return a warning of tables of 4 bits without calibration, which small models do not bear (docs/engines.md)."""
+    if BITS[embedding] != 4 or params.get("data") is not None:
         return []
     message = (
         "`embedding` is int4; tables of 4 bits cost some models more than layers do (SmolLM2-135M: 27 % of perplexity)"
     )
-    help = "compare it by `evaluate.perplexity` with `embedding: int8`, which costs that model 1 %"
+    help = "name a calibration text with `data`, by which the head is rounded to lose less, or use `embedding: int8`"
     return [Diagnostic("R873", message, help, path=("embedding",), severity="warning")]

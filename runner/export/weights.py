@@ -16,6 +16,7 @@ from runner.errors import StepFailed
 from runner.export import graph_layouts, integers, tables, tensorrt_weights
 from runner.export.external_data import DataFile
 from runner.export.nodes import Nodes, held, token_scales
+from runner.export.tables import Calibration
 from runner.export.tensorrt_inputs import TensorrtInputs
 from runner.export.trace import DOMAIN, EMBEDDING
 from runner.model.checkpoint import adapter_config
@@ -31,13 +32,15 @@ MICROSOFT = "com.microsoft"
 class Options:
     """`target` is one of graph_layouts.TARGETS; `accuracy_level` that of MatMulNBits.
 
-    `table_bits` is the number of bits of the token embedding and the head, 0 where they stay dense.
+    `table_bits` is the number of bits of the token embedding and the head, 0 where they stay dense; `calibrated` is how
+    the one that multiplies is rounded to them.
     """
 
     target: str
     dtype: torch.dtype
     accuracy_level: int
     table_bits: int = 0
+    calibrated: Calibration | None = None
 
 
 class Filler:
@@ -58,6 +61,8 @@ class Filler:
         self._ends = {name for name, m in self._modules.items() if any(m is end for end in ends)}
         embeddings = [name for name, m in self._modules.items() if isinstance(m, torch.nn.Embedding)]
         self._tied = {tied: name for name in embeddings for tied in streamed.tied_to(f"{name}.weight")}
+        heads = [name for name, m in self._modules.items() if m is ends[1] and not streamed.is_packed(name)]
+        self._multiplied = {self._tied.get(f"{name}.weight", name) for name in heads}
         self._rounded: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}  # inputs of several modules, rounded once
         self._tensorrt_inputs = TensorrtInputs(options.dtype)
         self._zero_point: ir.Value | None = None
@@ -130,7 +135,8 @@ class Filler:
         """Return integers [rows, blocks, bytes] and scales [rows, blocks, 1] of an embedding or head, written once."""
         if module not in self._packed_tables:
             weight = self._convert(self.streamed.reader.read_weight(self._stored(f"{module}.weight")), module)
-            block = tables.rounded(weight, self.options.table_bits)
+            calibrated = self.options.calibrated if module in self._multiplied else None
+            block = tables.rounded(weight, self.options.table_bits, calibrated)
             rows, blocks, _ = block.weight.shape
             weight_value = self._add(made, f"{module}.weight", block.weight)
             self._packed_tables[module] = (

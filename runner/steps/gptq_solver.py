@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from runner.contracts.facts import CheckpointFacts
@@ -74,10 +75,14 @@ def solving_seconds(facts: CheckpointFacts, machine: MachineFacts) -> float:
 
     With little calibration data it is most of the step: for a layer of 2048 × 8192 and 4096 tokens, 7 of 11 s.
     """
-    widths = distinct_inputs(facts)
-    products = sum(k**3 for k in widths) / 2 + sum(i.rows * i.columns**2 for i in facts.sites)
+    return shape_seconds([(i.rows, i.columns) for i in facts.sites], distinct_inputs(facts), machine)
+
+
+def shape_seconds(shapes: Sequence[tuple[int, int]], widths: Sequence[int], machine: MachineFacts) -> float:
+    """Return the seconds of solving weights of these `shapes` [out, in], whose distinct inputs have these `widths`."""
+    products = sum(k**3 for k in widths) / 2 + sum(rows * columns**2 for rows, columns in shapes)
     seconds = products / machine.flops + _COLUMN_SECONDS * sum(widths)
     if machine.device == "cpu":
-        weights = sum(i.size for i in facts.sites)
+        weights = sum(rows * columns for rows, columns in shapes)
         seconds += weights / (_SOLVED_WEIGHTS * machine.cpus)
     return seconds

@@ -136,6 +136,10 @@ class OutsideLayers:
         logits: torch.Tensor = out.float()
         return logits
 
+    def head_inputs(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What the output embedding is multiplied with [batch, length, in] for final hidden states of that shape."""
+        return self._enters_head(hidden, 0)
+
     def needs_embedding(self) -> bool:
         """Whether `logits` runs the embedding: models that take no embedded input, or embed ids in further tables."""
         return not self._takes_embedded() or self._embeds_further()

@@ -5,10 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from runner.contracts.facts import CheckpointFacts
-from runner.contracts.step_kind import CHECKPOINT, ENGINE, QUANTIZED, Context, Cost, Inputs, Params, Requirement, Result
+from runner.contracts.step_kind import (
+    CHECKPOINT,
+    ENGINE,
+    QUANTIZED,
+    Context,
+    Cost,
+    DataFacts,
+    Inputs,
+    Params,
+    Requirement,
+    Result,
+)
 from runner.errors import Diagnostic
 from runner.export import graph_layouts, preflight, table_layouts, web
 from runner.model.layerwise import memory_budget
+from runner.steps import head_calibration
 
 VERSION = 7
 CONSUMES = (CHECKPOINT, QUANTIZED)
@@ -16,6 +28,7 @@ PRODUCES = ENGINE
 REQUIRES = (Requirement("onnx", "onnx"), Requirement("onnxscript", "onnx"), Requirement("onnxruntime", "onnx"))
 METRICS = ()
 
+_DETAILS = ("target", "precision", "embedding", "tables", "operators", "stored", "carried", "bytes")
 _EXPORTER = 120 << 20  # torch's exporter and onnx imported, one layer traced (measured)
 _LAYER = 6 << 20  # of a traced graph
 _SECONDS = 12.0
@@ -29,7 +42,8 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
     refused = table_layouts.refuse(inputs.checkpoint, str(params["target"]), embedding)
     if params["target"] == graph_layouts.TENSORRT and not any(d.code == "R478" for d in found):
         found += preflight.warn_of_tokens(inputs.checkpoint)
-    return found + (refused or table_layouts.warn(embedding))
+    found += table_layouts.check_data(inputs.checkpoint, params, embedding)
+    return found + (refused or table_layouts.warn(params, embedding))
 
 
 def estimate(params: Params, inputs: Inputs) -> Cost:
@@ -41,14 +55,24 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     peak = memory_budget.RUNTIME + _EXPORTER + _LAYER * facts.layer_count + tensors
     seconds = _SECONDS + _LAYER_SECONDS * facts.layer_count
     seconds += (facts.nbytes + written) / max(1.0, inputs.machine.disk_bytes_per_second)
-    return Cost(peak, written, 0, seconds)
+    cost = Cost(peak, written, 0, seconds)
+    data = _data(params, inputs)
+    return cost if data is None else head_calibration.with_calibration(cost, facts, data, inputs.machine)
 
 
 def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
     from dataclasses import replace
 
+    facts, operators = inputs.checkpoint, preflight.operators(params)
+    described = preflight.engine(facts, *_stored(facts, params), operators, _data(params, inputs))
+    return replace(facts, engine=described)
+
+
+def _data(params: Params, inputs: Inputs) -> DataFacts | None:
+    """Return the calibration data by which a table is rounded, if one is."""
     facts = inputs.checkpoint
-    return replace(facts, engine=preflight.engine(facts, *_stored(facts, params), preflight.operators(params)))
+    calibrated = table_layouts.is_calibrated(facts, params, preflight.embedding(facts, params))
+    return inputs.data["data"] if calibrated else None
 
 
 def _stored(facts: CheckpointFacts, params: Params) -> tuple[str, str, str]:
@@ -58,9 +82,6 @@ def _stored(facts: CheckpointFacts, params: Params) -> tuple[str, str, str]:
 def run(ctx: Context) -> Result:
     from runner.export import onnx_folder
 
-    engine: dict[str, Any] = onnx_folder.write(ctx)
-    return Result(
-        details={
-            key: engine[key] for key in ("target", "precision", "embedding", "operators", "stored", "carried", "bytes")
-        }
-    )
+    calibrated = head_calibration.calibration(ctx) if ctx.params.get("data") is not None else None
+    engine: dict[str, Any] = onnx_folder.write(ctx, calibrated)
+    return Result(details={key: engine[key] for key in _DETAILS if key in engine})

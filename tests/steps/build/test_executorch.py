@@ -12,20 +12,24 @@ import numpy as np
 import pytest
 import torch
 
+from runner.contracts.context import DataFacts
 from runner.contracts.step_kind import Inputs, Result
 from runner.errors import StepFailed
-from runner.export import executorch_layouts, table_layouts
+from runner.export import executorch_layouts, executorch_sharing, table_layouts, tables
 from runner.export.decoder import own_attention
 from runner.export.executorch_program import StaticDecoder, Table, rounded_table
 from runner.model.architecture.inspect import facts
 from runner.model.checkpoint.quantization.presets import PRESETS
 from runner.model.checkpoint.quantization.scheme import integers
+from runner.model.layerwise import head_inputs
+from runner.model.layerwise.stream_run import SILENT, StreamInputs, StreamRun
 from runner.plan.machine import machine_facts
 from runner.runtime import open as runtimes
 from runner.runtime.transformers import Reference, load
 from runner.steps.kinds import find
 from tests import tiny
 from tests.host import Host
+from tests.methods.naive import Points, dampened, gptq
 
 KIND = "build.executorch"
 NEEDS = pytest.mark.skipif(find_spec("executorch") is None, reason="the package executorch is not installed")
@@ -142,6 +146,67 @@ def test_a_program_computes_what_the_checkpoint_computes(embedding: str, checkpo
     steps = [program.prefill(ids[:1, :1]), *(program.decode(ids[:1, place : place + 1]) for place in range(1, 24))]
     np.testing.assert_allclose(np.concatenate(steps, axis=1), ours, atol=1e-4)
     program.close()
+
+
+@pytest.mark.parametrize(("bits", "groups"), [(4, 1), (8, 1)])
+def test_a_table_that_multiplies_is_gptqs(bits: int, groups: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(20, 32, generator=generator)
+    x = torch.randn(60, 32, generator=generator) @ torch.randn(32, 32, generator=generator)
+    h = 2 / len(x) * x.T @ x
+    done: list[tuple[int, int]] = []
+    found = rounded_table(weight, bits, tables.calibration(h, lambda *rows: done.append(rows)))
+    assert done == [(20, 20)]
+    assert tuple(found.scale.shape) == (20, groups)
+    assert found.scale.dtype == (torch.bfloat16 if bits == 4 else torch.float32)
+    middle = [[2 ** (bits - 1)] * groups] * 20
+    grid = Points(found.scale.double().tolist(), middle, 2**bits, 32 // groups)
+    order = sorted(range(32), key=lambda j: -float(h[j, j]))
+    assert found.codes.tolist() == gptq(weight, dampened(h, tables.DAMPENING), grid, order)
+
+
+def test_data_that_have_no_effect_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    why = "`data` has no effect: it says how to round the table of integers that multiplies, and "
+    dense = ("R418", f"{why}`embedding: dense` leaves the tables of this model dense", "leave it out")
+    assert complaints(checkpoint, data="calibration", embedding="dense") == [dense]
+    for embedding in ("int4", "int8"):
+        assert complaints(checkpoint, data="calibration", embedding=embedding) == []
+
+
+def test_the_forecast_has_the_calibration(checkpoint: Path) -> None:
+    data = {"data": DataFacts("calibration", 8, 24, 1536, "0" * 64)}
+    given = Inputs(facts(checkpoint, "demo"), {}, data, machine_facts("cpu"))
+    plain, calibrated = (
+        Host(checkpoint.parent / "check", KIND, checkpoint, ids).params for ids in (None, tiny.tokens(8, 24))
+    )
+    assert find(KIND).estimate(calibrated, given).seconds > find(KIND).estimate(plain, given).seconds
+    assert find(KIND).estimate(calibrated, given).memory > find(KIND).estimate(plain, given).memory
+    assert "tables" not in (find(KIND).outcome(plain, given).engine or {})
+    engine = find(KIND).outcome(calibrated, given).engine or {}
+    assert engine["tables"] == {"rounding": "gptq", "calibration": [8, 24]}
+
+
+@pytest.mark.nightly  # an export takes a minute
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@NEEDS
+def test_a_calibrated_table_is_in_the_program_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executorch_sharing, "_LARGE", 1 << 10)
+    source = quantized(tmp_path, "llama_tied")
+    host = Host(tmp_path / "built", KIND, source, tiny.tokens(8, 24), context=48, embedding="int4")
+    result = find(KIND).run(host)
+    written = (host.out_dir / "model.pte").read_bytes()
+    weight = load(source, "cpu", torch.float32).model.get_input_embeddings().weight.detach()
+    inputs = StreamInputs(source, facts(source, "demo"), ids=tiny.tokens(8, 24))
+    moment = head_inputs.second_moment(inputs, StreamRun(tmp_path / "again", tmp_path / "again.json", SILENT))
+    calibrated = tables.calibration(moment, lambda done, rows: None)
+    rows = [Table(rounded_table(weight, 4, each), 1).get_buffer("rows") for each in (calibrated, None)]
+    assert [written.count(each.numpy().tobytes()) for each in rows] == [1, 0]
+    told = {"rounding": "gptq", "calibration": [8, 24]}
+    assert json.loads((host.out_dir / "engine.json").read_text())["tables"] == result.details["tables"] == told
+    text = (
+        "the embedding and the head are\nint4, where they multiply rounded by GPTQ from the head's inputs in 8 windows"
+    )
+    assert text in (host.out_dir / "README.md").read_text()
 
 
 @pytest.mark.nightly
