@@ -241,7 +241,7 @@ def test_the_folder_and_the_forecast(tmp_path: Path) -> None:
     }
     assert engine == {
         "format": "onnx", "target": "onnxruntime", "precision": "fp32", "embedding": "int8", "operators": "fused",
-        "file": "onnx/model.onnx", "opset": 21,
+        "past_present_share_buffer": True, "file": "onnx/model.onnx", "opset": 21,
         "versions": {name: version(name) for name in ("onnx", "onnxscript", "torch", "transformers")},
         "source": {"digest": "0" * 64}, "context": 64, "vocabulary": 96, "max_batch": None, "layers": 2, "kv_heads": 2,
         "head_dim": 16, "stored": {"3-bit, symmetric, groups of 32": 14},
