@@ -116,7 +116,11 @@ def _changed(before: Path, after: Path) -> list[str]:
     """The tensors of two checkpoints that have one name and other bytes."""
     one, other = ({n: t for file in folder.glob("*.safetensors") for n, t in load_file(file).items()}
                   for folder in (before, after))  # fmt: skip
-    return sorted(n for n in one if n in other and one[n].view(torch.uint8).ne(other[n].view(torch.uint8)).any())
+    return sorted(name for name in one if name in other and not torch.equal(_octets(one[name]), _octets(other[name])))
+
+
+def _octets(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.reshape(-1).view(torch.uint8)
 
 
 def run(kind: str, model: Path, folder: Path, ids: torch.Tensor | None, **params: Any) -> Any:
@@ -143,6 +147,7 @@ def perplexity(folder: Path) -> float:
     """The perplexity of IDS by transformers' own forward in float32."""
     loads = getattr(transformers, supported.auto_class(model_config(folder).model_type))
     model = loads.from_pretrained(folder, dtype=torch.float32).eval()
+    model.config.use_cache = False  # that of xlstm has the sizes of the values for keys, too
     total = 0.0
     with torch.no_grad():
         for ids in IDS.split(24):
