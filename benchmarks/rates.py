@@ -3,12 +3,13 @@
     python -m benchmarks.rates WORK/smollm2 --work WORK --genai GENAI/bin/python --executorch ET/bin/python --node JS
 
 The model is rounded to 4 bits in groups of 32, and becomes: an ONNX graph with products in float32, one whose products
-round inputs to 8 bits, a Q4_0 file of the same integers for llama.cpp (with --node, a folder with node-llama-cpp), and
-a program for ExecuTorch (with --executorch, a Python that has it and this project's other packages). With --node, the
-model itself becomes a Q4_K_M file, too. With --genai, a Python with onnxruntime-genai, torch and onnx, its own builder
-makes an INT4 model of the same checkpoint, and it also runs our second graph. Every program gets the same prompts and
-as many threads as --cores; each measurement is a process of its own. Rates are those of the shortest times, which other
-work on the machine disturbs least; where there is much of it, the processor seconds of each process say more.
+round inputs to 8 bits, that graph with its tables in 4 bits (by GPTQ from 64 windows of text), a Q4_0 file of the same
+integers for llama.cpp (with --node, a folder with node-llama-cpp), and a program for ExecuTorch (with --executorch, a
+Python that has it and this project's other packages). With --node, the model itself becomes a Q4_K_M file, too. With
+--genai, a Python with onnxruntime-genai, torch and onnx, its own builder makes an INT4 model of the same checkpoint,
+and it also runs our second and third graph. Every program gets the same prompts and as many threads as --cores; each
+measurement is a process of its own. Rates are those of the shortest times, which other work on the machine disturbs
+least; where there is much of it, the processor seconds of each process say more.
 """
 
 from __future__ import annotations
@@ -28,11 +29,19 @@ from benchmarks.measure import environment, run, timed
 
 HERE = Path(__file__).parent / "readers"
 EXACT, ROUNDED, PROGRAM = "ours: ONNX, float32", "ours: ONNX, inputs in 8 bits", "ours: .pte"
+SMALL = "ours: ONNX, inputs in 8 bits, tables in 4"
 GGUF, MIXED = "ours: Q4_0 in llama.cpp", "ours: Q4_K_M in llama.cpp"
 GENAI, GENAI_OURS = "genai's builder", "ours: ONNX, inputs in 8 bits, in genai"
+GENAI_SMALL = "ours: ONNX, inputs in 8 bits, tables in 4, in genai"
+DATA = {"calibration": {"source": "demo:stdlib", "split": "calibration", "samples": 64, "sequence_length": 256}}
 STEPS: dict[str, dict[str, Any]] = {
     EXACT: {"id": "exact", "from": "int4", "build.onnx": {}},
     ROUNDED: {"id": "rounded", "from": "int4", "build.onnx": {"accuracy_level": 4}},
+    SMALL: {
+        "id": "small",
+        "from": "int4",
+        "build.onnx": {"accuracy_level": 4, "embedding": "int4", "data": "calibration"},
+    },
     GGUF: {"id": "gguf", "from": "int4", "build.gguf": {}},
     MIXED: {"id": "mixed", "from": "model", "build.gguf": {"dense": "q4_k_m"}},
     PROGRAM: {"id": "program", "from": "int4", "build.executorch": {"context": 512}},
@@ -74,7 +83,7 @@ def make(model: Path, work: Path, cores: list[int], python: str, names: list[str
     steps = [{"id": "int4", "quantize.rtn": {"bits": 4, "group_size": 32}}]
     steps += [STEPS[name] for name in names]
     name = "-".join(["rates", *(STEPS[each]["id"] for each in names)])
-    document = {"version": 1, "name": name, "model": {"source": str(model)}, "steps": steps}
+    document = {"version": 1, "name": name, "model": {"source": str(model)}, "data": DATA, "steps": steps}
     (work / f"{name}.yaml").write_text(json.dumps(document, indent=1))
     command = [python, "-m", "runner", "apply", f"{name}.yaml", "--jobs", "jobs", "--progress", "plain"]
     run(command, cwd=work, log=work / f"{name}.log", cores=cores, env=environment(len(cores)))
@@ -85,8 +94,8 @@ def make(model: Path, work: Path, cores: list[int], python: str, names: list[str
 def rivals(args: argparse.Namespace, work: Path, cores: list[int]) -> dict[str, Rival]:
     """Make every engine that the given environments can run."""
     files = [GGUF, MIXED] if args.node else []
-    found = make(args.model.absolute(), work, cores, sys.executable, [EXACT, ROUNDED, *files])
-    made = {name: Rival(found[name]) for name in (EXACT, ROUNDED)}
+    found = make(args.model.absolute(), work, cores, sys.executable, [EXACT, ROUNDED, SMALL, *files])
+    made = {name: Rival(found[name]) for name in (EXACT, ROUNDED, SMALL)}
     if args.executorch:
         program = make(args.model.absolute(), work, cores, args.executorch, [PROGRAM])
         made[PROGRAM] = Rival(program[PROGRAM], args.executorch)
@@ -100,6 +109,7 @@ def rivals(args: argparse.Namespace, work: Path, cores: list[int]) -> dict[str, 
             run(command, cwd=work, log=work / "genai.log", cores=cores, env=environment(len(cores)))
         made[GENAI] = Rival(built, script=script)
         made[GENAI_OURS] = Rival(found[ROUNDED], script=script)
+        made[GENAI_SMALL] = Rival(found[SMALL], script=script)
     if args.node:
         shutil.copyfile(HERE / "llama_cpp_rate.mjs", args.node / "llama_cpp_rate.mjs")  # beside its node_modules
         for name in files:
