@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from runner.commands import options
-from runner.errors import UsageError
+from runner.errors import RecipeError, UsageError
+
+if TYPE_CHECKING:
+    from runner.plan.environments import Environment
+    from runner.recipe.types import Recipe
 
 
 @dataclass(frozen=True)
@@ -70,11 +75,27 @@ def _build(opts: Options) -> int:
     for task in folders.tasks(opts.names, opts.resolving):
         if task.recipe is None:
             raise task.error or UsageError(f"{task.file} holds no recipe")
-        for step in folders.planned(task.recipe, opts.resolving).plan.steps:
-            if step.environment is not None:
-                built_environments.ensure(step.environment, print)
-                print(f"{task.name}: `{step.id}` has {built_environments.path_of(step.environment)}")
+        for id, environment in _environments(task.recipe, opts.resolving).items():
+            built_environments.ensure(environment, print)
+            print(f"{task.name}: `{id}` has {built_environments.path_of(environment)}")
     return 0
+
+
+def _environments(recipe: Recipe, how: options.Resolving) -> dict[str, Environment]:
+    """Return the environments of a recipe's steps by their ids.
+
+    Nothing else of the recipe is resolved, since another machine may run it; a strict lock is checked as a whole.
+    """
+    from runner.commands import folders
+    from runner.plan import lock_file, resolve
+
+    if how.locked:
+        steps = folders.planned(recipe, how).plan.steps
+        return {step.id: step.environment for step in steps if step.environment is not None}
+    found, complaints = resolve.step_environments(recipe, lock_file.use(recipe.file).commits)
+    if complaints:
+        raise RecipeError(complaints)
+    return found
 
 
 def _remove(opts: Options) -> int:

@@ -54,7 +54,7 @@ def resolve(
         if not any(d.severity == "error" for d in found):
             flow.advance(step)
             complaints += [d.at(recipe.step_span(step.step)) for d in flow.account(step)[1]]
-    found_environments, about_environments = _environments(recipe, commits or {})
+    found_environments, about_environments = step_environments(recipe, commits or {})
     complaints += about_environments
     results = {step.id: facts for step in wired if (facts := flow.result(step)) is not None}
     served = serving.judge(recipe, results)
@@ -234,7 +234,9 @@ class _Planner:
         )
 
 
-def _environments(recipe: Recipe, pinned: Mapping[lock.Entry, str]) -> tuple[dict[str, Environment], list[Diagnostic]]:
+def step_environments(
+    recipe: Recipe, pinned: Mapping[lock.Entry, str]
+) -> tuple[dict[str, Environment], list[Diagnostic]]:
     """Return the resolved environment of every foreign step by its id, as a lock pins them, and complaints."""
     found: dict[str, Environment] = {}
     complaints = []

@@ -53,6 +53,23 @@ def test_environments_are_built_listed_and_removed(run: Run, folder: Path) -> No
     )  # fmt: skip
 
 
+def test_an_environment_for_another_machine_is_built(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AutoGPTQ computes on a GPU, which the machine that prepares its environment need not have."""
+    monkeypatch.setattr("runner.job.built_environments.ensure", lambda environment, say: say("builds"))
+    (folder / "foreign.yaml").write_text(RECIPE.replace("llmcompressor", "autogptq"))
+    code, out, err = run("env", "build", "foreign.yaml")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"builds\nforeign: `autogptq` has {folder}/environments/")
+    code, _, err = run("plan", "foreign.yaml")
+    assert (code, "R504" in err) == (4, True)
+
+
+def test_an_environment_that_cannot_be_resolved_is_not_built(run: Run, folder: Path) -> None:
+    (folder / "foreign.yaml").write_text(RECIPE.replace("tiny-tool>=1", "tiny-tool>=9"))
+    code, _, err = run("env", "build", "foreign.yaml")
+    assert (code, "R712" in err) == (2, True)
+
+
 def test_the_lock_pins_the_packages_with_their_hashes(run: Run, folder: Path) -> None:
     assert run("lock", "foreign.yaml")[0] == 0
     lock = (folder / "foreign.lock").read_text()
