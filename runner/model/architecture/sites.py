@@ -30,7 +30,12 @@ _ROLES = {
 }  # fmt: skip
 _BY_NAME = {name: role for role, names in _ROLES.items() for name in names}
 _FUSED = ({"q", "k", "v"}, {"gate", "up"})
-_LATENT = {"q_a_proj", "kv_a_proj_with_mqa"}  # multi-head latent attention: its first projections are fused
+# Names of modules that are fused whatever their roles: the first projections of multi-head latent attention, and those
+# of gated delta networks (packed_modules_mapping of vLLM's deepseek_v2.py, qwen3_5.py and olmo_hybrid.py).
+_NAMED = (
+    {"q_a_proj", "kv_a_proj_with_mqa"}, {"in_proj_qkv", "in_proj_z"}, {"in_proj_b", "in_proj_a"},
+    {"linear_attn.q_proj", "linear_attn.k_proj", "linear_attn.v_proj", "linear_attn.g_proj"},
+)  # fmt: skip
 _ALONE = {"q_b_proj"}  # and its second ones are not
 _NORM = re.compile(r"(^|[._])(\w*norm\w*|ln_\w+|ln)$", re.IGNORECASE)
 _VISION = re.compile(r"(^|\.)(vision\w*|visual|image\w*|audio\w*|multi_modal_projector|mm_projector)\.")
@@ -116,14 +121,19 @@ def with_fused(sites: Iterable[Site]) -> tuple[Site, ...]:
     listed = list(sites)
     for site in listed:
         block, _, last = site.name.rpartition(".")
-        if last in _LATENT:
-            groups[block, len(_FUSED)].append(site)
-            continue
-        for number, roles in enumerate(_FUSED):
-            if site.role.removeprefix("expert_") in roles and last not in _ALONE:
-                groups[block, number].append(site)
+        for number in _fusions(site.role.removeprefix("expert_"), f"{block.rpartition('.')[2]}.{last}"):
+            groups[block, number].append(site)
     partners: dict[str, tuple[str, ...]] = {}
     for group in groups.values():
         for site in group:
             partners[site.name] = tuple(other.name for other in group if other is not site)
     return tuple(replace(site, fused_with=partners.get(site.name, ())) for site in listed)
+
+
+def _fusions(role: str, name: str) -> list[int]:
+    """The numbers of what a module is fused into, by its role and the last two parts of its name; one or none."""
+    last = name.rpartition(".")[2]
+    named = [number for number, names in enumerate(_NAMED) if last in names or name in names]
+    if named or last in _ALONE:
+        return named
+    return [len(_NAMED) + number for number, roles in enumerate(_FUSED) if role in roles]

@@ -30,7 +30,7 @@ from runner.steps.site_groups import groups
 from runner.steps.targets import chosen
 from runner.training.estimate import LOGIT_BYTES, STREAMS, memory_of_layer, traffic_seconds, vocabulary
 
-VERSION = 1
+VERSION = 2
 CONSUMES = (CHECKPOINT,)
 PRODUCES = METRICS_ONLY
 REQUIRES = ()

@@ -16,7 +16,7 @@ from runner.steps.layer_method import ERRORS
 from runner.steps.layerwise import LayerMethod, bind
 from runner.steps.quantize.rtn import without_statistics
 
-VERSION = 10
+VERSION = 11
 CONSUMES = (CHECKPOINT,)
 PRODUCES = QUANTIZED
 REQUIRES = ()

@@ -16,7 +16,7 @@ from runner.steps.layer_method import ERRORS
 from runner.steps.layerwise import LayerMethod, bind
 from runner.steps.targets import stored_scheme, ways
 
-VERSION = 6
+VERSION = 7
 CONSUMES = (CHECKPOINT,)
 PRODUCES = QUANTIZED
 REQUIRES = ()

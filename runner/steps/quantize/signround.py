@@ -18,7 +18,7 @@ from runner.steps.layer_method import ERRORS
 from runner.steps.layerwise import LayerMethod, bind
 from runner.steps.targets import stored_scheme, ways
 
-VERSION = 2
+VERSION = 3
 CONSUMES = (CHECKPOINT,)
 PRODUCES = QUANTIZED
 REQUIRES = ()

@@ -67,6 +67,21 @@ def test_of_latent_attention_the_first_projections_are_fused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("block", "fused"),
+    [
+        ("linear_attn", ["in_proj_qkv", "in_proj_z"]), ("linear_attn", ["in_proj_b", "in_proj_a"]),  # Qwen3.5
+        ("linear_attn", ["q_proj", "k_proj", "v_proj", "g_proj"]),  # OLMo Hybrid
+        ("self_attn", ["q_proj", "k_proj", "v_proj"]),
+    ],
+)  # fmt: skip
+def test_of_gated_delta_networks_vllm_joins_the_first_projections(block: str, fused: list[str]) -> None:
+    others = {"in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "q_proj", "k_proj", "v_proj", "g_proj", "o_proj"}
+    names = [f"model.layers.0.{block}.{n}" for n in (*fused, *sorted(others - {*fused}))]
+    sites = with_fused(Site(n, f"{n}.weight", None, False, 8, 8, 0, role(n)) for n in names)
+    assert {names[0], *sites[0].fused_with} == {f"model.layers.0.{block}.{n}" for n in fused}
+
+
+@pytest.mark.parametrize(
     ("name", "expected"),
     [
         ("model.layers.0.self_attn.q_proj", "q"), ("transformer.h.3.attn.c_attn", "qkv"),
