@@ -213,6 +213,14 @@ leaves out `rank_pattern` and `alpha_pattern`. What has not been tried (TensorRT
 unknown.
 
 """
+UNPACKED_HEAD = """
+## Modules that stay unpacked
+
+Some modules a server holds unpacked whatever a checkpoint says. Where they are packed, it cannot load the checkpoint:
+name them in `ignore`. A plan with `serve` refuses them by name (R655).
+
+| server | model type | modules | source |
+|---|---|---|---|"""
 
 
 def serving_page() -> str:
@@ -229,7 +237,16 @@ def serving_page() -> str:
     ends = ["The first row that matches counts; what no row matches is unknown.",
             f"The rows are about these versions and later ones: {oldest}.",
             f"Names of `gpu`, with their compute capability: {known}."]  # fmt: skip
-    return SERVING_HEAD + "\n".join(lines) + "\n\n" + "\n".join(ends) + "\n"
+    return SERVING_HEAD + "\n".join(lines) + "\n\n" + "\n".join(ends) + "\n" + _unpacked()
+
+
+def _unpacked() -> str:
+    """Return the table of modules that servers hold unpacked."""
+    lines = [UNPACKED_HEAD]
+    for each in servers.UNPACKED:
+        modules = ", ".join(f"`{pattern}`" for pattern in each.modules)
+        lines.append(f"| {each.server} | {', '.join(each.models)} | {modules} | {each.source} |")
+    return "\n".join(lines) + "\n"
 
 
 def _schemes(row: servers.Row) -> str:

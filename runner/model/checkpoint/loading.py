@@ -15,6 +15,10 @@ def verdict(server: str, facts: CheckpointFacts, device: float | None) -> server
     found = [
         servers.verdict(server, format, schemes, device, cache, model) for format, schemes in _stored(facts).items()
     ]
+    packed = [each.name for each in facts.sites if packing is not None and formats.of_module(facts.tensors, each.name)]
+    unpacked = servers.held_unpacked(server, facts.config.model_type, packed)
+    if unpacked is not None:
+        found.append(unpacked)
     if facts.engine is None and facts.adapter is not None:  # an engine holds that of its checkpoint
         found.append(adapter_loading.verdict(server, facts.adapter))
     return max(found, key=lambda each: servers.HOW.index(each.how))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from runner.model.checkpoint.quantization.cache_scheme import CacheScheme
 from runner.model.checkpoint.quantization.scheme import Scheme
@@ -150,6 +151,30 @@ ROWS: tuple[Row, ...] = (  # the first that matches counts
     Row("llama.cpp", (DENSE, *_COMPRESSED, "gptq", "awq", "bitsandbytes", "modelopt", "fp8", "onnx", "tensorrt",
                       "aotinductor", "executorch"), _EVERYWHERE, REFUSED, "it runs files of `build.gguf`", "llama.cpp"),
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """Modules that a server holds unpacked whatever a checkpoint says, so that it cannot load them packed.
+
+    models    types of config.json that it is about
+    modules   patterns of their names, as in `ignore`
+    source    who says so
+    """
+
+    server: str
+    models: Collection[str]
+    modules: Collection[str]
+    source: str
+
+
+UNPACKED: tuple[Unpacked, ...] = (
+    Unpacked("vllm", ("jamba",), ("*.mamba.*",), "vLLM 0.32's source: its mixer of Mamba passes on no scheme"),
+    Unpacked("vllm", ("mamba", "falcon_mamba"), ("*.mixer.*",),
+             "vLLM 0.32's source: its mixer of Mamba passes on no scheme"),
+    Unpacked("vllm", ("deepseek_v32", "glm_moe_dsa"), ("*.indexer.wk", "*.indexer.weights_proj"),
+             "vLLM 0.32's source: it joins both, and its wk_weights_proj has no scheme"),
+)  # fmt: skip
 _SILENT = Row("", (), _EVERYWHERE, UNKNOWN, "nobody has tried it, and no document says", "")
 
 
@@ -199,6 +224,18 @@ def verdict(
 def _row(server: str, format: str, scheme: Scheme | None, device: float, model: str) -> Row:
     found = (row for row in ROWS if row.server == server and row.matches(format, scheme, device, model))
     return next(found, _SILENT)
+
+
+def held_unpacked(server: str, model: str, modules: Iterable[str]) -> Verdict | None:
+    """Refuse packed modules of a type of config.json that a server holds unpacked; None where there are none."""
+    modules = list(modules)
+    for each in UNPACKED:
+        found = [pattern for pattern in each.modules for module in modules if fnmatchcase(module, pattern)]
+        if server == each.server and model in each.models and found:
+            named = ", ".join(f"`{pattern}`" for pattern in dict.fromkeys(found))
+            why = f"it holds {named} of {model} unpacked whatever a checkpoint says; name them in `ignore`"
+            return Verdict(server, REFUSED, why, each.source)
+    return None
 
 
 def is_covered(server: str, version: str) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from runner.model.architecture.inspect import facts
 from runner.model.checkpoint import formats, loading, servers
@@ -14,7 +15,9 @@ from runner.model.checkpoint.quantization.cache_scheme import CacheScheme
 from runner.model.checkpoint.quantization.presets import PRESETS, resolve
 from runner.model.checkpoint.quantization.scheme import Scheme, integers
 from runner.model.checkpoint.servers import CPU, GPUS, verdict
-from tests import tiny
+from runner.plan.resolve_inputs import described
+from tests import model_types, tiny
+from tests.sweep import run
 
 W4, W8 = integers(4, 64, True), integers(8, "channel", True)
 
@@ -117,3 +120,26 @@ def test_gguf_files_that_transformers_reads_as_they_are(
     checkpoint = replace(facts(tiny.save(tmp_path, name, **changes), "demo"), engine={"format": "gguf"})
     assert loading.verdict("transformers", checkpoint, servers.CPU).how == how
     assert loading.verdict("llama.cpp", checkpoint, servers.CPU).how == servers.NATIVE
+
+
+def test_modules_that_a_server_holds_unpacked() -> None:
+    """vLLM's mixer of Mamba and its joined projections of the indexer take no scheme."""
+    found = servers.held_unpacked("vllm", "jamba", ["model.layers.0.mamba.in_proj", "model.layers.1.mlp.up_proj"])
+    assert found is not None
+    assert found.describe() == (
+        "vllm cannot load it: it holds `*.mamba.*` of jamba unpacked whatever a checkpoint says; name them in `ignore`"
+    )
+    indexer = "model.layers.0.self_attn.indexer"
+    assert servers.held_unpacked("vllm", "deepseek_v32", [f"{indexer}.wq_b", f"{indexer}.weights_proj"]) is not None
+    assert servers.held_unpacked("vllm", "deepseek_v32", [f"{indexer}.wq_b"]) is None
+    assert servers.held_unpacked("vllm", "jamba", ["model.layers.1.mlp.up_proj"]) is None
+    assert servers.held_unpacked("transformers", "jamba", ["model.layers.0.mamba.in_proj"]) is None
+
+
+@pytest.mark.parametrize(("ignore", "how"), [(["lm_head"], "refused"), (["lm_head", "*.mamba.*"], "native")])
+def test_a_checkpoint_whose_modules_are_held_unpacked(tmp_path: Path, ignore: list[str], how: str) -> None:
+    config = model_types.config("jamba")
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    run("quantize.rtn", tmp_path / "model", tmp_path / "step", None, bits=4, group_size=8, ignore=ignore)
+    found = loading.verdict("vllm", described(facts(tmp_path / "step" / "out", "demo"), tmp_path / "step" / "out"), 9.0)
+    assert found.how == how
