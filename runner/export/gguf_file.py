@@ -15,11 +15,20 @@ from runner.contracts.context import Context, Result
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.model_config import ModelConfig
 from runner.errors import StepFailed
-from runner.export import companions, gguf_architecture, gguf_metadata, gguf_tensors, gguf_types, gguf_vocabulary
+from runner.export import (
+    companions,
+    gguf_architecture,
+    gguf_metadata,
+    gguf_tensors,
+    gguf_types,
+    gguf_vocabulary,
+    table_layouts,
+)
 from runner.export import gguf_weights as weights
 from runner.export.gguf_assignment import Assignment
 from runner.export.gguf_blocks import Blocks
 from runner.export.gguf_tensors import EMBEDDING, HEAD, Entry
+from runner.export.tables import Calibration
 from runner.model.architecture import inspect, tied_config, tied_weights
 from runner.model.checkpoint.companions import write_json
 from runner.model.checkpoint.reader import CheckpointReader
@@ -50,11 +59,16 @@ runner generate path/to/this/folder "..."
 
 
 def write(
-    ctx: Context, described: Mapping[str, Any], importance: weights.Importance, assignment: Assignment | None = None
+    ctx: Context,
+    described: Mapping[str, Any],
+    importance: weights.Importance,
+    assignment: Assignment | None = None,
+    calibrated: Calibration | None = None,
 ) -> Result:
     """Write the GGUF file of `ctx`'s checkpoint; `described` is the part of engine.json that the plan knows.
 
-    `importance` weighs the errors of columns; `assignment` has the types that a budget gives.
+    `importance` weighs the errors of columns; `assignment` has the types that a budget gives; by `calibrated` the
+    integers of the head are found.
     """
     file = ctx.out_dir / described["file"]
     source = ctx.inputs["checkpoint"]
@@ -73,11 +87,11 @@ def write(
         writer.write_header_to_file(file)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        rounding = 0.0
+        rounding, head = 0.0, gguf_tensors.multiplied(entries)
         try:
             for done, entry in enumerate(entries, 1):
                 ctx.safe_point()
-                blocks = _data(reader, facts.config, entry, importance)
+                blocks = _data(reader, facts.config, entry, importance, calibrated if entry is head else None)
                 writer.write_tensor_data(blocks.data)
                 rounding = max(rounding, blocks.rounding)
                 ctx.emit("progress", phase="writing", done=done, total=len(entries), unit="tensors")
@@ -86,19 +100,27 @@ def write(
     engine = {
         "format": "gguf", **described, "types": counts, "packages": {"gguf": version("gguf")},
         "source": {"digest": source.digest},
+        **(table_layouts.described(ctx.data_facts("data")) if calibrated is not None else {}),
     }  # fmt: skip
     _folder(ctx, source.path, facts.config, engine)
     size = file.stat().st_size
     metrics = {"bytes": size, "scale_rounding": rounding, "bits_per_weight": _bits(entries)}
     chosen = {"assignment": assignment.document()} if assignment is not None else {}
-    return Result(metrics=metrics, details={"types": counts, **chosen})
+    tables = {"tables": engine["tables"]} if "tables" in engine else {}
+    return Result(metrics=metrics, details={"types": counts, **tables, **chosen})
 
 
-def _data(reader: CheckpointReader, config: ModelConfig, entry: Entry, importance: weights.Importance) -> Blocks:
+def _data(
+    reader: CheckpointReader,
+    config: ModelConfig,
+    entry: Entry,
+    importance: weights.Importance,
+    calibrated: Calibration | None,
+) -> Blocks:
     if entry.name == gguf_tensors.FREQUENCIES:
         factors = np.array([gguf_metadata.rope_factors(config)], dtype=np.float32)
         return Blocks(factors.view(np.uint8), 0.0)
-    return weights.data(reader, entry, importance)
+    return weights.data(reader, entry, importance, calibrated)
 
 
 def _bits(entries: list[Entry]) -> float:
@@ -111,6 +133,8 @@ def _folder(ctx: Context, source: Path, config: ModelConfig, engine: Mapping[str
     write_json(ctx.out_dir / "config.json", {k: v for k, v in config.raw.items() if k != "quantization_config"})
     companions.copy(source, ctx.out_dir)
     types = ", ".join(f"{count} {type.upper()}" for type, count in engine["types"].items())
+    if "tables" in engine:
+        types += f"; the head is {table_layouts.told(engine)}"
     text = _CARD.format(file=engine["file"], types=types, recipe=ctx.recipe_text.rstrip())
     (ctx.out_dir / "README.md").write_text(text, encoding="utf-8")
 

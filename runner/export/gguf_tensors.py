@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from runner.contracts.facts import CheckpointFacts
@@ -14,6 +14,7 @@ from runner.export.gguf_blocks import block_type_for
 
 EMBEDDING, HEAD, NORM = "model.embed_tokens", "lm_head", "model.norm"
 FREQUENCIES = "rope_freqs.weight"
+_EMBEDDING_TENSOR, _HEAD_TENSOR = "token_embd.weight", "output.weight"  # of the file
 _IGNORED = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")  # buffers of older checkpoints, which are computed
 
 
@@ -102,15 +103,15 @@ class _Made:
         """Yield embedding, last norm and head; without a head llama.cpp uses the embedding."""
         embedding, head = self._table_types(tied)
         stored = EMBEDDING if f"{EMBEDDING}.weight" in self.facts.tensors or not tied else HEAD
-        yield self._matrix("token_embd.weight", (f"{stored}.weight",), embedding)
+        yield self._matrix(_EMBEDDING_TENSOR, (f"{stored}.weight",), embedding)
         for part in ("weight", "bias") if self.own.layer_norm else ("weight",):
             yield self._vector(f"output_norm.{part}", f"{NORM}.{part}")
         if self.own.head == "tied":
             return
         if not tied:
-            yield self._matrix("output.weight", (f"{HEAD}.weight",), head)
+            yield self._matrix(_HEAD_TENSOR, (f"{HEAD}.weight",), head)
         elif self.own.head == "own":
-            yield self._matrix("output.weight", (f"{stored}.weight",), head)
+            yield self._matrix(_HEAD_TENSOR, (f"{stored}.weight",), head)
 
     def frequencies(self) -> Iterator[Entry]:
         if factors := gguf_metadata.rope_factors(self.config):
@@ -183,6 +184,24 @@ class _Made:
             return site.rows, site.columns
         header = self.facts.tensors.get(f"{module}.weight")
         return (header.shape[0], header.shape[1]) if header is not None else (0, 0)
+
+
+def calibratable(found: Sequence[Entry]) -> bool:
+    """Return whether the head gets blocks whose integers GPTQ can find."""
+    head = multiplied(found)
+    return head is not None and head.type not in (*gguf_types.FLOATS, *gguf_types.UNEVEN)
+
+
+def is_weighed(entry: Entry) -> bool:
+    """Return whether errors of the columns of a tensor are weighed: of a layer's, rounded to blocks."""
+    return entry.name.startswith("blk.") and not entry.packed and entry.type not in gguf_types.FLOATS
+
+
+def multiplied(found: Sequence[Entry]) -> Entry | None:
+    """Return the tensor that the output head is: its own, or the embedding that is both; None where it is packed."""
+    head = {entry.name: entry for entry in found}
+    entry = head.get(_HEAD_TENSOR, head.get(_EMBEDDING_TENSOR))
+    return None if entry is None or entry.packed else entry
 
 
 def missing(found: list[Entry], facts: CheckpointFacts) -> list[str]:

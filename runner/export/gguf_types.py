@@ -15,6 +15,7 @@ SIZES: Mapping[str, tuple[int, int]] = {
     "q5_k": (256, 176), "q6_k": (256, 210),
 }  # fmt: skip
 FLOATS = ("f32", "f16", "bf16")
+UNEVEN = ("iq4_nl",)  # levels of a table
 AUTO = "auto"  # in place of `dense`: the type of each matrix follows from a budget
 # What a tensor gets whose columns the blocks of its type do not divide, and where those of that do not: f16.
 FALLBACKS = {"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}

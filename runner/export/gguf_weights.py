@@ -12,7 +12,9 @@ from runner.errors import StepFailed
 from runner.export.gguf_blocks import BLOCK, PACKERS, Blocks, Integers, permutation
 from runner.export.gguf_layouts import FORMATS, pack
 from runner.export.gguf_tensors import Entry
-from runner.methods import block_quantization
+from runner.export.tables import Calibration
+from runner.methods import block_gptq, block_quantization
+from runner.methods.gptq import ROWS
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.training.modules import packed_linear
 
@@ -20,12 +22,16 @@ Importance = Mapping[str, torch.Tensor]  # module of the checkpoint → the mean
 _FLOATS = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
-def data(reader: CheckpointReader, entry: Entry, importance: Importance) -> Blocks:
+def data(
+    reader: CheckpointReader, entry: Entry, importance: Importance, calibrated: Calibration | None = None
+) -> Blocks:
     """Return the bytes of a tensor [rows, bytes], and the largest rounding of a scale of integers in fp16.
+
+    `calibrated` is by what the integers of the head's blocks are found.
 
     StepFailed where the type cannot hold the values.
     """
-    parts = [_part(reader, entry, source, importance) for source in entry.sources]
+    parts = [_part(reader, entry, source, importance, calibrated) for source in entry.sources]
     return Blocks(np.concatenate([part.data for part in parts]), max(part.rounding for part in parts))
 
 
@@ -48,11 +54,15 @@ def errors(reader: CheckpointReader, entry: Entry, types: Sequence[str], importa
     return found
 
 
-def _part(reader: CheckpointReader, entry: Entry, source: str, importance: Importance) -> Blocks:
+def _part(
+    reader: CheckpointReader, entry: Entry, source: str, importance: Importance, calibrated: Calibration | None
+) -> Blocks:
     module = source.removesuffix(".weight")
     try:
         if entry.packed:
             return _packed(reader, entry, module)
+        if calibrated is not None:
+            return Blocks(_compensated(reader.read(source), entry.type, calibrated), 0.0)
         weight = reader.read(source).float()
         if entry.shifted:
             weight = weight + 1
@@ -64,6 +74,17 @@ def _part(reader: CheckpointReader, entry: Entry, source: str, importance: Impor
         return Blocks(pack(rounded, entry.type), 0.0)
     except OverflowError as error:
         raise StepFailed(f"`{module}`: {error}", "build.onnx keeps scales as they are") from None
+
+
+def _compensated(weight: torch.Tensor, type: str, calibrated: Calibration) -> NDArray[np.uint8]:
+    """Round a head [rows, in] to blocks by GPTQ, some rows at a time; scales are those of least weighed error."""
+    format, factor, parts = FORMATS[type], calibrated.factor, []
+    for begin in range(0, len(weight), ROWS):
+        part = weight[begin : begin + ROWS].float()
+        found = block_quantization.quantize(part, format, factor.importance())
+        parts.append(pack(block_gptq.compensated(part, found, format, factor), type))
+        calibrated.watch(min(begin + ROWS, len(weight)), len(weight))
+    return np.concatenate(parts)
 
 
 def _float(weight: torch.Tensor, entry: Entry, source: str) -> NDArray[np.uint8]:

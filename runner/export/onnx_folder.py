@@ -83,7 +83,8 @@ def _card(engine: dict[str, Any], config: ModelConfig, exported: graph.Exported)
     lines = [f"- {count} linear module{'' if count == 1 else 's'}: {text}." for text, count in exported.stored.items()]
     lines += [f"- Of these, {count}: {text}, the same values." for text, count in exported.widened.items()]
     if "tables" in engine:
-        lines.append(f"- Token embedding and head: {table_layouts.told(engine['embedding'], engine)}.")
+        how = table_layouts.told(engine)
+        lines.append(f"- Token embedding and head: {engine['embedding']}, where they multiply {how}.")
     if engine["target"] != graph_layouts.TENSORRT:
         cache = {"layers": shape.layers, "heads": shape.kv_heads, "width": shape.head_dim}
         run = _RUN.format(file=exported.file, dtype=exported.inputs[-1][1], **cache)

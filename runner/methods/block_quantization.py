@@ -82,15 +82,20 @@ def quantize(weight: Tensor, format: BlockFormat, importance: Tensor | None = No
 def dequantize(found: Rounded, format: BlockFormat) -> Tensor:
     """Return the float32 weight [rows, columns] that integers stand for."""
     q = found.q if not format.codebook else torch.tensor(format.codebook, device=found.q.device)[found.q.long()]
-    parts = q.unflatten(1, (-1, format.parts, format.size // format.parts)).float()
-    if found.scales is None:
-        scale, minimum = found.scale[..., None, None], found.minimum
-        return torch.flatten(parts * scale + (0 if minimum is None else minimum[..., None, None]), 1)
-    scale = found.scale[..., None] * found.scales.unflatten(1, (-1, format.parts))
+    parts = q.unflatten(1, (-1, format.size // format.parts)).float()
+    scale, minimum = steps(found, format)
     value = parts * scale[..., None]
-    if found.minimum is not None and found.minima is not None:
-        value = value - (found.minimum[..., None] * found.minima.unflatten(1, (-1, format.parts)))[..., None]
-    return torch.flatten(value, 1)
+    return torch.flatten(value if minimum is None else value + minimum[..., None], 1)
+
+
+def steps(found: Rounded, format: BlockFormat) -> tuple[Tensor, Tensor | None]:
+    """Return the scale and the minimum of each part [rows, parts of the row], float32: its weights are s · q + m."""
+    if found.scales is None:
+        return found.scale, found.minimum
+    scale = found.scale[..., None] * found.scales.unflatten(1, (-1, format.parts))
+    if found.minimum is None or found.minima is None:
+        return scale.flatten(1), None
+    return scale.flatten(1), -(found.minimum[..., None] * found.minima.unflatten(1, (-1, format.parts))).flatten(1)
 
 
 def _joined(parts: list[Tensor | None]) -> Tensor | None:

@@ -17,15 +17,16 @@ _ROWS = 4096  # of a table that are solved at once (runner/methods/gptq.py)
 _COPIES = 8  # float32 copies of them, and of a square of their columns, while they are (measured)
 
 
-def calibration(ctx: Context) -> Calibration:
+def calibration(ctx: Context, before: int = 0) -> Calibration:
     """Return by what the table that multiplies is rounded: the inputs of the head on the text of `data`.
 
-    The model is run a layer at a time; a step that was interrupted goes on at its first unfinished layer.
+    The model is run a layer at a time, after so many layers of an earlier run where there is one; a step that was
+    interrupted goes on at its first unfinished layer.
     """
     from runner.export import tables
     from runner.model.architecture.inspect import of_artifact
     from runner.model.layerwise import head_inputs
-    from runner.model.layerwise.stream_run import StreamInputs
+    from runner.model.layerwise.stream_run import StreamInputs, StreamRun
     from runner.steps import layer_stream
 
     def watch(done: int, rows: int) -> None:
@@ -34,7 +35,11 @@ def calibration(ctx: Context) -> Calibration:
 
     checkpoint = ctx.inputs["checkpoint"]
     inputs = StreamInputs(checkpoint.path, of_artifact(checkpoint), ctx.device, ctx.data("data"))
-    return tables.calibration(head_inputs.second_moment(inputs, layer_stream.stream_run(ctx)), watch)
+    run = layer_stream.stream_run(ctx)
+    if before:  # the files of the earlier run stay
+        folder = ctx.scratch_dir / "head"
+        run = StreamRun(folder, folder / "progress.json", run.hooks, before)
+    return tables.calibration(head_inputs.second_moment(inputs, run), watch)
 
 
 def with_calibration(own: Cost, facts: CheckpointFacts, data: DataFacts, machine: MachineFacts) -> Cost:

@@ -12,19 +12,23 @@ from typing import TYPE_CHECKING
 from runner.contracts.facts import CheckpointFacts
 from runner.contracts.step_kind import CHECKPOINT, ENGINE, QUANTIZED, Context, Cost, Inputs, Params, Requirement, Result
 from runner.errors import Diagnostic, RecipeError, StepFailed
-from runner.export import gguf_architecture, gguf_assignment, gguf_metadata, gguf_refusals, gguf_types
+from runner.export import (
+    gguf_architecture,
+    gguf_assignment,
+    gguf_metadata,
+    gguf_refusals,
+    gguf_tensors,
+    gguf_types,
+)
 from runner.export.gguf_assignment import Assignment
 from runner.export.gguf_tensors import Entry, entries
 from runner.model.architecture import tied_config
 from runner.model.checkpoint import adapter_config
 from runner.model.checkpoint.headers import model_config
 from runner.model.layerwise import memory_budget
-from runner.steps import forward_cost
+from runner.steps import forward_cost, head_calibration
 
-if TYPE_CHECKING:
-    import torch
-
-VERSION = 4
+VERSION = 5
 CONSUMES = (CHECKPOINT, QUANTIZED)
 PRODUCES = ENGINE
 REQUIRES = (Requirement("gguf", "gguf"),)
@@ -32,6 +36,8 @@ METRICS = ()
 
 if TYPE_CHECKING:
     import torch
+
+    from runner.export.tables import Calibration
 
 _ROUNDED = 6e5  # weights that a core finds scales and integers for in a second (measured)
 
@@ -59,7 +65,7 @@ def check(params: Params, inputs: Inputs) -> list[Diagnostic]:
         elif not isinstance(fit := block_type_for(scheme), str):
             wrong.setdefault(fit, []).append(linear.name)
     found += [Diagnostic("R479", f"{_several(names)} {what}", remedy) for (what, remedy), names in wrong.items()]
-    found += _placed(params, facts)
+    found += _placed(params, facts) + _data(params, facts)
     return found if any(each.severity == "error" for each in found) else [
         *found, *gguf_assignment.check(params, inputs, _tied(facts))
     ]  # fmt: skip
@@ -96,6 +102,24 @@ def _placed(params: Params, facts: CheckpointFacts) -> list[Diagnostic]:
         )
         for (columns, wanted, got), found in changed.items()
     ]  # fmt: skip
+
+
+def _passes(params: Params, facts: CheckpointFacts) -> int:
+    """Return how often the model is run on the text of `data`: for the inputs of its layers, for those of its head."""
+    if params.get("data") is None:
+        return 0
+    assigned = gguf_assignment.planned_types(params, facts, _tied(facts))
+    planned, _ = entries(facts, params, tied=_tied(facts), assigned=assigned)
+    return any(map(gguf_tensors.is_weighed, planned)) + gguf_tensors.calibratable(planned)
+
+
+def _data(params: Params, facts: CheckpointFacts) -> list[Diagnostic]:
+    """Return a complaint about calibration data by which nothing is rounded."""
+    if params.get("data") is None or gguf_assignment.is_auto(params) or _passes(params, facts):
+        return []
+    message = "`data` has no effect: no matrix of the layers, nor the head, is rounded to blocks"
+    help = "leave it out, or set `dense` or `embedding` to a type of blocks such as q4_0"
+    return [Diagnostic("R418", message, help, path=("data",))]
 
 
 def _window(facts: CheckpointFacts) -> list[Diagnostic]:
@@ -138,8 +162,14 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     )  # fmt: skip
     if "data" not in inputs.data or not searched:
         return own
+    if gguf_tensors.calibratable(planned):
+        loaded = replace(own, memory=own.memory + memory_budget.RUNTIME - memory_budget.WEIGHTS_RUNTIME)
+        own = head_calibration.with_calibration(loaded, facts, inputs.data["data"], inputs.machine)
+    if not any(map(gguf_tensors.is_weighed, planned)):
+        return own
     forward = forward_cost.estimate_forward([facts], inputs.data["data"], inputs.machine)
-    return Cost(max(own.memory, forward.memory), own.disk, forward.scratch, own.seconds + forward.seconds)
+    scratch = max(own.scratch, forward.scratch)
+    return Cost(max(own.memory, forward.memory), own.disk, scratch, own.seconds + forward.seconds)
 
 
 def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
@@ -155,9 +185,25 @@ def run(ctx: Context) -> Result:
     if (refusal := gguf_refusals.refuse(config)) is not None:
         raise StepFailed(*refusal)
     described = gguf_architecture.described(config)
-    importance = _importance(ctx) if ctx.params.get("data") is not None else {}
+    importance, calibrated = _calibration(ctx) if ctx.params.get("data") is not None else ({}, None)
     assignment = _assignment(ctx, importance) if gguf_assignment.is_auto(ctx.params) else None
-    return write(ctx, described, importance, assignment)
+    return write(ctx, described, importance, assignment, calibrated)
+
+
+def _calibration(ctx: Context) -> tuple[dict[str, torch.Tensor], Calibration | None]:
+    """Return the importance of the columns of layers, and by what the head is rounded."""
+    from runner.export.gguf_file import checked_entries
+    from runner.model.architecture import inspect
+    from runner.model.checkpoint.reader import CheckpointReader
+
+    folder = ctx.inputs["checkpoint"].path
+    facts = inspect.facts(folder, "the checkpoint")
+    with CheckpointReader(folder) as reader:
+        found = checked_entries(reader, facts, ctx, {})
+    weighed = gguf_assignment.is_auto(ctx.params) or any(map(gguf_tensors.is_weighed, found))
+    importance = _importance(ctx) if weighed else {}
+    before = facts.layer_count if weighed else 0
+    return importance, head_calibration.calibration(ctx, before) if gguf_tensors.calibratable(found) else None
 
 
 def _assignment(ctx: Context, importance: Mapping[str, torch.Tensor]) -> Assignment:

@@ -14,16 +14,21 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from runner.contracts.context import DataFacts
 from runner.contracts.model_config import ModelConfig
 from runner.contracts.step_kind import Inputs
 from runner.errors import Interrupted, StepFailed
-from runner.export import gguf_splitting
+from runner.export import gguf_splitting, gguf_weights
 from runner.export.gguf_architecture import TYPES
+from runner.export.gguf_layouts import FORMATS, pack
+from runner.methods import block_gptq, block_quantization
+from runner.methods.gptq import factorize
 from runner.model.architecture.inspect import facts
 from runner.plan.machine import machine_facts
 from runner.recipe.schema.load import defaults
 from runner.runtime import open as runtimes
-from runner.runtime.transformers import Transformers
+from runner.runtime.transformers import Transformers, load
+from runner.steps import forward_cost
 from runner.steps.kinds import find
 from tests import tiny
 from tests.host import Host
@@ -171,7 +176,7 @@ def complaints(folder: Path, params: dict[str, Any] | None = None, **changes: An
     host = Host(folder.parent / "host", KIND, folder, **(params or {}))
     given = Inputs(checkpoint, {}, {}, machine_facts("cpu"))
     found = find(KIND).check(host.params, given)
-    assert all(diagnostic.code in ("R471", "R479", "R851", "R852") for diagnostic in found)
+    assert all(diagnostic.code in ("R418", "R471", "R479", "R851", "R852") for diagnostic in found)
     assert find(KIND).estimate(host.params, given).memory > 200 << 20
     return [(diagnostic.message, diagnostic.help) for diagnostic in found]
 
@@ -279,6 +284,89 @@ def test_calibration_weighs_the_columns(tmp_path: Path) -> None:
     stopped.stop_after = None
     find(KIND).run(stopped)
     assert (stopped.out_dir / "model.gguf").read_bytes() == (weighed / "model.gguf").read_bytes()
+
+
+def tensors(made: Path) -> dict[str, Any]:
+    """The bytes of the tensors of a file [rows, bytes]."""
+    return {each.name: np.array(each.data) for each in gguf.GGUFReader(made / "model.gguf").tensors}
+
+
+@pytest.mark.parametrize(("name", "multiplied"), [("llama_tied", "token_embd.weight"), ("llama", "output.weight")])
+def test_the_head_is_gptqs(name: str, multiplied: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An embedding of its own stays as it is without data; integers elsewhere do, too."""
+    monkeypatch.setattr(gguf_weights, "ROWS", 1500)
+    checkpoint = model(tmp_path / "model", name)
+    ids = tiny.tokens(8, 24, 4096)
+    params: dict[str, Any] = {"dense": "f32", "embedding": "q5_1", "head": "q5_1"}
+    plain, _ = built(tmp_path / "plain", checkpoint, **params)
+    made, result = built(tmp_path / "made", checkpoint, ids, **params)
+    before, after = tensors(plain), tensors(made)
+    assert [name for name in before if not np.array_equal(before[name], after[name])] == [multiplied]
+    original = load(checkpoint, "cpu", torch.float32).model
+    with torch.no_grad():
+        x = original.model(ids).last_hidden_state.flatten(0, 1)
+    weight = original.get_output_embeddings().weight.detach()
+    factor = factorize(2 / len(x) * x.T @ x, dampening_fraction=0.01, act_order=True)
+    scales = block_quantization.quantize(weight, FORMATS["q5_1"], factor.importance())
+    wanted = pack(block_gptq.compensated(weight, scales, FORMATS["q5_1"], factor), "q5_1")
+    assert float((wanted == after[multiplied]).mean()) > 0.99  # sums over tokens have another order
+    kind = gguf.GGMLQuantizationType.Q5_1
+
+    def lost(data: Any) -> float:
+        return float(((torch.from_numpy(gguf.dequantize(data, kind)) - weight) @ x.T).square().sum())
+
+    assert lost(after[multiplied]) < 0.8 * lost(before[multiplied])
+    engine = json.loads((made / "engine.json").read_text())
+    assert engine["tables"] == result.details["tables"] == {"rounding": "gptq", "calibration": [8, 24]}
+    text = "; the head is rounded by GPTQ from the head's inputs in 8 windows of 24 tokens"
+    assert text in (made / "README.md").read_text()
+
+
+def test_a_step_that_was_stopped_in_either_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    checkpoint = model(tmp_path / "model", "llama_tied")
+    ids = tiny.tokens(6, 24, 4096)
+    params: dict[str, Any] = {"dense": "q4_0", "embedding": "q4_0"}
+    whole, _ = built(tmp_path / "whole", checkpoint, ids, **params)
+    stopped = Host(tmp_path / "stopped", KIND, checkpoint, ids, stop_after=2, **params)
+    for after in (2, 4, 6):
+        stopped.stop_after = after
+        with pytest.raises(Interrupted):
+            find(KIND).run(stopped)
+    stopped.stop_after = None
+    find(KIND).run(stopped)
+    assert stopped.layers() == [1, 2, 3, 4, 5, 6]
+    assert (stopped.out_dir / "model.gguf").read_bytes() == (whole / "model.gguf").read_bytes()
+
+
+def test_data_that_have_no_effect_are_refused(tmp_path: Path) -> None:
+    complaint = (
+        "`data` has no effect: no matrix of the layers, nor the head, is rounded to blocks",
+        "leave it out, or set `dense` or `embedding` to a type of blocks such as q4_0",
+    )
+    folder = model(tmp_path / "model", "llama_tied")
+    for params in ({"dense": "f16"}, {"dense": "bf16", "embedding": "iq4_nl"}):
+        assert complaints(folder, {**params, "data": "calibration"}) == [complaint]
+    for params in ({"dense": "q4_0", "embedding": "f16"}, {"dense": "f16", "embedding": "q4_0"}):
+        assert complaints(folder, {**params, "data": "calibration"}) == []
+
+
+def test_the_forecast_has_each_run_of_the_model(tmp_path: Path) -> None:
+    found = facts(model(tmp_path / "model", "llama_tied"), "model")
+    given = Inputs(found, {}, {"data": DataFacts("calibration", 8, 24, 1536, "0" * 64)}, machine_facts("cpu"))
+    forward = forward_cost.estimate_forward([found], given.data["data"], given.machine)
+    seconds, scratch = [], []
+    for data, dense, embedding in (
+        (None, "q4_0", "q4_0"),
+        ("calibration", "q4_0", "f16"),
+        ("calibration", "q4_0", "q4_0"),
+    ):
+        params = defaults(KIND, {"data": data, "dense": dense, "embedding": embedding})
+        cost = find(KIND).estimate(params, given if data else replace(given, data={}))
+        seconds.append(cost.seconds)
+        scratch.append(cost.scratch)
+        assert not data or cost.memory >= forward.memory
+    assert scratch == [0, forward.scratch, forward.scratch]
+    assert seconds[2] > seconds[0] + 2 * forward.seconds
 
 
 CONVERT = "convert the checkpoint with llama.cpp's convert_hf_to_gguf.py"

@@ -166,9 +166,9 @@ def test_a_table_that_browsers_cannot_hold(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(web, "PIECE", 10_000)
     given = inputs(save(tmp_path / "model", "llama_tied", vocab_size=128, hidden_size=64))
     warning = (
-        "`embedding` is int4; tables of 4 bits cost some models more than layers do (SmolLM2-135M: 27 % of perplexity)"
+        "`embedding` is int4; tables of 4 bits cost some models more than layers do (SmolLM2-135M: 19 % of perplexity)"
     )
-    remedy = "name a calibration text with `data`, by which the head is rounded to lose less, or use `embedding: int8`"
+    remedy = "name a calibration text with `data`, by which that model loses 3 %, or use `embedding: int8`"
     assert said(given, tmp_path, target="web", embedding="int4") == [("R873", warning, remedy)]
     assert said(given, tmp_path, target="web") == [(
         "R867", "`model.embed_tokens.weight` takes 0.0 GB; browsers hold less than 2 GB in one piece",
