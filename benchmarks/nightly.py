@@ -2,6 +2,7 @@
 
     python -m benchmarks.nightly            # as they are, about 15 minutes of two cores
     python -m benchmarks.nightly --quick --only llama_2of4,llama_int3,llama_int8_rtn    # to try the script
+    python -m benchmarks.nightly --quick --workers 1 2 4 --without peers,llama_search    # nights without faults, timed
 
 Three runs of `runner apply FOLDER --keep-going --junit FILE` in one jobs folder: the bad night, the night after it, and
 one with the gate mended. Checked: exit codes, the one summary, the JUnit file, which steps each run computed, and that
@@ -63,7 +64,7 @@ def child(stem: str, params: dict[str, float], gate: float | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(folder: Path, only: list[str], quick: bool, gate: float | None) -> None:
+def write(folder: Path, only: list[str], quick: bool, gate: float | None, without: list[str] | None = None) -> None:
     """The folder of recipes: copies of the shipped ones, but for what is changed; `only` some, where it names any."""
     shipped = folder / "shipped"
     if not shipped.exists():
@@ -71,7 +72,7 @@ def write(folder: Path, only: list[str], quick: bool, gate: float | None) -> Non
     nightly = folder / "nightly"
     nightly.mkdir(exist_ok=True)
     for recipe in sorted(shipped.glob("*.yaml")):
-        if only and recipe.stem not in only:
+        if (only and recipe.stem not in only) or recipe.stem in (without or []):
             continue
         known = re.findall(r"^  (\w+): ", recipe.read_text(encoding="utf-8").partition("\nmodel:")[0], re.MULTILINE)
         params = {name: value for name, value in SMALL.items() if quick and name in known}
@@ -112,9 +113,10 @@ def kill_worker(process: subprocess.Popen[bytes], jobs: Path) -> None:
         time.sleep(0.01)
 
 
-def night(folder: Path, *, kill: bool, recipes: str = "nightly", jobs: str = "jobs") -> Night:
+def night(folder: Path, *, kill: bool, recipes: str = "nightly", jobs: str = "jobs", workers: int = 1) -> Night:
     """One run, as a workflow makes it."""
-    command = [sys.executable, "-m", "runner", "apply", recipes, "--keep-going", "--jobs", jobs, "--junit", "junit.xml"]
+    command = [sys.executable, "-m", "runner", "apply", recipes, "--keep-going", "--jobs", jobs, "--junit", "junit.xml",
+               "--jobs-at-once", str(workers)]  # fmt: skip
     names = sorted(path.stem.replace("_", "-") for path in (folder / "nightly").glob("*.yaml"))
     before = {name: len(events(folder / jobs, name)) for name in names}
     clock = time.perf_counter()
@@ -205,13 +207,38 @@ def mended(folder: Path, names: list[str], missed: str) -> Night:
     return third
 
 
+def timed(workers: list[int], only: list[str], without: list[str], quick: bool, folder: Path) -> None:
+    """Print how long a night without faults takes with each number of workers, each in a jobs folder of its own."""
+    write(folder, only, quick, None, without)
+    print("| workers | seconds | processor seconds | jobs done | steps run | cached |")
+    print("|---|---|---|---|---|---|")
+    for count in workers:
+        before = os.times()
+        found = night(folder, kill=False, jobs=f"jobs-{count}", workers=count)
+        after = os.times()
+        cpu = after.children_user + after.children_system - before.children_user - before.children_system
+        done = sum(row[0] == "done" for row in found.rows.values())
+        ran, cached = (sum(map(len, steps.values())) for steps in (found.ran, found.cached))
+        print(
+            f"| {count} | {found.seconds:.0f} | {cpu:.0f} | {done} of {len(found.rows)} | {ran} | {cached} |",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small windows and few steps of training")
     parser.add_argument("--only", metavar="NAMES", default="", help="some of the recipes, the two that fail among them")
+    parser.add_argument("--without", metavar="NAMES", default="", help="with --workers: recipes to leave out")
+    parser.add_argument("--workers", metavar="N", type=int, nargs="+", help="time nights without faults instead")
     parser.add_argument("--keep", metavar="DIR", type=Path, help="work in this folder, and leave it")
     args = parser.parse_args()
     only = [name for name in args.only.split(",") if name]
+    if args.workers:
+        with tempfile.TemporaryDirectory() as scratch:
+            without = [name for name in args.without.split(",") if name]
+            timed(args.workers, only, without, args.quick, args.keep or Path(scratch))
+        return
     need(not only or {MISSED, KILLED} <= {*only}, f"{MISSED} and {KILLED} are among the recipes")
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.keep or Path(scratch)
