@@ -13,14 +13,13 @@ from typing import IO, cast
 from runner.execute import messages
 from runner.execute.messages import Request
 from runner.progress.events import Event
+from runner.system import heap
 from runner.system.cpu import WAITING
 
-# glibc maps larger blocks separately (M_MMAP_THRESHOLD), and returns them to the system when they are freed. By default
-# it raises this threshold to 32 MiB, and the heap of a worker that streams many layers grows in fragments. With the
-# threshold set, it would trim the top of the heap after every 128 KiB freed, and fault the same pages in again: a fifth
-# of all page faults. A larger M_TRIM_THRESHOLD avoids that; the heap is trimmed between layers and steps instead
-# (runner.system.heap).
-_MMAP_THRESHOLD = str(8 << 20)
+# By default glibc raises the threshold of blocks that it maps separately to 32 MiB, and the heap of a worker that
+# streams many layers grows in fragments. With the threshold set, it would trim the top of the heap after every 128 KiB
+# freed, and fault the same pages in again: a fifth of all page faults. A larger M_TRIM_THRESHOLD avoids that; the heap
+# is trimmed between layers and steps instead (runner.system.heap).
 _TRIM_THRESHOLD = str(64 << 20)
 # oneDNN, and torch's layer on it, each remember 1024 compiled products of bfloat16, by their shapes: half a megabyte
 # each, of which a mixture of experts makes new ones without end (400 shapes: 229 MB, 18 MB with 32; measured).
@@ -47,7 +46,7 @@ class WorkerProcess:
         self, log: Path, threads: int, variables: Mapping[str, str] | None = None, folder: str | None = None
     ) -> None:
         environment = {
-            "MALLOC_MMAP_THRESHOLD_": _MMAP_THRESHOLD,
+            "MALLOC_MMAP_THRESHOLD_": str(heap.MMAP_THRESHOLD),
             "MALLOC_TRIM_THRESHOLD_": _TRIM_THRESHOLD,
             **_COMPILED,
             **({} if "OMP_WAIT_POLICY" in os.environ else WAITING),

@@ -11,6 +11,9 @@ import sys
 from functools import cache
 from typing import Any
 
+# glibc maps blocks of so many bytes separately in workers (M_MMAP_THRESHOLD), and returns them when they are freed.
+MMAP_THRESHOLD = 8 << 20
+
 
 def trim() -> None:
     """Return free heap pages to the system, where the C library can (glibc); do nothing elsewhere."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +16,8 @@ from runner.contracts.mixtures import ExpertMatrix, Mixture
 from runner.contracts.model_description import Linears, ModelDescription
 from runner.contracts.step_kind import Cost, DataFacts, Inputs, MachineFacts
 from runner.model.architecture import inspect
+from runner.model.layerwise.memory_budget import SUSPENDED_HEAP
+from runner.system import heap
 from runner.system.cpu import fast_bf16
 from runner.training.estimate import RUNTIME, estimate, memory_of_layer
 from tests.training.measured import LENGTH
@@ -43,10 +47,59 @@ def cost(
 @pytest.mark.nightly
 def test_memory_is_within_a_quarter(tmp_path: Path, batch: int, trained: str) -> None:
     command = [sys.executable, "-m", "tests.training.measured", str(tmp_path), str(batch), trained]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, timeout=600)
+    allocator = {"MALLOC_MMAP_THRESHOLD_": str(heap.MMAP_THRESHOLD), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], capture_output=True, timeout=600, env={**os.environ, **allocator}
+    )
     assert done.returncode == 0, done.stderr.decode()
     forecast = cost(FACTS.parameters if trained == "all" else QUERIES, batch_size=batch).memory
-    assert forecast == pytest.approx(int(done.stdout), rel=0.25)
+    assert int(done.stdout) <= forecast <= 1.25 * int(done.stdout)
+
+
+_STEPS = {
+    "recover.lora": "recover.lora: {teacher: model, loss: next_token, rank: 16, ",
+    "recover.lora of integers": "recover.lora: {teacher: model, rank: 16, ",
+    "distill.logits": "distill.logits: {teacher: model, student: {drop: 2}, ",
+}
+
+
+@pytest.mark.parametrize(("kind", "batch"), [("recover.lora", 8), ("recover.lora of integers", 8),
+                                              ("distill.logits", 8)])  # fmt: skip
+@pytest.mark.nightly
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it is about glibc's heap")
+def test_a_training_fits_into_what_its_plan_says(tmp_path: Path, kind: str, batch: int) -> None:
+    """A whole step of the demo model in a worker: never more than the forecast, nor a fifth less."""
+    first = "  - quantize.rtn: {bits: 4, group_size: 64}\n" if kind.endswith("integers") else ""
+    (tmp_path / "r.yaml").write_text(
+        'version: 1\nname: r\nmodel: {source: "demo:tiny-llama"}\n'
+        f'data: {{text: {{source: "demo:stdlib", split: train, samples: 32, sequence_length: {LENGTH}}}}}\n'
+        f"steps:\n{first}  - {_STEPS[kind]}data: text, steps: 3, batch_size: {batch}, precision: fp32}}\n"
+    )
+    planned = _runner("plan", "r.yaml", "--json", folder=tmp_path)
+    forecast = json.loads(planned)["steps"][-1]["memory"]
+    _runner("apply", "r.yaml", "--jobs", "jobs", folder=tmp_path)
+    [record] = (tmp_path / "jobs").glob("r-*/steps/0[12]-lo*/record.json")
+    measured = json.loads(record.read_text())["memory"]
+    assert measured <= forecast <= 1.2 * measured
+
+
+def _runner(*arguments: str, folder: Path) -> str:
+    command = [sys.executable, "-m", "runner", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_small_activations_take_more_of_the_heap_of_a_cpu() -> None:
+    """Blocks that glibc maps separately are returned whole; of smaller ones the freed leave room that few can take."""
+    small, large = (LENGTH // 2, 64 * LENGTH)  # tokens whose widest rows are below and whose narrowest are above it
+    assert 4 * small * 768 < heap.MMAP_THRESHOLD <= 4 * large * 256
+    for tokens, share in ((0, 1), (small, SUSPENDED_HEAP), (large, 1)):
+        assert memory_of_layer(FACTS, 4, tokens) == share * memory_of_layer(FACTS, 4)
+    between = 8 * LENGTH  # only rows of 768 are as large
+    mapped = 4 * 4 * 768
+    assert memory_of_layer(FACTS, 4, between) == SUSPENDED_HEAP * (memory_of_layer(FACTS, 4) - mapped) + mapped
+    assert cost(machine=GPU, batch_size=4).memory < cost(batch_size=4).memory
 
 
 def test_a_trained_weight_takes_sixteen_bytes_and_a_checkpoint_twelve() -> None:
@@ -70,7 +123,8 @@ def test_processes_take_memory_each_and_shards_share_it() -> None:
     both = cost(batch_size=8, processes=2)
     assert both.memory == 2 * alone.memory
     sharded = cost(batch_size=8, processes=2, machine=GPU, fsdp=True)
-    assert both.memory - sharded.memory == pytest.approx(16 * FACTS.parameters, abs=4)
+    whole = cost(batch_size=8, processes=2, machine=GPU)
+    assert whole.memory - sharded.memory == pytest.approx(16 * FACTS.parameters, abs=4)
 
 
 def test_time_grows_with_the_steps_and_falls_with_what_is_frozen() -> None:

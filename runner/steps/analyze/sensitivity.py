@@ -95,7 +95,7 @@ def _in_memory(params: Params, inputs: Inputs, cost: Cost, forward: float) -> Co
     chosen_sites = list(chosen(params, facts))
     if params["measure"] == "gradient":
         tokens = max(memory_budget.batch_tokens(machine.device, memory_budget.widest(facts)), length)
-        held += tokens * facts.layer_count * memory_of_layer(facts, value)
+        held += round(tokens * facts.layer_count * memory_of_layer(facts, value))
         moved = STREAMS * (memory_of_layer(facts, value) * facts.layer_count + vocabulary(facts) * LOGIT_BYTES)
         backward = 3 * forward / machine.flops + data.tokens * traffic_seconds(moved, inputs)
         return Cost(max(cost.memory, held), 0, scratch, cost.seconds + backward)

@@ -24,6 +24,7 @@ from runner.steps.experts import refuse_renamed, refuse_requantizing
 from runner.steps.integer_weights import refuse_others
 from runner.steps.patterns import matches
 from runner.steps.recover import expert_adapters, requantize
+from runner.training.estimate import heap_share
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +36,7 @@ REQUIRES = ()
 METRICS = metric_ranges.TRAINING
 DISTRIBUTED = True
 
+_FREED = 3  # blocks of an adapted module that peft makes and frees: its output, that of the factors, and that scaled
 SHOWN = 5  # modules that a complaint lists, the narrowest first
 
 
@@ -103,7 +105,7 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     trained = parameters(params, facts)
     how = merges(params, facts)
     disk = facts.nbytes + (4 * trained if how == "keep" else 0)
-    cost = training_objective.estimate(params, inputs, trained, disk, _input_bytes(params, inputs, linears))
+    cost = training_objective.estimate(params, inputs, trained, disk, _branch_bytes(params, inputs, linears))
     if how != "requantize":
         return cost
     weights = sum(i.size for i in facts.sites)
@@ -111,15 +113,23 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     return replace(cost, scratch=cost.scratch + 2 * weights + facts.nbytes, seconds=cost.seconds + again)
 
 
-def _input_bytes(params: Params, inputs: Inputs, linears: list[Site]) -> int:
-    """Return the bytes of the float32 inputs that adapters store for the backward pass: of one layer, or of all."""
-    if params["precision"] == "fp32":
-        return 0  # the input itself
+def _branch_bytes(params: Params, inputs: Inputs, linears: list[Site]) -> int:
+    """Return the bytes that adapters add to a forward, for the backward pass: those of one layer, or of all.
+
+    They store what their first factor gives, and in bf16 their input once more, which was float32 between. On the heap
+    of a CPU, the sum with a module's output in fp32 leaves room of _FREED blocks that no block as large takes; narrower
+    ones fit in, and in bf16 what is cast does (measured).
+    """
+    tokens, narrow = teacher.forward_tokens(params, inputs), params["precision"] != "fp32"
+    holes = inputs.machine.device == "cpu" and not narrow
+    on_heap = {i.rows for i in linears if holes and heap_share(tokens * 4 * i.rows) > 1}
     layers: dict[int, int] = {}
     for linear in linears:
-        layers[linear.layer] = layers.get(linear.layer, 0) + 4 * linear.columns
+        stored = 4 * params["rank"] + 2 * linear.columns * narrow
+        freed = _FREED * 4 * linear.rows if on_heap and linear.rows == max(on_heap) else 0
+        layers[linear.layer] = layers.get(linear.layer, 0) + stored + freed
     held = max(layers.values(), default=0) if params["gradient_checkpointing"] else sum(layers.values())
-    return teacher.forward_tokens(params, inputs) * held
+    return tokens * held
 
 
 def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:

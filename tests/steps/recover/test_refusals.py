@@ -178,3 +178,26 @@ def test_forecasts(tmp_path: Path) -> None:
     assert scales.estimate(own, seen).disk == packed.nbytes
     assert scales.estimate(own, seen).memory > 0
     assert scales.outcome(own, seen) is packed
+
+
+def test_adapters_take_memory_beside_activations(model: CheckpointFacts) -> None:
+    """What the first factor gives, an input again in bf16, and on a CPU's heap in fp32 three freed outputs a module."""
+    kind, tokens = find("recover.lora"), 2 * 16
+    queries = next(i for i in model.sites if i.name.endswith("q_proj"))
+
+    def needed(device: str, **params: Any) -> int:
+        seen = inputs(model, replace(model))
+        own = defaults("recover.lora", {"data": "text", "loss": "next_token", "batch_size": 2, **params})
+        return int(kind.estimate(own, replace(seen, machine=replace(seen.machine, device=device))).memory)
+
+    def of_another(device: str, precision: str) -> int:
+        """Return what adapting one more module takes, of the size of those that are adapted."""
+        shared = {"rank": 1, "precision": precision}
+        return needed(device, target_modules=["q_proj", "o_proj"], **shared) - needed(
+            device, target_modules=["q_proj"], **shared
+        )
+
+    assert of_another("cpu", "fp32") - of_another("cuda", "fp32") == tokens * 3 * 4 * queries.rows
+    assert of_another("cpu", "bf16") == of_another("cuda", "bf16")
+    bf16 = 2 * (queries.rows + queries.columns)  # the copies of the factors that autocast keeps
+    assert of_another("cuda", "bf16") - of_another("cuda", "fp32") == tokens * 2 * queries.columns + bf16
