@@ -67,6 +67,9 @@ class RayCluster:
             else:
                 ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
+            if _wants_token(error):
+                refused = f"{self.name} refuses this machine, which shows no token"
+                raise _refused("R703", refused, _TOKEN_HELP) from error
             raise _refused("R703", f"{self.name} does not answer: {first_line(error)}", _ADDRESS_HELP) from error
 
     def offer(self) -> Offer:
@@ -119,9 +122,22 @@ class RayCluster:
 
 
 _ADDRESS_HELP = "check it with `ray status`, start the cluster with `ray start --head`, or leave out `--address`"
+_TOKEN_HELP = (
+    "set RAY_AUTH_MODE=token, with the cluster's token in ~/.ray/auth_token or RAY_AUTH_TOKEN; an address other than "
+    "`auto` is shown none by itself"
+)
 VERSIONS_HELP = "install there what is installed here, or submit from an environment like that of the cluster"
 REMOTE_HELP = "its credentials and packages are those of each machine: set them where Ray is started there"
 STORE_HELP = "use a jobs folder that all machines share (`--jobs`), or a remote store (`--remote`)"
+
+
+def _wants_token(error: BaseException | None) -> bool:
+    """Return whether Ray could not connect because a cluster with token authentication was shown none, or another."""
+    while error is not None:
+        if "AuthenticationError" in f"{type(error).__name__}: {error}":
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def wrong(findings: list[Finding]) -> list[str]:

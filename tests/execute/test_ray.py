@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from runner.errors import MachineError, UsageError
-from runner.execute import ray_executor
+from runner.execute import ray_cluster, ray_executor
 from runner.execute.executor import Executor, Reports
 from runner.execute.ray_cluster import Finding, RayCluster, refusals, wrong
 from runner.execute.stopping import Stopping
@@ -164,6 +164,27 @@ def test_an_address_where_nobody_listens() -> None:
         RayCluster("http://cluster")
     assert wrong_form.value.render() == (
         "error: `http://cluster` is no address of a Ray cluster\nhelp: write `auto`, `host:6379` or `ray://host:10001`"
+    )
+
+
+@needs_ray
+def test_a_cluster_that_wants_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def refused(**_: object) -> None:
+        try:
+            raise RuntimeError("Failed to connect to GCS.\nray.exceptions.AuthenticationError: InvalidAuthToken")
+        except RuntimeError as error:
+            raise ConnectionError("Failed to connect to Ray cluster at head:6379") from error
+
+    monkeypatch.setattr(ray, "init", refused)
+    monkeypatch.setattr(ray_cluster, "_reach", lambda address: None)
+    with pytest.raises(MachineError) as caught:
+        RayCluster("head:6379")
+    assert caught.value.render() == (
+        "error[R703]: the Ray cluster at head:6379 refuses this machine, which shows no token\n"
+        "help: set RAY_AUTH_MODE=token, with the cluster's token in ~/.ray/auth_token or RAY_AUTH_TOKEN; an address "
+        "other than `auto` is shown none by itself"
     )
 
 
