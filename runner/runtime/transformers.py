@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,9 @@ class Transformers:
         self.vocabulary = int(text.vocab_size)
         self.context = int(getattr(text, "max_position_embeddings", None) or _UNLIMITED)
         self._model, self._device = model, device
+        # What a model calls its cache: those of state-space layers alone have a name of their own.
+        named = inspect.signature(model.forward).parameters
+        self._cache_name = "cache_params" if "cache_params" in named else "past_key_values"
         self._cache: Any = None
         self._cached = 0
 
@@ -80,8 +84,8 @@ class Transformers:
     def _run(self, ids: Ids, keep: int) -> Logits:
         given = torch.from_numpy(np.ascontiguousarray(ids)).to(self._device)
         with torch.inference_mode():
-            out = self._model(input_ids=given, past_key_values=self._cache, use_cache=True, logits_to_keep=keep)
-        self._cache = out.past_key_values
+            out = self._model(input_ids=given, use_cache=True, logits_to_keep=keep, **{self._cache_name: self._cache})
+        self._cache = out[self._cache_name]
         self._cached += ids.shape[1]
         logits: Logits = out.logits.float().cpu().numpy()
         return logits

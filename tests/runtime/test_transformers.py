@@ -11,7 +11,7 @@ import torch
 from runner.errors import StepFailed
 from runner.runtime.transformers import Transformers
 from runner.steps.kinds import find
-from tests import tiny
+from tests import model_types, tiny
 from tests.host import Host
 
 
@@ -60,6 +60,20 @@ def test_packed_weights_rounded_and_exact(tmp_path: Path, format: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # of peft and what it imports
+def test_a_state_space_model_decodes_as_it_prefills(tmp_path: Path) -> None:
+    """Mamba's forward calls its cache by another name."""
+    from transformers import AutoModelForCausalLM
+
+    config = model_types.config("mamba2")
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    given = tiny.tokens(2, 24).numpy()
+    runtime = Transformers(tmp_path)
+    wanted = runtime.prefill(given)
+    runtime.prefill(given[:, :5])
+    for place in range(5, 24):
+        np.testing.assert_allclose(runtime.decode(given[:, place : place + 1])[:, 0], wanted[:, place], atol=5e-5)
+
+
 def test_an_adapter_acts(tmp_path: Path) -> None:
     from runner.model.checkpoint import adapter_config, adapter_writer
 
