@@ -65,7 +65,9 @@ WIDER: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"), _GATED),
     "glm4_moe": {"head_dim": 32},
     "llama4_text": {"num_experts_per_tok": 1},
-    "minimax_m2": {"rotary_dim": 32},
+    "minimax_m2": {"rotary_dim": 32, "scoring_func": "sigmoid"},
+    "mamba2": {"num_heads": 32, "head_dim": 8},
+    "falcon": {"ffn_hidden_size": 512},
     "lfm2": {"block_dim": 128, "conv_dim": 128},
     "falcon_h1": {"mamba_n_heads": 32, "mamba_d_head": 8},
     **dict.fromkeys(("cohere", "cohere2", "cohere2_moe"), _UNSCALED),
@@ -208,13 +210,18 @@ def make(name: str, folder: Path) -> Made:
 
 
 def save(name: str, folder: Path) -> None:
-    """Save a random model in bfloat16 whose biases and norms are random too."""
+    """Save a random model in bfloat16 whose biases and norms are random too.
+
+    Routers choose without corrections: where those are not 0, vLLM's CPU build chooses otherwise (ernie4_5_moe).
+    """
     torch.manual_seed(0)
     config = model_types.config(name, WIDER.get(name), WIDTH)
     model = getattr(transformers, supported.auto_class(name)).from_config(config).eval()
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim >= 2:
+        for key, parameter in model.named_parameters():
+            if key.endswith("correction_bias"):
+                parameter.zero_()
+            elif parameter.ndim >= 2:
                 torch.nn.init.normal_(parameter, std=0.08)
             else:
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)

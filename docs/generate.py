@@ -216,11 +216,11 @@ unknown.
 UNPACKED_HEAD = """
 ## Modules that stay unpacked
 
-Some modules a server holds unpacked whatever a checkpoint says. Where they are packed, it cannot load the checkpoint:
-name them in `ignore`. A plan with `serve` refuses them by name (R655).
+Some modules of some models a server cannot load packed, in any format or in those named here, though it loads others of
+the same scheme. Name them in `ignore`. A plan with `serve` refuses them by name (R655).
 
-| server | model type | modules | source |
-|---|---|---|---|"""
+| server | model type | modules | formats | what it does | source |
+|---|---|---|---|---|---|"""
 
 
 def serving_page() -> str:
@@ -245,7 +245,9 @@ def _unpacked() -> str:
     lines = [UNPACKED_HEAD]
     for each in servers.UNPACKED:
         modules = ", ".join(f"`{pattern}`" for pattern in each.modules)
-        lines.append(f"| {each.server} | {', '.join(each.models)} | {modules} | {each.source} |")
+        cells = [each.server, ", ".join(each.models), modules, ", ".join(each.formats or ("all",)),
+                 each.why.format("them"), each.source]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -15,10 +15,11 @@ def verdict(server: str, facts: CheckpointFacts, device: float | None) -> server
     found = [
         servers.verdict(server, format, schemes, device, cache, model) for format, schemes in _stored(facts).items()
     ]
-    packed = [each.name for each in facts.sites if packing is not None and formats.of_module(facts.tensors, each.name)]
-    unpacked = servers.held_unpacked(server, facts.config.model_type, packed)
-    if unpacked is not None:
-        found.append(unpacked)
+    unpacked = (
+        servers.held_unpacked(server, facts.config.model_type, format, modules)
+        for format, modules in _packed(facts, packing is not None).items()
+    )
+    found.extend(each for each in unpacked if each is not None)
     if facts.engine is None and facts.adapter is not None:  # an engine holds that of its checkpoint
         found.append(adapter_loading.verdict(server, facts.adapter))
     return max(found, key=lambda each: servers.HOW.index(each.how))
@@ -49,3 +50,13 @@ def _stored(facts: CheckpointFacts) -> dict[str, set[Scheme]]:
         if format is not None and scheme is not None:
             found.setdefault(format.NAME, set()).add(scheme)
     return found or {servers.DENSE: set()}
+
+
+def _packed(facts: CheckpointFacts, quantized: bool) -> dict[str, list[str]]:
+    """Return the packed modules of each format of a checkpoint."""
+    found: dict[str, list[str]] = {}
+    for site in facts.sites if quantized else ():
+        format = formats.of_module(facts.tensors, site.name)
+        if format is not None:
+            found.setdefault(format.NAME, []).append(site.name)
+    return found

@@ -155,25 +155,36 @@ ROWS: tuple[Row, ...] = (  # the first that matches counts
 
 @dataclass(frozen=True)
 class Unpacked:
-    """Modules that a server holds unpacked whatever a checkpoint says, so that it cannot load them packed.
+    """Modules of some models that a server cannot load packed, though it loads others of that format and scheme.
 
     models    types of config.json that it is about
     modules   patterns of their names, as in `ignore`
+    formats   in which it cannot; None: in any
+    why       what it does, of modules: "holds ... unpacked"
     source    who says so
     """
 
     server: str
     models: Collection[str]
     modules: Collection[str]
+    formats: Collection[str] | None
+    why: str
     source: str
 
+    def matches(self, server: str, model: str, format: str) -> bool:
+        return server == self.server and model in self.models and (self.formats is None or format in self.formats)
 
+
+_MIXER = "tried with vLLM 0.32's CPU build (jamba, mamba); its mixer of Mamba passes on no scheme"
+_PLAIN = "holds {} unpacked whatever a checkpoint says"
 UNPACKED: tuple[Unpacked, ...] = (
-    Unpacked("vllm", ("jamba",), ("*.mamba.*",), "vLLM 0.32's source: its mixer of Mamba passes on no scheme"),
-    Unpacked("vllm", ("mamba", "falcon_mamba"), ("*.mixer.*",),
-             "vLLM 0.32's source: its mixer of Mamba passes on no scheme"),
-    Unpacked("vllm", ("deepseek_v32", "glm_moe_dsa"), ("*.indexer.wk", "*.indexer.weights_proj"),
+    Unpacked("vllm", ("jamba",), ("*.mamba.*",), None, _PLAIN, _MIXER),
+    Unpacked("vllm", ("mamba", "falcon_mamba"), ("*.mixer.*",), None, _PLAIN, _MIXER),
+    Unpacked("vllm", ("deepseek_v32", "glm_moe_dsa"), ("*.indexer.wk", "*.indexer.weights_proj"), None, _PLAIN,
              "vLLM 0.32's source: it joins both, and its wk_weights_proj has no scheme"),
+    Unpacked("vllm", ("bloom",), ("*.query_key_value",), ("pack-quantized", "gptq", "awq"),
+             "orders the rows of {} anew as if they were not packed",
+             "tried with vLLM 0.32's CPU build, which fails on weight_shape; GPTQ and AWQ: its source"),
 )  # fmt: skip
 _SILENT = Row("", (), _EVERYWHERE, UNKNOWN, "nobody has tried it, and no document says", "")
 
@@ -226,14 +237,14 @@ def _row(server: str, format: str, scheme: Scheme | None, device: float, model: 
     return next(found, _SILENT)
 
 
-def held_unpacked(server: str, model: str, modules: Iterable[str]) -> Verdict | None:
-    """Refuse packed modules of a type of config.json that a server holds unpacked; None where there are none."""
+def held_unpacked(server: str, model: str, format: str, modules: Iterable[str]) -> Verdict | None:
+    """Refuse modules packed in `format` that a server cannot load so in this type of model; None: there are none."""
     modules = list(modules)
     for each in UNPACKED:
         found = [pattern for pattern in each.modules for module in modules if fnmatchcase(module, pattern)]
-        if server == each.server and model in each.models and found:
+        if found and each.matches(server, model, format):
             named = ", ".join(f"`{pattern}`" for pattern in dict.fromkeys(found))
-            why = f"it holds {named} of {model} unpacked whatever a checkpoint says; name them in `ignore`"
+            why = f"it {each.why.format(f'{named} of {model}')}; name them in `ignore`"
             return Verdict(server, REFUSED, why, each.source)
     return None
 

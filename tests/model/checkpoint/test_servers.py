@@ -122,18 +122,30 @@ def test_gguf_files_that_transformers_reads_as_they_are(
     assert loading.verdict("llama.cpp", checkpoint, servers.CPU).how == servers.NATIVE
 
 
-def test_modules_that_a_server_holds_unpacked() -> None:
-    """vLLM's mixer of Mamba and its joined projections of the indexer take no scheme."""
-    found = servers.held_unpacked("vllm", "jamba", ["model.layers.0.mamba.in_proj", "model.layers.1.mlp.up_proj"])
+def test_modules_that_a_server_cannot_load_packed() -> None:
+    """vLLM's mixer of Mamba and its joined projections of the indexer take no scheme; of Bloom it orders rows anew."""
+    found = servers.held_unpacked("vllm", "jamba", "gptq", ["model.layers.0.mamba.in_proj", "model.layers.1.mlp.up"])
     assert found is not None
     assert found.describe() == (
         "vllm cannot load it: it holds `*.mamba.*` of jamba unpacked whatever a checkpoint says; name them in `ignore`"
     )
-    indexer = "model.layers.0.self_attn.indexer"
-    assert servers.held_unpacked("vllm", "deepseek_v32", [f"{indexer}.wq_b", f"{indexer}.weights_proj"]) is not None
-    assert servers.held_unpacked("vllm", "deepseek_v32", [f"{indexer}.wq_b"]) is None
-    assert servers.held_unpacked("vllm", "jamba", ["model.layers.1.mlp.up_proj"]) is None
-    assert servers.held_unpacked("transformers", "jamba", ["model.layers.0.mamba.in_proj"]) is None
+    rows = servers.held_unpacked("vllm", "bloom", "gptq", ["transformer.h.0.self_attention.query_key_value"])
+    assert rows is not None
+    assert rows.why == (
+        "it orders the rows of `*.query_key_value` of bloom anew as if they were not packed; name them in `ignore`"
+    )
+
+
+@pytest.mark.parametrize(("server", "model", "format", "module", "refused"), [
+    ("vllm", "deepseek_v32", "fp8", "layers.0.self_attn.indexer.weights_proj", True),
+    ("vllm", "deepseek_v32", "fp8", "layers.0.self_attn.indexer.wq_b", False),
+    ("vllm", "bloom", "int-quantized", "h.0.self_attention.query_key_value", False),
+    ("vllm", "jamba", "gptq", "layers.1.mlp.up_proj", False),
+    ("vllm", "bamba", "gptq", "layers.0.mamba.in_proj", False),
+    ("transformers", "jamba", "gptq", "layers.0.mamba.in_proj", False),
+])  # fmt: skip
+def test_modules_that_stay_unpacked(server: str, model: str, format: str, module: str, refused: bool) -> None:
+    assert (servers.held_unpacked(server, model, format, [module]) is not None) is refused
 
 
 @pytest.mark.parametrize(("ignore", "how"), [(["lm_head"], "refused"), (["lm_head", "*.mamba.*"], "native")])
