@@ -57,15 +57,17 @@ _GATED = {
     "linear_value_head_dim": 128,
 }
 _UNSCALED = {"logit_scale": 1.0}  # else all tokens are nearly alike
-# What single types need besides to suit vLLM's kernels, or its reading of their configurations.
+# What single types need besides for kernels of vLLM, or what it reads in published configurations.
 WIDER: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("deepseek_v2", "axk1", "glm4_moe_lite", "longcat_flash", "kimi_linear"), _LATENT),
+    **dict.fromkeys(("deepseek_v2", "axk1", "longcat_flash", "kimi_linear"), _LATENT),
+    "glm4_moe_lite": {**_LATENT, "first_k_dense_replace": 1, "topk_method": "noaux_tc"},
     "deepseek_v3": {**_LATENT, "topk_method": "noaux_tc"},
     **dict.fromkeys(("deepseek_v32", "glm_moe_dsa"), _SPARSE),
     **dict.fromkeys(("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"), _GATED),
     "glm4_moe": {"head_dim": 32},
     "llama4_text": {"num_experts_per_tok": 1},
-    "minimax_m2": {"rotary_dim": 32, "scoring_func": "sigmoid"},
+    "minimax_m2": {"rotary_dim": 32, "scoring_func": "sigmoid", "use_routing_bias": True},
+    "afmoe": {"score_func": "sigmoid"},
     "mamba2": {"num_heads": 32, "head_dim": 8},
     "falcon": {"ffn_hidden_size": 512},
     "lfm2": {"block_dim": 128, "conv_dim": 128},
@@ -169,7 +171,9 @@ def note(asked: Asked, server: Server) -> None:
     found = result(asked, server)
     print(asked.name, *found, flush=True)
     rows = known_rows(PAGE.read_text("utf-8"))
-    rows[asked.name] = replace(rows.get(asked.name, Row()), vllm=found[0], vllm_says=found[1])
+    row = rows.get(asked.name, Row())
+    said = "" if found[1] in row.otherwise else found[1]  # the refusal by the plan is there already
+    rows[asked.name] = replace(row, vllm=found[0], vllm_says=said)
     PAGE.write_text(page(rows, f"vLLM {server.version}"), "utf-8")
 
 
