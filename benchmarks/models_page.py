@@ -30,9 +30,9 @@ model can be made (they want images, other sizes or further packages); of those 
 
 *vLLM*: the CPU build of {vllm} loads a wider model of the type, rounded to 4 bits in groups of 32, and its
 log-probabilities are those that are measured here (`python -m benchmarks.vllm_models`). "–": it does not, and the last
-column says why; "dense too" means that it is so of the model that is not compressed: by the CPU build, or for a key that the random
-model's configuration lacks. "none": vLLM has no code of its own for the architecture. Empty: not tried. Of {served} types
-that were tried in vLLM {right} are right.{misread}
+column says why; "dense too" means that it is so of the model that is not compressed: by the CPU build, or for a key
+that the random model's configuration lacks. "none": vLLM has no code of its own for the architecture. Empty: not tried.
+Of {served} types that were tried in vLLM {right} are right.{misread}
 Packed experts have kernels for GPUs and processors with AMX alone; here vLLM's own code loads and unpacks them, and
 plain torch multiplies.
 

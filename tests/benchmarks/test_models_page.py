@@ -20,7 +20,7 @@ def test_a_sweep_keeps_what_vllm_made_of_a_type() -> None:
     text = page({"llama": tried}, "vLLM 0.32.0")
     line = "| `llama` | yes | – | – | yes | – | a \\| b; vLLM: dense too: x \\| y |\n"
     assert line in text
-    assert "Of 1 types\nthat were tried in vLLM 0 are right." in text
+    assert "Of 1 types that were tried in vLLM 0 are right." in text
     assert known_vllm(text) == "vLLM 0.32.0"
     assert known_rows(text) == {"llama": tried}
     assert swept(tried, Outcome(ALL)) == Row(("yes",) * 4, "", "–", "dense too: x | y")
