@@ -33,8 +33,7 @@ log-probabilities are those that are measured here (`python -m benchmarks.vllm_m
 column says why; "dense too" means that it is so of the model that is not compressed: by the CPU build, or for a key
 that the random model's configuration lacks. "none": vLLM has no code of its own for the architecture. Empty: not tried.
 Of {served} types that were tried in vLLM {right} are right.{misread}
-Packed experts have kernels for GPUs and processors with AMX alone; here vLLM's own code loads and unpacks them, and
-plain torch multiplies.
+Packed experts have kernels for GPUs and processors with AMX alone, and were tried on neither.
 
 | type | measured | rounded | GPTQ | pruned | vLLM | otherwise |
 |---|---|---|---|---|---|---|

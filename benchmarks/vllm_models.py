@@ -109,10 +109,10 @@ class Server:
         self.version, known = json.loads(self._line("["))
         self.architectures = frozenset(known)
 
-    def ask(self, folder: Path, types: Sequence[str], emulate: bool) -> None:
+    def ask(self, folder: Path, types: Sequence[str]) -> None:
         """Have minus the log-probabilities of all tokens computed, in the first of the types that works."""
         out = str(folder.with_suffix(".json"))
-        case = {"folder": str(folder), "out": out, "windows": WINDOWS.tolist(), "types": types, "emulate": emulate}
+        case = {"folder": str(folder), "out": out, "windows": WINDOWS.tolist(), "types": types}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(case) + "\n")
         self._process.stdin.flush()
@@ -161,8 +161,7 @@ def ask(name: str, folder: Path, server: Server) -> Asked:
     shutil.rmtree(folder, ignore_errors=True)
     made = make(name, folder)
     for each in made.losses:
-        types = ["float32", "bfloat16"] if each == "dense" else ["bfloat16"]
-        server.ask(folder / each, types, each != "dense")
+        server.ask(folder / each, ["float32", "bfloat16"] if each == "dense" else ["bfloat16"])
     return Asked(name, folder, made)
 
 

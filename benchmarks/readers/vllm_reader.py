@@ -3,7 +3,7 @@
 With CASES each checkpoint has a process of its own. Stands alone, in an environment that has vLLM. `out` gets
 {"tokens": [...]}, those of each prompt, or what vLLM says, as {"problem": "..."}. The package is imported once:
 that takes longer than loading a small model. With `-` in place of CASES each line of the standard input is a case; one
-with {windows, types, emulate} in place of {prompts, count} gets {"losses": [...]}, those of each token.
+with {windows, types} in place of {prompts, count} gets {"losses": [...]}, those of each token.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import Any
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # an engine in this process, which was forked
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GB
 
-import torch
 import vllm
 from vllm import LLM, ModelRegistry, SamplingParams
 
@@ -41,8 +40,7 @@ def continued(case: dict[str, Any]) -> list[list[int]]:
 def losses(case: dict[str, Any]) -> list[list[float]]:
     """Return minus the log-probability of each token of the windows but their first.
 
-    The first of `types`, names of torch's, in which vLLM runs the model counts; the last one's error is raised. With
-    `emulate` plain torch multiplies packed experts.
+    The first of `types`, names of torch's, in which vLLM runs the model counts; the last one's error is raised.
     """
     *others, dtype = case["types"]
     if others:
@@ -50,9 +48,6 @@ def losses(case: dict[str, Any]) -> list[list[float]]:
         if "losses" in found:
             return list(found["losses"])
     how: dict[str, Any] = {"dtype": dtype, "skip_tokenizer_init": True, "enable_prefix_caching": False}
-    if case["emulate"]:
-        emulate_experts()
-        how["moe_backend"] = "emulation"
     windows = case["windows"]
     model = LLM(case["folder"], max_model_len=64, max_num_seqs=4, max_num_batched_tokens=64, enforce_eager=True, **how)
     wanted = SamplingParams(temperature=0, max_tokens=1, detokenize=False, prompt_logprobs=0)
@@ -61,32 +56,6 @@ def losses(case: dict[str, Any]) -> list[list[float]]:
         [-given[token].logprob for token, given in zip(ids[1:], each.prompt_logprobs[1:], strict=True)]
         for ids, each in zip(windows, made, strict=True)
     ]
-
-
-def emulate_experts() -> None:
-    """Have plain torch multiply what vLLM unpacks of packed experts: its kernels want a GPU, or a processor with AMX.
-
-    vLLM has this back end ("emulation") for GPUs alone; its unpacked weights are w1 [E, 2I, K] and w2 [E, K, I].
-    """
-    from vllm.model_executor.layers.fused_moe.experts.int4_emulation_moe import Int4EmulationTritonExperts as Experts
-
-    def apply(
-        self: Any, output: torch.Tensor, hidden_states: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor,
-        topk_weights: torch.Tensor, topk_ids: torch.Tensor, activation: Any, global_num_experts: int, expert_map: Any,
-        *others: Any, apply_router_weight_on_input: bool, **rest: Any,
-    ) -> None:  # fmt: skip
-        output.zero_()
-        for token, (weights, experts) in enumerate(zip(topk_weights, topk_ids, strict=True)):
-            for weight, expert in zip(weights, experts.tolist(), strict=True):
-                given = hidden_states[token : token + 1] * (weight if apply_router_weight_on_input else 1)
-                up = given.to(w1.dtype) @ w1[expert].T
-                middle = up.new_empty(1, w2.shape[2])
-                self.activation(activation, middle, up)
-                made = (middle @ w2[expert].T)[0] * (1 if apply_router_weight_on_input else weight)
-                output[token] += made.to(output.dtype)
-
-    Experts.apply = apply
-    Experts._supports_current_device = staticmethod(lambda: True)
 
 
 def answers(folder: str, prompts: str, count: int, out: str) -> None:

@@ -23,7 +23,9 @@ Steps = Sequence[Mapping[str, Any]]
 def located(steps: Steps, folder: Path, name: str = "demo") -> Plan:
     model = folder / "model"
     model.mkdir(exist_ok=True)
-    (model / "config.json").write_text("{}")
+    config = model / "config.json"
+    if not config.is_file():  # written again, it would be empty for a moment, for a machine that looks at it
+        config.write_text("{}")
     made = plan(steps, name=name, model=model)
     renamed: dict[str, str] = {}
     keyed = []
