@@ -114,12 +114,12 @@ def _passes(params: Params, facts: CheckpointFacts) -> int:
 
 
 def _data(params: Params, facts: CheckpointFacts) -> list[Diagnostic]:
-    """Return a complaint about calibration data by which nothing is rounded."""
+    """Return a warning of calibration data by which nothing is rounded."""
     if params.get("data") is None or gguf_assignment.is_auto(params) or _passes(params, facts):
         return []
     message = "`data` has no effect: no matrix of the layers, nor the head, is rounded to blocks"
     help = "leave it out, or set `dense` or `embedding` to a type of blocks such as q4_0"
-    return [Diagnostic("R418", message, help, path=("data",))]
+    return [Diagnostic("R418", message, help, path=("data",), severity="warning")]
 
 
 def _window(facts: CheckpointFacts) -> list[Diagnostic]:

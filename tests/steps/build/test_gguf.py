@@ -338,7 +338,7 @@ def test_a_step_that_was_stopped_in_either_run_ends_with_the_same_bytes(tmp_path
     assert (stopped.out_dir / "model.gguf").read_bytes() == (whole / "model.gguf").read_bytes()
 
 
-def test_data_that_have_no_effect_are_refused(tmp_path: Path) -> None:
+def test_data_that_have_no_effect_are_warned_of(tmp_path: Path) -> None:
     complaint = (
         "`data` has no effect: no matrix of the layers, nor the head, is rounded to blocks",
         "leave it out, or set `dense` or `embedding` to a type of blocks such as q4_0",
@@ -346,6 +346,9 @@ def test_data_that_have_no_effect_are_refused(tmp_path: Path) -> None:
     folder = model(tmp_path / "model", "llama_tied")
     for params in ({"dense": "f16"}, {"dense": "bf16", "embedding": "iq4_nl"}):
         assert complaints(folder, {**params, "data": "calibration"}) == [complaint]
+    host = Host(tmp_path / "host", KIND, folder, dense="f16", data="calibration")
+    (found,) = find(KIND).check(host.params, Inputs(facts(folder, "demo"), {}, {}, machine_facts("cpu")))
+    assert found.severity == "warning", "a shared recipe may be built with another type"
     for params in ({"dense": "q4_0", "embedding": "f16"}, {"dense": "f16", "embedding": "q4_0"}):
         assert complaints(folder, {**params, "data": "calibration"}) == []
 
