@@ -59,7 +59,6 @@ def test_packed_weights_rounded_and_exact(tmp_path: Path, format: str) -> None:
     assert torch.equal(whole.to(torch.bfloat16 if format == "pack-quantized" else torch.float16).float(), stored)
 
 
-@pytest.mark.filterwarnings("ignore")  # of peft and what it imports
 def test_a_state_space_model_decodes_as_it_prefills(tmp_path: Path) -> None:
     """Mamba's forward calls its cache by another name."""
     from transformers import AutoModelForCausalLM
@@ -74,6 +73,7 @@ def test_a_state_space_model_decodes_as_it_prefills(tmp_path: Path) -> None:
         np.testing.assert_allclose(runtime.decode(given[:, place : place + 1])[:, 0], wanted[:, place], atol=5e-5)
 
 
+@pytest.mark.filterwarnings("ignore")  # of peft and what it imports
 def test_an_adapter_acts(tmp_path: Path) -> None:
     from runner.model.checkpoint import adapter_config, adapter_writer
 
