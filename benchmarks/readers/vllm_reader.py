@@ -47,15 +47,19 @@ def losses(case: dict[str, Any]) -> list[list[float]]:
         found: dict[str, Any] = _in_child(losses, case | {"types": others}, "losses")
         if "losses" in found:
             return list(found["losses"])
-    how: dict[str, Any] = {"dtype": dtype, "skip_tokenizer_init": True, "enable_prefix_caching": False}
     windows = case["windows"]
-    model = LLM(case["folder"], max_model_len=64, max_num_seqs=4, max_num_batched_tokens=64, enforce_eager=True, **how)
+    model = LLM(
+        case["folder"], dtype=dtype, max_model_len=64, max_num_seqs=4, max_num_batched_tokens=64, enforce_eager=True,
+        skip_tokenizer_init=True, enable_prefix_caching=False,
+    )  # fmt: skip
     wanted = SamplingParams(temperature=0, max_tokens=1, detokenize=False, prompt_logprobs=0)
     made = model.generate([{"prompt_token_ids": ids} for ids in windows], wanted, use_tqdm=False)
-    return [
-        [-given[token].logprob for token, given in zip(ids[1:], each.prompt_logprobs[1:], strict=True)]
-        for ids, each in zip(windows, made, strict=True)
-    ]
+    return [_losses(ids, each) for ids, each in zip(windows, made, strict=True)]
+
+
+def _losses(ids: list[int], made: Any) -> list[float]:
+    """Return minus the log-probability of each token but the first, by what vLLM made of them as a prompt."""
+    return [-given[token].logprob for token, given in zip(ids[1:], made.prompt_logprobs[1:], strict=True)]
 
 
 def answers(folder: str, prompts: str, count: int, out: str) -> None:
@@ -76,8 +80,8 @@ def answers(folder: str, prompts: str, count: int, out: str) -> None:
     ]
     losses = []
     for ids, each in zip(asked["windows"], made(asked["windows"], max_tokens=1, prompt_logprobs=0), strict=True):
-        scores = [given[token].logprob for token, given in zip(ids[1:], each.prompt_logprobs[1:], strict=True)]
-        losses.append(-sum(scores) / len(scores))
+        found_losses = _losses(ids, each)
+        losses.append(sum(found_losses) / len(found_losses))
     Path(out).write_text(json.dumps({"found": found, "loss": sum(losses) / len(losses) if losses else None}))
 
 

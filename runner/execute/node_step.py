@@ -47,9 +47,8 @@ class Shipment:
     """A step for another machine. `made_by`: the key of the step that made an input, by parameter.
 
     `models`: the source and commit of an input that a recipe names, by parameter; `adapted` has those that carry an
-    adapter. `looks`: how the models and data
-    files look on the submitting machine, by path. `remote` is the URL of the remote store where machines share no
-    folder. `folder` is the working folder, to which relative paths refer.
+    adapter. `looks`: how the models and data files look on the submitting machine, by path. `remote` is the URL of the
+    remote store where machines share no folder. `folder` is the working folder, to which relative paths refer.
     """
 
     request: Request

@@ -82,7 +82,7 @@ def write(ctx: Context, calibrated: Calibration | None = None) -> Result:
     stored = ", ".join(f"{count} linear modules {how}" for how, count in engine["stored"].items())
     card = _CARD.format(
         model=facts.config.model_type, file=FILE, version=found, stored=stored,
-        embedding=engine["embedding"] + (f", where they multiply {table_layouts.told(engine)}" if calibrated else ""),
+        embedding=engine["embedding"] + (f", where they multiply {table_layouts.text(engine)}" if calibrated else ""),
         context=engine["context"], vocabulary=engine["vocabulary"], recipe=ctx.recipe_text.rstrip(),
     )  # fmt: skip
     (out / "README.md").write_text(card, encoding="utf-8")

@@ -121,7 +121,7 @@ def engine(facts: CheckpointFacts, params: Mapping[str, Any], calibration: DataF
     dense = len(facts.sites) - len(packed)
     return {
         "format": "executorch", "backend": "xnnpack", "embedding": params["embedding"],
-        **(table_layouts.described(calibration) if calibration is not None else {}),
+        **table_layouts.described(calibration),
         "context": context(facts, params), "vocabulary": facts.config.vocabulary_size, "max_batch": 1,
         "layers": facts.layer_count, "stored": dict(sorted({**stored, **({"dense": dense} if dense else {})}.items())),
     }  # fmt: skip

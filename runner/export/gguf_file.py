@@ -100,7 +100,7 @@ def write(
     engine = {
         "format": "gguf", **described, "types": counts, "packages": {"gguf": version("gguf")},
         "source": {"digest": source.digest},
-        **(table_layouts.described(ctx.data_facts("data")) if calibrated is not None else {}),
+        **table_layouts.described(ctx.data_facts("data") if calibrated is not None else None),
     }  # fmt: skip
     _folder(ctx, source.path, facts.config, engine)
     size = file.stat().st_size
@@ -134,7 +134,7 @@ def _folder(ctx: Context, source: Path, config: ModelConfig, engine: Mapping[str
     companions.copy(source, ctx.out_dir)
     types = ", ".join(f"{count} {type.upper()}" for type, count in engine["types"].items())
     if "tables" in engine:
-        types += f"; the head is {table_layouts.told(engine)}"
+        types += f"; the head is {table_layouts.text(engine)}"
     text = _CARD.format(file=engine["file"], types=types, recipe=ctx.recipe_text.rstrip())
     (ctx.out_dir / "README.md").write_text(text, encoding="utf-8")
 

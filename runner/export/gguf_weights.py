@@ -14,7 +14,6 @@ from runner.export.gguf_layouts import FORMATS, pack
 from runner.export.gguf_tensors import Entry
 from runner.export.tables import Calibration
 from runner.methods import block_gptq, block_quantization
-from runner.methods.gptq import ROWS
 from runner.model.checkpoint.reader import CheckpointReader
 from runner.training.modules import packed_linear
 
@@ -78,13 +77,11 @@ def _part(
 
 def _compensated(weight: torch.Tensor, type: str, calibrated: Calibration) -> NDArray[np.uint8]:
     """Round a head [rows, in] to blocks by GPTQ, some rows at a time; scales are those of least weighed error."""
-    format, factor, parts = FORMATS[type], calibrated.factor, []
-    for begin in range(0, len(weight), ROWS):
-        part = weight[begin : begin + ROWS].float()
-        found = block_quantization.quantize(part, format, factor.importance())
-        parts.append(pack(block_gptq.compensated(part, found, format, factor), type))
-        calibrated.watch(min(begin + ROWS, len(weight)), len(weight))
-    return np.concatenate(parts)
+    format, importance, packed = FORMATS[type], calibrated.factor.importance(), []
+    for _, part in calibrated.pieces(weight):
+        found = block_quantization.quantize(part, format, importance)
+        packed.append(pack(block_gptq.compensated(part, found, format, calibrated.factor), type))
+    return np.concatenate(packed)
 
 
 def _float(weight: torch.Tensor, entry: Entry, source: str) -> NDArray[np.uint8]:

@@ -52,7 +52,7 @@ def write(ctx: Context, calibrated: Calibration | None = None) -> dict[str, Any]
         "target": target,
         "precision": ctx.params["precision"],
         "embedding": embedding,
-        **(table_layouts.described(ctx.data_facts("data")) if calibrated is not None else {}),
+        **table_layouts.described(ctx.data_facts("data") if calibrated is not None else None),
         "operators": operators,
         "past_present_share_buffer": operators == preflight.FUSED,
         "file": exported.file,
@@ -83,7 +83,7 @@ def _card(engine: dict[str, Any], config: ModelConfig, exported: graph.Exported)
     lines = [f"- {count} linear module{'' if count == 1 else 's'}: {text}." for text, count in exported.stored.items()]
     lines += [f"- Of these, {count}: {text}, the same values." for text, count in exported.widened.items()]
     if "tables" in engine:
-        how = table_layouts.told(engine)
+        how = table_layouts.text(engine)
         lines.append(f"- Token embedding and head: {engine['embedding']}, where they multiply {how}.")
     if engine["target"] != graph_layouts.TENSORRT:
         cache = {"layers": shape.layers, "heads": shape.kv_heads, "width": shape.head_dim}

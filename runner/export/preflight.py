@@ -178,7 +178,7 @@ def engine(
         "target": target,
         "precision": precision,
         "embedding": embedding,
-        **(table_layouts.described(calibration) if calibration is not None else {}),
+        **table_layouts.described(calibration),
         "operators": operators,
         "context": supported.context(facts.config),
         "vocabulary": facts.config.vocabulary_size,

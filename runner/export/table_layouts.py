@@ -43,16 +43,16 @@ def is_calibrated(facts: CheckpointFacts, params: Mapping[str, Any], embedding: 
     return params.get("data") is not None and BITS[embedding] > 0 and has_multiplied(facts)
 
 
-def described(data: DataFacts) -> dict[str, Any]:
+def described(data: DataFacts | None) -> dict[str, Any]:
     """Return what engine.json says of tables that calibration data rounded: windows (None: all of the data), length."""
-    return {"tables": {"rounding": "gptq", "calibration": [data.samples, data.sequence_length]}}
+    return {} if data is None else {"tables": {"rounding": "gptq", "calibration": [data.samples, data.sequence_length]}}
 
 
-def told(engine: Mapping[str, Any]) -> str:
+def text(engine: Mapping[str, Any]) -> str:
     """Return how a card says that tables were rounded, by `described` in an engine.json that has it."""
     windows, length = engine["tables"]["calibration"]
-    text = f"{windows} windows of {length} tokens" if windows is not None else f"windows of {length} tokens"
-    return f"rounded by GPTQ from the head's inputs in {text}"
+    given = f"{windows} windows of {length} tokens" if windows is not None else f"windows of {length} tokens"
+    return f"rounded by GPTQ from the head's inputs in {given}"
 
 
 def nbytes(rows: int, columns: int, bits: int) -> int:

@@ -9,7 +9,7 @@ powers of two, and a zero point in the middle, which is not stored.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -37,6 +37,13 @@ class Calibration:
     factor: Factor
     watch: Callable[[int, int], None]
 
+    def pieces(self, weight: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Yield the rows that are solved at once, and their values in float32."""
+        for begin in range(0, len(weight), ROWS):
+            rows = slice(begin, min(begin + ROWS, len(weight)))
+            yield rows, weight[rows].float()
+            self.watch(rows.stop, len(weight))
+
 
 def calibration(moment: torch.Tensor, watch: Callable[[int, int], None]) -> Calibration:
     """Return the calibration by a second moment [in, in].
@@ -63,10 +70,8 @@ def quantized(weight: torch.Tensor, levels: Levels, calibrated: Calibration | No
     importance = calibrated.factor.importance()
     codes = torch.empty(weight.shape, dtype=torch.uint8)
     scales = []
-    for begin in range(0, len(weight), ROWS):
-        part = weight[begin : begin + ROWS].float()
+    for rows, part in calibrated.pieces(weight):
         found = quantize_weight(part, calibrated.factor, make_grid(part, levels, "weighted_mse", importance)).quantized
-        codes[begin : begin + ROWS] = found.codes
+        codes[rows] = found.codes
         scales.append(found.scale)
-        calibrated.watch(min(begin + ROWS, len(weight)), len(weight))
     return Quantized(codes, torch.cat(scales), None, found.numbers)

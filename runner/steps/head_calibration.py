@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from runner.contracts.facts import CheckpointFacts
-from runner.contracts.step_kind import Context, Cost, DataFacts, MachineFacts
+from runner.contracts.step_kind import Context, Cost, DataFacts, Inputs, MachineFacts, Params
+from runner.export import table_layouts
 from runner.steps import forward_cost
 from runner.steps.gptq_solver import shape_seconds
 
@@ -42,8 +43,16 @@ def calibration(ctx: Context, before: int = 0) -> Calibration:
     return tables.calibration(head_inputs.second_moment(inputs, run), watch)
 
 
-def with_calibration(own: Cost, facts: CheckpointFacts, data: DataFacts, machine: MachineFacts) -> Cost:
-    """Return the cost of a build with that of running the model before it, and of solving while it writes."""
+def data_of(params: Params, inputs: Inputs, embedding: str) -> DataFacts | None:
+    """Return the calibration data by which a table is rounded; None where none is. `embedding`: how it is stored."""
+    calibrated = table_layouts.is_calibrated(inputs.checkpoint, params, embedding)
+    return inputs.data["data"] if calibrated else None
+
+
+def with_calibration(own: Cost, facts: CheckpointFacts, data: DataFacts | None, machine: MachineFacts) -> Cost:
+    """Return the cost of a build with that of running the model before it, if so, and of solving while it writes."""
+    if data is None:
+        return own
     rows, columns = facts.config.vocabulary_size, facts.config.hidden_size
     forward = forward_cost.estimate_forward([facts], data, machine)
     solving = own.memory + 4 * _COPIES * columns * (min(rows, _ROWS) + columns)

@@ -5,20 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from runner.contracts.facts import CheckpointFacts
-from runner.contracts.step_kind import (
-    CHECKPOINT,
-    ENGINE,
-    QUANTIZED,
-    Context,
-    Cost,
-    DataFacts,
-    Inputs,
-    Params,
-    Requirement,
-    Result,
-)
+from runner.contracts.step_kind import CHECKPOINT, ENGINE, QUANTIZED, Context, Cost, Inputs, Params, Requirement, Result
 from runner.errors import Diagnostic
-from runner.export import executorch_layouts, table_layouts
+from runner.export import executorch_layouts
 from runner.model.layerwise import memory_budget
 from runner.steps import head_calibration
 
@@ -44,19 +33,13 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     resident = 5 * weights + memory_budget.rest_bytes(facts, 4) * 2 + 3 * written
     seconds = _SECONDS + _LAYER_SECONDS * facts.layer_count
     cost = Cost(memory_budget.RUNTIME + _EXPORTER + resident, written, 0, seconds)
-    data = _data(params, inputs)
-    return cost if data is None else head_calibration.with_calibration(cost, facts, data, inputs.machine)
-
-
-def _data(params: Params, inputs: Inputs) -> DataFacts | None:
-    """Return the calibration data by which a table is rounded, if one is."""
-    calibrated = table_layouts.is_calibrated(inputs.checkpoint, params, params["embedding"])
-    return inputs.data["data"] if calibrated else None
+    data = head_calibration.data_of(params, inputs, params["embedding"])
+    return head_calibration.with_calibration(cost, facts, data, inputs.machine)
 
 
 def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
-    engine = executorch_layouts.engine(inputs.checkpoint, params, _data(params, inputs))
-    return replace(inputs.checkpoint, engine=engine)
+    data = head_calibration.data_of(params, inputs, params["embedding"])
+    return replace(inputs.checkpoint, engine=executorch_layouts.engine(inputs.checkpoint, params, data))
 
 
 def run(ctx: Context) -> Result:

@@ -104,18 +104,12 @@ def _placed(params: Params, facts: CheckpointFacts) -> list[Diagnostic]:
     ]  # fmt: skip
 
 
-def _passes(params: Params, facts: CheckpointFacts) -> int:
-    """Return how often the model is run on the text of `data`: for the inputs of its layers, for those of its head."""
-    if params.get("data") is None:
-        return 0
-    assigned = gguf_assignment.planned_types(params, facts, _tied(facts))
-    planned, _ = entries(facts, params, tied=_tied(facts), assigned=assigned)
-    return any(map(gguf_tensors.is_weighed, planned)) + gguf_tensors.calibratable(planned)
-
-
 def _data(params: Params, facts: CheckpointFacts) -> list[Diagnostic]:
     """Return a warning of calibration data by which nothing is rounded."""
-    if params.get("data") is None or gguf_assignment.is_auto(params) or _passes(params, facts):
+    if params.get("data") is None or gguf_assignment.is_auto(params):
+        return []
+    planned, _ = entries(facts, params, tied=_tied(facts))
+    if any(map(gguf_tensors.is_weighed, planned)) or gguf_tensors.calibratable(planned):
         return []
     message = "`data` has no effect: no matrix of the layers, nor the head, is rounded to blocks"
     help = "leave it out, or set `dense` or `embedding` to a type of blocks such as q4_0"

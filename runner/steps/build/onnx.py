@@ -56,8 +56,7 @@ def estimate(params: Params, inputs: Inputs) -> Cost:
     seconds = _SECONDS + _LAYER_SECONDS * facts.layer_count
     seconds += (facts.nbytes + written) / max(1.0, inputs.machine.disk_bytes_per_second)
     cost = Cost(peak, written, 0, seconds)
-    data = _data(params, inputs)
-    return cost if data is None else head_calibration.with_calibration(cost, facts, data, inputs.machine)
+    return head_calibration.with_calibration(cost, facts, _data(params, inputs), inputs.machine)
 
 
 def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
@@ -70,9 +69,7 @@ def outcome(params: Params, inputs: Inputs) -> CheckpointFacts:
 
 def _data(params: Params, inputs: Inputs) -> DataFacts | None:
     """Return the calibration data by which a table is rounded, if one is."""
-    facts = inputs.checkpoint
-    calibrated = table_layouts.is_calibrated(facts, params, preflight.embedding(facts, params))
-    return inputs.data["data"] if calibrated else None
+    return head_calibration.data_of(params, inputs, preflight.embedding(inputs.checkpoint, params))
 
 
 def _stored(facts: CheckpointFacts, params: Params) -> tuple[str, str, str]:

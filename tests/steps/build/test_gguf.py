@@ -18,7 +18,7 @@ from runner.contracts.context import DataFacts
 from runner.contracts.model_config import ModelConfig
 from runner.contracts.step_kind import Inputs
 from runner.errors import Interrupted, StepFailed
-from runner.export import gguf_splitting, gguf_weights
+from runner.export import gguf_splitting, tables
 from runner.export.gguf_architecture import TYPES
 from runner.export.gguf_layouts import FORMATS, pack
 from runner.methods import block_gptq, block_quantization
@@ -294,7 +294,7 @@ def tensors(made: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(("name", "multiplied"), [("llama_tied", "token_embd.weight"), ("llama", "output.weight")])
 def test_the_head_is_gptqs(name: str, multiplied: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An embedding of its own stays as it is without data; integers elsewhere do, too."""
-    monkeypatch.setattr(gguf_weights, "ROWS", 1500)
+    monkeypatch.setattr(tables, "ROWS", 1500)
     checkpoint = model(tmp_path / "model", name)
     ids = tiny.tokens(8, 24, 4096)
     params: dict[str, Any] = {"dense": "f32", "embedding": "q5_1", "head": "q5_1"}
